@@ -1,0 +1,5 @@
+//! (being written)
+
+/// A whole manifest.
+#[derive(Debug, Clone)]
+pub struct Manifest {}

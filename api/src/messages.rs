@@ -1,0 +1,481 @@
+//! Requests and replies of the NATS API, and of hosts (docs/reference.md, "NATS API").
+//!
+//! Requests come from outside: unknown fields are refused. Replies go to newer and older clients:
+//! unknown fields are ignored.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::ids::{
+    Digest, HostId, LeaderId, Name, ReplicaId, RequestId, RevisionNumber, Slot, Term,
+};
+use crate::record::RolloutState;
+use crate::spec::{Kind, WorkloadSpec};
+use crate::status::{Capacity, HostState, ReplicaState};
+use crate::time::Timestamp;
+
+/// Who asks, and the id under which a repeat gets the first answer. Part of every write.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Caller {
+    /// The write's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who, for `history` and events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// `deploy` and `plan`. Read by [`crate::manifest::read_deploy`], which reports every mistake.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DeployRequest {
+    /// What shall be.
+    pub workloads: Vec<WorkloadSpec>,
+    /// They revert together.
+    pub atomic: bool,
+    /// Only if nothing named has changed since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_index: Option<u64>,
+    /// The write's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The answer to `deploy` and `rollback`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployReply {
+    /// The highest store sequence among the records named.
+    pub index: u64,
+    /// Each workload, in the order asked.
+    pub workloads: Vec<Deployed>,
+}
+
+/// One deployed workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployed {
+    /// Its name.
+    pub name: Name,
+    /// The revision that is wanted now.
+    pub revision: RevisionNumber,
+    /// Whether anything changed.
+    pub changed: bool,
+    /// The rollout that began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutView>,
+    /// Where it answers.
+    #[serde(default)]
+    pub urls: Vec<String>,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Pass it as `cursor` for more.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// `list`, `hosts`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListRequest {
+    /// At most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// From a page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// One workload in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadSummary {
+    /// The namespace.
+    pub namespace: Name,
+    /// The name.
+    pub name: Name,
+    /// What it does.
+    pub kind: Kind,
+    /// The revision that is wanted.
+    pub revision: RevisionNumber,
+    /// How many are wanted.
+    pub desired: u32,
+    /// How many are ready.
+    pub ready: u32,
+    /// How it stands.
+    pub state: WorkloadState,
+    /// Where it answers.
+    #[serde(default)]
+    pub urls: Vec<String>,
+}
+
+/// How a workload stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadState {
+    /// Not yet ready for the first time.
+    Pending,
+    /// As wanted.
+    Ready,
+    /// A rollout moves.
+    Rolling,
+    /// Fewer ready than wanted.
+    Degraded,
+    /// Its replicas keep failing.
+    CrashLoop,
+    /// At zero, ready to wake.
+    Idle,
+    /// Held at zero.
+    Stopped,
+    /// A job that ended well.
+    Completed,
+    /// A job or a first revision that failed.
+    Failed,
+}
+
+impl WorkloadState {
+    /// The word in JSON and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ready => "ready",
+            Self::Rolling => "rolling",
+            Self::Degraded => "degraded",
+            Self::CrashLoop => "crash-loop",
+            Self::Idle => "idle",
+            Self::Stopped => "stopped",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl std::fmt::Display for WorkloadState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// `status`, `history`, and every verb that only names a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadRequest {
+    /// The workload.
+    pub workload: Name,
+    /// `status`: ended replicas too. `history`: unused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+}
+
+/// The answer to `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// As in a list.
+    #[serde(flatten)]
+    pub summary: WorkloadSummary,
+    /// The spec of the wanted revision.
+    pub spec: WorkloadSpec,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaView>,
+    /// The rollout that runs, or how the last one ended.
+    #[serde(default)]
+    pub rollout: Option<RolloutView>,
+    /// What could not be placed, and why.
+    #[serde(default)]
+    pub unplaced: Option<Unplaced>,
+    /// Jobs: how the last run ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<crate::record::RunOutcome>,
+    /// The store sequence of its record.
+    #[serde(default)]
+    pub index: u64,
+}
+
+/// One replica as people and tools see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaView {
+    /// Slot, placement, start.
+    pub replica: ReplicaId,
+    /// The seat.
+    pub slot: Slot,
+    /// What it runs.
+    pub revision: RevisionNumber,
+    /// The host's name.
+    pub host: Name,
+    /// The host's id: where to ask for its logs.
+    pub host_id: HostId,
+    /// Where it stands.
+    pub state: ReplicaState,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Prepared, not started.
+    pub standby: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why it failed or waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The guest's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Memory of its instances.
+    pub memory_bytes: u64,
+    /// Cpu lately.
+    pub cpu_millis: u64,
+    /// Requests in hand.
+    pub in_flight: u64,
+}
+
+/// A rollout as people and tools see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutView {
+    /// Where to.
+    pub revision: RevisionNumber,
+    /// Where from.
+    #[serde(default)]
+    pub from: Option<RevisionNumber>,
+    /// Where it stands.
+    pub state: RolloutState,
+    /// Slots at the new revision.
+    pub updated: u32,
+    /// Ready at the new revision.
+    pub ready: u32,
+    /// How many are wanted.
+    pub desired: u32,
+    /// Without progress until then, it fails.
+    pub deadline: Timestamp,
+    /// Why it paused, reverted or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What could not be placed, and what would fix it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unplaced {
+    /// `namespace/name`.
+    pub workload: String,
+    /// So many slots.
+    pub slots: u32,
+    /// So many hosts looked at.
+    pub evaluated: u32,
+    /// How many each filter removed.
+    #[serde(default)]
+    pub filtered: BTreeMap<String, u32>,
+    /// What the nearest host lacks.
+    #[serde(default)]
+    pub lacking: BTreeMap<String, u64>,
+    /// What would help.
+    #[serde(default)]
+    pub fix: Vec<String>,
+}
+
+/// `scale`, `stop`, `start`, `restart`, `rm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// The workload.
+    pub workload: Name,
+    /// `scale`: how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<u32>,
+    /// `start` of a job: arguments for this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// `rm`: buckets and volumes too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data: bool,
+    /// The write's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The answer to those.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReply {
+    /// The workload.
+    pub workload: Name,
+    /// How many are wanted now.
+    pub desired: u32,
+    /// How it stands.
+    pub state: WorkloadState,
+    /// Whether anything changed.
+    #[serde(default)]
+    pub changed: bool,
+    /// `rm`: data that was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
+}
+
+/// `rollback` and `rollout`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutRequest {
+    /// The workload.
+    pub workload: Name,
+    /// `rollback`: to this revision; without it, to the last stable one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<RevisionNumber>,
+    /// `rollout`: `status`, `pause`, `resume`, `promote`, `abort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<RolloutAction>,
+    /// The write's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// What a person does to a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RolloutAction {
+    /// Only look.
+    Status,
+    /// Hold.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End the canary well.
+    Promote,
+    /// Back to the old revision.
+    Abort,
+}
+
+/// One line of `history`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryItem {
+    /// The revision.
+    pub revision: RevisionNumber,
+    /// Its component.
+    pub artifact: Digest,
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub by: String,
+    /// What was different, a line each.
+    pub changes: Vec<String>,
+}
+
+/// One host in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: Name,
+    /// Whether it lives.
+    pub state: HostState,
+    /// Nothing new is placed.
+    pub cordoned: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its architecture.
+    pub arch: String,
+    /// Its gateway.
+    pub http: String,
+    /// Its admin listener.
+    pub admin: String,
+    /// Its version.
+    pub version: String,
+    /// What may be booked.
+    pub capacity: Capacity,
+    /// Live replicas.
+    pub replicas: u64,
+    /// Memory in use by replicas.
+    pub memory_bytes: u64,
+    /// Last heard so long ago.
+    pub seen_ms: u64,
+}
+
+/// The answer to `version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionReply {
+    /// wasmorch's version.
+    pub version: String,
+    /// The leader's term.
+    pub term: Term,
+    /// The leader.
+    pub leader: LeaderId,
+}
+
+/// A request with nothing in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+/// `host.<host>.logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsRequest {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// One replica of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
+    /// The last so many lines.
+    pub tail: u32,
+}
+
+/// The answer: oldest first, at most what fits the reply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsReply {
+    /// The lines.
+    pub lines: Vec<LogLine>,
+}
+
+/// One line of a replica's log; also what `logs.<ns>.<workload>.<replica>` carries live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When.
+    pub at: Timestamp,
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// `stdout`, `stderr`, or a level of `wasi:logging`.
+    pub stream: String,
+    /// The request it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The text, without line end.
+    pub text: String,
+    /// Lines dropped just before this one because the guest wrote faster than the host keeps.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// `host.<host>.status`: everything, paged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostStatusRequest {
+    /// From a page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// `host.<host>.sync`: a host that is behind is told to get its set again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// The leader's term.
+    pub term: Term,
+    /// The sequence it should hold.
+    pub sequence: u64,
+}
+
+/// A free-form value, for what tools only pass on.
+pub type Json = Value;

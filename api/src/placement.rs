@@ -1,0 +1,59 @@
+//! Placement sets: all that one host shall run, complete every time.
+//!
+//! Owns the shape of `pub.placements.<host>`. A set refers to revisions by number (the host fetches
+//! each once) so that its size grows with slots, not with specs.
+//!
+//! A missing or deleted set means hold; only an explicit empty set stops.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{
+    ClusterId, HostId, LeaderId, Name, PlacementNumber, RevisionNumber, Slot, Term, WorkloadKey,
+};
+
+/// All of a host's placements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementSet {
+    /// The cluster it belongs to; a host of another cluster ignores it.
+    pub cluster: ClusterId,
+    /// The writer's term; a host obeys the highest and refuses a lower one.
+    pub term: Term,
+    /// The writer; a host refuses an equal term from another leader.
+    pub leader: LeaderId,
+    /// The host it is for.
+    pub host: HostId,
+    /// Slots by revision.
+    pub groups: Vec<PlacementGroup>,
+}
+
+/// The slots of one revision on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementGroup {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// The revision they run.
+    pub revision: RevisionNumber,
+    /// The slots.
+    pub slots: Vec<PlacedSlot>,
+}
+
+impl PlacementGroup {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    }
+}
+
+/// One placement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedSlot {
+    /// The seat.
+    pub slot: Slot,
+    /// The leader's number for this placement.
+    pub placement: PlacementNumber,
+    /// Arguments in place of the spec's (a job's run).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+}

@@ -1,0 +1,265 @@
+//! What the store holds for one workload: its record (mutable) and its revisions (immutable).
+//!
+//! Owns the shapes under the keys `workload.<ns>.<name>` and `revision.<ns>.<name>.<n>`. What
+//! follows from them is the planner's to decide.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{
+    ClusterId, Digest, LeaderId, Name, PlacementNumber, RequestId, RevisionNumber, Slot, Term,
+    WorkloadKey,
+};
+use crate::spec::{Kind, WorkloadSpec};
+use crate::time::Timestamp;
+
+/// An immutable, numbered version of a workload's spec, artifact included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub name: Name,
+    /// Its number within the workload, from 1.
+    pub number: RevisionNumber,
+    /// The kind in force (the spec's, or taken from the component's exports).
+    pub kind: Kind,
+    /// The component's digest.
+    pub artifact: Digest,
+    /// What was asked for.
+    pub spec: WorkloadSpec,
+    /// When it was made.
+    pub at: Timestamp,
+    /// Who made it.
+    pub by: String,
+    /// What is different from the one before, a line each.
+    #[serde(default)]
+    pub changes: Vec<String>,
+}
+
+impl Revision {
+    /// The workload it belongs to.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.name.clone())
+    }
+}
+
+/// The mutable side of a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub name: Name,
+    /// The kind of its current revision.
+    pub kind: Kind,
+    /// The revision that is wanted.
+    pub revision: RevisionNumber,
+    /// The highest revision ever made, so that no number is made twice.
+    pub newest: RevisionNumber,
+    /// The last one whose rollout completed: what a revert goes back to.
+    #[serde(default)]
+    pub stable: Option<RevisionNumber>,
+    /// How many replicas are wanted.
+    pub desired: u32,
+    /// Held at zero until `start`.
+    #[serde(default)]
+    pub stopped: bool,
+    /// The rollout that runs, or how the last one ended.
+    #[serde(default)]
+    pub rollout: Option<Rollout>,
+    /// The next placement's number.
+    pub next_placement: PlacementNumber,
+    /// Placements with a lower number are replaced even at the same revision (`restart`).
+    #[serde(default)]
+    pub fresh_from: PlacementNumber,
+    /// Jobs: the run asked for, and how it ended.
+    #[serde(default)]
+    pub run: Option<Run>,
+    /// Slots in a crash loop: every host tried has used up its starts.
+    #[serde(default)]
+    pub crash_loop: Vec<CrashLoop>,
+    /// When the workload was first deployed.
+    pub created: Timestamp,
+    /// When the record last changed.
+    pub updated: Timestamp,
+    /// Answers to recent writes, so that a repeat changes nothing.
+    #[serde(default)]
+    pub answered: Vec<Answered>,
+}
+
+impl Record {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.name.clone())
+    }
+
+    /// How many replicas it should have now.
+    pub fn wanted(&self) -> u32 {
+        if self.stopped { 0 } else { self.desired }
+    }
+
+    /// The rollout when it still moves.
+    pub fn active_rollout(&self) -> Option<&Rollout> {
+        self.rollout.as_ref().filter(|rollout| !rollout.state.ended())
+    }
+}
+
+/// A slot that failed everywhere it was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashLoop {
+    /// The seat.
+    pub slot: Slot,
+    /// What failed.
+    pub revision: RevisionNumber,
+    /// How many placements have failed in a row.
+    pub placements: u32,
+    /// Not tried again before this.
+    pub until: Timestamp,
+    /// The last reason.
+    pub reason: String,
+}
+
+/// One run of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Counts the runs of this workload, from 1.
+    pub number: u64,
+    /// Placements from this number on belong to the run.
+    pub first_placement: PlacementNumber,
+    /// Arguments given to `start` for this run alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// How it ended; `None` while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RunOutcome>,
+}
+
+/// How a job's run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunOutcome {
+    /// Whether it completed.
+    pub completed: bool,
+    /// The guest's exit code, when it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// One answered write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The client's id for it.
+    pub request_id: RequestId,
+    /// The verb.
+    pub verb: String,
+    /// When it was answered.
+    pub at: Timestamp,
+    /// The answer's body.
+    pub reply: serde_json::Value,
+}
+
+/// Where a rollout stands.
+///
+/// ```text
+/// rolling > canary > baking > rolling > completed
+///    any of them > paused (and back) | reverting > reverted | failed
+///    any of them > aborted
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RolloutState {
+    /// Replacing slots.
+    Rolling,
+    /// Placing the canaries.
+    Canary,
+    /// Watching the canaries.
+    Baking,
+    /// Waiting for a person.
+    Paused,
+    /// Going back to the last good revision.
+    Reverting,
+    /// Done: every slot runs the revision.
+    Completed,
+    /// Went back.
+    Reverted,
+    /// Went back because a person said so.
+    Aborted,
+    /// Could not be completed, and there is nothing to go back to, or going back failed too.
+    Failed,
+}
+
+impl RolloutState {
+    /// Whether nothing more happens by itself.
+    pub const fn ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Reverted | Self::Aborted | Self::Failed)
+    }
+
+    /// The word in JSON and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rolling => "rolling",
+            Self::Canary => "canary",
+            Self::Baking => "baking",
+            Self::Paused => "paused",
+            Self::Reverting => "reverting",
+            Self::Completed => "completed",
+            Self::Reverted => "reverted",
+            Self::Aborted => "aborted",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl std::fmt::Display for RolloutState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One movement from a revision to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Where to.
+    pub revision: RevisionNumber,
+    /// Where from; `None` for a first revision.
+    #[serde(default)]
+    pub from: Option<RevisionNumber>,
+    /// Where it stands.
+    pub state: RolloutState,
+    /// When it began.
+    pub started: Timestamp,
+    /// Without progress until then, it has failed.
+    pub deadline: Timestamp,
+    /// The most slots seen ready at the new revision: growing is progress.
+    #[serde(default)]
+    pub best: u32,
+    /// Why it paused, reverted or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The value of the key `term`: who leads, and which cluster this store belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermRecord {
+    /// The cluster, minted with the first term.
+    pub cluster: ClusterId,
+    /// The leadership's number.
+    pub term: Term,
+    /// The leader.
+    pub leader: LeaderId,
+    /// When it began.
+    pub at: Timestamp,
+}
+
+/// The value of the key `lease`: held by the leader, ended by the store when not renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who holds it.
+    pub leader: LeaderId,
+    /// The leader's term.
+    pub term: Term,
+}

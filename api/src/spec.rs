@@ -1,0 +1,795 @@
+//! A workload's spec: what the user asked for, with every default filled in.
+//!
+//! Owns the shape and the defaults of `[[workload]]` (docs/reference.md). Reading one from a
+//! person's manifest or request, with every mistake reported, is `manifest`'s; here serde is the
+//! lenient form in which a spec is stored and read back between our own parts.
+//!
+//! Invariant: the system never edits a spec. How many replicas are wanted right now lives in the
+//! workload's record.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Name};
+use crate::units::{ByteSize, Cpu, HumanDuration, Share};
+
+/// What a workload does, from its exports or as the manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Answers HTTP requests.
+    Http,
+    /// Handles messages of NATS subjects.
+    Messages,
+    /// Runs for ever.
+    Service,
+    /// Runs to completion.
+    Job,
+    /// A job at set times.
+    Cron,
+}
+
+impl Kind {
+    /// Every kind, in the order of the docs.
+    pub const ALL: [Self; 5] = [Self::Http, Self::Messages, Self::Service, Self::Job, Self::Cron];
+
+    /// The word for it in manifests, JSON and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Messages => "messages",
+            Self::Service => "service",
+            Self::Job => "job",
+            Self::Cron => "cron",
+        }
+    }
+
+    /// Whether a replica of it ends by itself when all is well.
+    pub const fn ends(self) -> bool {
+        matches!(self, Self::Job | Self::Cron)
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One workload as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkloadSpec {
+    /// Its name in its namespace.
+    pub name: Name,
+    /// The component's bytes. `None` only between reading a manifest and uploading its file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<Digest>,
+    /// What it does; `None` until it has been taken from the component's exports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Arguments, for service, job and cron.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Workloads of the same namespace that must be ready first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<Name>,
+    /// `host/path` routes besides `<name>.<namespace>.<domain>`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
+    /// How many; `None` leaves what the record says (1 for a new workload).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Replicas>,
+    /// Autoscaling; excludes `replicas`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
+    /// Environment variables.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Values of `wasi:config`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, String>,
+    /// Limits, and what placement books.
+    pub resources: Resources,
+    /// Reuse of instances.
+    pub instance: InstanceReuse,
+    /// What a host does when a replica ends.
+    pub restart: Restart,
+    /// Where it may run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<Constraint>,
+    /// Where it would rather run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub affinity: Vec<Affinity>,
+    /// Taints that it accepts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerate: Vec<String>,
+    /// Labels (or `host`) that replicas are spread over.
+    pub spread: Vec<String>,
+    /// Larger goes first.
+    pub priority: u32,
+    /// Replicas kept through drains and pre-emption.
+    pub min_available: u32,
+    /// What happens when its host is silent.
+    pub disconnect: Disconnect,
+    /// When a replica counts as ready.
+    pub health: Health,
+    /// How a new revision replaces the old.
+    pub update: Update,
+    /// Its capabilities. Nothing is granted by default.
+    #[serde(skip_serializing_if = "Bindings::is_empty")]
+    pub bindings: Bindings,
+    /// Cron only: when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Job and cron: how often and how many at once.
+    pub job: Job,
+}
+
+impl Default for WorkloadSpec {
+    fn default() -> Self {
+        Self {
+            name: Name::default(),
+            artifact: None,
+            kind: None,
+            args: Vec::new(),
+            depends_on: Vec::new(),
+            routes: Vec::new(),
+            replicas: None,
+            scale: None,
+            environment: BTreeMap::new(),
+            config: BTreeMap::new(),
+            resources: Resources::default(),
+            instance: InstanceReuse::default(),
+            restart: Restart::default(),
+            constraints: Vec::new(),
+            affinity: Vec::new(),
+            tolerate: Vec::new(),
+            spread: vec!["host".into(), "zone".into()],
+            priority: 50,
+            min_available: 0,
+            disconnect: Disconnect::default(),
+            health: Health::default(),
+            update: Update::default(),
+            bindings: Bindings::default(),
+            schedule: None,
+            job: Job::default(),
+        }
+    }
+}
+
+impl WorkloadSpec {
+    /// The part that makes a revision: all but how many are wanted.
+    #[must_use]
+    pub fn without_desired(&self) -> Self {
+        Self { replicas: None, ..self.clone() }
+    }
+
+    /// How many replicas this spec names, if it names any.
+    pub fn replicas_named(&self) -> Option<u32> {
+        match (&self.replicas, &self.scale) {
+            (Some(Replicas::Count(count)), _) => Some(*count),
+            (_, Some(scale)) => Some(scale.min),
+            _ => None,
+        }
+    }
+
+    /// The restart policy in force: jobs retry on failure unless told otherwise.
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.restart.policy.unwrap_or(match self.kind {
+            Some(kind) if kind.ends() => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        })
+    }
+}
+
+/// `replicas = 3` or `replicas = "per-host"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Replicas {
+    /// So many.
+    Count(u32),
+    /// One on every host that fits.
+    PerHost(PerHost),
+}
+
+/// The word `per-host`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PerHost {
+    /// The only value.
+    #[serde(rename = "per-host")]
+    PerHost,
+}
+
+/// Autoscaling bounds and aim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scale {
+    /// Never fewer.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
+    /// What one replica should carry: `concurrency`, `requests_per_second`, `cpu` or `pending`.
+    pub target: BTreeMap<String, u32>,
+    /// The stable window.
+    #[serde(default = "scale_window")]
+    pub window: HumanDuration,
+    /// The panic window.
+    #[serde(default = "scale_panic")]
+    pub panic: HumanDuration,
+    /// No change within this share of the target.
+    #[serde(default = "scale_tolerance")]
+    pub tolerance: Share,
+}
+
+/// Default `scale.window`.
+pub fn scale_window() -> HumanDuration {
+    HumanDuration::secs(30)
+}
+/// Default `scale.panic`.
+pub fn scale_panic() -> HumanDuration {
+    HumanDuration::secs(6)
+}
+/// Default `scale.tolerance`.
+pub fn scale_tolerance() -> Share {
+    Share(10_000)
+}
+
+/// Limits of one replica, and what placement books for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Memory over all instances of a replica together.
+    pub memory: ByteSize,
+    /// Share of a core.
+    pub cpu: Cpu,
+    /// Requests or messages at once.
+    pub concurrency: u32,
+    /// Requests that may wait beyond that.
+    pub queue: u32,
+    /// Per request, message or start.
+    pub timeout: HumanDuration,
+    /// A request's or response's body.
+    pub body: ByteSize,
+    /// What placement books: limits are enforced on the host, so that idle replicas pack densely.
+    pub reserve: Reserve,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            memory: ByteSize::mib(64),
+            cpu: Cpu(1000),
+            concurrency: 100,
+            queue: 100,
+            timeout: HumanDuration::secs(30),
+            body: ByteSize::mib(16),
+            reserve: Reserve::default(),
+        }
+    }
+}
+
+/// What placement books for a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reserve {
+    /// Memory.
+    pub memory: ByteSize,
+    /// Cpu.
+    pub cpu: Cpu,
+}
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Self { memory: ByteSize::mib(1), cpu: Cpu(0) }
+    }
+}
+
+/// How often an instance is used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InstanceReuse {
+    /// Requests that one instance may serve; 1 is a fresh instance for each.
+    pub reuse: u32,
+    /// An unused one is dropped after this.
+    pub idle: HumanDuration,
+}
+
+impl Default for InstanceReuse {
+    fn default() -> Self {
+        Self { reuse: 1, idle: HumanDuration::secs(10) }
+    }
+}
+
+/// When a host starts a replica again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Whenever it ends.
+    Always,
+    /// When it failed.
+    OnFailure,
+    /// Not at all.
+    Never,
+}
+
+/// `restart = { .. }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restart {
+    /// `None`: `on-failure` for jobs, else `always`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<RestartPolicy>,
+    /// Before the second start; doubles.
+    pub backoff: HumanDuration,
+    /// Never longer.
+    pub backoff_max: HumanDuration,
+    /// Starts on one host before the leader moves the slot.
+    pub starts_per_host: u32,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            policy: None,
+            backoff: HumanDuration::secs(1),
+            backoff_max: HumanDuration::secs(300),
+            starts_per_host: 3,
+        }
+    }
+}
+
+/// One condition on a host's label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelTest {
+    /// `eq = "ssd"`.
+    Eq(String),
+    /// `ne = "ssd"`.
+    Ne(String),
+    /// `in = ["a", "b"]`.
+    In(Vec<String>),
+    /// `not_in = ["a", "b"]`.
+    NotIn(Vec<String>),
+    /// `matches = "eu-*"`: `*` stands for any run of characters.
+    Matches(String),
+    /// `exists = true`.
+    Exists(bool),
+}
+
+/// One placement constraint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Constraint {
+    /// `{ label = "zone", in = ["a", "b"] }`.
+    Label {
+        /// The label.
+        label: String,
+        /// The condition.
+        #[serde(flatten)]
+        test: LabelTest,
+    },
+    /// `{ distinct = "host" }` or `{ distinct = "zone", max = 2 }`.
+    Distinct {
+        /// `host`, or a label.
+        distinct: String,
+        /// At most so many per value; 1 unless given.
+        #[serde(default = "one")]
+        max: u32,
+    },
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// `{ label = "disk", eq = "ssd", weight = 50 }`; a negative weight repels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affinity {
+    /// The label.
+    pub label: String,
+    /// -100 to 100.
+    pub weight: i32,
+    /// The condition.
+    #[serde(flatten)]
+    pub test: LabelTest,
+}
+
+/// Which copy stays when a silent host returns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reconcile {
+    /// The one that was there first.
+    #[default]
+    KeepOriginal,
+    /// The one that replaced it.
+    KeepReplacement,
+    /// The one that has run longer.
+    LongestRunning,
+    /// The one on the better host.
+    BestScore,
+}
+
+/// `disconnect = { .. }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Disconnect {
+    /// Silence before the replica counts as lost, beyond the host's own detection.
+    pub lost_after: HumanDuration,
+    /// Whether it is replaced then.
+    pub replace: bool,
+    /// Which copy stays.
+    pub reconcile: Reconcile,
+    /// The host ends it by itself after this long without a leader.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<HumanDuration>,
+    /// Never two at once.
+    pub exclusive: bool,
+}
+
+impl Default for Disconnect {
+    fn default() -> Self {
+        Self {
+            lost_after: HumanDuration::secs(0),
+            replace: true,
+            reconcile: Reconcile::KeepOriginal,
+            stop_after: None,
+            exclusive: false,
+        }
+    }
+}
+
+/// An HTTP probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Probe {
+    /// Asked with GET.
+    pub path: String,
+    /// Statuses that pass, `100-499` or `200`.
+    pub status: StatusRange,
+    /// Between two probes.
+    pub interval: HumanDuration,
+    /// For one answer.
+    pub timeout: HumanDuration,
+    /// In a row to become ready.
+    pub pass: u32,
+    /// In a row to lose it.
+    pub fail: u32,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            path: "/".into(),
+            status: StatusRange { from: 100, to: 499 },
+            interval: HumanDuration::millis(500),
+            timeout: HumanDuration::secs(1),
+            pass: 1,
+            fail: 3,
+        }
+    }
+}
+
+/// A range of HTTP statuses, both ends included. Written `100-499`, or `200` for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusRange {
+    /// The lowest that passes.
+    pub from: u16,
+    /// The highest that passes.
+    pub to: u16,
+}
+
+impl StatusRange {
+    /// Whether this status passes.
+    pub fn contains(self, status: u16) -> bool {
+        (self.from..=self.to).contains(&status)
+    }
+}
+
+impl std::str::FromStr for StatusRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("`{text}` is not a range of statuses: write it like 200-399");
+        let (from, to) = text.split_once('-').unwrap_or((text, text));
+        let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|n| (100..=599).contains(n));
+        let (from, to) = (parse(from).ok_or_else(error)?, parse(to).ok_or_else(error)?);
+        if from > to { Err(error()) } else { Ok(Self { from, to }) }
+    }
+}
+
+impl std::fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.from == self.to { write!(f, "{}", self.from) } else { write!(f, "{}-{}", self.from, self.to) }
+    }
+}
+
+impl Serialize for StatusRange {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for StatusRange {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// `health = { .. }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// A failing probe is forgiven this long after a start.
+    pub start_grace: HumanDuration,
+    /// `None` (`ready = false`): instance and route only.
+    pub ready: Option<Probe>,
+    /// Restarts a replica that fails it; none by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub live: Option<Probe>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { start_grace: HumanDuration::secs(10), ready: Some(Probe::default()), live: None }
+    }
+}
+
+/// Which side of a replacement comes first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The new one is ready before the old one stops.
+    #[default]
+    StartFirst,
+    /// The old one has stopped before the new one starts.
+    StopFirst,
+}
+
+/// What a failed rollout does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// Back to the last good revision.
+    #[default]
+    Revert,
+    /// Stay, and wait for a person.
+    Pause,
+}
+
+/// `[workload.update]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Update {
+    /// So many above desired.
+    pub max_surge: u32,
+    /// So many below desired.
+    pub max_unavailable: u32,
+    /// Ready this long before it counts.
+    pub min_ready: HumanDuration,
+    /// Without progress for this long, the rollout has failed.
+    pub progress_deadline: HumanDuration,
+    /// Which side comes first.
+    pub order: UpdateOrder,
+    /// One value of this label after the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// In-flight work may finish this long.
+    pub drain: HumanDuration,
+    /// What a failed rollout does.
+    pub on_failure: OnFailure,
+    /// Judges the new revision by its answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fail_when: Option<FailWhen>,
+    /// A few first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+impl Default for Update {
+    fn default() -> Self {
+        Self {
+            max_surge: 1,
+            max_unavailable: 0,
+            min_ready: HumanDuration::secs(1),
+            progress_deadline: HumanDuration::secs(120),
+            order: UpdateOrder::StartFirst,
+            by: None,
+            drain: HumanDuration::secs(30),
+            on_failure: OnFailure::Revert,
+            fail_when: None,
+            canary: None,
+        }
+    }
+}
+
+/// `fail_when = { errors, min_requests, p99 }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FailWhen {
+    /// Share of failed requests.
+    pub errors: Share,
+    /// Judged from so many on.
+    pub min_requests: u32,
+    /// Slower than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99: Option<HumanDuration>,
+}
+
+impl Default for FailWhen {
+    fn default() -> Self {
+        Self { errors: Share(10_000), min_requests: 20, p99: None }
+    }
+}
+
+/// `canary = { .. }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Canary {
+    /// So many new replicas.
+    pub replicas: u32,
+    /// So many percent of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u32>,
+    /// Watched this long.
+    pub bake: HumanDuration,
+    /// By itself, or by `rollout promote`.
+    pub promote: Promote,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self { replicas: 1, percent: None, bake: HumanDuration::secs(300), promote: Promote::Auto }
+    }
+}
+
+/// Who ends a canary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Promote {
+    /// The leader, after `bake`.
+    #[default]
+    Auto,
+    /// A person.
+    Manual,
+}
+
+/// `[workload.bindings]`: the capabilities that a spec grants by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bindings {
+    /// Outbound HTTP: `host[:port]`, `*.host`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<String>,
+    /// Other workloads: `name` or `name.namespace`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<String>,
+    /// NATS subjects it may publish to and ask.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<String>,
+    /// NATS subjects it handles.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscribe: Vec<Subscription>,
+    /// Key-value stores by the name that the guest opens.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub keyvalue: BTreeMap<String, StoreBinding>,
+    /// Blob stores by the name that the guest opens.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub blobstore: BTreeMap<String, StoreBinding>,
+    /// Directories by volume name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub volume: BTreeMap<String, Volume>,
+    /// TCP and UDP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<Sockets>,
+}
+
+impl Bindings {
+    /// Whether nothing is granted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One subject a messages workload handles; more than a subject makes it a JetStream consumer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Subscription {
+    /// The subject, wildcards allowed.
+    pub subject: String,
+    /// The stream to consume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// The durable consumer's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub durable: Option<String>,
+    /// Unacknowledged at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<u32>,
+    /// Deliveries of one message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// Where it goes after the last attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<String>,
+}
+
+/// A keyvalue or blobstore binding.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreBinding {
+    /// `jetstream`, `memory`, `redis`, `disk`, `s3`.
+    pub backend: String,
+    /// Backend settings: `bucket`, `container`, ...
+    #[serde(flatten)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// A volume binding.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Volume {
+    /// Where the guest sees it.
+    pub path: String,
+    /// At most so large.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// `ro` or `rw`.
+    pub mode: String,
+    /// `wait` or `new`.
+    pub on_host_loss: String,
+}
+
+/// Sockets by allow-list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sockets {
+    /// `address:port` it may reach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connect: Vec<String>,
+    /// Ports it may listen on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<u16>,
+}
+
+/// `job = { .. }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Job {
+    /// Successful ends wanted.
+    pub completions: u32,
+    /// At once.
+    pub parallelism: u32,
+    /// Tries of one completion.
+    pub attempts: u32,
+    /// Ended replicas kept for looking at.
+    pub keep: u32,
+}
+
+impl Default for Job {
+    fn default() -> Self {
+        Self { completions: 1, parallelism: 1, attempts: 3, keep: 10 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_survives_the_store() {
+        let spec = WorkloadSpec {
+            constraints: vec![
+                Constraint::Label { label: "zone".into(), test: LabelTest::In(vec!["a".into()]) },
+                Constraint::Distinct { distinct: "host".into(), max: 1 },
+            ],
+            replicas: Some(Replicas::PerHost(PerHost::PerHost)),
+            ..WorkloadSpec::default()
+        };
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<WorkloadSpec>(&json).unwrap(), spec);
+        // Version N reads what N-1 wrote: absent fields are defaults, unknown ones are ignored.
+        let old: WorkloadSpec = serde_json::from_str(r#"{"name":"web","from_the_future":1}"#).unwrap();
+        assert_eq!(old.priority, 50);
+    }
+}

@@ -1,0 +1,271 @@
+//! What hosts tell: heartbeats, and the states of their replicas.
+//!
+//! Owns the shapes of `heartbeat.<host>` and `status.<host>`, and the order in which a replica's
+//! state may move.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BootId, ClusterId, HostId, Name, ReplicaId, RevisionNumber, Term, WorkloadKey};
+use crate::time::Timestamp;
+
+/// Where a replica stands. It only moves forward.
+///
+/// ```text
+/// assigned > preparing > starting > running > draining > stopped
+///     any before running > rejected          (it never started)
+///     running > completed | failed           (it ended by itself)
+///     any > lost                             (its host is gone; the leader's word, not the host's)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaState {
+    /// Placed; the host has not begun.
+    Assigned,
+    /// Fetching, verifying, compiling.
+    Preparing,
+    /// Being started.
+    Starting,
+    /// Started; `ready` tells whether it serves.
+    Running,
+    /// Takes nothing new, finishes what it has.
+    Draining,
+    /// Ended because it was told to.
+    Stopped,
+    /// A job that ended well.
+    Completed,
+    /// Ended badly after its start.
+    Failed,
+    /// Could not be started.
+    Rejected,
+    /// Its host is gone.
+    Lost,
+}
+
+impl ReplicaState {
+    /// Whether it has ended.
+    pub const fn ended(self) -> bool {
+        matches!(
+            self,
+            Self::Stopped | Self::Completed | Self::Failed | Self::Rejected | Self::Lost
+        )
+    }
+
+    /// Whether a replica in `self` may move to `next`.
+    pub fn may_become(self, next: Self) -> bool {
+        !self.ended() && next > self
+    }
+
+    /// The word in JSON and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Assigned => "assigned",
+            Self::Preparing => "preparing",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl std::fmt::Display for ReplicaState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One replica as its host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// Slot, placement and start.
+    pub replica: ReplicaId,
+    /// What it runs.
+    pub revision: RevisionNumber,
+    /// Where it stands.
+    pub state: ReplicaState,
+    /// Proven to serve; only ever true while running.
+    #[serde(default)]
+    pub ready: bool,
+    /// Since when it is in this state and readiness, by the host's clock.
+    pub since: Timestamp,
+    /// Why it failed, was rejected, or is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The guest's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The host will not start this placement again: the leader's turn.
+    #[serde(default)]
+    pub given_up: bool,
+    /// Memory of its instances now.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// Cpu it used lately, thousandths of a core.
+    #[serde(default)]
+    pub cpu_millis: u64,
+    /// Requests or messages in hand.
+    #[serde(default)]
+    pub in_flight: u64,
+}
+
+impl ReplicaStatus {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    }
+}
+
+/// Changes of replicas, numbered: a gap in `status_seq` makes the leader ask for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostId,
+    /// Its start.
+    pub boot: BootId,
+    /// The report's number within the boot, from 1; in a full report the last one given out.
+    pub status_seq: u64,
+    /// `replicas` is everything the host knows, not what changed.
+    #[serde(default)]
+    pub full: bool,
+    /// The replicas.
+    pub replicas: Vec<ReplicaStatus>,
+    /// A full report's next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// What a host is, told with every heartbeat: a leader that missed the first knows it a second later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostInfo {
+    /// Its name: the hostname unless given.
+    pub name: Name,
+    /// Labels that constraints look at.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that workloads must tolerate, `key` or `key=value`.
+    pub taints: Vec<String>,
+    /// `x86_64`, `aarch64`, ...
+    pub arch: String,
+    /// wasmorch's version.
+    pub version: String,
+    /// The public gateway's address.
+    pub http: String,
+    /// Where other hosts reach its gateway; `None`: it cannot be dialled.
+    pub peer: Option<String>,
+    /// Health and metrics.
+    pub admin: String,
+    /// The domain of automatic names: `<name>.<namespace>.<domain>`.
+    pub domain: String,
+    /// What may be booked.
+    pub capacity: Capacity,
+}
+
+/// What a host has for replicas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capacity {
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Cpu, thousandths of a core.
+    pub cpu_millis: u64,
+    /// Replicas.
+    pub replicas: u64,
+}
+
+/// Sent every second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostId,
+    /// Its start.
+    pub boot: BootId,
+    /// The highest term it has seen.
+    pub term: Term,
+    /// The store's sequence of the placement set it holds; 0 when it holds none.
+    pub sequence: u64,
+    /// The number of its last status report.
+    pub status_seq: u64,
+    /// The highest store sequence its gateway has applied.
+    pub table_seq: u64,
+    /// Memory of all replicas now.
+    pub memory_bytes: u64,
+    /// Cpu of all replicas lately, thousandths of a core.
+    pub cpu_millis: u64,
+    /// Live replicas.
+    pub replicas: u64,
+    /// What it is.
+    pub info: HostInfo,
+}
+
+/// Whether the leader believes a host lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostState {
+    /// Heard from lately.
+    Alive,
+    /// Silent; nothing is moved yet, nothing new is placed.
+    Suspect,
+    /// Silent for long: its replicas are replaced.
+    Dead,
+}
+
+impl HostState {
+    /// The word in JSON and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl std::fmt::Display for HostState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The value of the key `host.<id>`: what the leader remembers of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// The host.
+    pub host: HostId,
+    /// As it last described itself.
+    pub info: HostInfo,
+    /// Nothing new is placed.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// When it was first heard.
+    pub joined: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_only_move_forward() {
+        use ReplicaState::*;
+        assert!(Assigned.may_become(Preparing));
+        assert!(Preparing.may_become(Rejected));
+        assert!(Running.may_become(Failed));
+        assert!(!Running.may_become(Starting));
+        assert!(!Stopped.may_become(Failed));
+        assert!(!Running.may_become(Running));
+    }
+}

@@ -1,0 +1,152 @@
+//! What gateways route by: routes (which requests are a workload's) and endpoints (who serves it).
+//!
+//! Owns the shapes of `pub.routes.<ns>.<name>` and `pub.endpoints.<ns>.<name>`. The endpoint table
+//! knows no HTTP words, so that other protocols can use it. Both are complete: each replaces the
+//! one before.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, HostId, Name, Term, WorkloadKey};
+use crate::spec::Kind;
+
+/// Which requests belong to one workload. Besides these, `<name>.<namespace>.<domain>` always does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteTable {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The writer's term.
+    pub term: Term,
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// What it is.
+    pub kind: Kind,
+    /// Its routes.
+    pub routes: Vec<Route>,
+}
+
+impl RouteTable {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    }
+}
+
+/// One route: a host name (`*.` for any label in front) and a path prefix.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Route {
+    /// Lower-case host name without port.
+    pub host: String,
+    /// Begins with `/`; `/` is everything. A prefix ends at a segment: `/api` is not `/apis`.
+    pub path: String,
+}
+
+impl Route {
+    /// Reads `HOST/PATH`; without a path, everything on the host.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (host, path) = match text.find('/') {
+            Some(at) => text.split_at(at),
+            None => (text, "/"),
+        };
+        let host = host.to_ascii_lowercase();
+        let labels = host.strip_prefix("*.").unwrap_or(&host);
+        let legal_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if labels.len() > 253 || !labels.split('.').all(legal_label) {
+            return Err(format!("`{text}` is not a route: write HOST/PATH, as in shop.example.com/api (no port, `*.` only in front)"));
+        }
+        if !path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b)) {
+            return Err(format!("`{text}` is not a route: its path holds a character that a URL path cannot"));
+        }
+        if path.split('/').any(|segment| segment == "." || segment == "..") {
+            return Err(format!("`{text}` is not a route: its path holds `.` or `..`"));
+        }
+        Ok(Self { host, path: path.to_owned() })
+    }
+
+    /// Whether a request for this host (lower case, no port) and path is the route's.
+    pub fn matches(&self, host: &str, path: &str) -> bool {
+        let host_fits = match self.host.strip_prefix('*') {
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => self.host == host,
+        };
+        let prefix = self.path.trim_end_matches('/');
+        host_fits
+            && path
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest.starts_with('?'))
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.host, self.path)
+    }
+}
+
+/// Who serves one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointTable {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The writer's term.
+    pub term: Term,
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// Hosts with ready replicas, by id.
+    pub hosts: Vec<HostEndpoint>,
+}
+
+impl EndpointTable {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    }
+}
+
+/// One host that serves a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEndpoint {
+    /// The host.
+    pub host: HostId,
+    /// Where its gateway answers other hosts; `None`: it cannot be dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Ready replicas there.
+    pub ready: u32,
+    /// Its share of the requests, relative to the other hosts.
+    pub weight: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_match_whole_segments() {
+        let route = Route::parse("Shop.example.com/api").unwrap();
+        assert_eq!(route.to_string(), "shop.example.com/api");
+        assert!(route.matches("shop.example.com", "/api"));
+        assert!(route.matches("shop.example.com", "/api/x"));
+        assert!(route.matches("shop.example.com", "/api?q"));
+        assert!(!route.matches("shop.example.com", "/apis"));
+        let wild = Route::parse("*.example.com").unwrap();
+        assert!(wild.matches("a.example.com", "/"));
+        assert!(wild.matches("a.b.example.com", "/x"));
+        assert!(!wild.matches("example.com", "/"));
+    }
+
+    #[test]
+    fn what_is_no_route_is_refused() {
+        for bad in ["", "/x", "a:80/", "a..b/", "a.*.b/", "-a/", "a/x y", "a/../b", "a/?q"] {
+            assert!(Route::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Why work ended without success, in words a user can act on.
+//!
+//! Whatever is refused says what, why, and what would make it pass.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Which of the two bodies of a request was too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodySide {
+    /// The client's.
+    Request,
+    /// The guest's.
+    Response,
+}
+
+/// Why a request, a message or a run ended without success.
+///
+/// A response body that breaks off carries one of these as its error: `downcast_ref::<Ended>()`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest trapped.
+    Trap {
+        /// What wasmtime says, for example `wasm trap: integer divide by zero`.
+        message: String,
+        /// The guest's frames, innermost first, or nothing.
+        backtrace: String,
+    },
+    /// The guest failed after it was denied memory.
+    MemoryLimit {
+        /// The limit of the replica.
+        limit_bytes: u64,
+        /// What all its instances together would have had.
+        wanted_bytes: u64,
+    },
+    /// It took too long.
+    Timeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// All seats and all places in the queue are taken.
+    Busy {
+        /// Seats.
+        concurrency: usize,
+        /// Places in the queue.
+        queue: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The pool of instances of this host is used up.
+    HostFull {
+        /// What ran out.
+        message: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// A body was larger than allowed.
+    BodyTooLarge {
+        /// Whose.
+        side: BodySide,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// It was stopped from outside.
+    Stopped,
+    /// The guest returned without setting a response.
+    NoResponse,
+    /// The guest's handler returned an error of its own.
+    Guest(String),
+    /// A mistake of ours, a panic in a host call among them.
+    Internal(String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Trap { message, .. } => write!(f, "the guest trapped: {message}"),
+            Self::MemoryLimit { limit_bytes, wanted_bytes } => write!(
+                f,
+                "memory limit of {} reached: {} wanted over all live instances of the replica; \
+                 raise it with `--memory` or resources.memory",
+                Bytes(*limit_bytes),
+                Bytes(*wanted_bytes),
+            ),
+            Self::Timeout { limit } => write!(
+                f,
+                "timed out after {limit:?}; raise it with `--timeout` or resources.timeout"
+            ),
+            Self::Busy { concurrency, queue, retry_after } => write!(
+                f,
+                "busy: {concurrency} run and {queue} wait already; try again in {retry_after:?}, \
+                 or raise resources.concurrency, resources.queue or the number of replicas"
+            ),
+            Self::HostFull { message, retry_after } => write!(
+                f,
+                "this host has no room for another instance ({message}); try again in {retry_after:?}"
+            ),
+            Self::BodyTooLarge { side, limit_bytes } => write!(
+                f,
+                "the {} body is larger than {}; raise it with resources.body",
+                match side {
+                    BodySide::Request => "request",
+                    BodySide::Response => "response",
+                },
+                Bytes(*limit_bytes),
+            ),
+            Self::Stopped => f.write_str("stopped"),
+            Self::NoResponse => f.write_str(
+                "the guest returned without setting a response (wasi:http response-outparam)",
+            ),
+            Self::Guest(message) => write!(f, "the guest failed: {message}"),
+            Self::Internal(message) => write!(f, "internal error: {message}"),
+        }
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// Why a replica could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The artifact exports nothing that this kind of replica calls.
+    #[error("this artifact cannot run as {kind}: it exports no {expected}")]
+    WrongShape {
+        /// The kind asked for.
+        kind: &'static str,
+        /// What such an artifact exports.
+        expected: &'static str,
+    },
+    /// An import that this runtime lacks, or provides with another type.
+    #[error("linking failed: {0}")]
+    Link(String),
+    /// One instance alone needs more memory than the replica may use.
+    #[error(
+        "one instance needs {} of memory from the start, and the limit is {}; raise it with \
+         `--memory` or resources.memory", Bytes(*needed_bytes), Bytes(*limit_bytes)
+    )]
+    Memory {
+        /// What one instance starts with.
+        needed_bytes: u64,
+        /// The limit of the replica.
+        limit_bytes: u64,
+    },
+    /// A directory could not be opened.
+    #[error("directory {path} cannot be opened")]
+    Preopen {
+        /// The directory on this machine.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Shows bytes as people write limits: `64MiB`, or `65.2MiB` when it is not whole.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+            let size = 1_u64 << shift;
+            if self.0 >= size {
+                if self.0 % size == 0 {
+                    return write!(f, "{}{unit}", self.0 / size);
+                }
+                return write!(f, "{:.1}{unit}", self.0 as f64 / size as f64);
+            }
+        }
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_say_how_far_and_what_raises_them() {
+        let ended = Ended::MemoryLimit { limit_bytes: 64 << 20, wanted_bytes: (65 << 20) + 65536 };
+        assert_eq!(
+            ended.to_string(),
+            "memory limit of 64MiB reached: 65.1MiB wanted over all live instances of the replica; \
+             raise it with `--memory` or resources.memory"
+        );
+        let ended = Ended::Timeout { limit: Duration::from_secs(30) };
+        assert_eq!(
+            ended.to_string(),
+            "timed out after 30s; raise it with `--timeout` or resources.timeout"
+        );
+    }
+}

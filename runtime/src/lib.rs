@@ -1,0 +1,57 @@
+//! Runs one WebAssembly component well: engine, sandbox limits, capabilities, workload kinds.
+//!
+//! ```text
+//!   Runtime ── load ──> Artifact ── prepare ──> HttpReplica | MessagesReplica | CommandReplica
+//!   engine, epochs,     compiled code,          pre-linked; one store and one instance for each
+//!   compile pool,       from the cache or       request, message or run; limits summed over all
+//!   compiled cache      the compiler            the live instances of the replica
+//! ```
+//!
+//! Invariants:
+//!
+//! - It knows no cluster: no NATS, no placement, no workload names beyond a label for traces. What
+//!   it needs from outside comes in as trait objects ([`LogSink`], [`Messaging`],
+//!   [`InternalRoute`]).
+//! - Nothing is granted by default. Every standard interface is linked, and denies at run time
+//!   unless the [`ReplicaConfig`] allows.
+//! - A guest can end only itself: memory, time, concurrency, bodies and lines are bounded, guests
+//!   are interrupted by epochs, and a panic in a host call is a failed request.
+//! - Whoever drops the future of a request drops its store.
+//! - `unsafe` occurs once, in `cache.rs`, to map compiled code that was verified before.
+
+mod artifact;
+mod bindings;
+mod body;
+mod cache;
+mod command;
+mod compile;
+mod config;
+mod ended;
+mod engine;
+mod gate;
+mod guest;
+mod http;
+mod limits;
+mod link;
+mod load;
+mod logs;
+mod messages;
+mod network;
+mod outbound;
+mod state;
+mod ticker;
+
+pub use artifact::{Artifact, Exports, Shape};
+pub use body::{Body, BodyError};
+pub use command::{Capture, CommandReplica, Stdio};
+pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
+pub use ended::{BodySide, Ended, PrepareError};
+pub use engine::{Runtime, RuntimeError};
+pub use http::{HttpReplica, RequestId};
+pub use limits::Usage;
+pub use link::{granted_imports, wasi_imports};
+pub use load::LoadError;
+pub use logs::{LogLevel, LogLine, LogSink, LogStream, NoLogs};
+pub use messages::{Message, MessagesReplica, Messaging};
+pub use network::{Network, SocketPattern};
+pub use outbound::{HostPattern, InternalRoute, OutboundHttp, PatternError, RouteError};

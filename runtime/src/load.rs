@@ -1,0 +1,212 @@
+//! From bytes to an [`Artifact`]: from this process, from the cache, or from the compiler.
+//!
+//! Single flight: a digest that is being compiled is waited for, not compiled twice. A caller that
+//! goes away stops nobody; the compilation goes on and its result is kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt, Shared};
+use tokio::sync::oneshot;
+use wasmorch_api::Digest;
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module};
+
+use crate::artifact::{Artifact, Compiled};
+use crate::engine::{Inner, Runtime};
+
+/// Why bytes could not be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// Not WebAssembly at all.
+    #[error("these bytes are not WebAssembly: {0}")]
+    NotWasm(String),
+    /// WebAssembly that is damaged, truncated, or uses what this engine does not know.
+    #[error("this WebAssembly is not valid: {0}")]
+    Invalid(String),
+    /// The bytes are not those of the digest.
+    #[error("the bytes have digest {actual}, not {expected}")]
+    DigestMismatch {
+        /// What was asked for.
+        expected: String,
+        /// What the bytes are.
+        actual: String,
+    },
+    /// The compiler failed.
+    #[error("compiling failed: {0}")]
+    Compile(String),
+}
+
+type Loaded = Result<Arc<Artifact>, LoadError>;
+type Flight = Shared<BoxFuture<'static, Loaded>>;
+
+/// What is loaded and what is being loaded.
+#[derive(Default)]
+pub(crate) struct Loads(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    loaded: HashMap<Digest, Weak<Artifact>>,
+    flights: HashMap<Digest, Flight>,
+}
+
+impl Loads {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic while it was held leaves both maps usable.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Runtime {
+    /// Loads an artifact: what this process has already, what the cache has, else compiles `bytes`
+    /// on the compile pool and keeps the code.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no valid WebAssembly or have another digest.
+    pub async fn load(&self, digest: &Digest, bytes: Bytes) -> Result<Arc<Artifact>, LoadError> {
+        self.fly(digest, Some(bytes)).await?.ok_or_else(|| LoadError::Compile("no bytes".into()))
+    }
+
+    /// Loads an artifact without its bytes: `None` when it is neither in this process nor in the
+    /// cache.
+    ///
+    /// # Errors
+    ///
+    /// When it is being compiled for another caller, and that fails.
+    pub async fn load_cached(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, LoadError> {
+        self.fly(digest, None).await
+    }
+
+    async fn fly(
+        &self,
+        digest: &Digest,
+        bytes: Option<Bytes>,
+    ) -> Result<Option<Arc<Artifact>>, LoadError> {
+        let flight = {
+            let mut table = self.inner.loads.lock();
+            if let Some(artifact) = table.loaded.get(digest).and_then(Weak::upgrade) {
+                return Ok(Some(artifact));
+            }
+            match (table.flights.get(digest), bytes) {
+                (Some(flight), _) => Some(flight.clone()),
+                (None, Some(bytes)) => {
+                    let flight = self.start(digest.clone(), bytes);
+                    table.flights.insert(digest.clone(), flight.clone());
+                    Some(flight)
+                }
+                (None, None) => None,
+            }
+        };
+        match flight {
+            Some(flight) => flight.await.map(Some),
+            None => self.map_cached(digest).await,
+        }
+    }
+
+    /// Mapping reads the whole file once to verify it, so it leaves the async threads.
+    async fn map_cached(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, LoadError> {
+        if self.inner.cache.is_none() {
+            return Ok(None);
+        }
+        let (inner, digest) = (self.inner.clone(), digest.clone());
+        tokio::task::spawn_blocking(move || inner.from_cache(&digest))
+            .await
+            .map_err(|error| LoadError::Compile(error.to_string()))
+    }
+
+    fn start(&self, digest: Digest, bytes: Bytes) -> Flight {
+        let (tx, rx) = oneshot::channel();
+        let inner = self.inner.clone();
+        let landing = Landing { inner: inner.clone(), digest: digest.clone() };
+        let spawned = self.inner.compile.spawn(move || {
+            // Also when compiling panics, the flight ends and the next caller starts another.
+            let _landing = landing;
+            // No one may be waiting any more; the artifact is then only kept in the cache.
+            let _ = tx.send(inner.load_or_compile(&digest, &bytes));
+        });
+        async move {
+            spawned.map_err(LoadError::Compile)?;
+            rx.await.unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
+        }
+        .boxed()
+        .shared()
+    }
+}
+
+/// Takes a flight out of the table when its work is over, however it ended.
+struct Landing {
+    inner: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.inner.loads.lock().flights.remove(&self.digest);
+    }
+}
+
+impl Inner {
+    fn load_or_compile(&self, digest: &Digest, bytes: &[u8]) -> Loaded {
+        let actual = Digest::of(bytes);
+        if actual != *digest {
+            return Err(LoadError::DigestMismatch {
+                expected: digest.to_string(),
+                actual: actual.to_string(),
+            });
+        }
+        if let Some(artifact) = self.from_cache(digest) {
+            return Ok(artifact);
+        }
+        let started = Instant::now();
+        let compiled = compile(&self.engine, bytes)?;
+        let took = started.elapsed();
+        tracing::info!(%digest, bytes = bytes.len(), ms = took.as_millis() as u64, "compiled");
+        if let Some(cache) = &self.cache {
+            match serialize(&compiled) {
+                Ok(code) => cache.put(digest, &code),
+                Err(error) => tracing::warn!(%digest, "compiled code cannot be serialized: {error:#}"),
+            }
+        }
+        let artifact = Artifact::new(&self.engine, digest.clone(), compiled, Some(took));
+        Ok(self.remember(artifact))
+    }
+
+    fn from_cache(&self, digest: &Digest) -> Option<Arc<Artifact>> {
+        let compiled = self.cache.as_ref()?.get(&self.engine, digest)?;
+        Some(self.remember(Artifact::new(&self.engine, digest.clone(), compiled, None)))
+    }
+
+    fn remember(&self, artifact: Artifact) -> Arc<Artifact> {
+        let artifact = Arc::new(artifact);
+        let mut table = self.loads.lock();
+        // Dropped artifacts leave their entry behind; collect them as others come.
+        table.loaded.retain(|_, weak| weak.strong_count() > 0);
+        table.loaded.insert(artifact.digest().clone(), Arc::downgrade(&artifact));
+        artifact
+    }
+}
+
+fn serialize(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
+    match compiled {
+        Compiled::Component(component) => component.serialize(),
+        Compiled::Module(module) => module.serialize(),
+    }
+}
+
+/// The bytes after the magic: version and layer. A component's layer is 1, a module's 0.
+fn compile(engine: &Engine, bytes: &[u8]) -> Result<Compiled, LoadError> {
+    let Some(header) = bytes.strip_prefix(b"\0asm") else {
+        return Err(LoadError::NotWasm(format!(
+            "they begin with `{}`, not with \\0asm",
+            bytes[..bytes.len().min(16)].escape_ascii()
+        )));
+    };
+    let invalid = |error: wasmtime::Error| LoadError::Invalid(format!("{error:#}"));
+    match header.get(2) {
+        Some(1) => Component::from_binary(engine, bytes).map(Compiled::Component).map_err(invalid),
+        _ => Module::from_binary(engine, bytes).map(Compiled::Module).map_err(invalid),
+    }
+}

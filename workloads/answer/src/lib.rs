@@ -1,0 +1,41 @@
+//! How the smaller `wasi:http` 0.2 guests answer. `hello-http` shows the same in full.
+
+use wasip2::http::types::{
+    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+};
+use wasip2::io::streams::{OutputStream, StreamError};
+
+/// The path of a request, and what follows its question mark.
+pub fn target(request: &IncomingRequest) -> (String, String) {
+    let target = request.path_with_query().unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    (path.to_owned(), query.to_owned())
+}
+
+/// A short answer, at most 4096 bytes of it.
+pub fn answer(out: ResponseOutparam, status: u16, body: &str) {
+    respond(out, status, |stream| {
+        stream.blocking_write_and_flush(body.as_bytes())
+    });
+}
+
+/// Sends the head of the answer, then lets `write` stream the body.
+///
+/// A body that ends with an error is dropped unfinished: the client sees a broken answer, not a short one.
+pub fn respond(
+    out: ResponseOutparam,
+    status: u16,
+    write: impl FnOnce(&OutputStream) -> Result<(), StreamError>,
+) {
+    let response = OutgoingResponse::new(Fields::new());
+    let (Ok(()), Ok(body)) = (response.set_status_code(status), response.body()) else {
+        return;
+    };
+    ResponseOutparam::set(out, Ok(response));
+    let Ok(stream) = body.write() else { return };
+    let written = write(&stream);
+    drop(stream); // a child of the body: it goes first
+    if written.is_ok() {
+        let _ = OutgoingBody::finish(body, None);
+    }
+}
