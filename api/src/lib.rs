@@ -14,6 +14,7 @@ pub mod event;
 pub mod ids;
 pub mod manifest;
 pub mod messages;
+pub mod nats;
 pub mod placement;
 pub mod record;
 pub mod spec;
@@ -31,6 +32,7 @@ pub use ids::{
     RequestId, RevisionNumber, Slot, Term, WorkloadKey,
 };
 pub use manifest::Manifest;
+pub use nats::NatsOptions;
 pub use placement::{PlacedSlot, PlacementGroup, PlacementSet};
 pub use record::{Record, Revision, Rollout, RolloutState};
 pub use spec::{Kind, WorkloadSpec};

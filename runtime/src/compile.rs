@@ -23,13 +23,10 @@ impl CompilePool {
         Self { threads: threads.max(1), pool: OnceLock::new() }
     }
 
-    /// Runs `job` on the pool. A panic in it is logged and ends the job only.
-    pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result<(), String> {
-        self.pool()?.spawn(job);
-        Ok(())
-    }
-
-    fn pool(&self) -> Result<&ThreadPool, String> {
+    /// The pool; a job is `spawn`ed on it. A panic in a job is logged and ends that job only.
+    ///
+    /// Fails when its threads cannot be started.
+    pub(crate) fn pool(&self) -> Result<&ThreadPool, String> {
         if let Some(pool) = self.pool.get() {
             return Ok(pool);
         }

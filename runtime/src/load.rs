@@ -85,15 +85,20 @@ impl Runtime {
         digest: &Digest,
         bytes: Option<Bytes>,
     ) -> Result<Option<Arc<Artifact>>, LoadError> {
+        // Started before the table is locked: a job that is refused would unlock it again itself.
+        let pool = match &bytes {
+            Some(_) => Some(self.inner.compile.pool().map_err(LoadError::Compile)?),
+            None => None,
+        };
         let flight = {
             let mut table = self.inner.loads.lock();
             if let Some(artifact) = table.loaded.get(digest).and_then(Weak::upgrade) {
                 return Ok(Some(artifact));
             }
-            match (table.flights.get(digest), bytes) {
+            match (table.flights.get(digest), bytes.zip(pool)) {
                 (Some(flight), _) => Some(flight.clone()),
-                (None, Some(bytes)) => {
-                    let flight = self.start(digest.clone(), bytes);
+                (None, Some((bytes, pool))) => {
+                    let flight = self.start(pool, digest.clone(), bytes);
                     table.flights.insert(digest.clone(), flight.clone());
                     Some(flight)
                 }
@@ -117,18 +122,17 @@ impl Runtime {
             .map_err(|error| LoadError::Compile(error.to_string()))
     }
 
-    fn start(&self, digest: Digest, bytes: Bytes) -> Flight {
+    fn start(&self, pool: &rayon::ThreadPool, digest: Digest, bytes: Bytes) -> Flight {
         let (tx, rx) = oneshot::channel();
         let inner = self.inner.clone();
         let landing = Landing { inner: inner.clone(), digest: digest.clone() };
-        let spawned = self.inner.compile.spawn(move || {
+        pool.spawn(move || {
             // Also when compiling panics, the flight ends and the next caller starts another.
             let _landing = landing;
             // No one may be waiting any more; the artifact is then only kept in the cache.
             let _ = tx.send(inner.load_or_compile(&digest, &bytes));
         });
         async move {
-            spawned.map_err(LoadError::Compile)?;
             rx.await.unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
         }
         .boxed()

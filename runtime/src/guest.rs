@@ -1,0 +1,158 @@
+//! Running one guest to its end: timeout, panics, processor time, and why it ended.
+//!
+//! ```text
+//!   metered( bounded( instantiate, call ) )
+//!            |          `-- borrows the store, which the caller of `bounded` owns
+//!            `-- says why in the Watch BEFORE the store is dropped, so that whoever sees the
+//!                response body break off finds the reason there
+//! ```
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
+
+use crate::ended::Ended;
+use crate::limits::Meter;
+
+/// When to try again on a host whose pool is used up.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A deadline and the limit it comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    pub(crate) at: tokio::time::Instant,
+    pub(crate) limit: Duration,
+}
+
+impl Deadline {
+    pub(crate) fn after(limit: Option<Duration>) -> Option<Self> {
+        let limit = limit?;
+        // A limit beyond what the clock can express is no limit.
+        let at = tokio::time::Instant::now().checked_add(limit)?;
+        Some(Self { at, limit })
+    }
+}
+
+/// What is known about one instance while it runs, shared with its limiter and its response body.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    meter: Arc<Meter>,
+    memory_limit: u64,
+    memory_wanted: AtomicU64,
+    ended: OnceLock<Ended>,
+}
+
+impl Watch {
+    pub(crate) fn new(meter: Arc<Meter>, memory_limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            meter,
+            memory_limit,
+            memory_wanted: AtomicU64::new(0),
+            ended: OnceLock::new(),
+        })
+    }
+
+    /// A growth was denied; a failure that follows is put down to it.
+    pub(crate) fn memory_denied(&self, wanted: u64) {
+        self.memory_wanted.fetch_max(wanted, Relaxed);
+    }
+
+    /// Records the first reason, counts the failure, and gives that reason back.
+    pub(crate) fn end(&self, ended: Ended) -> Ended {
+        let mut first = false;
+        let kept = self.ended.get_or_init(|| {
+            first = true;
+            ended
+        });
+        if first {
+            self.meter.failed.fetch_add(1, Relaxed);
+        }
+        kept.clone()
+    }
+
+    /// Why it ended, when that is known.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        self.ended.get()
+    }
+
+    fn explain(&self, error: &wasmtime::Error) -> Ended {
+        let wanted_bytes = self.memory_wanted.load(Relaxed);
+        if wanted_bytes > 0 {
+            return Ended::MemoryLimit { limit_bytes: self.memory_limit, wanted_bytes };
+        }
+        if let Some(limit) = error.downcast_ref::<PoolConcurrencyLimitError>() {
+            return Ended::HostFull { message: limit.to_string(), retry_after: RETRY_AFTER };
+        }
+        let backtrace = error
+            .downcast_ref::<WasmBacktrace>()
+            .map(|backtrace| backtrace.to_string())
+            .unwrap_or_default();
+        let message = match error.downcast_ref::<Trap>() {
+            Some(trap) => trap.to_string(),
+            None => error.root_cause().to_string(),
+        };
+        Ended::Trap { message, backtrace }
+    }
+}
+
+/// Runs `guest` until it is done, its deadline passes or it panics.
+///
+/// A failure is recorded in `watch` while the store still lives. When the returned future is
+/// dropped, so is `guest`, at whatever point it was.
+pub(crate) async fn bounded<R>(
+    watch: &Watch,
+    deadline: Option<Deadline>,
+    guest: impl Future<Output = wasmtime::Result<R>> + Send,
+) -> Result<R, Ended> {
+    let mut guest = pin!(AssertUnwindSafe(guest).catch_unwind());
+    let result = match deadline {
+        Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
+            Ok(result) => result,
+            Err(_) => return Err(watch.end(Ended::Timeout { limit: deadline.limit })),
+        },
+        None => guest.as_mut().await,
+    };
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(watch.end(watch.explain(&error))),
+        Err(panic) => {
+            let message = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            tracing::error!(message, "a host call panicked");
+            Err(watch.end(Ended::Internal(format!("a host call panicked: {message}"))))
+        }
+    }
+}
+
+/// Adds the time of every poll to the meter.
+pub(crate) struct Metered<F> {
+    meter: Arc<Meter>,
+    inner: Pin<Box<F>>,
+}
+
+impl<F> Metered<F> {
+    pub(crate) fn new(meter: Arc<Meter>, inner: F) -> Self {
+        Self { meter, inner: Box::pin(inner) }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let started = Instant::now();
+        let polled = self.inner.as_mut().poll(cx);
+        self.meter.add_cpu(started.elapsed());
+        polled
+    }
+}

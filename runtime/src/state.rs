@@ -1,0 +1,161 @@
+//! The data of a store, and how a store is made.
+//!
+//! One store, one instance, one request: nothing outlives it. What is the same for every request
+//! of a replica is in [`ReplicaShared`], made once when the replica is prepared.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use wasmtime::Store;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::WasiConfigVariables;
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::config::ReplicaConfig;
+use crate::ended::PrepareError;
+use crate::engine::Runtime;
+use crate::guest::Watch;
+use crate::limits::{MemoryLimiter, Meter};
+use crate::logs::{LineWriter, LogStream, RequestTag};
+use crate::outbound::Hooks;
+use crate::ticker::TickGuard;
+
+/// Resources of the host that one guest may hold open: streams, sockets, requests, files.
+const RESOURCES_MAX: usize = 16 << 10;
+/// Bytes of random data in one call.
+const RANDOM_BYTES_MAX: u64 = 1 << 20;
+
+/// What every store of a replica shares.
+pub(crate) struct ReplicaShared {
+    pub(crate) runtime: Runtime,
+    pub(crate) config: ReplicaConfig,
+    pub(crate) variables: WasiConfigVariables,
+    pub(crate) meter: Arc<Meter>,
+}
+
+impl ReplicaShared {
+    /// Checks what can be checked once: that the directories open.
+    pub(crate) fn new(runtime: &Runtime, config: ReplicaConfig) -> Result<Arc<Self>, PrepareError> {
+        for preopen in &config.preopens {
+            std::fs::read_dir(&preopen.host).map_err(|source| PrepareError::Preopen {
+                path: preopen.host.display().to_string(),
+                source,
+            })?;
+        }
+        let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
+        Ok(Arc::new(Self {
+            runtime: runtime.clone(),
+            config,
+            variables,
+            meter: Arc::new(Meter::default()),
+        }))
+    }
+
+    pub(crate) fn watch(&self) -> Arc<Watch> {
+        Watch::new(self.meter.clone(), self.config.limits.memory_bytes)
+    }
+
+    /// A context with everything but standard streams.
+    pub(crate) fn wasi(&self) -> wasmtime::Result<WasiCtxBuilder> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.args(&self.config.args).envs(&self.config.env).max_random_size(RANDOM_BYTES_MAX);
+        for preopen in &self.config.preopens {
+            let perms = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            wasi.preopened_dir(&preopen.host, &preopen.guest, perms)?;
+        }
+        self.config.network.apply(&mut wasi);
+        Ok(wasi)
+    }
+
+    /// Sends stdout and stderr to the logs.
+    pub(crate) fn log_streams(&self, wasi: &mut WasiCtxBuilder, tag: &RequestTag) {
+        let logs = &self.config.logs;
+        wasi.stdout(LineWriter::new(logs.clone(), LogStream::Stdout, tag.clone()));
+        wasi.stderr(LineWriter::new(logs.clone(), LogStream::Stderr, tag.clone()));
+    }
+
+    fn limiter(&self, watch: &Arc<Watch>) -> MemoryLimiter {
+        MemoryLimiter::new(self.meter.clone(), watch.clone(), self.config.limits.memory_bytes)
+    }
+
+    /// A store for a component.
+    pub(crate) fn store(
+        self: &Arc<Self>,
+        wasi: WasiCtx,
+        tag: RequestTag,
+        watch: &Arc<Watch>,
+    ) -> Store<GuestState> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        let state = GuestState {
+            wasi,
+            table,
+            http: WasiHttpCtx::new(),
+            hooks: Hooks::new(self.config.outbound.clone()),
+            limiter: self.limiter(watch),
+            tag,
+            shared: self.clone(),
+            _tick: self.runtime.inner.ticker.keep(),
+        };
+        let mut store = Store::new(self.runtime.engine(), state);
+        store.limiter(|state| &mut state.limiter);
+        self.begin(&mut store);
+        store
+    }
+
+    /// A store for a core module.
+    pub(crate) fn module_store(
+        self: &Arc<Self>,
+        wasi: WasiP1Ctx,
+        watch: &Arc<Watch>,
+    ) -> Store<ModuleState> {
+        let state = ModuleState {
+            wasi,
+            limiter: self.limiter(watch),
+            _tick: self.runtime.inner.ticker.keep(),
+        };
+        let mut store = Store::new(self.runtime.engine(), state);
+        store.limiter(|state| &mut state.limiter);
+        self.begin(&mut store);
+        store
+    }
+
+    /// From here on the guest yields at every tick, so that its deadline can pass.
+    fn begin<T>(&self, store: &mut Store<T>) {
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        self.meter.started.fetch_add(1, Relaxed);
+    }
+}
+
+/// The data of a component's store.
+pub(crate) struct GuestState {
+    wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    http: WasiHttpCtx,
+    hooks: Hooks,
+    limiter: MemoryLimiter,
+    pub(crate) tag: RequestTag,
+    pub(crate) shared: Arc<ReplicaShared>,
+    _tick: TickGuard,
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for GuestState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+/// The data of a core module's store.
+pub(crate) struct ModuleState {
+    pub(crate) wasi: WasiP1Ctx,
+    limiter: MemoryLimiter,
+    _tick: TickGuard,
+}
