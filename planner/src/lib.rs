@@ -1,1 +1,46 @@
-//! placeholder
+//! The planner: cluster state + event + now -> plan. Decisions only.
+//!
+//! Owns what the cluster should do next: where replicas go, how a rollout steps, when a host counts
+//! as dead, what gateways should know. [`Cluster`] is the state; it changes in two ways only:
+//! [`Cluster::observe`] folds in what hosts say, and [`Cluster::commit`] folds in writes after the
+//! store has acknowledged them. [`Cluster::plan`] and the [`commands`] answer with writes and never
+//! carry them out.
+//!
+//! Invariants: no I/O, no tokio, no NATS, no wasmtime, no clock, no ambient randomness: the same
+//! state and the same `now` give the same plan. [`check::check`] is written apart from the planner
+//! and passes every plan before it is dispatched.
+//!
+//! ```text
+//!  heartbeats, statuses ──observe──▶ ┌─────────┐ ──plan──▶ Plan ──check──▶ writes ──▶ store
+//!  requests ──────────────commands─▶ │ Cluster │ ◀─────────────commit──────────────── ack
+//!                                    └─────────┘
+//! ```
+
+pub mod check;
+mod cluster;
+pub mod commands;
+mod explain;
+mod observe;
+mod place;
+mod plan;
+pub mod queries;
+mod rollout;
+mod slots;
+mod tables;
+mod write;
+
+pub use cluster::{Cluster, Host, Placed, Reported, Workload};
+pub use observe::{Ask, Observation, Observed};
+pub use plan::{Plan, Start, Stop, StopReason};
+pub use write::{EventDraft, Stored, Write};
+
+use std::time::Duration;
+
+/// A host silent for this long is suspect: nothing new is placed there.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// A host silent for this long is dead: its replicas are replaced.
+pub const DEAD_AFTER: Duration = Duration::from_secs(5);
+/// Revisions kept for each workload.
+pub const REVISIONS_KEPT: usize = 20;
+/// Ended replicas remembered for each workload, for `ps --all` and `why`.
+pub const ENDED_KEPT: usize = 10;

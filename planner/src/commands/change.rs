@@ -1,0 +1,253 @@
+//! `scale`, `stop`, `start`, `restart`, `rm`: changes that make no revision.
+
+use std::collections::BTreeSet;
+
+use wasmorch_api::messages::{ChangeReply, ChangeRequest};
+use wasmorch_api::record::Rollout;
+use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, Record, RolloutState};
+
+use super::deploy::next_run;
+use super::{Call, Outcome, find, remember};
+use crate::cluster::{Cluster, Workload};
+use crate::queries;
+use crate::write::{EventDraft, Write};
+
+type Changed = Result<Outcome<ChangeReply>, ApiError>;
+
+fn reply(cluster: &Cluster, workload: &Workload, record: &Record, changed: bool) -> ChangeReply {
+    let after = Workload {
+        record: record.clone(),
+        ..workload.clone()
+    };
+    ChangeReply {
+        workload: record.name.clone(),
+        desired: record.wanted(),
+        state: queries::state(cluster, &after),
+        changed,
+        kept: Vec::new(),
+    }
+}
+
+/// Stores the record when it is different, and the answer with it.
+fn finish(
+    cluster: &Cluster,
+    workload: &Workload,
+    mut record: Record,
+    verb: &str,
+    call: &Call,
+    event: EventDraft,
+) -> Outcome<ChangeReply> {
+    let changed = record != workload.record;
+    let reply = reply(cluster, workload, &record, changed);
+    if !changed {
+        return Outcome {
+            writes: Vec::new(),
+            events: Vec::new(),
+            reply,
+        };
+    }
+    record.updated = call.now;
+    remember(&mut record, verb, call, &reply);
+    Outcome {
+        writes: vec![Write::Record(Box::new(record))],
+        events: vec![event],
+        reply,
+    }
+}
+
+/// Sets how many replicas are wanted. Nothing rolls.
+pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let desired = request.desired.ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::Invalid,
+            "scale names no count",
+            "",
+            "pass `desired`",
+        )
+    })?;
+    if desired > wasmorch_api::manifest::COUNT_MAX {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!("{desired} replicas are more than a workload may have"),
+            format!("the most is {}", wasmorch_api::manifest::COUNT_MAX),
+            "",
+        ));
+    }
+    if workload.record.kind.ends() {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!(
+                "{} is a {}: it has no replicas to scale",
+                key.name, workload.record.kind
+            ),
+            "",
+            format!("run it once more with `wasmorch start {}`", key.name),
+        ));
+    }
+    let mut record = workload.record.clone();
+    let said = format!("{} to {desired}", record.wanted());
+    if record.desired != desired {
+        // A larger count is something to wait for: the running rollout gets time for it.
+        give_time(workload, &mut record, call);
+    }
+    record.desired = desired;
+    let event = EventDraft::of(&key, EventKind::Scaled, said);
+    Ok(finish(cluster, workload, record, "scale", call, event))
+}
+
+/// Holds the workload at zero; the record stays.
+pub fn stop(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let mut record = workload.record.clone();
+    record.stopped = true;
+    let event = EventDraft::of(&key, EventKind::Stopped, "held at zero until it is started");
+    Ok(finish(cluster, workload, record, "stop", call, event))
+}
+
+/// Undoes `stop`; or runs a job once now.
+pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let mut record = workload.record.clone();
+    if record.kind.ends() {
+        let running = record.run.as_ref().is_some_and(|run| run.outcome.is_none());
+        if running && !record.stopped {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} is still running", key.name),
+                "a job runs once at a time",
+                format!("wait for it, or end it with `wasmorch stop {}`", key.name),
+            ));
+        }
+        record.run = Some(next_run(&record, request.args.clone()));
+        // A job that failed as a first revision is judged anew by this run.
+        if let Some(rollout) = record
+            .rollout
+            .as_mut()
+            .filter(|one| one.state == RolloutState::Failed)
+        {
+            rollout.state = RolloutState::Rolling;
+            rollout.reason = None;
+        }
+    } else if request.args.is_some() {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            "arguments can be given to a job's start only",
+            format!("{} is a {}", key.name, record.kind),
+            "set `args` in its spec and deploy it",
+        ));
+    }
+    record.stopped = false;
+    record.crash_loop.clear();
+    give_time(workload, &mut record, call);
+    let event = EventDraft::of(&key, EventKind::Started, "as asked");
+    Ok(finish(cluster, workload, record, "start", call, event))
+}
+
+/// The running rollout's deadline begins anew.
+fn give_time(workload: &Workload, record: &mut Record, call: &Call) {
+    let Some(target) = workload.target() else {
+        return;
+    };
+    if let Some(rollout) = record
+        .rollout
+        .as_mut()
+        .filter(|rollout| !rollout.state.ended())
+    {
+        rollout.deadline = call.now.after(target.spec.update.progress_deadline.0);
+    }
+}
+
+/// Rolls the same revision: every replica is replaced, within the update settings.
+pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let mut record = workload.record.clone();
+    if record.kind.ends() {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!("{} is a {}: it is not restarted", key.name, record.kind),
+            "",
+            format!("run it once more with `wasmorch start {}`", key.name),
+        ));
+    }
+    if record.stopped {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("{} is stopped", key.name),
+            "there is nothing to restart",
+            format!("start it with `wasmorch start {}`", key.name),
+        ));
+    }
+    if let Some(rollout) = record.active_rollout() {
+        return Err(super::revise::in_the_way(&key.name, rollout));
+    }
+    let deadline_after = workload
+        .target()
+        .map(|target| target.spec.update.progress_deadline.0);
+    record.fresh_from = record.next_placement;
+    record.crash_loop.clear();
+    record.rollout = Some(Rollout {
+        revision: record.revision,
+        from: Some(record.revision),
+        state: RolloutState::Rolling,
+        started: call.now,
+        deadline: call.now.after(deadline_after.unwrap_or_default()),
+        best: 0,
+        reason: None,
+    });
+    let event =
+        EventDraft::of(&key, EventKind::RolloutStarted, "restart").revision(record.revision);
+    Ok(finish(cluster, workload, record, "restart", call, event))
+}
+
+/// Removes the workload with its history. Its replicas drain and stop.
+pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    if request.data {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            "rm cannot remove data yet",
+            "buckets and volumes are not in this version",
+            format!("leave `data` out: {} has none", key.name),
+        ));
+    }
+    let hosts: BTreeSet<&HostId> = workload
+        .placements
+        .values()
+        .map(|placed| &placed.host)
+        .collect();
+    let mut writes: Vec<Write> = hosts
+        .into_iter()
+        .map(|host| Write::Placements(cluster.set_without(host, &key)))
+        .collect();
+    writes.extend(
+        workload
+            .endpoints
+            .as_ref()
+            .map(|_| Write::DeleteEndpoints(key.clone())),
+    );
+    writes.extend(
+        workload
+            .routes
+            .as_ref()
+            .map(|_| Write::DeleteRoutes(key.clone())),
+    );
+    let revisions = workload.revisions.keys();
+    writes.extend(revisions.map(|number| Write::DeleteRevision(key.clone(), *number)));
+    // Last: until it is gone, the workload exists.
+    writes.push(Write::DeleteRecord(key.clone()));
+    let mut reply = reply(cluster, workload, &workload.record, true);
+    reply.desired = 0;
+    reply.state = wasmorch_api::messages::WorkloadState::Stopped;
+    let events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
+    Ok(Outcome {
+        writes,
+        events,
+        reply,
+    })
+}

@@ -1,0 +1,218 @@
+//! `rollback` and `rollout`: which revision is wanted, and what a person does about its rollout.
+
+use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
+use wasmorch_api::record::Rollout;
+use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
+
+use super::{Call, Outcome, find, remember};
+use crate::cluster::{Cluster, Workload};
+use crate::queries;
+use crate::write::{EventDraft, Write};
+
+pub(super) fn in_the_way(name: &Name, rollout: &Rollout) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!("a rollout of {name} is in the way"),
+        format!("it is {} to revision {}", rollout.state, rollout.revision),
+        format!("wait for it, or end it with `wasmorch rollout abort {name}`"),
+    )
+}
+
+/// Back to an earlier revision; `desired` stays.
+pub fn rollback(
+    cluster: &Cluster,
+    request: &RolloutRequest,
+    call: &Call,
+) -> Result<Outcome<DeployReply>, ApiError> {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let record = &workload.record;
+    if let Some(rollout) = record
+        .active_rollout()
+        .filter(|rollout| rollout.state == RolloutState::Reverting)
+    {
+        return Err(in_the_way(&key.name, rollout));
+    }
+    let to = match request.to {
+        Some(to) => to,
+        None => previous(workload).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} has no earlier revision", key.name),
+                "",
+                format!("see `wasmorch history {}`", key.name),
+            )
+        })?,
+    };
+    let Some(target) = workload.revisions.get(&to) else {
+        let kept: Vec<String> = workload.revisions.keys().map(ToString::to_string).collect();
+        return Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("{} has no revision {to}", key.name),
+            format!("kept are {}", kept.join(", ")),
+            format!("see `wasmorch history {}`", key.name),
+        ));
+    };
+    let deployed = |record: &wasmorch_api::Record, changed| Deployed {
+        name: key.name.clone(),
+        revision: to,
+        changed,
+        rollout: if changed {
+            queries::rollout_of_record(record)
+        } else {
+            None
+        },
+        urls: queries::urls(cluster, &key, target.kind, &target.spec),
+    };
+    if to == record.revision && !record.stopped {
+        let reply = DeployReply {
+            index: workload.index,
+            workloads: vec![deployed(record, false)],
+        };
+        return Ok(Outcome {
+            writes: Vec::new(),
+            events: Vec::new(),
+            reply,
+        });
+    }
+    let mut after = record.clone();
+    after.rollout = Some(Rollout {
+        revision: to,
+        from: Some(record.revision),
+        state: RolloutState::Rolling,
+        started: call.now,
+        deadline: call.now.after(target.spec.update.progress_deadline.0),
+        best: 0,
+        reason: None,
+    });
+    after.revision = to;
+    after.kind = target.kind;
+    after.stopped = false;
+    after.crash_loop.clear();
+    after.updated = call.now;
+    let reply = DeployReply {
+        index: 0,
+        workloads: vec![deployed(&after, true)],
+    };
+    remember(&mut after, "rollback", call, &reply);
+    let said = format!("back to revision {to}");
+    let events = vec![EventDraft::of(&key, EventKind::RolloutStarted, said).revision(to)];
+    Ok(Outcome {
+        writes: vec![Write::Record(Box::new(after))],
+        events,
+        reply,
+    })
+}
+
+/// The last stable revision when the wanted one is not it, else the one made before.
+fn previous(workload: &Workload) -> Option<RevisionNumber> {
+    let record = &workload.record;
+    record
+        .stable
+        .filter(|stable| *stable != record.revision && workload.revisions.contains_key(stable))
+        .or_else(|| {
+            workload
+                .revisions
+                .range(..record.revision)
+                .next_back()
+                .map(|(n, _)| *n)
+        })
+}
+
+/// `status | pause | resume | abort`; `promote` has nothing to promote without canaries.
+pub fn rollout(
+    cluster: &Cluster,
+    request: &RolloutRequest,
+    call: &Call,
+) -> Result<Outcome<Option<RolloutView>>, ApiError> {
+    let key = call.key(&request.workload);
+    let workload = find(cluster, &key)?;
+    let action = request.action.unwrap_or(RolloutAction::Status);
+    if action == RolloutAction::Status {
+        let reply = queries::rollout_view(cluster, workload);
+        return Ok(Outcome {
+            writes: Vec::new(),
+            events: Vec::new(),
+            reply,
+        });
+    }
+    let mut record = workload.record.clone();
+    let Some(mut rollout) = record.active_rollout().cloned() else {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("no rollout of {} is under way", key.name),
+            "",
+            format!("see `wasmorch status {}`", key.name),
+        ));
+    };
+    let deadline_after = workload
+        .target()
+        .map(|target| target.spec.update.progress_deadline.0);
+    let kind = match (action, rollout.state) {
+        (RolloutAction::Pause, RolloutState::Rolling) => {
+            rollout.state = RolloutState::Paused;
+            rollout.reason = Some(format!("paused by {}", call.by));
+            EventKind::RolloutPaused
+        }
+        (RolloutAction::Resume, RolloutState::Paused) => {
+            rollout.state = RolloutState::Rolling;
+            rollout.reason = None;
+            rollout.deadline = call.now.after(deadline_after.unwrap_or_default());
+            EventKind::RolloutStarted
+        }
+        (RolloutAction::Abort, RolloutState::Rolling | RolloutState::Paused) => {
+            let Some(back) = record.stable.filter(|stable| *stable != record.revision) else {
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("{} has no revision to go back to", key.name),
+                    "this is its first",
+                    format!(
+                        "stop it with `wasmorch stop {0}`, or `wasmorch rm {0}`",
+                        key.name
+                    ),
+                ));
+            };
+            record.revision = back;
+            if let Some(revision) = workload.revisions.get(&back) {
+                record.kind = revision.kind;
+            }
+            rollout.state = RolloutState::Aborted;
+            rollout.reason = Some(format!("aborted by {}", call.by));
+            EventKind::RolloutAborted
+        }
+        (RolloutAction::Promote, _) => {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} has no canary to promote", key.name),
+                "canaries are not in this version yet",
+                "",
+            ));
+        }
+        (_, state) => {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("the rollout of {} is {state}", key.name),
+                "the action does not apply to it",
+                format!("see `wasmorch rollout status {}`", key.name),
+            ));
+        }
+    };
+    let reason = rollout
+        .reason
+        .clone()
+        .unwrap_or_else(|| "as asked".to_owned());
+    let events = vec![EventDraft::of(&key, kind, reason).revision(rollout.revision)];
+    record.rollout = Some(rollout);
+    record.updated = call.now;
+    let after = Workload {
+        record: record.clone(),
+        ..workload.clone()
+    };
+    let reply = queries::rollout_view(cluster, &after);
+    remember(&mut record, "rollout", call, &reply);
+    Ok(Outcome {
+        writes: vec![Write::Record(Box::new(record))],
+        events,
+        reply,
+    })
+}

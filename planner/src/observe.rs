@@ -1,0 +1,274 @@
+//! What hosts say, folded into the state: heartbeats, status reports, and silence.
+//!
+//! Owns liveness and the numbering of reports. Level-triggered: whatever was missed is asked for
+//! again, so a lost message costs time and never correctness.
+
+use wasmorch_api::status::HostState;
+use wasmorch_api::{
+    EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
+};
+
+use crate::cluster::{Cluster, Reported};
+use crate::write::EventDraft;
+use crate::{DEAD_AFTER, SUSPECT_AFTER};
+
+/// Something seen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observation {
+    /// A host lives.
+    Heartbeat(Box<Heartbeat>),
+    /// Replicas changed; or, with `full`, everything a host knows.
+    Status(StatusReport),
+    /// Time passed.
+    Tick,
+}
+
+/// What the shell should ask of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Everything it knows: a report was missed.
+    Status(HostId),
+    /// To get its set again: it is behind.
+    Sync {
+        /// The host.
+        host: HostId,
+        /// What it should hold.
+        sequence: u64,
+    },
+    /// A host has seen a later term than ours: this leader may be deposed, or the store went back.
+    NewerTerm(Term),
+}
+
+/// What follows from an observation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// Questions to hosts.
+    pub asks: Vec<Ask>,
+    /// Events to publish.
+    pub events: Vec<EventDraft>,
+    /// Something changed that a plan may depend on.
+    pub changed: bool,
+}
+
+/// A host that lags is asked again no sooner than this.
+const ASK_EVERY_MS: u64 = 1_000;
+/// The leader ticks five times a second; a gap beyond this is its own stall, not the hosts' silence.
+const STALL_MS: u64 = 1_000;
+
+impl Cluster {
+    /// Folds in one observation.
+    pub fn observe(&mut self, what: Observation, now: Timestamp) -> Observed {
+        let mut out = Observed::default();
+        match what {
+            Observation::Heartbeat(beat) => self.heartbeat(*beat, now, &mut out),
+            Observation::Status(report) => self.report(report, now, &mut out),
+            Observation::Tick => self.tick(now, &mut out),
+        }
+        self.remember(&out.events, now);
+        out
+    }
+
+    fn heartbeat(&mut self, beat: Heartbeat, now: Timestamp, out: &mut Observed) {
+        if beat.cluster != self.cluster {
+            return;
+        }
+        if beat.term > self.term {
+            out.asks.push(Ask::NewerTerm(beat.term));
+        }
+        let (host, new) = self.host_entry(&beat.host, now);
+        host.heard = now;
+        host.applied = beat.sequence;
+        host.table_seq = beat.table_seq;
+        host.memory_bytes = beat.memory_bytes;
+        host.replicas = beat.replicas;
+        if host.record.info != beat.info {
+            host.record.info = beat.info;
+            host.stored = false;
+            out.changed = true;
+        }
+        if host.boot.as_ref() != Some(&beat.boot) {
+            host.boot = Some(beat.boot);
+            host.synced = false;
+            host.status_seq = 0;
+            host.asked = Timestamp(0);
+            out.changed = true;
+        }
+        let name = host.record.info.name.clone();
+        if new {
+            let reason = format!("{name} joined");
+            out.events
+                .push(EventDraft::cluster(EventKind::HostJoined, reason).host(&beat.host));
+        } else if host.state != HostState::Alive {
+            let reason = format!("{name} was {} and is heard again", host.state);
+            out.events
+                .push(EventDraft::cluster(EventKind::HostReturned, reason).host(&beat.host));
+            out.changed = true;
+        }
+        host.state = HostState::Alive;
+        let may_ask = now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS;
+        if may_ask && (!host.synced || beat.status_seq > host.status_seq) {
+            host.asked = now;
+            out.asks.push(Ask::Status(beat.host.clone()));
+        }
+        if host.set.is_some()
+            && beat.sequence < host.set_sequence
+            && now.0.saturating_sub(host.set_at.0) >= ASK_EVERY_MS
+        {
+            out.asks.push(Ask::Sync {
+                host: beat.host,
+                sequence: host.set_sequence,
+            });
+        }
+    }
+
+    fn report(&mut self, report: StatusReport, now: Timestamp, out: &mut Observed) {
+        if report.cluster != self.cluster {
+            return;
+        }
+        let (host, _) = self.host_entry(&report.host, now);
+        if host.boot.as_ref() != Some(&report.boot) {
+            // The heartbeat of a new boot comes within a second; of an old boot, never again.
+            if host.boot.is_some() {
+                return;
+            }
+            host.boot = Some(report.boot.clone());
+        }
+        if report.full {
+            if report.status_seq < host.status_seq {
+                return;
+            }
+            host.synced = true;
+            host.status_seq = report.status_seq;
+            self.forget_reports(&report);
+        } else {
+            if report.status_seq <= host.status_seq {
+                return;
+            }
+            if !host.synced || report.status_seq > host.status_seq + 1 {
+                // A gap: what was missed may matter more than this. Only a full report mends it.
+                host.synced = false;
+                if now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS / 10 {
+                    host.asked = now;
+                    out.asks.push(Ask::Status(report.host.clone()));
+                }
+                return;
+            }
+            host.status_seq = report.status_seq;
+        }
+        out.changed = true;
+        for status in report.replicas {
+            self.fold_status(&report.host, status, now, out);
+        }
+    }
+
+    /// A full report is everything: what it does not name is no more.
+    fn forget_reports(&mut self, report: &StatusReport) {
+        for workload in self.workloads.values_mut() {
+            workload.reports.retain(|number, known| {
+                known.host != report.host
+                    || report.replicas.iter().any(|status| {
+                        status.replica.placement == *number
+                            && status.workload == workload.record.name
+                            && status.namespace == workload.record.namespace
+                    })
+            });
+        }
+    }
+
+    fn fold_status(
+        &mut self,
+        host: &HostId,
+        status: ReplicaStatus,
+        now: Timestamp,
+        out: &mut Observed,
+    ) {
+        let key = status.key();
+        let Some(workload) = self.workloads.get_mut(&key) else {
+            return;
+        };
+        let number = status.replica.placement;
+        let before = workload
+            .reports
+            .get(&number)
+            .filter(|known| known.status.replica == status.replica);
+        if before.is_some_and(|known| known.status.state > status.state) {
+            return;
+        }
+        let was_ready = before.is_some_and(|known| known.status.ready);
+        let was = before.map(|known| known.status.state);
+        let running = status.state == ReplicaState::Running;
+        let reported = Reported {
+            host: host.clone(),
+            ready_at: (running && status.ready)
+                .then(|| before.and_then(|known| known.ready_at).unwrap_or(now)),
+            running_at: running.then(|| before.and_then(|known| known.running_at).unwrap_or(now)),
+            status: status.clone(),
+        };
+        let mut event = |kind, reason: &str| {
+            out.events.push(
+                EventDraft::of(&key, kind, reason)
+                    .revision(status.revision)
+                    .host(host)
+                    .replica(status.replica),
+            );
+        };
+        if running && status.ready && !was_ready {
+            event(EventKind::ReplicaReady, "proven to serve");
+        }
+        if was != Some(status.state) {
+            let reason = status.reason.as_deref();
+            match status.state {
+                ReplicaState::Failed => event(EventKind::ReplicaFailed, reason.unwrap_or("failed")),
+                ReplicaState::Rejected => {
+                    event(EventKind::ReplicaRejected, reason.unwrap_or("rejected"));
+                }
+                ReplicaState::Stopped => {
+                    event(EventKind::ReplicaStopped, reason.unwrap_or("as told"));
+                }
+                _ => {}
+            }
+        }
+        if status.state.ended() {
+            workload.remember_ended(reported.clone());
+        }
+        if status.state.ended() && !workload.placements.contains_key(&number) {
+            workload.reports.remove(&number);
+        } else {
+            workload.reports.insert(number, reported);
+        }
+    }
+
+    fn tick(&mut self, now: Timestamp, out: &mut Observed) {
+        let gap_ms = now.0.saturating_sub(self.ticked.0);
+        self.ticked = now;
+        let stalled_ms = if gap_ms > STALL_MS { gap_ms } else { 0 };
+        for (id, host) in &mut self.hosts {
+            host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
+            let silent = now.since(host.heard);
+            let state = if silent >= DEAD_AFTER {
+                HostState::Dead
+            } else if silent >= SUSPECT_AFTER {
+                HostState::Suspect
+            } else {
+                HostState::Alive
+            };
+            // Only a heartbeat makes a host alive again.
+            if state <= host.state {
+                continue;
+            }
+            host.state = state;
+            out.changed = true;
+            let kind = if state == HostState::Dead {
+                EventKind::HostDead
+            } else {
+                EventKind::HostSuspect
+            };
+            let reason = format!(
+                "{} silent for {:.1} s",
+                host.record.info.name,
+                silent.as_secs_f64()
+            );
+            out.events.push(EventDraft::cluster(kind, reason).host(id));
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! What the state says, in the shapes of the API. Nothing here decides.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use wasmorch_api::messages::{
+    HistoryItem, HostView, ReplicaView, RolloutView, StatusReply, WorkloadState, WorkloadSummary,
+};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{
+    HostId, Kind, PlacementNumber, Record, ReplicaId, ReplicaState, RolloutState, Timestamp,
+    WorkloadKey, WorkloadSpec,
+};
+
+use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::commands::DeployInput;
+use crate::commands::{self, Call};
+use crate::place::{self, Books};
+use crate::plan::StopReason;
+
+/// The highest store sequence among the records named: the `index` of `--if-index`.
+pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> u64 {
+    keys.into_iter()
+        .filter_map(|key| cluster.workload(&key).map(|workload| workload.index))
+        .max()
+        .unwrap_or(0)
+}
+
+/// How many slots within what is wanted have a ready replica.
+pub fn ready(workload: &Workload) -> u32 {
+    let wanted = u64::from(workload.record.wanted());
+    let slots: std::collections::BTreeSet<_> = workload
+        .placements
+        .iter()
+        .filter(|(number, placed)| placed.slot.0 <= wanted && workload.is_ready(**number))
+        .map(|(_, placed)| placed.slot)
+        .collect();
+    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+}
+
+/// How a workload stands.
+pub fn state(cluster: &Cluster, workload: &Workload) -> WorkloadState {
+    let record = &workload.record;
+    if record.stopped {
+        return WorkloadState::Stopped;
+    }
+    let rollout = record.rollout.as_ref();
+    if record.kind.ends() {
+        return match record.run.as_ref().and_then(|run| run.outcome.as_ref()) {
+            Some(outcome) if outcome.completed => WorkloadState::Completed,
+            Some(_) => WorkloadState::Failed,
+            None if ready(workload) > 0 => WorkloadState::Ready,
+            None => WorkloadState::Pending,
+        };
+    }
+    let ready = ready(workload);
+    let failed_first =
+        rollout.is_some_and(|one| one.state == RolloutState::Failed && one.from.is_none());
+    let looping = |one: &wasmorch_api::record::CrashLoop| one.until > cluster.ticked;
+    match rollout {
+        _ if failed_first && ready < record.desired => WorkloadState::Failed,
+        Some(moving) if !moving.state.ended() && moving.from.is_some() => WorkloadState::Rolling,
+        Some(moving) if !moving.state.ended() && ready < record.desired => WorkloadState::Pending,
+        _ if record.desired == 0 => WorkloadState::Idle,
+        _ if record.crash_loop.iter().any(looping) => WorkloadState::CrashLoop,
+        _ if ready < record.desired => WorkloadState::Degraded,
+        _ => WorkloadState::Ready,
+    }
+}
+
+/// Where an http workload answers: its automatic name at the first live gateway, then its routes.
+pub fn urls(cluster: &Cluster, key: &WorkloadKey, kind: Kind, spec: &WorkloadSpec) -> Vec<String> {
+    if kind != Kind::Http {
+        return Vec::new();
+    }
+    let mut hosts: Vec<&Host> = cluster
+        .hosts()
+        .values()
+        .filter(|host| host.state == HostState::Alive && !host.info().http.is_empty())
+        .collect();
+    hosts.sort_by_key(|host| host.info().name.clone());
+    let Some(info) = hosts.first().map(|host| host.info()) else {
+        return Vec::new();
+    };
+    let port = match info.http.rsplit_once(':') {
+        Some((_, "80")) | None => String::new(),
+        Some((_, port)) => format!(":{port}"),
+    };
+    let mut urls = vec![format!(
+        "http://{}.{}.{}{port}/",
+        key.name, key.namespace, info.domain
+    )];
+    for route in spec
+        .routes
+        .iter()
+        .filter_map(|text| wasmorch_api::Route::parse(text).ok())
+    {
+        urls.push(format!("http://{}{port}{}", route.host, route.path));
+    }
+    urls
+}
+
+/// One workload of a list.
+pub fn summary(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> WorkloadSummary {
+    let record = &workload.record;
+    let urls = workload
+        .target()
+        .map(|target| urls(cluster, key, record.kind, &target.spec))
+        .unwrap_or_default();
+    WorkloadSummary {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        kind: record.kind,
+        revision: record.revision,
+        desired: record.wanted(),
+        ready: ready(workload),
+        state: state(cluster, workload),
+        urls,
+    }
+}
+
+/// The workloads of a namespace (`None`: of all), by name.
+pub fn list(cluster: &Cluster, namespace: Option<&wasmorch_api::Name>) -> Vec<WorkloadSummary> {
+    cluster
+        .workloads()
+        .iter()
+        .filter(|(key, _)| namespace.is_none_or(|namespace| key.namespace == *namespace))
+        .map(|(key, workload)| summary(cluster, key, workload))
+        .collect()
+}
+
+/// Everything about one workload; `all`: ended replicas too.
+pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusReply> {
+    let workload = cluster.workload(key)?;
+    let target = workload.target()?;
+    let mut replicas: Vec<ReplicaView> = workload
+        .placements
+        .iter()
+        .map(|(number, placed)| placed_view(cluster, workload, *number, placed))
+        .collect();
+    let leaving = workload.reports.iter().filter(|(number, known)| {
+        !workload.placements.contains_key(number) && !known.status.state.ended()
+    });
+    replicas.extend(leaving.map(|(_, known)| reported_view(cluster, known)));
+    if all {
+        let shown: Vec<ReplicaId> = replicas.iter().map(|view| view.replica).collect();
+        let ended = workload
+            .ended
+            .iter()
+            .filter(|known| !shown.contains(&known.status.replica));
+        replicas.extend(ended.map(|known| reported_view(cluster, known)));
+    }
+    replicas.sort_by_key(|view| view.replica);
+    Some(StatusReply {
+        summary: summary(cluster, key, workload),
+        spec: wasmorch_api::WorkloadSpec {
+            artifact: Some(target.artifact.clone()),
+            ..target.spec.clone()
+        },
+        replicas,
+        rollout: rollout_view(cluster, workload),
+        unplaced: workload.unplaced.clone(),
+        outcome: workload
+            .record
+            .run
+            .as_ref()
+            .and_then(|run| run.outcome.clone()),
+        index: workload.index,
+    })
+}
+
+fn placed_view(
+    cluster: &Cluster,
+    workload: &Workload,
+    number: PlacementNumber,
+    placed: &Placed,
+) -> ReplicaView {
+    if let Some(known) = workload
+        .reports
+        .get(&number)
+        .filter(|known| known.host == placed.host)
+    {
+        return reported_view(cluster, known);
+    }
+    ReplicaView {
+        replica: ReplicaId {
+            slot: placed.slot,
+            placement: number,
+            start: 1,
+        },
+        slot: placed.slot,
+        revision: placed.revision,
+        host: host_name(cluster, &placed.host),
+        host_id: placed.host.clone(),
+        state: ReplicaState::Assigned,
+        ready: false,
+        standby: false,
+        since: cluster
+            .hosts()
+            .get(&placed.host)
+            .map_or(cluster.since, |host| host.set_at),
+        reason: None,
+        exit_code: None,
+        memory_bytes: 0,
+        cpu_millis: 0,
+        in_flight: 0,
+    }
+}
+
+fn reported_view(cluster: &Cluster, known: &Reported) -> ReplicaView {
+    let status = &known.status;
+    let host_dead = cluster
+        .hosts()
+        .get(&known.host)
+        .is_none_or(|host| host.state == HostState::Dead);
+    let lost = host_dead && !status.state.ended();
+    ReplicaView {
+        replica: status.replica,
+        slot: status.replica.slot,
+        revision: status.revision,
+        host: host_name(cluster, &known.host),
+        host_id: known.host.clone(),
+        state: if lost {
+            ReplicaState::Lost
+        } else {
+            status.state
+        },
+        ready: status.ready && !lost,
+        standby: false,
+        since: status.since,
+        reason: status.reason.clone(),
+        exit_code: status.exit_code,
+        memory_bytes: status.memory_bytes,
+        cpu_millis: status.cpu_millis,
+        in_flight: status.in_flight,
+    }
+}
+
+fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name {
+    cluster.hosts().get(host).map_or_else(
+        || wasmorch_api::Name::nearest(host.as_str()).unwrap_or_default(),
+        |known| known.info().name.clone(),
+    )
+}
+
+/// The rollout that runs, or how the last one ended.
+pub fn rollout_view(cluster: &Cluster, workload: &Workload) -> Option<RolloutView> {
+    let _ = cluster;
+    let mut view = rollout_of_record(&workload.record)?;
+    let fresh = |number: &PlacementNumber, placed: &Placed| {
+        placed.revision == workload.record.revision && *number >= workload.record.fresh_from
+    };
+    let fresh_placed = workload
+        .placements
+        .iter()
+        .filter(|(number, placed)| fresh(number, placed));
+    let (mut updated, mut ready) = (0, 0);
+    for (number, _) in fresh_placed {
+        updated += 1;
+        ready += u32::from(workload.is_ready(*number));
+    }
+    view.updated = updated;
+    view.ready = ready;
+    Some(view)
+}
+
+/// What the record alone says of its rollout.
+pub fn rollout_of_record(record: &Record) -> Option<RolloutView> {
+    let rollout = record.rollout.as_ref()?;
+    Some(RolloutView {
+        revision: rollout.revision,
+        from: rollout.from,
+        state: rollout.state,
+        updated: 0,
+        ready: 0,
+        desired: record.wanted(),
+        deadline: rollout.deadline,
+        reason: rollout.reason.clone(),
+    })
+}
+
+/// The revisions of a workload, newest first.
+pub fn history(cluster: &Cluster, key: &WorkloadKey) -> Option<Vec<HistoryItem>> {
+    let workload = cluster.workload(key)?;
+    Some(
+        workload
+            .revisions
+            .values()
+            .rev()
+            .map(|revision| HistoryItem {
+                revision: revision.number,
+                artifact: revision.artifact.clone(),
+                at: revision.at,
+                by: revision.by.clone(),
+                changes: revision.changes.clone(),
+            })
+            .collect(),
+    )
+}
+
+/// Every host, by name.
+pub fn hosts(cluster: &Cluster, now: Timestamp) -> Vec<HostView> {
+    let mut views: Vec<HostView> = cluster
+        .hosts()
+        .iter()
+        .map(|(id, host)| host_view(id, host, now))
+        .collect();
+    views.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
+    views
+}
+
+/// One host.
+pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
+    let info = host.info();
+    HostView {
+        id: id.clone(),
+        name: info.name.clone(),
+        state: host.state,
+        cordoned: host.record.cordoned,
+        labels: info.labels.clone(),
+        arch: info.arch.clone(),
+        http: info.http.clone(),
+        admin: info.admin.clone(),
+        version: info.version.clone(),
+        capacity: info.capacity,
+        replicas: host.replicas,
+        memory_bytes: host.memory_bytes,
+        seen_ms: u64::try_from(now.since(host.heard).as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// What a deploy would do, without doing it: the same code on a copy of the state.
+pub fn preview(
+    cluster: &Cluster,
+    input: &DeployInput,
+    call: &Call,
+) -> Result<Value, wasmorch_api::ApiError> {
+    let outcome = commands::deploy(cluster, input, call)?;
+    let mut after = cluster.clone();
+    // Sequences only have to be new; the copy is thrown away.
+    let last = u64::MAX / 2;
+    after.commit(&outcome.writes, last, call.now);
+    let plan = after.plan(call.now);
+    let mine = |key: &WorkloadKey| {
+        input
+            .workloads
+            .iter()
+            .any(|(spec, _)| call.key_of(&spec.name) == *key)
+    };
+    let mut changes = Vec::new();
+    let (mut granted, mut revoked) = (Vec::new(), Vec::new());
+    for (spec, _) in &input.workloads {
+        let key = call.key_of(&spec.name);
+        let before = cluster
+            .workload(&key)
+            .and_then(Workload::target)
+            .map(|target| &target.spec);
+        changes.extend(changes_of(cluster, &key, before, spec));
+        let had = before.map(|spec| grants(&key, spec)).unwrap_or_default();
+        let has = grants(&key, spec);
+        granted.extend(has.iter().filter(|grant| !had.contains(grant)).cloned());
+        revoked.extend(had.into_iter().filter(|grant| !has.contains(grant)));
+    }
+    let view = |key: &WorkloadKey, slot: u64, host: &HostId| json!({"workload": key.to_string(), "slot": slot, "host": host_name(&after, host)});
+    let starts: Vec<Value> = plan
+        .start
+        .iter()
+        .filter(|start| mine(&start.key))
+        .map(|start| view(&start.key, start.slot.0, &start.host))
+        .collect();
+    let stops: Vec<Value> = plan
+        .stop
+        .iter()
+        .filter(|stop| mine(&stop.key) && stop.why != StopReason::HostDead)
+        .map(|stop| view(&stop.key, stop.slot.0, &stop.host))
+        .collect();
+    let unplaced: Vec<_> = plan
+        .unplaced
+        .iter()
+        .filter(|one| {
+            input
+                .workloads
+                .iter()
+                .any(|(spec, _)| call.key_of(&spec.name).to_string() == one.workload)
+        })
+        .collect();
+    let index = index(
+        cluster,
+        input
+            .workloads
+            .iter()
+            .map(|(spec, _)| call.key_of(&spec.name)),
+    );
+    Ok(json!({
+        "index": index, "changes": changes, "start": starts, "stop": stops, "move": [],
+        "unplaced": unplaced, "granted": granted, "revoked": revoked,
+    }))
+}
+
+fn changes_of(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    before: Option<&WorkloadSpec>,
+    after: &WorkloadSpec,
+) -> Vec<Value> {
+    let Some(before) = before else {
+        return vec![json!({"op": "add", "path": key.to_string(), "from": null, "to": after})];
+    };
+    let mut lines: Vec<Value> = commands::spec_changes(before, after)
+        .into_iter()
+        .map(|(path, from, to)| {
+            let op = match (&from, &to) {
+                (Value::Null, _) => "add",
+                (_, Value::Null) => "remove",
+                _ => "change",
+            };
+            json!({"op": op, "path": format!("{key}.{path}"), "from": from, "to": to})
+        })
+        .collect();
+    let desired = cluster
+        .workload(key)
+        .map(|workload| workload.record.desired);
+    if let (Some(from), Some(to)) = (desired, after.replicas_named()).into() {
+        if from != to {
+            lines.push(
+                json!({"op": "change", "path": format!("{key}.replicas"), "from": from, "to": to}),
+            );
+        }
+    }
+    lines
+}
+
+/// A spec's capabilities as `--grant` lines, with the workload in front.
+fn grants(key: &WorkloadKey, spec: &WorkloadSpec) -> Vec<String> {
+    wasmorch_api::manifest::grant_flags(&spec.bindings)
+        .into_iter()
+        .map(|flag| format!("{key}: {flag}"))
+        .collect()
+}
+
+/// Why a workload stands as it does: what happened, what is missing, how hosts score.
+pub fn why(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
+    let workload = cluster.workload(key)?;
+    let target = workload.target()?;
+    let mut story: Vec<String> = workload
+        .story
+        .iter()
+        .map(|(at, event)| format!("{at} {}: {}", event.kind.as_str(), event.reason))
+        .collect();
+    for known in workload.reports.values() {
+        if let Some(reason) = &known.status.reason {
+            story.push(format!(
+                "{} {}: {reason}",
+                known.status.replica, known.status.state
+            ));
+        }
+    }
+    let ranking = place::rank(cluster, &Books::of(cluster), key, &target.spec, &[]);
+    let scores: Vec<Value> = ranking
+        .fits
+        .iter()
+        .take(5)
+        .map(|one| json!({"host": one.name, "total": one.total, "parts": one.parts}))
+        .collect();
+    let mut filtered: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (name, removed) in &ranking.removed {
+        filtered
+            .entry(&removed.filter)
+            .or_default()
+            .push(name.to_string());
+    }
+    let mut fix = workload
+        .unplaced
+        .as_ref()
+        .map(|one| one.fix.clone())
+        .unwrap_or_default();
+    if let Some(one) = workload.record.crash_loop.first() {
+        fix.push(format!(
+            "slot {} keeps failing ({}): see `wasmorch logs {}`",
+            one.slot, one.reason, key.name
+        ));
+    }
+    Some(json!({
+        "state": state(cluster, workload),
+        "story": story,
+        "unplaced": workload.unplaced,
+        "filtered": filtered,
+        "scores": scores,
+        "fix": fix,
+    }))
+}

@@ -1,0 +1,375 @@
+//! How a workload moves from one revision to another, and how a job's run ends.
+//!
+//! Owns `Record::rollout` and `Record::run`. A rollout that fails goes back to the last stable
+//! revision (or pauses); a revert that fails stops there, so that two bad revisions never alternate.
+//!
+//! ```text
+//!            every slot available                    every slot available at the old one
+//!  rolling ───────────────────────▶ completed   ┌──────────────────────────▶ reverted
+//!     │  deadline, replica given up             │
+//!     ├──────────────────────────▶ reverting ───┤ deadline, replica given up
+//!     │  on_failure = pause                     └──────────────────────────▶ failed
+//!     ├──────────────────────────▶ paused
+//!     └─ nothing to go back to ──▶ failed (a first revision; completes if it becomes ready yet)
+//! ```
+
+use wasmorch_api::record::{Rollout, RunOutcome};
+use wasmorch_api::spec::{OnFailure, UpdateOrder};
+use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
+
+use crate::plan::StopReason;
+use crate::slots::{Pass, Seat, Standing};
+use crate::write::EventDraft;
+
+/// Replaces old placements, as many at once as the update settings allow.
+pub(crate) fn replace(pass: &mut Pass<'_>) {
+    if pass
+        .record
+        .rollout
+        .as_ref()
+        .is_some_and(|rollout| rollout.state == RolloutState::Paused)
+    {
+        return;
+    }
+    let update = pass.target.spec.update.clone();
+    let wanted = u64::from(pass.record.wanted());
+    let live: usize = pass.seats.values().map(Vec::len).sum();
+    let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(live as u64);
+    let mut available = available_slots(pass);
+    let least = wanted.saturating_sub(u64::from(update.max_unavailable));
+    for slot in pass.wanted() {
+        let seats = pass.seats.get(&slot).cloned().unwrap_or_default();
+        let Some(old) = seats.iter().find(|seat| !seat.fresh) else {
+            continue;
+        };
+        if seats.iter().any(|seat| seat.fresh) {
+            continue;
+        }
+        if crash_loop_waits(pass, slot) {
+            continue;
+        }
+        if update.order == UpdateOrder::StartFirst && surge > 0 {
+            if pass.start(slot, None) {
+                surge -= 1;
+            }
+            continue;
+        }
+        let serves = matches!(old.standing, Standing::Ready(_));
+        if update.order == UpdateOrder::StopFirst || update.max_surge == 0 {
+            if serves && available <= least {
+                continue;
+            }
+            available -= u64::from(serves);
+            pass.stop_if_heard(old, StopReason::Replaced);
+        }
+    }
+}
+
+fn crash_loop_waits(pass: &mut Pass<'_>, slot: Slot) -> bool {
+    let now = pass.now;
+    let until = pass
+        .record
+        .crash_loop
+        .iter()
+        .find(|one| one.slot == slot && one.revision == pass.record.revision && one.until > now)
+        .map(|one| one.until);
+    if let Some(until) = until {
+        pass.plan.wake(until);
+    }
+    until.is_some()
+}
+
+/// Wanted slots in which something serves.
+fn available_slots(pass: &mut Pass<'_>) -> u64 {
+    let mut count = 0;
+    for slot in pass.wanted() {
+        let seats = pass.seats.get(&slot).cloned().unwrap_or_default();
+        count += u64::from(seats.iter().any(|seat| pass.available(seat)));
+    }
+    count
+}
+
+/// Wanted slots whose fresh placement is available, and whether an old one is left anywhere.
+fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
+    let mut updated = 0;
+    let mut old_left = false;
+    for slot in pass.wanted() {
+        let seats: Vec<Seat> = pass.seats.get(&slot).cloned().unwrap_or_default();
+        old_left |= seats.iter().any(|seat| !seat.fresh);
+        updated += u32::from(seats.iter().any(|seat| seat.fresh && pass.available(seat)));
+    }
+    (updated, old_left)
+}
+
+/// Moves the rollout's own state.
+pub(crate) fn advance(pass: &mut Pass<'_>) {
+    let Some(rollout) = pass.record.rollout.clone() else {
+        return;
+    };
+    let wanted = pass.record.wanted();
+    if pass.record.stopped {
+        return;
+    }
+    let (updated, old_left) = progress(pass);
+    let done = updated == wanted && !old_left;
+    match rollout.state {
+        RolloutState::Rolling if done => complete(pass, &rollout),
+        // A first revision that failed and came to life yet: nobody is served by calling it failed.
+        RolloutState::Failed if done && rollout.from.is_none() && wanted > 0 => {
+            complete(pass, &rollout);
+        }
+        RolloutState::Reverting if done => {
+            let reason = rollout.reason.clone().unwrap_or_default();
+            end(
+                pass,
+                RolloutState::Reverted,
+                EventKind::RolloutReverted,
+                &reason,
+            );
+        }
+        RolloutState::Rolling | RolloutState::Reverting => {
+            let deadline_after = pass.target.spec.update.progress_deadline.0;
+            let now = pass.now;
+            if let Some(moving) = pass
+                .record
+                .rollout
+                .as_mut()
+                .filter(|_| updated > rollout.best)
+            {
+                moving.best = updated;
+                moving.deadline = now.after(deadline_after);
+            }
+            let deadline = pass
+                .record
+                .rollout
+                .as_ref()
+                .map_or(now, |moving| moving.deadline);
+            if now >= deadline {
+                let reason = why_late(pass, updated, wanted);
+                fail(pass, &reason);
+            } else {
+                pass.plan.wake(deadline);
+                if let Some(reason) = never_ready(pass) {
+                    fail(pass, &reason);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn complete(pass: &mut Pass<'_>, rollout: &Rollout) {
+    pass.record.stable = Some(rollout.revision);
+    let reason = format!("every slot runs revision {}", rollout.revision);
+    end(
+        pass,
+        RolloutState::Completed,
+        EventKind::RolloutCompleted,
+        &reason,
+    );
+}
+
+fn end(pass: &mut Pass<'_>, state: RolloutState, kind: EventKind, reason: &str) {
+    if let Some(rollout) = pass.record.rollout.as_mut() {
+        rollout.state = state;
+        if state == RolloutState::Completed {
+            rollout.reason = None;
+        }
+    }
+    let revision = pass.record.revision;
+    pass.plan
+        .events
+        .push(EventDraft::of(pass.key, kind, reason).revision(revision));
+}
+
+/// What a rollout waited for in vain, in the words of the replicas.
+fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
+    let deadline = pass.target.spec.update.progress_deadline;
+    let said = pass
+        .seats
+        .values()
+        .flatten()
+        .filter(|seat| seat.fresh)
+        .find_map(|seat| {
+            pass.workload
+                .reports
+                .get(&seat.number)?
+                .status
+                .reason
+                .clone()
+        });
+    let said = said.map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("no progress for {deadline}, {updated} of {wanted} available{said}")
+}
+
+/// A fresh replica that runs, says why it is not ready, and has used up its grace: waiting for the
+/// deadline would change nothing.
+fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
+    let health = &pass.target.spec.health;
+    let probe = health.ready.as_ref()?;
+    let patience = health.start_grace.0 + probe.interval.0 * probe.fail;
+    let mut wake = None;
+    let mut found = None;
+    for seat in pass.seats.values().flatten().filter(|seat| seat.fresh) {
+        let Standing::Unready(since) = seat.standing else {
+            continue;
+        };
+        let due = since.after(patience);
+        if pass.now < due {
+            wake = Some(wake.map_or(due, |earlier: wasmorch_api::Timestamp| earlier.min(due)));
+            continue;
+        }
+        let reason = pass
+            .workload
+            .reports
+            .get(&seat.number)?
+            .status
+            .reason
+            .clone();
+        let reason = reason.unwrap_or_else(|| "the probe does not pass".to_owned());
+        found = Some(format!("not ready within {}: {reason}", health.start_grace));
+    }
+    if let Some(due) = wake {
+        pass.plan.wake(due);
+    }
+    found
+}
+
+/// The running rollout cannot succeed.
+pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
+    let Some(rollout) = pass.record.rollout.clone() else {
+        return;
+    };
+    let back = pass
+        .record
+        .stable
+        .filter(|stable| *stable != rollout.revision);
+    match rollout.state {
+        RolloutState::Rolling => {}
+        RolloutState::Reverting => {
+            let reason = format!("going back failed too: {reason}");
+            set_reason(pass, &reason);
+            end(
+                pass,
+                RolloutState::Failed,
+                EventKind::RolloutFailed,
+                &reason,
+            );
+            return;
+        }
+        _ => return,
+    }
+    set_reason(pass, reason);
+    match (pass.target.spec.update.on_failure, back) {
+        (OnFailure::Pause, Some(_)) => {
+            end(pass, RolloutState::Paused, EventKind::RolloutPaused, reason);
+        }
+        (OnFailure::Revert, Some(back)) => {
+            let deadline = pass.now.after(pass.target.spec.update.progress_deadline.0);
+            pass.record.revision = back;
+            if let Some(kind) = pass
+                .workload
+                .revisions
+                .get(&back)
+                .map(|revision| revision.kind)
+            {
+                pass.record.kind = kind;
+            }
+            if let Some(moving) = pass.record.rollout.as_mut() {
+                moving.state = RolloutState::Reverting;
+                moving.deadline = deadline;
+                moving.best = 0;
+            }
+            // The seats were judged by the revision that has just been given up.
+            pass.plan.wake(pass.now);
+        }
+        (_, None) => end(pass, RolloutState::Failed, EventKind::RolloutFailed, reason),
+    }
+}
+
+fn set_reason(pass: &mut Pass<'_>, reason: &str) {
+    if let Some(rollout) = pass.record.rollout.as_mut() {
+        rollout.reason = Some(reason.to_owned());
+    }
+}
+
+impl Pass<'_> {
+    /// A job: one replica that shall end well.
+    pub(crate) fn job(&mut self) {
+        let run = self.record.run.clone().filter(|run| run.outcome.is_none());
+        let first = run.as_ref().map(|run| run.first_placement);
+        let seats: Vec<Seat> = self.seats.values().flatten().cloned().collect();
+        let mut placed = false;
+        for seat in seats {
+            let mine = first.is_some_and(|first| seat.number >= first) && !self.record.stopped;
+            match seat.standing {
+                _ if !mine => self.stop_if_heard(&seat, StopReason::NotWanted),
+                Standing::Gone => self.stop(&seat, StopReason::HostDead),
+                Standing::Done | Standing::GivenUp => {
+                    self.stop(&seat, StopReason::Ended);
+                    self.end_run(&seat);
+                    placed = true;
+                }
+                _ if placed => self.stop_if_heard(&seat, StopReason::Duplicate),
+                _ => placed = true,
+            }
+        }
+        if let Some(run) = run.filter(|_| !placed && !self.record.stopped) {
+            self.start(Slot(1), run.args);
+        }
+    }
+
+    fn end_run(&mut self, seat: &Seat) {
+        let status = self
+            .workload
+            .reports
+            .get(&seat.number)
+            .map(|known| known.status.clone());
+        let completed = seat.standing == Standing::Done;
+        let exit_code = status.as_ref().and_then(|status| status.exit_code);
+        let reason = status
+            .filter(|status| status.state != ReplicaState::Completed)
+            .and_then(|status| status.reason)
+            .unwrap_or_default();
+        let now = self.now;
+        if let Some(run) = self.record.run.as_mut() {
+            run.outcome = Some(RunOutcome {
+                completed,
+                exit_code,
+                reason: reason.clone(),
+                at: now,
+            });
+        }
+        let active = self.record.active_rollout().is_some();
+        if completed {
+            let said = format!("exit code {}", exit_code.unwrap_or(0));
+            self.plan
+                .events
+                .push(EventDraft::of(self.key, EventKind::JobCompleted, said));
+            self.record.stable = Some(self.record.revision);
+            if active {
+                end(
+                    self,
+                    RolloutState::Completed,
+                    EventKind::RolloutCompleted,
+                    "the job completed",
+                );
+            }
+        } else {
+            self.plan.events.push(EventDraft::of(
+                self.key,
+                EventKind::JobFailed,
+                reason.clone(),
+            ));
+            if active {
+                set_reason(self, &reason);
+                end(
+                    self,
+                    RolloutState::Failed,
+                    EventKind::RolloutFailed,
+                    &reason,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What goes to the store and what is said aloud: writes, stored entries, event drafts.
+
+use serde::Serialize;
+use serde_json::Value;
+use wasmorch_api::status::HostRecord;
+use wasmorch_api::subjects::key;
+use wasmorch_api::{
+    EndpointTable, EventKind, HostId, Name, PlacementSet, Record, ReplicaId, Revision,
+    RevisionNumber, RouteTable, WorkloadKey,
+};
+
+/// One write to the state bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// A workload's record.
+    Record(Box<Record>),
+    /// No such workload any more.
+    DeleteRecord(WorkloadKey),
+    /// A new revision.
+    Revision(Box<Revision>),
+    /// A revision that is no longer kept.
+    DeleteRevision(WorkloadKey, RevisionNumber),
+    /// What is known of a host.
+    Host(Box<HostRecord>),
+    /// The host is gone for good.
+    DeleteHost(HostId),
+    /// All that a host shall run.
+    Placements(PlacementSet),
+    /// A host that is gone for good needs no set.
+    DeletePlacements(HostId),
+    /// Who serves a workload.
+    Endpoints(EndpointTable),
+    /// Nobody does: the workload is gone.
+    DeleteEndpoints(WorkloadKey),
+    /// Which requests are a workload's.
+    Routes(RouteTable),
+    /// None: the workload is gone.
+    DeleteRoutes(WorkloadKey),
+}
+
+impl Write {
+    /// The store key.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Record(record) => key::workload(&record.key()),
+            Self::DeleteRecord(workload) => key::workload(workload),
+            Self::Revision(revision) => key::revision(&revision.key(), revision.number),
+            Self::DeleteRevision(workload, number) => key::revision(workload, *number),
+            Self::Host(host) => key::host(&host.host),
+            Self::DeleteHost(host) => key::host(host),
+            Self::Placements(set) => key::placements(&set.host),
+            Self::DeletePlacements(host) => key::placements(host),
+            Self::Endpoints(table) => key::endpoints(&table.key()),
+            Self::DeleteEndpoints(workload) => key::endpoints(workload),
+            Self::Routes(table) => key::routes(&table.key()),
+            Self::DeleteRoutes(workload) => key::routes(workload),
+        }
+    }
+
+    /// The value as JSON; `None` is a delete marker.
+    pub fn body(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Record(record) => Some(json(record)),
+            Self::Revision(revision) => Some(json(revision)),
+            Self::Host(host) => Some(json(host)),
+            Self::Placements(set) => Some(json(set)),
+            Self::Endpoints(table) => Some(json(table)),
+            Self::Routes(table) => Some(json(table)),
+            Self::DeleteRecord(_)
+            | Self::DeleteRevision(..)
+            | Self::DeleteHost(_)
+            | Self::DeletePlacements(_)
+            | Self::DeleteEndpoints(_)
+            | Self::DeleteRoutes(_) => None,
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our own types have string keys and serialise")
+}
+
+/// One entry of the store, as a new leader reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// `workload.<ns>.<name>`.
+    Record(Box<Record>),
+    /// `revision.<ns>.<name>.<n>`.
+    Revision(Box<Revision>),
+    /// `host.<id>`.
+    Host(Box<HostRecord>),
+    /// `pub.placements.<host>`.
+    Placements(PlacementSet),
+    /// `pub.endpoints.<ns>.<name>`.
+    Endpoints(EndpointTable),
+    /// `pub.routes.<ns>.<name>`.
+    Routes(RouteTable),
+}
+
+impl Stored {
+    /// Reads a value by its key; `Ok(None)` for keys that are not the planner's (`term`, `lease`).
+    pub fn parse(key: &str, body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        let family = key
+            .strip_prefix("pub.")
+            .unwrap_or(key)
+            .split('.')
+            .next()
+            .unwrap_or_default();
+        Ok(Some(match family {
+            "workload" => Self::Record(serde_json::from_slice(body)?),
+            "revision" => Self::Revision(serde_json::from_slice(body)?),
+            "host" => Self::Host(serde_json::from_slice(body)?),
+            "placements" => Self::Placements(serde_json::from_slice(body)?),
+            "endpoints" => Self::Endpoints(serde_json::from_slice(body)?),
+            "routes" => Self::Routes(serde_json::from_slice(body)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// An event before the shell gives it its id and time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventDraft {
+    /// What.
+    pub kind: EventKind,
+    /// Where; `None` for the whole cluster.
+    pub namespace: Option<Name>,
+    /// The workload.
+    pub workload: Option<Name>,
+    /// The replica.
+    pub replica: Option<ReplicaId>,
+    /// The host.
+    pub host: Option<HostId>,
+    /// The revision.
+    pub revision: Option<RevisionNumber>,
+    /// Why, in a few words.
+    pub reason: String,
+    /// More, for machines.
+    pub detail: Value,
+}
+
+impl EventDraft {
+    /// An event of a workload.
+    pub fn of(workload: &WorkloadKey, kind: EventKind, reason: impl Into<String>) -> Self {
+        Self {
+            namespace: Some(workload.namespace.clone()),
+            workload: Some(workload.name.clone()),
+            ..Self::cluster(kind, reason)
+        }
+    }
+
+    /// An event of the whole cluster.
+    pub fn cluster(kind: EventKind, reason: impl Into<String>) -> Self {
+        Self {
+            kind,
+            namespace: None,
+            workload: None,
+            replica: None,
+            host: None,
+            revision: None,
+            reason: reason.into(),
+            detail: Value::Null,
+        }
+    }
+
+    /// With the revision.
+    #[must_use]
+    pub fn revision(mut self, revision: RevisionNumber) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// With the host.
+    #[must_use]
+    pub fn host(mut self, host: &HostId) -> Self {
+        self.host = Some(host.clone());
+        self
+    }
+
+    /// With the replica.
+    #[must_use]
+    pub fn replica(mut self, replica: ReplicaId) -> Self {
+        self.replica = Some(replica);
+        self
+    }
+}

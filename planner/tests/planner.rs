@@ -1,0 +1,699 @@
+//! The planner driven through its public face: a small world of hosts that do as they are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use wasmorch_api::messages::{ChangeRequest, RolloutRequest, WorkloadState};
+use wasmorch_api::spec::{Constraint, LabelTest, Replicas};
+use wasmorch_api::status::{Capacity, HostState};
+use wasmorch_api::{
+    BootId, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name, PlacementNumber,
+    ReplicaId, ReplicaState, ReplicaStatus, RolloutState, StatusReport, Term, Timestamp,
+    WorkloadKey, WorkloadSpec,
+};
+use wasmorch_planner::commands::{self, Call, DeployInput};
+use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, queries};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn web() -> WorkloadKey {
+    WorkloadKey::new(name("default"), name("web"))
+}
+
+/// How hosts treat a revision in this world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Ready,
+    Unready,
+    GivesUp,
+    Completes,
+}
+
+struct World {
+    cluster: Cluster,
+    now: Timestamp,
+    sequence: u64,
+    store: BTreeMap<String, (Write, u64)>,
+    seqs: BTreeMap<HostId, u64>,
+    silent: BTreeSet<HostId>,
+    fates: BTreeMap<u64, Fate>,
+    replicas_max: u64,
+    labels: BTreeMap<HostId, BTreeMap<String, String>>,
+    plans: Vec<Plan>,
+}
+
+impl World {
+    fn new(hosts: usize) -> Self {
+        let mut world = Self {
+            cluster: new_cluster(1, Timestamp(1_000_000)),
+            now: Timestamp(1_000_000),
+            sequence: 1,
+            store: BTreeMap::new(),
+            seqs: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            fates: BTreeMap::new(),
+            replicas_max: 100,
+            labels: BTreeMap::new(),
+            plans: Vec::new(),
+        };
+        for n in 1..=hosts {
+            world.seqs.insert(host(n), 0);
+        }
+        world.run(1);
+        world
+    }
+
+    fn store(&mut self, writes: Vec<Write>) {
+        self.sequence += writes.len() as u64;
+        let first = self.sequence + 1 - writes.len() as u64;
+        for (write, sequence) in writes.iter().zip(first..) {
+            // What is stored must read back.
+            if let Some(body) = write.body() {
+                assert!(Stored::parse(&write.key(), &body).unwrap().is_some());
+                self.store.insert(write.key(), (write.clone(), sequence));
+            } else {
+                self.store.remove(&write.key());
+            }
+        }
+        self.cluster.commit(&writes, self.sequence, self.now);
+    }
+
+    fn plan(&mut self) -> Plan {
+        let plan = self.cluster.plan(self.now);
+        assert_eq!(check::check(&self.cluster, &plan), vec![], "{plan:#?}");
+        let writes = self.cluster.writes(&plan);
+        self.cluster.remember(&plan.events, self.now);
+        self.store(writes);
+        self.plans.push(plan.clone());
+        plan
+    }
+
+    fn heartbeat(&mut self, id: &HostId) {
+        let beat = Heartbeat {
+            cluster: self.cluster.cluster.clone(),
+            host: id.clone(),
+            boot: BootId::from_random([1; 10]),
+            term: Term(1),
+            sequence: u64::MAX,
+            status_seq: self.seqs[id],
+            table_seq: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            replicas: 0,
+            info: HostInfo {
+                name: Name::nearest(id.as_str()).unwrap(),
+                http: "127.0.0.1:8080".into(),
+                domain: "localhost".into(),
+                labels: self.labels.get(id).cloned().unwrap_or_default(),
+                capacity: Capacity {
+                    memory_bytes: 1 << 30,
+                    cpu_millis: 2000,
+                    replicas: self.replicas_max,
+                },
+                ..HostInfo::default()
+            },
+        };
+        self.cluster
+            .observe(Observation::Heartbeat(Box::new(beat)), self.now);
+    }
+
+    /// The host says all it knows, which is what its fates make of its set.
+    fn report(&mut self, id: &HostId) {
+        let seq = self.seqs.get_mut(id).unwrap();
+        *seq += 1;
+        let status_seq = *seq;
+        let mut replicas = Vec::new();
+        for (key, workload) in self.cluster.workloads() {
+            for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
+                let fate = self
+                    .fates
+                    .get(&placed.revision.0)
+                    .copied()
+                    .unwrap_or(Fate::Ready);
+                replicas.push(ReplicaStatus {
+                    namespace: key.namespace.clone(),
+                    workload: key.name.clone(),
+                    replica: ReplicaId {
+                        slot: placed.slot,
+                        placement: *number,
+                        start: 1,
+                    },
+                    revision: placed.revision,
+                    state: match fate {
+                        Fate::GivesUp => ReplicaState::Failed,
+                        Fate::Completes => ReplicaState::Completed,
+                        _ => ReplicaState::Running,
+                    },
+                    ready: fate == Fate::Ready,
+                    since: self.now,
+                    reason: (fate != Fate::Ready).then(|| format!("{fate:?}")),
+                    exit_code: None,
+                    given_up: fate == Fate::GivesUp,
+                    memory_bytes: 0,
+                    cpu_millis: 0,
+                    in_flight: 0,
+                });
+            }
+        }
+        let report = StatusReport {
+            cluster: self.cluster.cluster.clone(),
+            host: id.clone(),
+            boot: BootId::from_random([1; 10]),
+            status_seq,
+            full: true,
+            replicas,
+            next: None,
+        };
+        self.cluster.observe(Observation::Status(report), self.now);
+    }
+
+    /// One round: hosts speak, a tick, a plan, half a second.
+    fn round(&mut self) -> Plan {
+        let hosts: Vec<HostId> = self.seqs.keys().cloned().collect();
+        for id in hosts
+            .iter()
+            .filter(|id| !self.silent.contains(id))
+            .collect::<Vec<_>>()
+        {
+            self.heartbeat(id);
+            self.report(id);
+        }
+        self.cluster.observe(Observation::Tick, self.now);
+        let plan = self.plan();
+        self.now.0 += 500;
+        plan
+    }
+
+    fn run(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.round();
+        }
+    }
+
+    fn call(&self) -> Call {
+        Call {
+            namespace: name("default"),
+            now: self.now,
+            request_id: None,
+            by: "test".into(),
+        }
+    }
+
+    fn deploy(&mut self, spec: WorkloadSpec, kind: Kind) -> bool {
+        let input = DeployInput {
+            workloads: vec![(spec, kind)],
+            if_index: None,
+        };
+        let outcome = commands::deploy(&self.cluster, &input, &self.call()).unwrap();
+        let changed = outcome.reply.workloads[0].changed;
+        assert_eq!(changed, !outcome.writes.is_empty());
+        self.store(outcome.writes);
+        changed
+    }
+
+    fn change(
+        &mut self,
+        command: fn(
+            &Cluster,
+            &ChangeRequest,
+            &Call,
+        ) -> Result<
+            commands::Outcome<wasmorch_api::messages::ChangeReply>,
+            wasmorch_api::ApiError,
+        >,
+        desired: Option<u32>,
+    ) {
+        let request = ChangeRequest {
+            workload: name("web"),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        let outcome = command(&self.cluster, &request, &self.call()).unwrap();
+        self.store(outcome.writes);
+    }
+
+    fn state(&self) -> WorkloadState {
+        queries::state(&self.cluster, self.cluster.workload(&web()).unwrap())
+    }
+
+    fn rollout(&self) -> RolloutState {
+        self.cluster
+            .workload(&web())
+            .unwrap()
+            .record
+            .rollout
+            .as_ref()
+            .unwrap()
+            .state
+    }
+
+    fn ready(&self) -> u32 {
+        queries::ready(self.cluster.workload(&web()).unwrap())
+    }
+
+    fn on(&self, id: &HostId) -> usize {
+        let placements = &self.cluster.workload(&web()).unwrap().placements;
+        placements
+            .values()
+            .filter(|placed| placed.host == *id)
+            .count()
+    }
+
+    /// A new leader that reads the store.
+    fn new_leader(&mut self) {
+        let mut cluster = new_cluster(self.cluster.term.0 + 1, self.now);
+        let mut entries: Vec<_> = self.store.values().cloned().collect();
+        // Records first.
+        entries.sort_by_key(|(write, _)| !matches!(write, Write::Record(_)));
+        for (write, sequence) in entries {
+            let entry = Stored::parse(&write.key(), &write.body().unwrap())
+                .unwrap()
+                .unwrap();
+            cluster.load(entry, sequence);
+        }
+        self.cluster = cluster;
+        self.cluster.observe(Observation::Tick, self.now);
+    }
+}
+
+fn new_cluster(term: u64, now: Timestamp) -> Cluster {
+    Cluster::new(
+        ClusterId::from_random([7; 10]),
+        Term(term),
+        LeaderId::from_random([term as u8; 10]),
+        now,
+    )
+}
+
+fn host(n: usize) -> HostId {
+    format!("h{n}").parse().unwrap()
+}
+
+fn spec(version: &str, replicas: u32) -> WorkloadSpec {
+    WorkloadSpec {
+        name: name("web"),
+        artifact: Some(Digest::of(version.as_bytes())),
+        replicas: Some(Replicas::Count(replicas)),
+        ..WorkloadSpec::default()
+    }
+}
+
+#[test]
+fn a_first_deploy_spreads_and_becomes_ready() {
+    let mut world = World::new(3);
+    assert!(world.deploy(spec("1", 3), Kind::Http));
+    assert_eq!(world.state(), WorkloadState::Pending);
+    world.run(5);
+    assert_eq!((world.state(), world.ready()), (WorkloadState::Ready, 3));
+    assert_eq!(
+        (1..=3).map(|n| world.on(&host(n))).collect::<Vec<_>>(),
+        [1, 1, 1]
+    );
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    assert!(world.plan().is_empty(), "converged");
+    assert!(
+        !world.deploy(spec("1", 3), Kind::Http),
+        "the same again changes nothing"
+    );
+}
+
+#[test]
+fn a_roll_never_has_fewer_ready_than_wanted() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 4), Kind::Http);
+    world.run(8);
+    world.deploy(spec("2", 4), Kind::Http);
+    for _ in 0..40 {
+        world.round();
+        assert_eq!(world.ready(), 4);
+        let placed = world.cluster.workload(&web()).unwrap().placements.len();
+        assert!(placed <= 5, "desired + surge");
+    }
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    let workload = world.cluster.workload(&web()).unwrap();
+    assert!(
+        workload
+            .placements
+            .values()
+            .all(|placed| placed.revision.0 == 2)
+    );
+}
+
+#[test]
+fn a_bad_revision_reverts_and_says_why() {
+    for fate in [Fate::GivesUp, Fate::Unready] {
+        let mut world = World::new(2);
+        world.deploy(spec("1", 2), Kind::Http);
+        world.run(8);
+        world.fates.insert(2, fate);
+        world.deploy(spec("2", 2), Kind::Http);
+        for _ in 0..60 {
+            world.round();
+            assert_eq!(world.ready(), 2, "the old ones serve throughout");
+        }
+        assert_eq!(world.rollout(), RolloutState::Reverted, "{fate:?}");
+        let record = &world.cluster.workload(&web()).unwrap().record;
+        assert_eq!((record.revision.0, record.newest.0), (1, 2));
+        let reason = record.rollout.as_ref().unwrap().reason.clone().unwrap();
+        assert!(reason.contains(&format!("{fate:?}")), "{reason}");
+        assert!(world.plan().is_empty());
+    }
+}
+
+#[test]
+fn a_bad_first_revision_stays_failed_until_it_lives() {
+    let mut world = World::new(1);
+    world.fates.insert(1, Fate::GivesUp);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(4);
+    assert_eq!(world.state(), WorkloadState::Failed);
+    world.fates.clear();
+    world.run(80);
+    assert_eq!(
+        (world.state(), world.rollout()),
+        (WorkloadState::Ready, RolloutState::Completed)
+    );
+}
+
+#[test]
+fn a_dead_host_is_replaced_and_a_suspect_one_is_not() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    world.silent.insert(host(2));
+    world.run(8); // 4 s: suspect
+    assert_eq!(world.cluster.hosts()[&host(2)].state, HostState::Suspect);
+    assert_eq!(world.on(&host(2)), 1);
+    world.run(8);
+    assert_eq!(world.cluster.hosts()[&host(2)].state, HostState::Dead);
+    assert_eq!((world.on(&host(2)), world.ready()), (0, 3));
+    world.silent.clear();
+    world.run(4);
+    assert!(
+        world.plan().is_empty(),
+        "a returned host moves nothing by itself"
+    );
+}
+
+#[test]
+fn a_new_leader_moves_nothing_before_hosts_have_spoken() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    let before = world.cluster.workload(&web()).unwrap().placements.clone();
+    world.new_leader();
+    for _ in 0..9 {
+        let plan = world.plan();
+        assert!(
+            plan.start.is_empty() && plan.stop.is_empty() && plan.endpoints.is_empty(),
+            "{plan:#?}"
+        );
+        world.now.0 += 500;
+        world.cluster.observe(Observation::Tick, world.now);
+    }
+    world.run(6);
+    assert_eq!(world.cluster.workload(&web()).unwrap().placements, before);
+    assert_eq!(world.ready(), 3);
+}
+
+#[test]
+fn scale_stop_start_restart() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(6);
+    world.change(commands::scale, Some(5));
+    world.run(4);
+    assert_eq!(world.ready(), 5);
+    world.change(commands::scale, Some(2));
+    world.run(2);
+    assert_eq!((world.ready(), world.state()), (2, WorkloadState::Ready));
+    world.change(commands::stop, None);
+    world.run(2);
+    assert_eq!(world.state(), WorkloadState::Stopped);
+    assert!(
+        world
+            .cluster
+            .workload(&web())
+            .unwrap()
+            .placements
+            .is_empty()
+    );
+    world.change(commands::start, None);
+    world.run(4);
+    assert_eq!((world.ready(), world.state()), (2, WorkloadState::Ready));
+    let before = world
+        .cluster
+        .workload(&web())
+        .unwrap()
+        .record
+        .next_placement;
+    world.change(commands::restart, None);
+    for _ in 0..20 {
+        world.round();
+        assert_eq!(world.ready(), 2);
+    }
+    let workload = world.cluster.workload(&web()).unwrap();
+    assert!(workload.placements.keys().all(|number| *number >= before));
+    assert_eq!(workload.record.revision.0, 1);
+    world.change(commands::rm, None);
+    world.run(1);
+    assert!(world.cluster.workloads().is_empty());
+    assert!(
+        world.store.keys().all(|key| !key.contains("web")),
+        "{:?}",
+        world.store.keys()
+    );
+}
+
+#[test]
+fn rollback_goes_to_the_revision_before() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(6);
+    world.deploy(spec("2", 1), Kind::Http);
+    world.run(10);
+    let request = RolloutRequest {
+        workload: name("web"),
+        to: None,
+        action: None,
+        request_id: None,
+        by: None,
+    };
+    let outcome = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
+    assert_eq!(outcome.reply.workloads[0].revision.0, 1);
+    world.store(outcome.writes);
+    world.run(10);
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    assert_eq!(world.cluster.workload(&web()).unwrap().record.revision.0, 1);
+}
+
+#[test]
+fn a_job_completes_once_and_runs_again_when_started() {
+    let mut world = World::new(1);
+    world.fates.insert(1, Fate::Completes);
+    world.deploy(spec("1", 1), Kind::Job);
+    world.run(6);
+    assert_eq!(world.state(), WorkloadState::Completed);
+    let runs = |world: &World| {
+        world
+            .plans
+            .iter()
+            .map(|plan| plan.start.len())
+            .sum::<usize>()
+    };
+    assert_eq!(runs(&world), 1);
+    world.change(commands::start, None);
+    world.run(6);
+    assert_eq!((world.state(), runs(&world)), (WorkloadState::Completed, 2));
+}
+
+#[test]
+fn what_cannot_be_placed_says_why_and_what_helps() {
+    let mut world = World::new(2);
+    world
+        .labels
+        .insert(host(1), BTreeMap::from([("zone".into(), "a".into())]));
+    world.run(1);
+    let mut asked = spec("1", 1);
+    asked.constraints = vec![Constraint::Label {
+        label: "zone".into(),
+        test: LabelTest::Eq("b".into()),
+    }];
+    world.deploy(asked, Kind::Http);
+    world.run(1);
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    let unplaced = status.unplaced.unwrap();
+    assert_eq!((unplaced.slots, unplaced.evaluated), (1, 2));
+    assert_eq!(
+        unplaced.filtered,
+        BTreeMap::from([("constraint zone=b".to_owned(), 2)])
+    );
+    assert!(
+        unplaced.fix[0].contains("remove the constraint zone=b"),
+        "{:?}",
+        unplaced.fix
+    );
+    let announced = world.plans.iter().flat_map(|plan| &plan.events);
+    let announced = announced
+        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .count();
+    world.run(4);
+    let again = world.plans.iter().flat_map(|plan| &plan.events);
+    let again = again
+        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .count();
+    assert_eq!((announced, again), (1, 1), "announced once");
+}
+
+#[test]
+fn a_repeated_request_gets_the_first_answer() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 1), Kind::Http);
+    let mut call = world.call();
+    call.request_id = Some("r1".parse().unwrap());
+    let request = ChangeRequest {
+        workload: name("web"),
+        desired: Some(3),
+        args: None,
+        data: false,
+        request_id: call.request_id.clone(),
+        by: None,
+    };
+    let outcome = commands::scale(&world.cluster, &request, &call).unwrap();
+    let first = serde_json::to_value(&outcome.reply).unwrap();
+    world.store(outcome.writes);
+    assert_eq!(
+        commands::answered(&world.cluster, &web(), "scale", &call),
+        Some(first)
+    );
+    call.now.0 += 11 * 60 * 1000;
+    assert_eq!(
+        commands::answered(&world.cluster, &web(), "scale", &call),
+        None
+    );
+}
+
+#[test]
+fn the_checker_bites() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Http);
+    world.run(6);
+    let placed = world.cluster.workload(&web()).unwrap().placements.clone();
+    let start = |slot: u64, placement: u64, host_n: usize| wasmorch_planner::Start {
+        key: web(),
+        slot: wasmorch_api::Slot(slot),
+        placement: PlacementNumber(placement),
+        revision: wasmorch_api::RevisionNumber(1),
+        host: host(host_n),
+        args: None,
+    };
+    let broken = |plan: &Plan| check::check(&world.cluster, plan).len();
+    let mut plan = Plan {
+        start: vec![start(1, 1, 1)],
+        ..Plan::default()
+    };
+    assert!(broken(&plan) >= 1, "a number given twice");
+    plan.start = vec![start(1, 100, 9)];
+    assert!(broken(&plan) >= 1, "an unknown host");
+    plan.start = vec![start(1, 100, 1), start(1, 101, 1)];
+    assert!(broken(&plan) >= 1, "a crowded slot");
+    plan.start = vec![start(3, 100, 1), start(4, 101, 1)];
+    assert!(broken(&plan) >= 1, "more than desired and surge");
+    plan.start.clear();
+    plan.stop = placed
+        .iter()
+        .map(|(number, placed)| wasmorch_planner::Stop {
+            key: web(),
+            slot: placed.slot,
+            placement: *number,
+            host: placed.host.clone(),
+            why: wasmorch_planner::StopReason::Replaced,
+        })
+        .collect();
+    assert!(broken(&plan) >= 1, "ready replicas taken away");
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Deploy(u8, u8),
+    Scale(u8),
+    Stop,
+    Start,
+    Restart,
+    Rollback,
+    Silence(u8),
+    Speak(u8),
+    NewLeader,
+    Fate(u8, u8),
+    Rounds(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (1..5u8, 0..6u8).prop_map(|(v, n)| Step::Deploy(v, n)),
+        (0..8u8).prop_map(Step::Scale),
+        Just(Step::Stop),
+        Just(Step::Start),
+        Just(Step::Restart),
+        Just(Step::Rollback),
+        (1..4u8).prop_map(Step::Silence),
+        (1..4u8).prop_map(Step::Speak),
+        Just(Step::NewLeader),
+        (1..6u8, 0..3u8).prop_map(|(r, f)| Step::Fate(r, f)),
+        (1..15u8).prop_map(Step::Rounds),
+    ];
+    prop::collection::vec(step, 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// Whatever users, hosts and leaders do: every plan passes the checker (`World::plan` asserts
+    /// it), and once all is well again the cluster converges to what is wanted.
+    #[test]
+    fn any_history_is_safe_and_converges(steps in steps()) {
+        let mut world = World::new(3);
+        world.deploy(spec("0", 2), Kind::Http);
+        let ignore_refusal = |world: &mut World, command: fn(&Cluster, &ChangeRequest, &Call) -> _, desired| {
+            let request = ChangeRequest { workload: name("web"), desired, args: None, data: false, request_id: None, by: None };
+            let outcome: Result<commands::Outcome<wasmorch_api::messages::ChangeReply>, wasmorch_api::ApiError> = command(&world.cluster, &request, &world.call());
+            if let Ok(outcome) = outcome { world.store(outcome.writes) }
+        };
+        for step in steps {
+            match step {
+                Step::Deploy(version, count) => { world.deploy(spec(&version.to_string(), u32::from(count)), Kind::Http); }
+                Step::Scale(count) => ignore_refusal(&mut world, commands::scale, Some(u32::from(count))),
+                Step::Stop => ignore_refusal(&mut world, commands::stop, None),
+                Step::Start => ignore_refusal(&mut world, commands::start, None),
+                Step::Restart => ignore_refusal(&mut world, commands::restart, None),
+                Step::Rollback => {
+                    let request = RolloutRequest { workload: name("web"), to: None, action: None, request_id: None, by: None };
+                    if let Ok(outcome) = commands::rollback(&world.cluster, &request, &world.call()) { world.store(outcome.writes) }
+                }
+                Step::Silence(n) => { world.silent.insert(host(n as usize)); }
+                Step::Speak(n) => { world.silent.remove(&host(n as usize)); }
+                Step::NewLeader => world.new_leader(),
+                Step::Fate(revision, fate) => {
+                    let fate = [Fate::Ready, Fate::Unready, Fate::GivesUp][fate as usize];
+                    world.fates.insert(u64::from(revision), fate);
+                }
+                Step::Rounds(rounds) => world.run(rounds as usize),
+            }
+        }
+        world.silent.clear();
+        world.fates.clear();
+        // Longest wait: a crash loop's backoff of five minutes.
+        world.run(900);
+        let workload = world.cluster.workload(&web()).unwrap();
+        let wanted = workload.record.wanted();
+        prop_assert_eq!(queries::ready(workload), wanted);
+        prop_assert_eq!(workload.placements.len() as u32, wanted);
+        let plan = world.plan();
+        prop_assert!(plan.is_empty(), "{:#?}", plan);
+    }
+}
