@@ -46,4 +46,5 @@ X
   done
   rm -rf "$W" "$P/usr/src" "$P/usr/lib/rustlib/src"; touch "$DONE"
 fi
-echo "export RUSTC=$P/bin/rustc PATH=$P/bin:$PATH"
+echo "export RUSTC='$P/bin/rustc'"
+echo "export PATH='$P/bin:$PATH'"

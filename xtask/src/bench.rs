@@ -1,0 +1,38 @@
+//! `cargo xtask bench NAME`: sets up, then runs one benchmark of the crate `benches`.
+
+use anyhow::{Context, Result};
+
+use crate::project::Project;
+use crate::{process, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which benchmark, for instance `deploy`
+    name: String,
+    /// Measure an optimised build: for figures that go into a document
+    #[arg(long)]
+    release: bool,
+    /// Passed to the benchmark
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    let ready = setup::run(project)?;
+    let profile = if args.release { "release" } else { "dev" };
+    setup::step("bench", &format!("{}, {profile} profile", args.name));
+
+    let mut build = project.cargo();
+    build.args(["build", "--quiet", "--workspace", "--bin", "wasmorch"]);
+    let mut bench = project.cargo();
+    bench.args(["run", "--quiet", "--package", "wasmorch-benches"]);
+    ready.apply(&mut bench);
+    if args.release {
+        build.arg("--release");
+        bench.arg("--release");
+        bench.env("WASMORCH_BIN", project.target.join("release/wasmorch"));
+    }
+    process::run(&mut build).context("wasmorch did not build")?;
+    process::run(bench.arg("--").arg(&args.name).args(&args.rest))
+        .with_context(|| format!("the benchmark {} failed", args.name))
+}

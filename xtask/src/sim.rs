@@ -1,0 +1,31 @@
+//! `cargo xtask sim`: runs the deterministic cluster of `tests/sim`. A failing run prints its seed, and the seed replays it.
+
+use anyhow::{Context, Result};
+
+use crate::process;
+use crate::project::Project;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Replay this one seed
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Run so many seeds
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Passed to `cargo test`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    cargo_test: Vec<String>,
+}
+
+pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    let mut test = project.cargo();
+    test.args(["test", "--package", "wasmorch-tests", "sim"]);
+    if let Some(seed) = args.seed {
+        test.env("WASMORCH_SIM_SEED", seed.to_string());
+    }
+    if let Some(seeds) = args.seeds {
+        test.env("WASMORCH_SIM_SEEDS", seeds.to_string());
+    }
+    process::run(test.args(&args.cargo_test)).context("the simulator found a failure")
+}

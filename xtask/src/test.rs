@@ -1,0 +1,50 @@
+//! `cargo xtask test`: sets up, then runs every test of the workspace. CI calls exactly this.
+
+use anyhow::{Context, Result};
+
+use crate::project::Project;
+use crate::{process, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Passed to `cargo test`, for instance `-p wasmorch-planner` or `-- --nocapture`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    cargo_test: Vec<String>,
+}
+
+pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    let ready = setup::run(project)?;
+    setup::step("wasmorch", "building");
+    project.build_binary()?;
+
+    let mut test = project.cargo();
+    test.arg("test");
+    if !names_package(&args.cargo_test) {
+        test.arg("--workspace");
+    }
+    ready.apply(&mut test);
+    process::run(test.args(&args.cargo_test)).context("the tests did not pass")
+}
+
+/// Whether the user chose packages, so that `--workspace` must not choose all.
+fn names_package(args: &[String]) -> bool {
+    args.iter()
+        .take_while(|arg| *arg != "--")
+        .any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_package;
+
+    fn args(args: &[&str]) -> Vec<String> {
+        args.iter().map(|arg| (*arg).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_package_is_chosen_before_the_dashes_only() {
+        assert!(names_package(&args(&["-p", "wasmorch-api"])));
+        assert!(names_package(&args(&["--package=wasmorch-api"])));
+        assert!(!names_package(&args(&["rollout", "--", "-p"])));
+    }
+}
