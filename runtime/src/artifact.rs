@@ -58,7 +58,12 @@ impl Artifact {
             Compiled::Component(component) => Shape::Component(exports_of(engine, component)),
             Compiled::Module(_) => Shape::CoreModule,
         };
-        Self { digest, shape, compiled, compile_time }
+        Self {
+            digest,
+            shape,
+            compiled,
+            compile_time,
+        }
     }
 
     /// The digest of the bytes it was made from.
@@ -88,11 +93,8 @@ impl Artifact {
         }
     }
 
-    pub(crate) fn module(&self) -> Option<&Module> {
-        match &self.compiled {
-            Compiled::Module(module) => Some(module),
-            Compiled::Component(_) => None,
-        }
+    pub(crate) fn compiled(&self) -> &Compiled {
+        &self.compiled
     }
 }
 
@@ -110,7 +112,9 @@ fn exports_of(engine: &Engine, component: &Component) -> Exports {
     let mut found = Exports::default();
     for (name, _) in component.component_type().exports(engine) {
         match name.split_once('@') {
-            Some(("wasi:http/incoming-handler", v)) if v.starts_with("0.2.") => found.http_p2 = true,
+            Some(("wasi:http/incoming-handler", v)) if v.starts_with("0.2.") => {
+                found.http_p2 = true
+            }
             Some(("wasi:http/handler", v)) if v.starts_with("0.3.") => found.http_p3 = true,
             Some(("wasmcloud:messaging/handler", v)) if v.starts_with("0.2.") => {
                 found.messages = true;

@@ -42,7 +42,11 @@ impl Cache {
         let key = load_or_make_key(&root.join("key"))?;
         let dir = root.join(fingerprint(engine)).join(target());
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, key, warned: AtomicBool::new(false) })
+        Ok(Self {
+            dir,
+            key,
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// The code kept for a digest, verified and mapped; `None` when there is none to be trusted.
@@ -98,7 +102,9 @@ impl Cache {
 
     fn verify(&self, digest: &Digest, code: &Path, mark: &Path) -> io::Result<bool> {
         let mut expected = Vec::with_capacity(MAC_BYTES);
-        File::open(mark)?.take(MAC_BYTES as u64 + 1).read_to_end(&mut expected)?;
+        File::open(mark)?
+            .take(MAC_BYTES as u64 + 1)
+            .read_to_end(&mut expected)?;
         let mut mac = self.mac(digest, &[]);
         let mut file = File::open(code)?;
         let mut buffer = vec![0; 256 << 10];
@@ -121,7 +127,10 @@ impl Cache {
 
     fn paths(&self, digest: &Digest) -> (PathBuf, PathBuf) {
         let hex = digest.hex();
-        (self.dir.join(format!("{hex}.cwasm")), self.dir.join(format!("{hex}.mac")))
+        (
+            self.dir.join(format!("{hex}.cwasm")),
+            self.dir.join(format!("{hex}.mac")),
+        )
     }
 }
 
@@ -159,7 +168,9 @@ fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
         Err(error) => return Err(error),
     }
     let mut key = [0; KEY_BYTES];
-    rand::rngs::OsRng.try_fill_bytes(&mut key).map_err(io::Error::other)?;
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut key)
+        .map_err(io::Error::other)?;
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(dir)?;
     file.write_all(&key)?;
@@ -201,6 +212,14 @@ fn fingerprint(engine: &Engine) -> String {
 }
 
 fn target() -> String {
-    let family = if cfg!(target_env = "musl") { "-musl" } else { "" };
-    format!("{}-{}{family}", std::env::consts::ARCH, std::env::consts::OS)
+    let family = if cfg!(target_env = "musl") {
+        "-musl"
+    } else {
+        ""
+    };
+    format!(
+        "{}-{}{family}",
+        std::env::consts::ARCH,
+        std::env::consts::OS
+    )
 }

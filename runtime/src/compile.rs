@@ -20,7 +20,10 @@ pub(crate) struct CompilePool {
 
 impl CompilePool {
     pub(crate) fn new(threads: usize) -> Self {
-        Self { threads: threads.max(1), pool: OnceLock::new() }
+        Self {
+            threads: threads.max(1),
+            pool: OnceLock::new(),
+        }
     }
 
     /// The pool; a job is `spawn`ed on it. A panic in a job is logged and ends that job only.

@@ -75,7 +75,10 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trap { message, .. } => write!(f, "the guest trapped: {message}"),
-            Self::MemoryLimit { limit_bytes, wanted_bytes } => write!(
+            Self::MemoryLimit {
+                limit_bytes,
+                wanted_bytes,
+            } => write!(
                 f,
                 "memory limit of {} reached: {} wanted over all live instances of the replica; \
                  raise it with `--memory` or resources.memory",
@@ -86,12 +89,19 @@ impl fmt::Display for Ended {
                 f,
                 "timed out after {limit:?}; raise it with `--timeout` or resources.timeout"
             ),
-            Self::Busy { concurrency, queue, retry_after } => write!(
+            Self::Busy {
+                concurrency,
+                queue,
+                retry_after,
+            } => write!(
                 f,
                 "busy: {concurrency} run and {queue} wait already; try again in {retry_after:?}, \
                  or raise resources.concurrency, resources.queue or the number of replicas"
             ),
-            Self::HostFull { message, retry_after } => write!(
+            Self::HostFull {
+                message,
+                retry_after,
+            } => write!(
                 f,
                 "this host has no room for another instance ({message}); try again in {retry_after:?}"
             ),
@@ -160,7 +170,7 @@ impl fmt::Display for Bytes {
         for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
             let size = 1_u64 << shift;
             if self.0 >= size {
-                if self.0 % size == 0 {
+                if self.0.is_multiple_of(size) {
                     return write!(f, "{}{unit}", self.0 / size);
                 }
                 return write!(f, "{:.1}{unit}", self.0 as f64 / size as f64);
@@ -176,13 +186,18 @@ mod tests {
 
     #[test]
     fn limits_say_how_far_and_what_raises_them() {
-        let ended = Ended::MemoryLimit { limit_bytes: 64 << 20, wanted_bytes: (65 << 20) + 65536 };
+        let ended = Ended::MemoryLimit {
+            limit_bytes: 64 << 20,
+            wanted_bytes: (65 << 20) + 65536,
+        };
         assert_eq!(
             ended.to_string(),
             "memory limit of 64MiB reached: 65.1MiB wanted over all live instances of the replica; \
              raise it with `--memory` or resources.memory"
         );
-        let ended = Ended::Timeout { limit: Duration::from_secs(30) };
+        let ended = Ended::Timeout {
+            limit: Duration::from_secs(30),
+        };
         assert_eq!(
             ended.to_string(),
             "timed out after 30s; raise it with `--timeout` or resources.timeout"

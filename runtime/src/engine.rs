@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel};
 use wasmtime::PoolingAllocationConfig;
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel};
 
 use crate::cache::Cache;
 use crate::compile::CompilePool;
@@ -77,7 +77,17 @@ impl Runtime {
         });
         let compile = CompilePool::new(config.compile_threads);
         let loads = Loads::default();
-        Ok(Self { inner: Arc::new(Inner { engine, ticker, compile, cache, loads, config, pooled }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                engine,
+                ticker,
+                compile,
+                cache,
+                loads,
+                config,
+                pooled,
+            }),
+        })
     }
 
     /// Whether instances come from a pool reserved ahead.
@@ -97,7 +107,9 @@ impl Runtime {
 
 impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runtime").field("config", &self.inner.config).finish_non_exhaustive()
+        f.debug_struct("Runtime")
+            .field("config", &self.inner.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -115,8 +127,8 @@ fn build_engine(config: &RuntimeConfig) -> Result<(Engine, bool), RuntimeError> 
             ),
         }
     }
-    let engine = Engine::new(&base_config())
-        .map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+    let engine =
+        Engine::new(&base_config()).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
     Ok((engine, false))
 }
 

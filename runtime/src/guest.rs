@@ -85,10 +85,16 @@ impl Watch {
     fn explain(&self, error: &wasmtime::Error) -> Ended {
         let wanted_bytes = self.memory_wanted.load(Relaxed);
         if wanted_bytes > 0 {
-            return Ended::MemoryLimit { limit_bytes: self.memory_limit, wanted_bytes };
+            return Ended::MemoryLimit {
+                limit_bytes: self.memory_limit,
+                wanted_bytes,
+            };
         }
         if let Some(limit) = error.downcast_ref::<PoolConcurrencyLimitError>() {
-            return Ended::HostFull { message: limit.to_string(), retry_after: RETRY_AFTER };
+            return Ended::HostFull {
+                message: limit.to_string(),
+                retry_after: RETRY_AFTER,
+            };
         }
         let backtrace = error
             .downcast_ref::<WasmBacktrace>()
@@ -115,7 +121,11 @@ pub(crate) async fn bounded<R>(
     let result = match deadline {
         Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
             Ok(result) => result,
-            Err(_) => return Err(watch.end(Ended::Timeout { limit: deadline.limit })),
+            Err(_) => {
+                return Err(watch.end(Ended::Timeout {
+                    limit: deadline.limit,
+                }));
+            }
         },
         None => guest.as_mut().await,
     };
@@ -142,7 +152,10 @@ pub(crate) struct Metered<F> {
 
 impl<F> Metered<F> {
     pub(crate) fn new(meter: Arc<Meter>, inner: F) -> Self {
-        Self { meter, inner: Box::pin(inner) }
+        Self {
+            meter,
+            inner: Box::pin(inner),
+        }
     }
 }
 

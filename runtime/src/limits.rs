@@ -99,7 +99,13 @@ pub(crate) struct MemoryLimiter {
 
 impl MemoryLimiter {
     pub(crate) fn new(meter: Arc<Meter>, watch: Arc<Watch>, limit: u64) -> Self {
-        Self { meter, watch, limit, held: 0, last: 0 }
+        Self {
+            meter,
+            watch,
+            limit,
+            held: 0,
+            last: 0,
+        }
     }
 }
 

@@ -67,7 +67,9 @@ impl Runtime {
     ///
     /// When the bytes are no valid WebAssembly or have another digest.
     pub async fn load(&self, digest: &Digest, bytes: Bytes) -> Result<Arc<Artifact>, LoadError> {
-        self.fly(digest, Some(bytes)).await?.ok_or_else(|| LoadError::Compile("no bytes".into()))
+        self.fly(digest, Some(bytes))
+            .await?
+            .ok_or_else(|| LoadError::Compile("no bytes".into()))
     }
 
     /// Loads an artifact without its bytes: `None` when it is neither in this process nor in the
@@ -117,7 +119,7 @@ impl Runtime {
             return Ok(None);
         }
         let (inner, digest) = (self.inner.clone(), digest.clone());
-        tokio::task::spawn_blocking(move || inner.from_cache(&digest))
+        tokio::task::spawn_blocking(move || inner.map_kept(&digest))
             .await
             .map_err(|error| LoadError::Compile(error.to_string()))
     }
@@ -125,7 +127,10 @@ impl Runtime {
     fn start(&self, pool: &rayon::ThreadPool, digest: Digest, bytes: Bytes) -> Flight {
         let (tx, rx) = oneshot::channel();
         let inner = self.inner.clone();
-        let landing = Landing { inner: inner.clone(), digest: digest.clone() };
+        let landing = Landing {
+            inner: inner.clone(),
+            digest: digest.clone(),
+        };
         pool.spawn(move || {
             // Also when compiling panics, the flight ends and the next caller starts another.
             let _landing = landing;
@@ -133,7 +138,8 @@ impl Runtime {
             let _ = tx.send(inner.load_or_compile(&digest, &bytes));
         });
         async move {
-            rx.await.unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
+            rx.await
+                .unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
         }
         .boxed()
         .shared()
@@ -161,7 +167,7 @@ impl Inner {
                 actual: actual.to_string(),
             });
         }
-        if let Some(artifact) = self.from_cache(digest) {
+        if let Some(artifact) = self.map_kept(digest) {
             return Ok(artifact);
         }
         let started = Instant::now();
@@ -171,14 +177,16 @@ impl Inner {
         if let Some(cache) = &self.cache {
             match serialize(&compiled) {
                 Ok(code) => cache.put(digest, &code),
-                Err(error) => tracing::warn!(%digest, "compiled code cannot be serialized: {error:#}"),
+                Err(error) => {
+                    tracing::warn!(%digest, "compiled code cannot be serialized: {error:#}")
+                }
             }
         }
         let artifact = Artifact::new(&self.engine, digest.clone(), compiled, Some(took));
         Ok(self.remember(artifact))
     }
 
-    fn from_cache(&self, digest: &Digest) -> Option<Arc<Artifact>> {
+    fn map_kept(&self, digest: &Digest) -> Option<Arc<Artifact>> {
         let compiled = self.cache.as_ref()?.get(&self.engine, digest)?;
         Some(self.remember(Artifact::new(&self.engine, digest.clone(), compiled, None)))
     }
@@ -188,7 +196,9 @@ impl Inner {
         let mut table = self.loads.lock();
         // Dropped artifacts leave their entry behind; collect them as others come.
         table.loaded.retain(|_, weak| weak.strong_count() > 0);
-        table.loaded.insert(artifact.digest().clone(), Arc::downgrade(&artifact));
+        table
+            .loaded
+            .insert(artifact.digest().clone(), Arc::downgrade(&artifact));
         artifact
     }
 }
@@ -210,7 +220,11 @@ fn compile(engine: &Engine, bytes: &[u8]) -> Result<Compiled, LoadError> {
     };
     let invalid = |error: wasmtime::Error| LoadError::Invalid(format!("{error:#}"));
     match header.get(2) {
-        Some(1) => Component::from_binary(engine, bytes).map(Compiled::Component).map_err(invalid),
-        _ => Module::from_binary(engine, bytes).map(Compiled::Module).map_err(invalid),
+        Some(1) => Component::from_binary(engine, bytes)
+            .map(Compiled::Component)
+            .map_err(invalid),
+        _ => Module::from_binary(engine, bytes)
+            .map(Compiled::Module)
+            .map_err(invalid),
     }
 }

@@ -59,9 +59,15 @@ impl ReplicaShared {
     /// A context with everything but standard streams.
     pub(crate) fn wasi(&self) -> wasmtime::Result<WasiCtxBuilder> {
         let mut wasi = WasiCtxBuilder::new();
-        wasi.args(&self.config.args).envs(&self.config.env).max_random_size(RANDOM_BYTES_MAX);
+        wasi.args(&self.config.args)
+            .envs(&self.config.env)
+            .max_random_size(RANDOM_BYTES_MAX);
         for preopen in &self.config.preopens {
-            let perms = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            let perms = if preopen.read_only {
+                FsPerms::ReadOnly
+            } else {
+                FsPerms::ReadWrite
+            };
             wasi.preopened_dir(&preopen.host, &preopen.guest, perms)?;
         }
         self.config.network.apply(&mut wasi);
@@ -71,12 +77,24 @@ impl ReplicaShared {
     /// Sends stdout and stderr to the logs.
     pub(crate) fn log_streams(&self, wasi: &mut WasiCtxBuilder, tag: &RequestTag) {
         let logs = &self.config.logs;
-        wasi.stdout(LineWriter::new(logs.clone(), LogStream::Stdout, tag.clone()));
-        wasi.stderr(LineWriter::new(logs.clone(), LogStream::Stderr, tag.clone()));
+        wasi.stdout(LineWriter::new(
+            logs.clone(),
+            LogStream::Stdout,
+            tag.clone(),
+        ));
+        wasi.stderr(LineWriter::new(
+            logs.clone(),
+            LogStream::Stderr,
+            tag.clone(),
+        ));
     }
 
     fn limiter(&self, watch: &Arc<Watch>) -> MemoryLimiter {
-        MemoryLimiter::new(self.meter.clone(), watch.clone(), self.config.limits.memory_bytes)
+        MemoryLimiter::new(
+            self.meter.clone(),
+            watch.clone(),
+            self.config.limits.memory_bytes,
+        )
     }
 
     /// A store for a component.
@@ -143,13 +161,20 @@ pub(crate) struct GuestState {
 
 impl WasiView for GuestState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
 impl WasiHttpView for GuestState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.hooks,
+        }
     }
 }
 

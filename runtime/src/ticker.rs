@@ -29,24 +29,38 @@ pub(crate) struct Ticker {
 
 impl Ticker {
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), live: AtomicUsize::new(0) });
-        let thread = std::thread::Builder::new().name("wasmorch-epoch".into()).spawn({
-            let shared = shared.clone();
-            // A weak engine: the thread must not keep what the last owner drops.
-            let engine = engine.weak();
-            move || {
-                while !shared.stop.load(Ordering::SeqCst) {
-                    if shared.live.load(Ordering::SeqCst) == 0 {
-                        std::thread::park();
-                        continue;
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            live: AtomicUsize::new(0),
+        });
+        let thread = std::thread::Builder::new()
+            .name("wasmorch-epoch".into())
+            .spawn({
+                let shared = shared.clone();
+                // A weak engine: the thread must not keep what the last owner drops.
+                let engine = engine.weak();
+                move || {
+                    #[allow(
+                        clippy::disallowed_methods,
+                        reason = "this thread exists to let time pass; nobody waits for it"
+                    )]
+                    while !shared.stop.load(Ordering::SeqCst) {
+                        if shared.live.load(Ordering::SeqCst) == 0 {
+                            std::thread::park();
+                            continue;
+                        }
+                        std::thread::sleep(TICK);
+                        let Some(engine) = engine.upgrade() else {
+                            return;
+                        };
+                        engine.increment_epoch();
                     }
-                    std::thread::sleep(TICK);
-                    let Some(engine) = engine.upgrade() else { return };
-                    engine.increment_epoch();
                 }
-            }
-        })?;
-        Ok(Self { shared, thread: Some(thread) })
+            })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Keeps the epoch advancing until the returned guard is dropped. Every store holds one.

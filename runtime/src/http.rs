@@ -1,0 +1,333 @@
+//! The http kind: `wasi:http` 0.2 (`incoming-handler`) and 0.3 (`handler`).
+//!
+//! ```text
+//!   handle ── a seat ──> guest future, polled by the caller until the head of the response is set
+//!                          |                     |
+//!                          | done by then        | still writing its body
+//!                          v                     v
+//!                        response             spawned, owned by the response body
+//! ```
+//!
+//! Polling the guest in the caller's own task saves a task and two wake-ups for every small
+//! response. Whoever drops the future of `handle`, or the body before its end, drops the store.
+//!
+//! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
+
+use futures::FutureExt as _;
+use http::header;
+use http_body_util::BodyExt as _;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wasmtime::Store;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p3::Request as RequestP3;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
+
+use crate::artifact::Artifact;
+use crate::body::{Body, RequestBody, ResponseBody};
+use crate::config::ReplicaConfig;
+use crate::ended::{BodySide, Ended, PrepareError};
+use crate::engine::Runtime;
+use crate::gate::{Gate, Seat};
+use crate::guest::{Deadline, Metered, Watch, bounded};
+use crate::limits::Usage;
+use crate::link;
+use crate::logs::RequestTag;
+use crate::state::{GuestState, ReplicaShared};
+
+/// Names a request in the logs. Put it into the extensions of a request; without it lines carry
+/// the request's number in its replica.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// What the guest answers: a response, or its error code.
+type Head = Result<http::Response<WasiBody>, String>;
+type HeadSender = oneshot::Sender<Head>;
+type RequestIo = Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
+type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+#[derive(Clone)]
+enum Pre {
+    P2(ProxyPre<GuestState>),
+    P3(ServicePre<GuestState>),
+}
+
+/// A replica that answers HTTP requests, each in a fresh instance.
+pub struct HttpReplica {
+    shared: Arc<ReplicaShared>,
+    pre: Pre,
+    gate: Gate,
+    /// Guests that outlive the head of their response.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl HttpReplica {
+    /// Links the component, once for all requests. A component that exports both versions of
+    /// `wasi:http` is served by 0.3.
+    ///
+    /// # Errors
+    ///
+    /// When it exports neither, imports what is not provided, or fits in no instance.
+    pub fn prepare(
+        runtime: &Runtime,
+        artifact: &Arc<Artifact>,
+        config: ReplicaConfig,
+    ) -> Result<Self, PrepareError> {
+        const WRONG: PrepareError = PrepareError::WrongShape {
+            kind: "an http workload",
+            expected: "wasi:http/incoming-handler@0.2 and no wasi:http/handler@0.3",
+        };
+        let component = artifact.component().ok_or(WRONG)?;
+        let concurrency = link::concurrency(component, &config.limits)?;
+        let gate = Gate::new(concurrency, config.limits.queue);
+        let linked = link::pre(runtime, component)?;
+        let pre = match ServicePre::new(linked.clone()) {
+            Ok(pre) => Pre::P3(pre),
+            Err(_) => Pre::P2(ProxyPre::new(linked).map_err(|_| WRONG)?),
+        };
+        Ok(Self {
+            shared: ReplicaShared::new(runtime, config)?,
+            pre,
+            gate,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Answers a request from a fresh instance, waiting for a seat if need be. Must be called in a
+    /// tokio runtime.
+    ///
+    /// The body of the response may still be written when this returns; the timeout covers it.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no response.
+    pub async fn handle(
+        &self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Ended> {
+        let limits = &self.shared.config.limits;
+        let deadline = Deadline::after(limits.timeout);
+        refuse_large(request.headers(), BodySide::Request, limits.body_bytes)?;
+        let seat = self
+            .gate
+            .enter(deadline.map(|deadline| deadline.at))
+            .await
+            .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
+        let watch = self.shared.watch();
+        let exceeded = Arc::new(AtomicBool::new(false));
+        let (tx, rx) = oneshot::channel();
+        let guest = self
+            .guest(request, exceeded.clone(), tx, watch.clone(), deadline, seat)
+            .map_err(|error| watch.end(Ended::Internal(format!("{error:#}"))))?;
+        let (head, guest) = tokio::select! {
+            // Stopping comes first, so that a guest that is always ready cannot outrun it.
+            biased;
+            () = self.stop.cancelled() => return Err(watch.end(Ended::Stopped)),
+            head = head_of(guest, rx) => head,
+        };
+        if exceeded.load(Relaxed) {
+            // Whatever the guest made of it: the client is told the cause.
+            let limit_bytes = limits.body_bytes;
+            let ended = Ended::BodyTooLarge {
+                side: BodySide::Request,
+                limit_bytes,
+            };
+            watch.end(ended.clone());
+            return Err(ended);
+        }
+        match head {
+            Some(Ok(response)) => self.respond(response, guest, watch),
+            Some(Err(code)) => Err(watch.end(Ended::Guest(code))),
+            None => Err(watch.end(Ended::NoResponse)),
+        }
+    }
+
+    fn respond(
+        &self,
+        response: http::Response<WasiBody>,
+        guest: Option<Guest>,
+        watch: Arc<Watch>,
+    ) -> Result<http::Response<Body>, Ended> {
+        let limit = self.shared.config.limits.body_bytes;
+        let expected = refuse_large(response.headers(), BodySide::Response, limit)
+            .map_err(|ended| watch.end(ended))?;
+        let guest = guest.map(|guest| {
+            let stop = self.stop.clone();
+            let stopped = watch.clone();
+            let task = async move {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => drop(stopped.end(Ended::Stopped)),
+                    () = guest => {}
+                }
+            };
+            self.tasks.spawn(task).abort_handle()
+        });
+        Ok(response
+            .map(|body| ResponseBody::new(body, expected, limit, watch, guest).boxed_unsync()))
+    }
+
+    /// The whole life of one instance. Everything it needs moves into it, so that dropping it
+    /// leaves nothing behind.
+    fn guest(
+        &self,
+        request: http::Request<Body>,
+        exceeded: Arc<AtomicBool>,
+        tx: HeadSender,
+        watch: Arc<Watch>,
+        deadline: Option<Deadline>,
+        seat: Seat,
+    ) -> wasmtime::Result<Guest> {
+        let shared = &self.shared;
+        let given = request
+            .extensions()
+            .get::<RequestId>()
+            .map(|id| id.0.clone());
+        let tag = RequestTag::new(shared.meter.started.load(Relaxed), given);
+        let limit = shared.config.limits.body_bytes;
+        let request = request.map(|body| RequestBody::new(body, limit, exceeded));
+        let mut wasi = shared.wasi()?;
+        shared.log_streams(&mut wasi, &tag);
+        let mut store = shared.store(wasi.build(), tag, &watch);
+        let pre = self.pre.clone();
+        let meter = shared.meter.clone();
+        Ok(Box::pin(Metered::new(meter, async move {
+            let run = async {
+                match &pre {
+                    Pre::P2(pre) => run_p2(&mut store, pre, request, tx).await,
+                    Pre::P3(pre) => run_p3(&mut store, pre, request, tx).await,
+                }
+            };
+            // How it failed is in the watch; the head and the body look there.
+            let _ = bounded(&watch, deadline, run).await;
+            drop(store);
+            drop(seat);
+        })))
+    }
+
+    /// What it uses.
+    pub fn usage(&self) -> Usage {
+        self.shared
+            .meter
+            .usage(self.gate.in_flight(), self.gate.queued())
+    }
+
+    /// Refuses every request from now on, those that wait too. What runs goes on: see
+    /// [`Self::idle`].
+    pub fn close(&self) {
+        self.gate.close();
+        self.tasks.close();
+    }
+
+    /// Waits until no instance is left, after [`Self::close`].
+    pub async fn idle(&self) {
+        self.gate.idle().await;
+        self.tasks.wait().await;
+    }
+
+    /// Refuses every request from now on, and ends what runs.
+    pub fn stop(&self) {
+        self.close();
+        self.stop.cancel();
+    }
+}
+
+impl Drop for HttpReplica {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Polls the guest until it has set the head of its response or is done. Gives the guest back when
+/// it is not done.
+async fn head_of(
+    mut guest: Guest,
+    mut rx: oneshot::Receiver<Head>,
+) -> (Option<Head>, Option<Guest>) {
+    let mut done = false;
+    let head = std::future::poll_fn(|cx| {
+        done = guest.poll_unpin(cx).is_ready();
+        if done {
+            // Not polled: tokio's budget may make a channel look empty that is not.
+            return Poll::Ready(rx.try_recv().ok());
+        }
+        rx.poll_unpin(cx).map(Result::ok)
+    })
+    .await;
+    (head, (!done).then_some(guest))
+}
+
+async fn run_p2(
+    store: &mut Store<GuestState>,
+    pre: &ProxyPre<GuestState>,
+    request: http::Request<RequestBody>,
+    tx: HeadSender,
+) -> wasmtime::Result<()> {
+    let mut http = store.data_mut().http();
+    let request = http.new_incoming_request(Scheme::Http, request)?;
+    // Whoever waits for the head may be gone; the guest then goes on until it is dropped too.
+    let out = http.new_response_outparam_from_callback(move |head| {
+        _ = tx.send(head.map_err(|code| format!("{code:?}")));
+    })?;
+    let proxy = pre.instantiate_async(&mut *store).await?;
+    proxy
+        .wasi_http_incoming_handler()
+        .call_handle(store, request, out)
+        .await
+}
+
+async fn run_p3(
+    store: &mut Store<GuestState>,
+    pre: &ServicePre<GuestState>,
+    request: http::Request<RequestBody>,
+    tx: HeadSender,
+) -> wasmtime::Result<()> {
+    let service = pre.instantiate_async(&mut *store).await?;
+    store
+        .run_concurrent(async |accessor| {
+            let (request, io) = accessor.with(|mut access| {
+                let (request, io) = RequestP3::from_http(access.data_mut().http().hooks, request);
+                // Boxed, since the opaque type would borrow from the store.
+                (request, Box::pin(io) as RequestIo)
+            });
+            let response = match service.handle(accessor, request).await? {
+                Ok(response) => response,
+                Err(code) => {
+                    _ = tx.send(Err(format!("{code:?}")));
+                    return Ok(());
+                }
+            };
+            let response = accessor.with(|access| response.into_http(access, io))?;
+            _ = tx.send(Ok(response));
+            // The task that answered may go on, to write the body or after it.
+            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+            Ok(())
+        })
+        .await?
+}
+
+/// The content length of a message, refused when it is over the limit.
+fn refuse_large(
+    headers: &http::HeaderMap,
+    side: BodySide,
+    limit_bytes: u64,
+) -> Result<Option<u64>, Ended> {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse().ok());
+    match length {
+        Some(length) if length > limit_bytes => Err(Ended::BodyTooLarge { side, limit_bytes }),
+        length => Ok(length),
+    }
+}

@@ -1,0 +1,247 @@
+//! What guests can import: the linkers, and the same as names.
+//!
+//! Everything is linked for every replica, and denies at run time what was not granted; whether a
+//! component may import it at all is checked when it is deployed. [`wasi_imports`] and
+//! [`granted_imports`] name what is linked here, so that check can be held equal to it.
+
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+use wasmtime_wasi_config::WasiConfig;
+
+use crate::bindings::{logging, messaging};
+use crate::config::Limits;
+use crate::ended::PrepareError;
+use crate::engine::Runtime;
+use crate::state::GuestState;
+
+/// A page of WebAssembly memory.
+const PAGE_BYTES: u64 = 64 << 10;
+
+/// The interfaces that every guest may import, each with its version track: any version that is
+/// compatible with it (`0.2` means 0.2.0 to 0.2.12).
+pub fn wasi_imports() -> &'static [&'static str] {
+    &[
+        "wasi:cli/environment@0.2",
+        "wasi:cli/exit@0.2",
+        "wasi:cli/stderr@0.2",
+        "wasi:cli/stdin@0.2",
+        "wasi:cli/stdout@0.2",
+        "wasi:cli/terminal-input@0.2",
+        "wasi:cli/terminal-output@0.2",
+        "wasi:cli/terminal-stderr@0.2",
+        "wasi:cli/terminal-stdin@0.2",
+        "wasi:cli/terminal-stdout@0.2",
+        "wasi:clocks/monotonic-clock@0.2",
+        "wasi:clocks/wall-clock@0.2",
+        "wasi:filesystem/preopens@0.2",
+        "wasi:filesystem/types@0.2",
+        "wasi:http/types@0.2",
+        "wasi:io/error@0.2",
+        "wasi:io/poll@0.2",
+        "wasi:io/streams@0.2",
+        "wasi:random/insecure@0.2",
+        "wasi:random/insecure-seed@0.2",
+        "wasi:random/random@0.2",
+        "wasi:sockets/instance-network@0.2",
+        "wasi:sockets/ip-name-lookup@0.2",
+        "wasi:sockets/network@0.2",
+        "wasi:sockets/tcp@0.2",
+        "wasi:sockets/tcp-create-socket@0.2",
+        "wasi:sockets/udp@0.2",
+        "wasi:sockets/udp-create-socket@0.2",
+        "wasi:cli/environment@0.3",
+        "wasi:cli/exit@0.3",
+        "wasi:cli/stderr@0.3",
+        "wasi:cli/stdin@0.3",
+        "wasi:cli/stdout@0.3",
+        "wasi:cli/terminal-input@0.3",
+        "wasi:cli/terminal-output@0.3",
+        "wasi:cli/terminal-stderr@0.3",
+        "wasi:cli/terminal-stdin@0.3",
+        "wasi:cli/terminal-stdout@0.3",
+        "wasi:cli/types@0.3",
+        "wasi:clocks/monotonic-clock@0.3",
+        "wasi:clocks/system-clock@0.3",
+        "wasi:clocks/types@0.3",
+        "wasi:filesystem/preopens@0.3",
+        "wasi:filesystem/types@0.3",
+        "wasi:http/types@0.3",
+        "wasi:random/insecure@0.3",
+        "wasi:random/insecure-seed@0.3",
+        "wasi:random/random@0.3",
+        "wasi:sockets/ip-name-lookup@0.3",
+        "wasi:sockets/types@0.3",
+        "wasi:config/store@0.2.0-rc.1",
+        "wasi:logging/logging@0.1.0-draft",
+        "wasmcloud:messaging/types@0.2",
+    ]
+}
+
+/// The interfaces that a guest may import when a binding grants them, and the binding's name.
+pub fn granted_imports() -> &'static [(&'static str, &'static str)] {
+    &[
+        ("wasi:http/outgoing-handler@0.2", "http"),
+        ("wasi:http/client@0.3", "http"),
+        ("wasmcloud:messaging/consumer@0.2", "publish"),
+    ]
+}
+
+/// A component with all its imports resolved: what is left per request is to instantiate it.
+pub(crate) fn pre(
+    runtime: &Runtime,
+    component: &Component,
+) -> Result<InstancePre<GuestState>, PrepareError> {
+    linker(runtime)
+        .and_then(|linker| linker.instantiate_pre(component))
+        .map_err(|error| PrepareError::Link(format!("{error:#}")))
+}
+
+fn linker(runtime: &Runtime) -> wasmtime::Result<Linker<GuestState>> {
+    let mut linker = Linker::new(runtime.engine());
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| {
+        WasiConfig::from(&state.shared.variables)
+    })?;
+    logging::wasi::logging::logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+/// How many instances may run at the same time: the limit, or fewer when not that many fit in the
+/// memory with what each starts with. The rest waits in the queue instead of failing.
+pub(crate) fn concurrency(component: &Component, limits: &Limits) -> Result<usize, PrepareError> {
+    let pages = component
+        .resources_required()
+        .and_then(|required| required.max_initial_memory_size)
+        .unwrap_or(0);
+    let needed_bytes = pages.saturating_mul(PAGE_BYTES);
+    if needed_bytes > limits.memory_bytes {
+        return Err(PrepareError::Memory {
+            needed_bytes,
+            limit_bytes: limits.memory_bytes,
+        });
+    }
+    let fitting = limits
+        .memory_bytes
+        .checked_div(needed_bytes)
+        .unwrap_or(u64::MAX);
+    Ok(limits
+        .concurrency
+        .min(usize::try_from(fitting).unwrap_or(usize::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::RuntimeConfig;
+
+    /// What guests export, and what wasmtime has behind a feature.
+    const NOT_IMPORTED: [&str; 6] = [
+        "wasi:cli/run@0.2",
+        "wasi:cli/run@0.3",
+        "wasi:clocks/timezone@0.2",
+        "wasi:clocks/timezone@0.3",
+        "wasi:http/incoming-handler@0.2",
+        "wasi:http/handler@0.3",
+    ];
+
+    /// An interface of `wit/deps`.
+    struct Interface {
+        full_name: String,
+        /// The name of a function or of a resource; interfaces of types alone have none.
+        function: Option<String>,
+        resource: Option<String>,
+    }
+
+    /// The interfaces of `wit/deps` by their track. Reads the shape that these files have: one
+    /// package each, interfaces at the left edge.
+    fn interfaces() -> BTreeMap<String, Interface> {
+        let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit/deps");
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(deps).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path().join("package.wit")).unwrap();
+            let package = text
+                .lines()
+                .find_map(|line| line.strip_prefix("package "))
+                .unwrap();
+            let (package, version) = package.trim_end_matches(';').split_once('@').unwrap();
+            let track = match version.rsplit_once('.') {
+                Some((track, _)) if !version.contains('-') => track,
+                _ => version,
+            };
+            for block in text.split("\ninterface ").skip(1) {
+                let (name, rest) = block.split_once(' ').unwrap();
+                let (body, _) = rest.split_once("\n}").unwrap();
+                let words = |line: &str, sign: &str| {
+                    line.split_once(sign)
+                        .map(|(name, _)| name.trim().to_owned())
+                };
+                let function = body
+                    .lines()
+                    .filter(|line| line.contains(": func(") || line.contains(": async func("))
+                    .find_map(|line| words(line, ": "));
+                let resource = body
+                    .lines()
+                    .filter_map(|line| line.trim().strip_prefix("resource "))
+                    .find_map(|line| line.split([' ', ';', '{']).next().map(str::to_owned));
+                let full_name = format!("{package}/{name}@{version}");
+                let interface = Interface {
+                    full_name,
+                    function,
+                    resource,
+                };
+                found.insert(format!("{package}/{name}@{track}"), interface);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_interfaces() {
+        let granted = granted_imports().iter().map(|(name, _)| *name);
+        let mut named: Vec<_> = wasi_imports().iter().copied().chain(granted).collect();
+        named.sort_unstable();
+        let mut imported: Vec<_> = interfaces().into_keys().collect();
+        imported.retain(|name| {
+            !NOT_IMPORTED.contains(&name.as_str())
+                && !name.starts_with("wasmcloud:messaging/handler")
+        });
+        assert_eq!(named, imported);
+    }
+
+    /// What is linked cannot be defined a second time.
+    #[test]
+    fn every_named_import_is_linked() {
+        let runtime = Runtime::new(RuntimeConfig {
+            pooling: false,
+            ..Default::default()
+        })
+        .unwrap();
+        let mut linker = linker(&runtime).unwrap();
+        let interfaces = interfaces();
+        let granted = granted_imports().iter().map(|(name, _)| *name);
+        let mut checked = 0;
+        for name in wasi_imports().iter().copied().chain(granted) {
+            let interface = &interfaces[name];
+            let mut instance = linker.instance(&interface.full_name).unwrap();
+            let defined = match (&interface.resource, &interface.function) {
+                (Some(resource), _) => {
+                    let kind = wasmtime::component::ResourceType::host::<()>();
+                    instance.resource(resource, kind, |_, _| Ok(())).is_err()
+                }
+                (None, Some(function)) => instance.func_wrap(function, |_, (): ()| Ok(())).is_err(),
+                (None, None) => continue,
+            };
+            assert!(defined, "{} is not linked", interface.full_name);
+            checked += 1;
+        }
+        assert!(checked > 45, "{checked}");
+        let mut unknown = linker.instance("wasi:nn/graph@0.2.0").unwrap();
+        assert!(unknown.func_wrap("load", |_, (): ()| Ok(())).is_ok());
+    }
+}

@@ -1,0 +1,183 @@
+//! The messages kind: a component that exports `wasmcloud:messaging/handler@0.2.0`, and the
+//! consumer that guests of any kind may import.
+//!
+//! A fresh instance for every message. Subscriptions are the host's; it hands messages in.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::artifact::Artifact;
+use crate::bindings::messaging::MessagesPre;
+use crate::bindings::messaging::wasmcloud::messaging::{consumer, types};
+use crate::config::ReplicaConfig;
+use crate::ended::{Ended, PrepareError};
+use crate::engine::Runtime;
+use crate::gate::Gate;
+use crate::guest::{Deadline, Metered, bounded};
+use crate::limits::Usage;
+use crate::link;
+use crate::logs::RequestTag;
+use crate::state::{GuestState, ReplicaShared};
+
+/// The longest that a guest's `request` may wait, whatever it asks for.
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// A message in either direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Where it was, or is to be, published.
+    pub subject: String,
+    /// The payload.
+    pub body: Bytes,
+    /// Where an answer is expected, if anywhere.
+    pub reply_to: Option<String>,
+}
+
+/// What carries out `wasmcloud:messaging/consumer` for the guests of a replica.
+///
+/// The host supplies it with the allow-lists of the bindings applied. Errors go to the guest as
+/// they are.
+#[async_trait::async_trait]
+pub trait Messaging: Send + Sync {
+    /// Publishes a message.
+    async fn publish(&self, message: Message) -> Result<(), String>;
+
+    /// Publishes a message and waits for one answer.
+    async fn request(
+        &self,
+        subject: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Message, String>;
+}
+
+/// A replica that handles messages.
+pub struct MessagesReplica {
+    shared: Arc<ReplicaShared>,
+    pre: MessagesPre<GuestState>,
+    gate: Gate,
+}
+
+impl MessagesReplica {
+    /// Links the component, once for all messages.
+    ///
+    /// # Errors
+    ///
+    /// When it exports no handler, imports what is not provided, or fits in no instance.
+    pub fn prepare(
+        runtime: &Runtime,
+        artifact: &Arc<Artifact>,
+        config: ReplicaConfig,
+    ) -> Result<Self, PrepareError> {
+        const WRONG: PrepareError = PrepareError::WrongShape {
+            kind: "a messages workload",
+            expected: "wasmcloud:messaging/handler@0.2.0",
+        };
+        let component = artifact.component().ok_or(WRONG)?;
+        let concurrency = link::concurrency(component, &config.limits)?;
+        let gate = Gate::new(concurrency, config.limits.queue);
+        let pre = link::pre(runtime, component)?;
+        let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;
+        Ok(Self {
+            shared: ReplicaShared::new(runtime, config)?,
+            pre,
+            gate,
+        })
+    }
+
+    /// Hands a message to a fresh instance, waiting for a seat if need be.
+    ///
+    /// # Errors
+    ///
+    /// Why the message was not handled; [`Ended::Guest`] when the handler said so itself.
+    pub async fn handle(&self, message: Message) -> Result<(), Ended> {
+        let deadline = Deadline::after(self.shared.config.limits.timeout);
+        let _seat = self
+            .gate
+            .enter(deadline.map(|deadline| deadline.at))
+            .await
+            .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
+        Metered::new(self.shared.meter.clone(), self.run(message, deadline)).await
+    }
+
+    async fn run(&self, message: Message, deadline: Option<Deadline>) -> Result<(), Ended> {
+        let shared = &self.shared;
+        let tag = RequestTag::new(shared.meter.started.load(Relaxed), None);
+        let watch = shared.watch();
+        let internal = |error: wasmtime::Error| watch.end(Ended::Internal(format!("{error:#}")));
+        let mut wasi = shared.wasi().map_err(internal)?;
+        shared.log_streams(&mut wasi, &tag);
+        let mut store = shared.store(wasi.build(), tag, &watch);
+        let message = types::BrokerMessage {
+            subject: message.subject,
+            body: message.body.into(),
+            reply_to: message.reply_to,
+        };
+        let handled = bounded(&watch, deadline, async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            instance
+                .wasmcloud_messaging_handler()
+                .call_handle_message(&mut store, &message)
+                .await
+        })
+        .await?;
+        handled.map_err(|error| watch.end(Ended::Guest(error)))
+    }
+
+    /// What it uses.
+    pub fn usage(&self) -> Usage {
+        self.shared
+            .meter
+            .usage(self.gate.in_flight(), self.gate.queued())
+    }
+
+    /// Refuses every message from now on, those that wait too. What runs goes on until its caller
+    /// drops it.
+    pub fn close(&self) {
+        self.gate.close();
+    }
+}
+
+impl types::Host for GuestState {}
+
+impl consumer::Host for GuestState {
+    async fn request(
+        &mut self,
+        subject: String,
+        body: Vec<u8>,
+        timeout_ms: u32,
+    ) -> wasmtime::Result<Result<types::BrokerMessage, String>> {
+        let Some(messaging) = self.shared.config.messaging.clone() else {
+            return Ok(Err(not_granted(&subject)));
+        };
+        let timeout = Duration::from_millis(timeout_ms.into()).min(REQUEST_TIMEOUT_MAX);
+        let answer = messaging.request(&subject, body.into(), timeout).await;
+        Ok(answer.map(|message| types::BrokerMessage {
+            subject: message.subject,
+            body: message.body.into(),
+            reply_to: message.reply_to,
+        }))
+    }
+
+    async fn publish(
+        &mut self,
+        message: types::BrokerMessage,
+    ) -> wasmtime::Result<Result<(), String>> {
+        let Some(messaging) = self.shared.config.messaging.clone() else {
+            return Ok(Err(not_granted(&message.subject)));
+        };
+        let message = Message {
+            subject: message.subject,
+            body: message.body.into(),
+            reply_to: message.reply_to,
+        };
+        Ok(messaging.publish(message).await)
+    }
+}
+
+fn not_granted(subject: &str) -> String {
+    format!("not granted: subject `{subject}`; grant it with `--grant publish={subject}`")
+}

@@ -1,0 +1,163 @@
+//! The pooled client of one replica, and what its failures mean to a guest.
+
+use std::error::Error as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::{Instant, Sleep, sleep};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
+
+use super::HostPattern;
+use super::connect::{ConnectError, Connector};
+
+/// How long a connection that nobody uses is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many of those per host.
+const IDLE_MAX: usize = 64;
+/// Waits of which the guest says nothing: as in wasmtime's own client.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A pool of connections; clones share it.
+#[derive(Clone)]
+pub(crate) struct Pool(Client<Connector, WasiBody>);
+
+impl Pool {
+    pub(crate) fn new(patterns: Arc<[HostPattern]>) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_MAX)
+            .pool_timer(TokioTimer::new())
+            .build(Connector::new(patterns));
+        Self(client)
+    }
+
+    /// Sends a request and answers with its head; the body follows.
+    pub(crate) async fn send(
+        &self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+    ) -> Result<http::Response<WasiBody>, Error> {
+        let options = options.unwrap_or_default();
+        let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        // A pooled request may need no connection, so its limit counts on top of the other.
+        let head = options
+            .connect_timeout
+            .unwrap_or_default()
+            .saturating_add(first);
+        let response = tokio::time::timeout(head, self.0.request(request))
+            .await
+            .map_err(|_| Error::ConnectionReadTimeout)?
+            .map_err(meaning)?;
+        let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
+        Ok(response.map(|body| Paced::new(body, between).boxed_unsync()))
+    }
+}
+
+/// What a failure of the client is to a guest.
+fn meaning(error: hyper_util::client::legacy::Error) -> Error {
+    tracing::debug!(
+        error = &error as &dyn std::error::Error,
+        "an outbound request failed"
+    );
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(connect) = cause.downcast_ref::<ConnectError>() {
+            return connect_meaning(connect);
+        }
+        if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
+            return if hyper.is_timeout() {
+                Error::HttpResponseTimeout
+            } else if hyper.is_incomplete_message() {
+                Error::HttpResponseIncomplete
+            } else if hyper.is_closed() || hyper.is_canceled() {
+                Error::ConnectionTerminated
+            } else {
+                Error::HttpProtocolError
+            };
+        }
+        source = cause.source();
+    }
+    Error::InternalError(Some(error.to_string()))
+}
+
+fn connect_meaning(error: &ConnectError) -> Error {
+    match error {
+        ConnectError::NoHost => Error::HttpRequestUriInvalid,
+        ConnectError::Resolve(_, source) => Error::DnsError {
+            rcode: Some(source.to_string()),
+            info_code: None,
+        },
+        ConnectError::Restricted { .. } => Error::DestinationIpProhibited,
+        ConnectError::Tcp(source) => match source.kind() {
+            std::io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
+            std::io::ErrorKind::TimedOut => Error::ConnectionTimeout,
+            std::io::ErrorKind::NotFound => Error::DestinationNotFound,
+            _ => Error::DestinationUnavailable,
+        },
+        ConnectError::Tls(source) => {
+            match source
+                .get_ref()
+                .and_then(|error| error.downcast_ref::<rustls::Error>())
+            {
+                Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+                _ => Error::TlsProtocolError,
+            }
+        }
+        ConnectError::Timeout => Error::ConnectionTimeout,
+    }
+}
+
+/// A response body whose frames may not be too far apart.
+struct Paced {
+    body: Incoming,
+    between: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Paced {
+    fn new(body: Incoming, between: Duration) -> Self {
+        Self {
+            body,
+            between,
+            sleep: Box::pin(sleep(between)),
+        }
+    }
+}
+
+impl http_body::Body for Paced {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let next = Instant::now() + self.between;
+                self.sleep.as_mut().reset(next);
+                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+            }
+            Poll::Pending => match self.sleep.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

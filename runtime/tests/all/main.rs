@@ -1,0 +1,13 @@
+//! Runs the sample guests of `workloads/` in the runtime: each kind, each limit, each denial.
+//!
+//! The guests are built by `cargo xtask setup`, or lie where `WASMORCH_GUESTS` says.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cache;
+mod command;
+mod http;
+mod limits;
+mod messages;
+mod outbound;
+mod support;

@@ -1,0 +1,135 @@
+//! Outbound HTTP: allowed, not granted, denied; private addresses; routes inside the cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use wasmorch_runtime::{Body, InternalRoute, OutboundHttp, ReplicaConfig, RouteError};
+
+use crate::support::{fetch, full, http};
+
+/// A server that answers `served` to every request; counts connections.
+async fn serve() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nserved";
+                    stream.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+    (port, connections)
+}
+
+async fn fetch_by(outbound: OutboundHttp, url: &str) -> (u16, String) {
+    let config = ReplicaConfig {
+        outbound,
+        ..ReplicaConfig::new("test")
+    };
+    let replica = http("fetcher-http", config).await;
+    fetch(&replica, &format!("/fetch?{url}")).await.unwrap()
+}
+
+fn allow(pattern: &str) -> OutboundHttp {
+    OutboundHttp::allow([pattern.parse().unwrap()])
+}
+
+#[tokio::test]
+async fn nothing_is_granted_by_default() {
+    let (port, connections) = serve().await;
+    let (status, body) =
+        fetch_by(OutboundHttp::denied(), &format!("http://127.0.0.1:{port}/")).await;
+    assert_eq!(
+        (status, body.as_str()),
+        (502, "ErrorCode::HttpRequestDenied\n")
+    );
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_address_named_literally_is_reached_and_its_connection_reused() {
+    let (port, connections) = serve().await;
+    let outbound = allow(&format!("127.0.0.1:{port}"));
+    let config = ReplicaConfig {
+        outbound,
+        ..ReplicaConfig::new("test")
+    };
+    let replica = http("fetcher-http", config).await;
+    for _ in 0..3 {
+        let answer = fetch(&replica, &format!("/fetch?http://127.0.0.1:{port}/")).await;
+        assert_eq!(answer.unwrap(), (200, "served".into()));
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let (status, _) = fetch_by(
+        allow(&format!("localhost:{port}")),
+        &format!("http://localhost:{port}/x"),
+    )
+    .await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test]
+async fn another_host_or_port_is_denied() {
+    let (port, connections) = serve().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    for pattern in ["127.0.0.1", "127.0.0.1:1", "localhost", "api.example.com"] {
+        let (status, body) = fetch_by(allow(pattern), &url).await;
+        assert_eq!(
+            (status, body.as_str()),
+            (502, "ErrorCode::HttpRequestDenied\n"),
+            "{pattern}"
+        );
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_wildcard_reaches_no_private_address() {
+    let (port, connections) = serve().await;
+    for host in ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1"] {
+        let (status, body) = fetch_by(
+            allow(&format!("*:{port}")),
+            &format!("http://{host}:{port}/"),
+        )
+        .await;
+        assert_eq!(status, 502, "{host}");
+        assert!(
+            body.contains("DestinationIpProhibited") || body.contains("DnsError"),
+            "{host}: {body}"
+        );
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+struct Orders;
+
+#[async_trait::async_trait]
+impl InternalRoute for Orders {
+    async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, RouteError> {
+        match request.uri().host() {
+            Some("orders.shop.internal") => Ok(http::Response::new(full("ordered"))),
+            Some("down.shop.internal") => Err(RouteError::Unavailable("no replica".into())),
+            _ => Err(RouteError::NotGranted),
+        }
+    }
+}
+
+#[tokio::test]
+async fn internal_hosts_take_their_own_route() {
+    let outbound = OutboundHttp::denied().with_internal(Arc::new(Orders));
+    let answer = fetch_by(outbound.clone(), "http://orders.shop.internal/").await;
+    assert_eq!(answer, (200, "ordered".into()));
+    let answer = fetch_by(outbound.clone(), "http://down.shop.internal/").await;
+    assert_eq!(answer, (502, "ErrorCode::DestinationUnavailable\n".into()));
+    let answer = fetch_by(outbound, "http://other.shop.internal/").await;
+    assert_eq!(answer, (502, "ErrorCode::HttpRequestDenied\n".into()));
+}
