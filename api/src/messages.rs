@@ -398,6 +398,45 @@ pub struct HostView {
     pub seen_ms: u64,
 }
 
+/// `why`: one of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WhyRequest {
+    /// A workload of the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Name>,
+    /// A host, by name or id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// `<workload>/<replica>`, or a replica of `workload`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+}
+
+/// `cordon`, `uncordon`, `drain`, `host-rm`, `rebalance`, `recover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostRequest {
+    /// The host, by name or id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// `drain`: at most this long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// `drain`: undo it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
+    /// `rebalance`: at most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_moves: Option<u32>,
+    /// The write's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
 /// The answer to `version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionReply {

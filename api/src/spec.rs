@@ -123,6 +123,15 @@ pub struct WorkloadSpec {
     /// Cron only: when.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
+    /// Cron only: the zone of `schedule`; UTC unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+    /// Cron only: what happens when the last run still runs; `skip` unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Overlap>,
+    /// Cron only: a run missed by no more than this is made up for; 1h unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub catch_up: Option<HumanDuration>,
     /// Job and cron: how often and how many at once.
     pub job: Job,
 }
@@ -154,6 +163,9 @@ impl Default for WorkloadSpec {
             update: Update::default(),
             bindings: Bindings::default(),
             schedule: None,
+            timezone: None,
+            overlap: None,
+            catch_up: None,
             job: Job::default(),
         }
     }
@@ -523,6 +535,7 @@ pub struct Health {
     /// A failing probe is forgiven this long after a start.
     pub start_grace: HumanDuration,
     /// `None` (`ready = false`): instance and route only.
+    #[serde(with = "probe_or_false")]
     pub ready: Option<Probe>,
     /// Restarts a replica that fails it; none by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -532,6 +545,35 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Self {
         Self { start_grace: HumanDuration::secs(10), ready: Some(Probe::default()), live: None }
+    }
+}
+
+/// No probe is written `false`, as in a manifest; `null` reads the same.
+mod probe_or_false {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Probe;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Flag(bool),
+        Probe(Probe),
+    }
+
+    pub(super) fn serialize<S: Serializer>(probe: &Option<Probe>, to: S) -> Result<S::Ok, S::Error> {
+        match probe {
+            Some(probe) => probe.serialize(to),
+            None => to.serialize_bool(false),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Probe>, D::Error> {
+        Ok(match Option::<Form>::deserialize(from)? {
+            Some(Form::Probe(probe)) => Some(probe),
+            Some(Form::Flag(true)) => Some(Probe::default()),
+            Some(Form::Flag(false)) | None => None,
+        })
     }
 }
 
@@ -752,6 +794,19 @@ pub struct Sockets {
     pub listen: Vec<u16>,
 }
 
+/// What a cron workload does when its last run still runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// Leave this run out.
+    #[default]
+    Skip,
+    /// Run both.
+    Allow,
+    /// End the old one.
+    Replace,
+}
+
 /// `job = { .. }`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -784,9 +839,11 @@ mod tests {
                 Constraint::Distinct { distinct: "host".into(), max: 1 },
             ],
             replicas: Some(Replicas::PerHost(PerHost::PerHost)),
+            health: Health { ready: None, ..Health::default() },
             ..WorkloadSpec::default()
         };
         let json = serde_json::to_string(&spec).unwrap();
+        assert!(json.contains(r#""ready":false"#), "as in a manifest: {json}");
         assert_eq!(serde_json::from_str::<WorkloadSpec>(&json).unwrap(), spec);
         // Version N reads what N-1 wrote: absent fields are defaults, unknown ones are ignored.
         let old: WorkloadSpec = serde_json::from_str(r#"{"name":"web","from_the_future":1}"#).unwrap();

@@ -1,1 +1,135 @@
-fn main() {}
+//! The `wasmorch` binary: parse, run, print the one error, end with the exit code.
+//!
+//! Only this file ends the process, after everything else is joined or given up.
+
+mod args;
+mod cluster;
+mod commands;
+mod error;
+mod link;
+mod out;
+mod serve;
+mod up;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use error::{CliError, Exit};
+
+/// What is still at work when a command has ended (a read of stdin that nobody waits for) gets this
+/// long.
+const LAST_WORK: Duration = Duration::from_millis(200);
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the one place that ends the process"
+)]
+fn main() {
+    std::process::exit(run().0);
+}
+
+fn run() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    // Becomes another program, so before anything else is set up.
+    if let Command::Child(child) = &cli.command {
+        let error = up::process::exec(child);
+        out::print_error(&error, false);
+        return error.exit;
+    }
+    panic_hook();
+    log_to_stderr(&cli.command);
+    let json = cli.global.json;
+    let threads = if works_much(&cli.command) {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    };
+    let runtime = match threads {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = CliError::bug("threads cannot be started", error.to_string());
+            out::print_error(&error, json);
+            return error.exit;
+        }
+    };
+    let ended = runtime.block_on(async { Box::pin(commands::run(cli)).await });
+    runtime.shutdown_timeout(LAST_WORK);
+    match ended {
+        Ok(exit) => exit,
+        Err(error) => {
+            out::print_error(&error, json);
+            error.exit
+        }
+    }
+}
+
+/// Help and version are answers; everything else that clap refuses is 64, not its own 2.
+fn usage(error: &clap::Error) -> Exit {
+    // A closed pipe is no reason to fail.
+    let _ = error.print();
+    if error.use_stderr() {
+        Exit::USAGE
+    } else {
+        Exit::OK
+    }
+}
+
+/// Commands that run guests or daemons; the others are done before a second thread has started.
+fn works_much(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Up(_) | Command::Host(_) | Command::Controller(_) | Command::Run(_)
+    )
+}
+
+fn log_to_stderr(command: &Command) {
+    let default = match command {
+        Command::Host(_) | Command::Controller(_) => "info",
+        Command::Up(_) => "warn",
+        _ => "error",
+    };
+    let filter = EnvFilter::try_from_env("WASMORCH_LOG").unwrap_or_else(|_| {
+        // What async_nats logs, the parts log in their own words.
+        EnvFilter::new(format!("{default},async_nats=error"))
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+/// A panic is a bug of ours. In a task it ends the task, and its owner says so; here on the main
+/// thread it ends the process.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a panic of the main thread has no one else to end it"
+)]
+fn panic_hook() {
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic
+            .location()
+            .map(|at| format!(" at {at}"))
+            .unwrap_or_default();
+        let text = panic.payload_as_str().unwrap_or("no message");
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: a bug of ours{place}\n  why: {text}\n  fix: please report it"
+        );
+        if std::thread::current().id() == main {
+            std::process::exit(Exit::BUG.0);
+        }
+    }));
+}

@@ -1,1 +1,135 @@
-//! placeholder
+//! The controller: the shell round the planner.
+//!
+//! Owns leadership, the store, the API and the control loop. What should happen is the planner's to
+//! decide; hosts are known by their messages alone, and this crate must not know theirs.
+//!
+//! ```text
+//!                     ┌─ leader ── lease, term ──────────────┐
+//!  API (micro) ─ api ─┤  control_loop ─ planner ─ dispatch   ├─ store ─ JetStream
+//!  hosts ─────── ears ┤                                      │
+//!                     └─ events ─────────────────────────────┘      admin: HTTP for watchers
+//! ```
+//!
+//! Any number of controllers may run. One leads, by a lease; the others stand by. Everything a
+//! leader writes is fenced by its term in the store itself, so that a leader that was frozen and
+//! comes back changes nothing.
+
+mod admin;
+mod api;
+mod artifacts;
+mod clock;
+mod control_loop;
+mod dispatch;
+mod ears;
+mod error;
+mod events;
+mod guard;
+mod leader;
+pub mod lease;
+pub mod link;
+mod metrics;
+pub mod store;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use wasmorch_api::{LeaderId, NatsOptions};
+
+pub use error::{ControllerError, Source};
+
+use admin::Admin;
+use artifacts::Artifacts;
+use leader::Controller;
+use lease::LeaseTimes;
+use link::Link;
+use metrics::Metrics;
+use store::Store;
+
+/// What is still on its way at the end has so long to leave.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// How a controller runs.
+#[derive(Debug)]
+pub struct ControllerConfig {
+    /// Where NATS is.
+    pub nats: NatsOptions,
+    /// Health and metrics; `None`: no listener.
+    pub admin: Option<SocketAddr>,
+    /// Told once it runs: the store is open, and it leads or stands by.
+    pub started: Option<oneshot::Sender<ControllerStarted>>,
+}
+
+/// A controller that runs.
+#[derive(Debug, Clone)]
+pub struct ControllerStarted {
+    /// Its id.
+    pub leader: LeaderId,
+    /// Its admin listener, with the port that it got.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Runs a controller until `shutdown`: connects, opens the store, and leads whenever it can.
+pub async fn run(
+    config: ControllerConfig,
+    shutdown: CancellationToken,
+) -> Result<(), ControllerError> {
+    let leader = LeaderId::from_random(rand::random());
+    let starting = start(&config, &leader);
+    // Starting may wait for a server that is slow to answer.
+    let parts = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        parts = starting => parts?,
+    };
+    let Parts { link, store, listener, metrics } = parts;
+    let admin = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let stop_admin = CancellationToken::new();
+    let serving = listener.map(|listener| {
+        let admin = Admin { link: link.clone(), metrics: metrics.clone(), leader: leader.clone() };
+        AbortOnDropHandle::new(tokio::spawn(admin.serve(listener, stop_admin.clone())))
+    });
+    tracing::info!(%leader, nats = link.url(), "controller started");
+    if let Some(started) = config.started {
+        // Nobody has to listen.
+        let _ = started.send(ControllerStarted { leader: leader.clone(), admin });
+    }
+    let controller = Controller {
+        link: link.clone(),
+        js_domain: config.nats.js_domain.clone(),
+        artifacts: Artifacts::new(store.clone()),
+        store,
+        leader,
+        times: LeaseTimes::default(),
+        metrics,
+    };
+    controller.run(shutdown).await;
+    stop_admin.cancel();
+    if let Some(serving) = serving {
+        // A panic there has been reported by the runtime, and nothing is left to save.
+        let _ = serving.await;
+    }
+    if tokio::time::timeout(CLOSE, link.flush()).await.is_err() {
+        tracing::debug!("NATS did not take the last messages");
+    }
+    Ok(())
+}
+
+struct Parts {
+    link: Link,
+    store: Store,
+    listener: Option<tokio::net::TcpListener>,
+    metrics: Metrics,
+}
+
+async fn start(config: &ControllerConfig, leader: &LeaderId) -> Result<Parts, ControllerError> {
+    let listener = match config.admin {
+        Some(addr) => Some(admin::bind(addr).await?),
+        None => None,
+    };
+    let name = format!("wasmorch controller {leader}");
+    let link = Link::connect(&config.nats, &name).await?;
+    let store = Store::open(&link, config.nats.js_domain.as_deref()).await?;
+    Ok(Parts { link, store, listener, metrics: Metrics::new() })
+}

@@ -1,1 +1,50 @@
-//! placeholder
+//! The HTTP entry on every host: any gateway answers for every http workload of the cluster.
+//!
+//! ```text
+//!   client ──> public port ── host, path ──> workload ──┬── Local (a replica here, same task)
+//!                                                       └── peer port of another host ──> Local
+//! ```
+//!
+//! Owns: the tables it routes by, the listeners and their connections, balancing, forwarding.
+//!
+//! Invariants:
+//!
+//! - It knows no NATS and no runtime: tables are told to it, replicas are behind [`Local`].
+//! - A request to a replica on this host is served in the task of its connection: no spawn, no
+//!   channel.
+//! - Forwarding headers are believed on the peer port only, and the peer port never forwards: a
+//!   request passes at most two gateways, and a cycle of workloads that call each other ends at the
+//!   hop limit.
+//! - A request goes elsewhere only if it was certainly not executed.
+//! - Connections, requests, replay buffers and pools are bounded; whatever is refused says why.
+
+mod answer;
+mod balance;
+mod config;
+mod connections;
+mod forward;
+mod gateway;
+mod headers;
+mod index;
+mod local;
+mod peers;
+mod refusals;
+mod replay;
+mod server;
+mod stats;
+mod tables;
+
+use bytes::Bytes;
+
+pub use config::{GatewayConfig, GatewayError, Limits};
+pub use gateway::{Gateway, Hops};
+pub use local::{Local, LocalError};
+pub use server::{Server, serve};
+pub use stats::{ErrorClass, Stats};
+pub use tables::Tables;
+
+/// Any error, as bodies carry it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A streamed body, of requests and of responses.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;

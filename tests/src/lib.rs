@@ -1,1 +1,53 @@
-//! placeholder
+//! What the end-to-end tests stand on: real processes, a real nats-server, and nothing left behind.
+//!
+//! Owns starting, asking, waiting and cleaning up. Tests read as prose on top of it; they wait for
+//! conditions with a deadline and never for time to pass.
+
+pub mod http;
+pub mod nats;
+pub mod nats_client;
+pub mod process;
+pub mod up;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A condition that takes longer than this has failed. Generous: CI machines are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The workspace's target folder for this build, from where the test binary lies.
+fn target_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("a running test knows its file");
+    // <target>/debug/deps/all-<hash>
+    exe.ancestors().nth(2).expect("tests run from target/<profile>/deps").to_path_buf()
+}
+
+/// The `wasmorch` binary of this build.
+pub fn wasmorch() -> PathBuf {
+    let path = target_dir().join("wasmorch");
+    assert!(path.exists(), "{} is missing: run `cargo xtask test`", path.display());
+    path
+}
+
+/// A built sample component.
+pub fn guest(name: &str) -> PathBuf {
+    let folder = std::env::var_os("WASMORCH_GUESTS").map(PathBuf::from).unwrap_or_else(|| {
+        target_dir().parent().expect("target/<profile> has a parent").join("guests")
+    });
+    let path = folder.join(format!("{name}.wasm"));
+    assert!(path.exists(), "{} is missing: run `cargo xtask setup`", path.display());
+    path
+}
+
+/// Asks until there is an answer; panics with `what` when it takes too long.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}

@@ -1,5 +1,0 @@
-//! (being written)
-
-/// A whole manifest.
-#[derive(Debug, Clone)]
-pub struct Manifest {}

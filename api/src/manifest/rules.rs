@@ -1,0 +1,56 @@
+//! What a spec may hold depends on its kind.
+//!
+//! Owns those rules. A manifest that names its kind is held to them when it is read; one that leaves
+//! it to the exports, when the component has been inspected (`component::check`).
+
+use crate::spec::{Job, Kind, Replicas, RestartPolicy, WorkloadSpec};
+
+/// What of this spec contradicts the kind: the key, and what is wrong.
+pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, String)> {
+    let command = matches!(kind, Kind::Service | Kind::Job | Kind::Cron);
+    let mut broken = Vec::new();
+    let mut rule = |holds: bool, key: &'static str, what: &str| {
+        if !holds {
+            broken.push((key, format!("{what}; this is kind = \"{kind}\"")));
+        }
+    };
+    rule(command || spec.args.is_empty(), "args", "are for service, job and cron");
+    rule(kind == Kind::Http || spec.routes.is_empty(), "routes", "are for http");
+    rule(
+        kind == Kind::Messages || spec.bindings.subscribe.is_empty(),
+        "bindings.subscribe",
+        "is for messages",
+    );
+    if kind != Kind::Cron {
+        rule(spec.schedule.is_none(), "schedule", "is for cron");
+        rule(spec.timezone.is_none(), "timezone", "is for cron");
+        rule(spec.overlap.is_none(), "overlap", "is for cron");
+        rule(spec.catch_up.is_none(), "catch_up", "is for cron");
+    } else if spec.schedule.is_none() {
+        rule(false, "schedule", "is missing: write it like `0 3 * * *`");
+    }
+    rule(kind.ends() || spec.job == Job::default(), "job", "is for job and cron");
+    if kind.ends() {
+        rule(
+            matches!(spec.replicas, None | Some(Replicas::Count(1))),
+            "replicas",
+            "are for what runs on: write job = { completions = N, parallelism = N }",
+        );
+        rule(spec.scale.is_none(), "scale", "is for what runs on");
+        rule(
+            spec.restart.policy != Some(RestartPolicy::Always),
+            "restart.policy",
+            "must be on-failure or never for what ends",
+        );
+    }
+    rule(kind == Kind::Http || spec.health.live.is_none(), "health.live", "asks by HTTP");
+    if let Some(scale) = &spec.scale {
+        let has = |measure| scale.target.contains_key(measure);
+        rule(kind == Kind::Http || !has("requests_per_second"), "scale.target", "requests_per_second is for http");
+        rule(kind == Kind::Messages || !has("pending"), "scale.target", "pending is for messages");
+    }
+    let percent = spec.update.canary.as_ref().is_some_and(|canary| canary.percent.is_some());
+    rule(kind == Kind::Http || !percent, "update.canary.percent", "shares out HTTP requests");
+    rule(kind == Kind::Http || spec.update.fail_when.is_none(), "update.fail_when", "judges HTTP answers");
+    broken
+}

@@ -1,0 +1,132 @@
+//! Manifests and requests, each with what is read from it or all that is said about it.
+
+use crate::manifest::{
+    ComponentRef, Problem, not_yet, not_yet_together, read_deploy, read_manifest,
+};
+use crate::spec::Kind;
+
+fn messages(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+/// A file of `testdata/`, read.
+macro_rules! corpus {
+    ($($test:ident: $file:literal,)*) => {$(
+        #[test]
+        fn $test() {
+            let text = include_str!(concat!("../testdata/", $file));
+            let shown = match read_manifest(text) {
+                Ok(manifest) => serde_json::to_string_pretty(
+                    &manifest.workloads.iter().map(|workload| &workload.spec).collect::<Vec<_>>(),
+                )
+                .unwrap(),
+                Err(problems) => messages(&problems),
+            };
+            insta::assert_snapshot!($file, shown);
+        }
+    )*};
+}
+
+corpus! {
+    small: "small.toml",
+    digest: "digest.toml",
+    contract: "contract.toml",
+    bad_keys: "bad-keys.toml",
+    bad_types: "bad-types.toml",
+    bad_values: "bad-values.toml",
+    bad_syntax: "bad-syntax.toml",
+    empty: "empty.toml",
+    no_workload: "no-workload.toml",
+}
+
+#[test]
+fn the_contract_is_read_whole() {
+    let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
+    assert_eq!(manifest.namespace.unwrap().as_str(), "shop");
+    assert!(manifest.atomic);
+    assert_eq!(manifest.workloads.len(), 3);
+    let web = &manifest.workloads[0];
+    assert_eq!(web.component, Some(ComponentRef::Path("web.wasm".into())));
+    assert_eq!((web.spec.artifact.clone(), web.at.0), (None, 3));
+}
+
+#[test]
+fn not_yet_has_a_place() {
+    let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
+    let mut shown = messages(&not_yet_together(manifest.atomic, manifest.workloads.len()));
+    for workload in &manifest.workloads {
+        let kind = workload.spec.kind.unwrap_or(Kind::Messages);
+        let problems = not_yet(&workload.spec, kind);
+        let located: Vec<_> = problems.into_iter().map(|problem| workload.locate(problem)).collect();
+        shown.push_str(&messages(&located));
+    }
+    let manifest = read_manifest(include_str!("../testdata/digest.toml")).unwrap();
+    for workload in &manifest.workloads {
+        shown.push_str(&messages(&not_yet(&workload.spec, Kind::Service)));
+    }
+    insta::assert_snapshot!("not-yet", shown);
+    let small = read_manifest(include_str!("../testdata/small.toml")).unwrap();
+    assert_eq!(not_yet(&small.workloads[0].spec, Kind::Http), []);
+    assert_eq!(not_yet_together(true, 1), []);
+}
+
+#[test]
+fn requests() {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let good = format!(
+        r#"{{"workloads":[{{"name":"web","artifact":"{digest}","replicas":2,"health":{{"ready":false}}}}],
+            "if_index":18446744073709551615,"request_id":"r-1","by":"ann"}}"#
+    );
+    let request = read_deploy(good.as_bytes()).unwrap();
+    assert_eq!(request.if_index, Some(u64::MAX));
+    assert_eq!(request.by.as_deref(), Some("ann"));
+    assert_eq!(request.workloads[0].health.ready, None);
+    let mut shown = String::new();
+    for bad in [
+        "", "[]", "{}", "null", r#"{"workloads":[]}"#, r#"{"workloads":{}}"#, r#"{"workloads":[1]}"#,
+        r#"{"workloads":[{}, {}]}"#, r#"{"workloads":[],"workloads":[]}"#,
+        r#"{"workloads":[{"name":"web","component":"web.wasm","replicas":null}],"atomic":1}"#,
+        r#"{"workload":[],"if_index":-1,"request_id":"a b","by":"a\nb"}"#,
+        &format!(
+            r#"{{"workloads":[{{"name":"web","artifact":"{digest}","routes":["a.b"]}},
+                {{"name":"web","artifact":"sha256:1","routes":["A.B/"]}}]}}"#
+        ),
+    ] {
+        shown.push_str(&format!("{bad}\n{}\n", messages(&read_deploy(bad.as_bytes()).unwrap_err())));
+    }
+    insta::assert_snapshot!("requests", shown);
+}
+
+#[test]
+fn what_is_too_much_is_refused_shortly() {
+    let with = |line: &str| format!("[workload]\nname = \"a\"\ncomponent = \"a\"\n{line}\n");
+    let what = |line: &str| {
+        let problems = read_manifest(&with(line)).unwrap_err();
+        assert!(problems.len() <= 101, "{}", problems.len());
+        problems.last().unwrap().what.clone()
+    };
+    let constraints = "{ distinct = \"host\" }, ".repeat(1_001);
+    assert_eq!(what(&format!("constraints = [{constraints}]")), "has 1001 entries; at most 1000 are accepted");
+    let wrong = "{ distinct = 1 }, ".repeat(1_000);
+    assert_eq!(what(&format!("constraints = [{wrong}]")), "and 900 more mistakes");
+    let large = format!("config = {{ a = \"{}\" }}", "x".repeat(128 * 1024));
+    assert!(what(&large).contains("at most 131072 are accepted"), "{}", what(&large));
+    let many = "[[workload]]\nname = \"a\"\ncomponent = \"a\"\n".repeat(301);
+    assert_eq!(read_manifest(&many).unwrap_err()[0].what, "has 301 entries; at most 300 are accepted");
+}
+
+/// Every manifest in the reference is read, and runs in this version.
+#[test]
+fn the_reference_holds() {
+    let page = include_str!("../../../../docs/reference.md");
+    let examples: Vec<&str> =
+        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 2);
+    for example in examples {
+        let manifest = read_manifest(example).unwrap_or_else(|problems| panic!("{}", messages(&problems)));
+        for workload in manifest.workloads {
+            let kind = if workload.spec.bindings.subscribe.is_empty() { Kind::Http } else { Kind::Messages };
+            assert_eq!(not_yet(&workload.spec, kind), []);
+        }
+    }
+}

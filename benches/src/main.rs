@@ -1,0 +1,33 @@
+//! What is measured, and against which peer: `cargo xtask bench NAME`.
+//!
+//! Owns the figures, not the parts: it drives the `wasmorch` binary and a real nats-server from
+//! outside, as a user would, on the harness of the end-to-end tests. A run counts only after its
+//! success was checked.
+
+mod cluster;
+mod deploy;
+mod guest;
+mod machine;
+mod memory;
+mod report;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of wasmorch.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// `up` to ready, `deploy` to the first answer, resident memory
+    Deploy(deploy::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().bench {
+        Bench::Deploy(args) => deploy::run(&args),
+    }
+}

@@ -1,0 +1,102 @@
+//! Flags of what keeps running: `up`, `host`, `controller`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use wasmorch_api::{ByteSize, Cpu, Name};
+
+use super::KeyValue;
+
+pub(crate) const UP_EXAMPLES: &str = "Examples:
+  wasmorch up
+  wasmorch up --hosts 3 --http 127.0.0.1:9000
+  wasmorch up --nats nats://127.0.0.1:4222   with a server of your own
+
+Ctrl-C drains and stops in order; a second one stops at once. The data stays: the next
+`wasmorch up` brings every workload back.";
+
+pub(crate) const HOST_EXAMPLES: &str = "Examples:
+  wasmorch host --nats nats://10.0.0.1:4222 --http 0.0.0.0:80
+  wasmorch host --nats nats://10.0.0.1:4222 --label zone=a --taint edge";
+
+/// `up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// How many hosts
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) hosts: u16,
+    /// Where everything is kept [default: $XDG_DATA_HOME/wasmorch/up]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where the first host's gateway listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) http: SocketAddr,
+    /// Where its NATS server listens, loopback only [default: a free port]
+    #[arg(long, value_name = "ADDR", conflicts_with = "nats")]
+    pub(crate) nats_listen: Option<SocketAddr>,
+    /// Fetch a nats-server without asking when there is none
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// `host`.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    /// Where everything is kept [default: $XDG_DATA_HOME/wasmorch/host]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where the gateway listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) http: SocketAddr,
+    /// Where other hosts reach the gateway [default: a free port on the IP of --http]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer: Option<SocketAddr>,
+    /// What other hosts dial, when it is not --peer
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+    /// Health and metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) admin: SocketAddr,
+    /// Its name [default: the hostname]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<Name>,
+    /// The domain of automatic names: <workload>.<namespace>.<domain>
+    #[arg(long, value_name = "DOMAIN", default_value = "localhost")]
+    pub(crate) domain: String,
+    /// A label that constraints look at; may be given several times
+    #[arg(long = "label", value_name = "K=V")]
+    pub(crate) labels: Vec<KeyValue>,
+    /// A taint that workloads must tolerate; may be given several times
+    #[arg(long = "taint", value_name = "K[=V]")]
+    pub(crate) taints: Vec<String>,
+    /// Memory for replicas [default: all but a reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
+    /// Cpu for replicas [default: all]
+    #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Option<Cpu>,
+    /// Processes that run guests; 0: inside the daemon
+    #[arg(long, value_name = "N")]
+    pub(crate) runners: Option<u32>,
+}
+
+/// `controller`.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    /// Health and metrics [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+/// `child`: not for people.
+#[derive(Debug, Args)]
+pub(crate) struct ChildArgs {
+    /// The process that must still be the parent.
+    #[arg(long)]
+    pub(crate) parent: i32,
+    /// What to become.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}

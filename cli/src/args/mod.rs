@@ -1,0 +1,345 @@
+//! The command line: every command, flag and example. Parsing ends here, in validated types.
+//!
+//! It must not know what a command does. Usage errors exit 64 (`main` maps clap's own 2).
+
+mod daemons;
+mod values;
+mod workloads;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use wasmorch_api::{HumanDuration, Name};
+
+pub(crate) use daemons::{ChildArgs, ControllerArgs, HostArgs, UpArgs};
+pub(crate) use values::{Dir, KeyValue, LogTarget, ScaleTo, Target};
+pub(crate) use workloads::{
+    ANY_NETWORK, DeployArgs, EventsArgs, LogsArgs, PlanArgs, PsArgs, RolloutAction, RolloutArgs,
+    RunArgs, SpecArgs,
+};
+
+/// Runs WebAssembly components on one machine or many, over NATS.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wasmorch",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Two commands to a running app:\n  wasmorch up\n  wasmorch deploy app.wasm"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The cluster's NATS server; without it, the `up` that was started last
+    #[arg(long, global = true, value_name = "URL", env = "WASMORCH_NATS")]
+    pub(crate) nats: Option<String>,
+    /// The NATS credentials file
+    #[arg(long, global = true, value_name = "FILE", env = "WASMORCH_CREDS")]
+    pub(crate) creds: Option<PathBuf>,
+    /// The JetStream domain, behind a leaf node
+    #[arg(long, global = true, value_name = "DOMAIN", env = "WASMORCH_JS_DOMAIN")]
+    pub(crate) js_domain: Option<String>,
+    /// The namespace [default: default]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<Name>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Colours and progress bars: auto, always or never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    pub(crate) color: Color,
+    /// How long to wait for an answer [default: 10s]
+    #[arg(id = "timeout", long, global = true, value_name = "TIME")]
+    pub(crate) timeout: Option<HumanDuration>,
+}
+
+impl Global {
+    /// The namespace in force.
+    pub(crate) fn namespace(&self) -> Name {
+        self.namespace.clone().unwrap_or_default()
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole cluster here: NATS, a controller, hosts
+    #[command(after_help = daemons::UP_EXAMPLES)]
+    Up(UpArgs),
+    /// Deploy a component, or what a wasmorch.toml says
+    #[command(after_help = workloads::DEPLOY_EXAMPLES)]
+    Deploy(DeployArgs),
+    /// Say what a deploy would change; exits 2 when something would stay unplaced
+    #[command(
+        after_help = "Examples:\n  wasmorch plan app.wasm --replicas 3\n  wasmorch plan wasmorch.toml --json"
+    )]
+    Plan(PlanArgs),
+    /// List workloads, or the replicas of one
+    #[command(
+        after_help = "Examples:\n  wasmorch ps\n  wasmorch ps -A\n  wasmorch ps web --all --json"
+    )]
+    Ps(PsArgs),
+    /// Show one workload: spec, replicas, rollout
+    #[command(
+        after_help = "Examples:\n  wasmorch status web\n  wasmorch status wasmorch.toml --json"
+    )]
+    Status(Targeted),
+    /// Explain why a workload, host or replica is as it is
+    #[command(
+        after_help = "Examples:\n  wasmorch why web\n  wasmorch why web/2-7-1\n  wasmorch why h1"
+    )]
+    Why {
+        /// WORKLOAD, HOST, or WORKLOAD/REPLICA
+        #[arg(value_name = "WORKLOAD|HOST|REPLICA")]
+        subject: String,
+    },
+    /// List the revisions of a workload
+    #[command(after_help = "Examples:\n  wasmorch history web")]
+    History(Targeted),
+    /// Show what replicas wrote
+    #[command(
+        after_help = "Examples:\n  wasmorch logs web\n  wasmorch logs -f --tail 20 web\n  wasmorch logs web/2-7-1"
+    )]
+    Logs(LogsArgs),
+    /// Show what happened in the cluster
+    #[command(
+        after_help = "Examples:\n  wasmorch events\n  wasmorch events -f\n  wasmorch events --since 1d --json"
+    )]
+    Events(EventsArgs),
+    /// Say what a file is, and what it would need granted
+    #[command(
+        after_help = "Examples:\n  wasmorch inspect app.wasm\n  wasmorch inspect app.wasm --json"
+    )]
+    Inspect {
+        /// A component or core module
+        #[arg(value_name = "APP.wasm")]
+        file: PathBuf,
+    },
+    /// Set how many replicas are wanted
+    #[command(after_help = "Examples:\n  wasmorch scale web=3\n  wasmorch scale web=3 api=0")]
+    Scale {
+        /// Workloads and counts
+        #[arg(value_name = "WORKLOAD=N", required = true)]
+        to: Vec<ScaleTo>,
+    },
+    /// Go back to an earlier revision
+    #[command(after_help = "Examples:\n  wasmorch rollback web\n  wasmorch rollback web --to 3")]
+    Rollback {
+        /// The workload
+        #[arg(value_name = "WORKLOAD")]
+        target: Target,
+        /// To this revision; without it, to the last good one before
+        #[arg(long, value_name = "N")]
+        to: Option<u64>,
+        /// Do not wait until it is ready
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Replace every replica by a fresh one of the same revision
+    Restart(Waited),
+    /// Stop every replica, keep the workload
+    Stop(Targeted),
+    /// Undo `stop`, or run a job once now
+    #[command(after_help = "Examples:\n  wasmorch start web\n  wasmorch start nightly -- --full")]
+    Start {
+        /// The workload
+        #[arg(value_name = "WORKLOAD")]
+        target: Target,
+        /// A job's arguments for this run
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
+    /// Remove a workload; buckets and volumes stay unless --data
+    #[command(after_help = "Examples:\n  wasmorch rm web\n  wasmorch rm wasmorch.toml --data")]
+    Rm {
+        /// The workload
+        #[arg(value_name = "WORKLOAD")]
+        target: Target,
+        /// Its buckets and volumes too
+        #[arg(long)]
+        data: bool,
+    },
+    /// Look at a rollout, hold it, end it
+    #[command(
+        after_help = "Examples:\n  wasmorch rollout status web\n  wasmorch rollout abort web"
+    )]
+    Rollout(RolloutArgs),
+    /// List hosts
+    Hosts,
+    /// Place nothing new on a host
+    Cordon(HostName),
+    /// Undo `cordon`
+    Uncordon(HostName),
+    /// Move everything off a host
+    Drain {
+        #[command(flatten)]
+        host: HostName,
+        /// Stop what has not moved by then
+        #[arg(long, value_name = "TIME")]
+        deadline: Option<HumanDuration>,
+        /// Undo it
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Forget a host that will not come back
+    #[command(name = "host-rm")]
+    HostRm(HostName),
+    /// Even out the hosts by moving replicas
+    Rebalance {
+        /// At most so many
+        #[arg(long, value_name = "N")]
+        max_moves: u32,
+    },
+    /// Write what hosts cannot know to a file
+    Backup {
+        /// The file
+        file: PathBuf,
+    },
+    /// Rebuild the cluster's state from hosts and a backup
+    Recover {
+        /// The backup
+        file: Option<PathBuf>,
+    },
+    /// Print how other tools reach the cluster
+    #[command(
+        after_help = "Examples:\n  eval $(wasmorch env)\n  nats req wasmorch.v1.api.default.list '{}'"
+    )]
+    Env,
+    /// Run a component or core module here and now, without a cluster
+    #[command(after_help = workloads::RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Run a host daemon
+    #[command(after_help = daemons::HOST_EXAMPLES)]
+    Host(HostArgs),
+    /// Run a controller; any number may run, one leads
+    #[command(after_help = "Examples:\n  wasmorch controller --nats nats://10.0.0.1:4222")]
+    Controller(ControllerArgs),
+    /// Becomes another program that ends with its parent
+    #[command(name = "child", hide = true)]
+    Child(ChildArgs),
+}
+
+/// A workload, or a manifest's.
+#[derive(Debug, Args)]
+pub(crate) struct Targeted {
+    /// The workload, or a manifest: all its workloads
+    #[arg(value_name = "WORKLOAD")]
+    pub(crate) target: Target,
+}
+
+/// A workload, and whether to wait.
+#[derive(Debug, Args)]
+pub(crate) struct Waited {
+    /// The workload, or a manifest: all its workloads
+    #[arg(value_name = "WORKLOAD")]
+    pub(crate) target: Target,
+    /// Do not wait until it is ready
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// A host by name.
+#[derive(Debug, Args)]
+pub(crate) struct HostName {
+    /// The host's name
+    #[arg(value_name = "HOST")]
+    pub(crate) host: Name,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        let before = parse("wasmorch --json -n shop --timeout 3s ps").unwrap();
+        let after = parse("wasmorch ps --json -n shop --timeout 3s").unwrap();
+        for cli in [before, after] {
+            assert!(cli.global.json);
+            assert_eq!(cli.global.namespace().as_str(), "shop");
+            assert_eq!(cli.global.timeout, Some(HumanDuration::secs(3)));
+        }
+    }
+
+    #[test]
+    fn the_time_limit_of_run_is_its_own() {
+        let cli = parse("wasmorch run --timeout 2s app.wasm -- --timeout x").unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.timeout, Some(HumanDuration::secs(2)));
+        assert_eq!(run.args, ["--timeout", "x"]);
+    }
+
+    #[test]
+    fn allow_network_takes_its_value_only_after_an_equals_sign() {
+        let cli = parse("wasmorch run --allow-network app.wasm").unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.allow_network, [ANY_NETWORK]);
+        let cli = parse("wasmorch run --allow-network=a:1 --allow-network=b:2 app.wasm").unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.allow_network, ["a:1", "b:2"]);
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for line in [
+            "wasmorch",
+            "wasmorch ps A_B",
+            "wasmorch scale web",
+            "wasmorch scale web=-1",
+            "wasmorch up --nats nats://x --nats-listen 127.0.0.1:0",
+            "wasmorch deploy app.wasm --memory lots",
+            "wasmorch run --dir nowhere app.wasm",
+            "wasmorch frobnicate",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

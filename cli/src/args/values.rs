@@ -1,0 +1,164 @@
+//! Values with a grammar of their own: `K=V`, `WORKLOAD=N`, `HOST::GUEST[:ro]`, `WORKLOAD[/REPLICA]`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use wasmorch_api::{Name, ReplicaId};
+
+/// `K=V`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyValue {
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for KeyValue {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("write it like KEY=VALUE".into()),
+        }
+    }
+}
+
+/// A workload, or a manifest that names several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// One workload.
+    Workload(Name),
+    /// All workloads of this file.
+    Manifest(PathBuf),
+}
+
+impl FromStr for Target {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        // No name has a dot, so the two cannot be mixed up.
+        if text.ends_with(".toml") {
+            return Ok(Self::Manifest(text.into()));
+        }
+        text.parse()
+            .map(Self::Workload)
+            .map_err(|error: wasmorch_api::IdError| error.to_string())
+    }
+}
+
+/// `WORKLOAD`, `WORKLOAD/REPLICA` or a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogTarget {
+    pub(crate) target: Target,
+    pub(crate) replica: Option<ReplicaId>,
+}
+
+impl FromStr for LogTarget {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (target, replica) = match text.split_once('/') {
+            Some((target, replica)) if !text.ends_with(".toml") => {
+                let replica = replica
+                    .parse()
+                    .map_err(|e: wasmorch_api::IdError| e.to_string())?;
+                (target, Some(replica))
+            }
+            _ => (text, None),
+        };
+        Ok(Self {
+            target: target.parse()?,
+            replica,
+        })
+    }
+}
+
+/// `WORKLOAD=N`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ScaleTo {
+    pub(crate) name: Name,
+    pub(crate) desired: u32,
+}
+
+impl FromStr for ScaleTo {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, count) = text.split_once('=').ok_or("write it like web=3")?;
+        Ok(Self {
+            name: name
+                .parse()
+                .map_err(|error: wasmorch_api::IdError| error.to_string())?,
+            desired: count
+                .parse()
+                .map_err(|_| format!("`{count}` is no number of replicas"))?,
+        })
+    }
+}
+
+/// `HOST::GUEST[:ro]`; `HOST` alone is seen under the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dir {
+    pub(crate) host: PathBuf,
+    pub(crate) guest: String,
+    pub(crate) read_only: bool,
+}
+
+impl FromStr for Dir {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write it like ./data::/data or ./data::/data:ro".to_owned();
+        let (host, guest) = text.split_once("::").ok_or_else(wrong)?;
+        let (guest, read_only) = match guest.strip_suffix(":ro") {
+            Some(guest) => (guest, true),
+            None => (guest, false),
+        };
+        if host.is_empty() || guest.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            host: host.into(),
+            guest: guest.to_owned(),
+            read_only,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read() {
+        let pair: KeyValue = "A=b=c".parse().unwrap();
+        assert_eq!((pair.key.as_str(), pair.value.as_str()), ("A", "b=c"));
+        assert!("=b".parse::<KeyValue>().is_err());
+        assert!("A".parse::<KeyValue>().is_err());
+
+        let dir: Dir = "./a::/b:ro".parse().unwrap();
+        assert_eq!(
+            dir,
+            Dir {
+                host: "./a".into(),
+                guest: "/b".into(),
+                read_only: true
+            }
+        );
+        assert!("a:/b".parse::<Dir>().is_err());
+
+        assert_eq!("web=3".parse::<ScaleTo>().unwrap().desired, 3);
+        assert!("web=three".parse::<ScaleTo>().is_err());
+    }
+
+    #[test]
+    fn targets_are_names_or_manifests() {
+        assert_eq!(
+            "a/b.toml".parse::<Target>().unwrap(),
+            Target::Manifest("a/b.toml".into())
+        );
+        assert!("a/b".parse::<Target>().is_err());
+        let log: LogTarget = "web/2-7-1".parse().unwrap();
+        assert_eq!(log.replica.unwrap().to_string(), "2-7-1");
+        assert!("web/x".parse::<LogTarget>().is_err());
+        assert_eq!("x/y.toml".parse::<LogTarget>().unwrap().replica, None);
+    }
+}

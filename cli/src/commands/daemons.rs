@@ -1,0 +1,189 @@
+//! `host` and `controller`: the daemons, until a signal.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::{HostId, NatsOptions};
+use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
+use wasmorch_host::{HostConfig, HostError, HostStarted};
+
+use super::{Context, Interrupt};
+use crate::args::{ControllerArgs, HostArgs};
+use crate::cluster;
+use crate::error::{CliError, Exit, chain};
+use crate::out::table::pairs;
+
+/// A daemon that was told to stop and does not is left behind after this: drains have their own,
+/// shorter limits.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
+/// `host`.
+pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError> {
+    let mut interrupt = Interrupt::listen()?;
+    let nats = cluster::find(&ctx.global)?;
+    let data = cluster::data_dir(args.data.clone(), "host")?;
+    let (sender, started) = oneshot::channel();
+    let config = host_config(args, nats, data, sender);
+    let stop = CancellationToken::new();
+    let running = wasmorch_host::run(config, stop.clone());
+    let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
+        let HostStarted {
+            host,
+            http,
+            peer,
+            admin,
+        } = started.await.ok()?;
+        let text = addresses(
+            &host,
+            &http.to_string(),
+            &peer.to_string(),
+            &admin.to_string(),
+        );
+        Some((
+            text,
+            json!({ "host": host, "http": http, "peer": peer, "admin": admin }),
+        ))
+    });
+    match ended.await? {
+        Some(ended) => ended.map_err(|error| host_error(&error)).map(|()| Exit::OK),
+        None => Ok(Exit::OK),
+    }
+}
+
+fn host_config(
+    args: HostArgs,
+    nats: NatsOptions,
+    data: PathBuf,
+    started: oneshot::Sender<HostStarted>,
+) -> HostConfig {
+    HostConfig {
+        nats,
+        data,
+        http: args.http,
+        peer: args.peer,
+        advertise: args.advertise,
+        admin: args.admin,
+        name: args.name,
+        domain: args.domain,
+        labels: args
+            .labels
+            .into_iter()
+            .map(|label| (label.key, label.value))
+            .collect(),
+        taints: args.taints,
+        memory: args.memory.map(|memory| memory.0),
+        cpu_millis: args.cpu.map(|cpu| cpu.0),
+        runners: args.runners,
+        started: Some(started),
+    }
+}
+
+fn addresses(host: &HostId, http: &str, peer: &str, admin: &str) -> String {
+    pairs(&[
+        ("host", host.to_string()),
+        ("gateway", format!("http://{http}")),
+        ("peer", peer.to_owned()),
+        ("admin", format!("http://{admin}")),
+    ])
+}
+
+/// `controller`.
+pub(crate) async fn controller(ctx: &Context, args: ControllerArgs) -> Result<Exit, CliError> {
+    let mut interrupt = Interrupt::listen()?;
+    let nats = cluster::find(&ctx.global)?;
+    let (sender, started) = oneshot::channel();
+    let config = ControllerConfig {
+        nats,
+        admin: args.admin,
+        started: Some(sender),
+    };
+    let stop = CancellationToken::new();
+    let running = wasmorch_controller::run(config, stop.clone());
+    let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
+        let ControllerStarted { leader, admin } = started.await.ok()?;
+        let mut lines = vec![("controller", leader.to_string())];
+        lines.extend(admin.map(|admin| ("admin", format!("http://{admin}"))));
+        Some((
+            pairs(&lines),
+            json!({ "controller": leader, "admin": admin }),
+        ))
+    });
+    match ended.await? {
+        Some(ended) => ended
+            .map_err(|error| controller_error(&error))
+            .map(|()| Exit::OK),
+        None => Ok(Exit::OK),
+    }
+}
+
+/// Runs a daemon until it ends or a signal comes; then stops it. `None`: it did not stop in time,
+/// or a second signal came.
+async fn until_signal<E>(
+    ctx: &Context,
+    running: impl Future<Output = Result<(), E>>,
+    stop: &CancellationToken,
+    interrupt: &mut Interrupt,
+    started: impl Future<Output = Option<(String, serde_json::Value)>>,
+) -> Result<Option<Result<(), E>>, CliError> {
+    // A daemon's future is large, and this one moves.
+    let running = Box::pin(running);
+    tokio::pin!(running, started);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            ended = &mut running => return Ok(Some(ended)),
+            shown = &mut started, if !told => {
+                told = true;
+                match shown {
+                    Some((_, object)) if ctx.out.is_json() => ctx.out.json_line(&object)?,
+                    Some((text, _)) => ctx.out.text(&text)?,
+                    None => {}
+                }
+            }
+            () = interrupt.next() => break,
+        }
+    }
+    stop.cancel();
+    tokio::select! {
+        ended = running => Ok(Some(ended)),
+        () = interrupt.next() => Err(CliError::interrupted("stopped at once")),
+        () = tokio::time::sleep(STOP_MAX) => {
+            tracing::error!(seconds = STOP_MAX.as_secs(), "did not stop in time");
+            Ok(None)
+        }
+    }
+}
+
+/// Why a host ended, with its exit code.
+pub(crate) fn host_error(error: &HostError) -> CliError {
+    let exit = match error {
+        HostError::PortInUse { .. } | HostError::Locked { .. } | HostError::DiskFull { .. } => {
+            Exit::BLOCKED
+        }
+        HostError::Listen { .. } => Exit::USAGE,
+        HostError::Data { .. } => Exit::DENIED,
+        HostError::Damaged { .. } => Exit::FAILED,
+        HostError::Nats(_) => Exit::UNAVAILABLE,
+        HostError::Runner(_) => Exit::FAILED,
+    };
+    split(exit, "the host cannot run", error)
+}
+
+/// Why a controller ended, with its exit code.
+pub(crate) fn controller_error(error: &ControllerError) -> CliError {
+    let exit = match error {
+        ControllerError::Denied { .. } => Exit::DENIED,
+        ControllerError::Credentials { .. } => Exit::NOT_FOUND,
+        ControllerError::Admin { .. } => Exit::BLOCKED,
+        _ => Exit::UNAVAILABLE,
+    };
+    split(exit, "the controller cannot run", error)
+}
+
+/// The parts' errors say what happened and, after a colon, what to do.
+fn split(exit: Exit, what: &str, error: &(dyn std::error::Error + 'static)) -> CliError {
+    CliError::new(exit, what, chain(error), "")
+}

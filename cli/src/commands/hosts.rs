@@ -1,0 +1,108 @@
+//! `hosts`, `cordon`, `uncordon`, `host-rm` and `env`; and what the cluster cannot do yet.
+
+use serde_json::Value;
+use wasmorch_api::messages::{HostRequest, HostView};
+
+use super::show::every_page;
+use super::{Context, request_id};
+use crate::args::Command;
+use crate::cluster;
+use crate::error::{CliError, Exit};
+use crate::out::table::Tone;
+use crate::out::views;
+
+/// Commands about hosts and the cluster as a whole.
+pub(crate) async fn run(ctx: &Context, command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Hosts => list(ctx).await,
+        Command::Cordon(host) => {
+            change(
+                ctx,
+                "cordon",
+                host.host.as_str(),
+                "cordoned: nothing new is placed there",
+            )
+            .await
+        }
+        Command::Uncordon(host) => change(ctx, "uncordon", host.host.as_str(), "uncordoned").await,
+        Command::HostRm(host) => change(ctx, "host-rm", host.host.as_str(), "removed").await,
+        Command::Drain { .. } => Err(CliError {
+            fix: "`wasmorch cordon` keeps new replicas away; stopping the host moves the rest"
+                .into(),
+            ..CliError::not_yet("drain")
+        }),
+        Command::Rebalance { .. } => Err(CliError::not_yet("rebalance")),
+        Command::Backup { .. } => Err(CliError::not_yet("backup")),
+        Command::Recover { .. } => Err(CliError::not_yet("recover")),
+        other => Err(CliError::bug("no such command", format!("{other:?}"))),
+    }
+}
+
+async fn list(ctx: &Context) -> Result<Exit, CliError> {
+    let items: Vec<HostView> = every_page(&ctx.link().await?, None, "hosts").await?;
+    if ctx.out.is_json() {
+        ctx.out.json(&items)?;
+    } else {
+        ctx.out.text(&views::hosts(&items, ctx.out.width()))?;
+    }
+    Ok(Exit::OK)
+}
+
+async fn change(ctx: &Context, verb: &str, host: &str, said: &str) -> Result<Exit, CliError> {
+    let request = HostRequest {
+        host: Some(host.to_owned()),
+        request_id: Some(request_id()),
+        by: Some(cluster::user()),
+        ..HostRequest::default()
+    };
+    let reply: Value = ctx.link().await?.call(None, verb, &request).await?;
+    if ctx.out.is_json() {
+        ctx.out.json(&reply)?;
+    } else {
+        ctx.out
+            .line(&format!("{}  {said}", Tone::Name.paint(host)))?;
+    }
+    Ok(Exit::OK)
+}
+
+/// `env`.
+pub(crate) fn env(ctx: &Context) -> Result<Exit, CliError> {
+    let options = cluster::find(&ctx.global)?;
+    let creds = options
+        .creds
+        .as_ref()
+        .map(|creds| creds.display().to_string());
+    if ctx.out.is_json() {
+        ctx.out
+            .json(&serde_json::json!({ "NATS_URL": options.url, "NATS_CREDS": creds }))?;
+        return Ok(Exit::OK);
+    }
+    ctx.out
+        .line(&format!("export NATS_URL={}", quoted(&options.url)))?;
+    if let Some(creds) = creds {
+        ctx.out
+            .line(&format!("export NATS_CREDS={}", quoted(&creds)))?;
+    }
+    Ok(Exit::OK)
+}
+
+/// As a shell reads it back.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/,@%+=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_back_what_was_meant() {
+        assert_eq!(quoted("nats://127.0.0.1:4222"), "nats://127.0.0.1:4222");
+        assert_eq!(quoted("a b'c;$(x)"), r"'a b'\''c;$(x)'");
+        assert_eq!(quoted(""), "''");
+    }
+}

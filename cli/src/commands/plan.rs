@@ -1,0 +1,179 @@
+//! `plan`: what a deploy would change.
+//!
+//! The bytes are uploaded, because the leader checks them as it would for a deploy; nothing refers
+//! to them until one comes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::messages::Unplaced;
+
+use super::Context;
+use super::source::prepare;
+use crate::args::PlanArgs;
+use crate::error::{CliError, Exit};
+use crate::out::human::{count, harmless};
+use crate::out::table::Tone;
+use crate::out::views;
+
+/// The answer to `plan`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Plan {
+    index: u64,
+    changes: Vec<Change>,
+    start: Vec<Step>,
+    stop: Vec<Step>,
+    #[serde(rename = "move")]
+    moves: Vec<Step>,
+    unplaced: Vec<Unplaced>,
+    granted: Vec<String>,
+    revoked: Vec<String>,
+}
+
+/// One difference.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Change {
+    op: String,
+    path: String,
+    from: Value,
+    to: Value,
+}
+
+/// One replica that would come or go.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Step {
+    workload: String,
+    slot: u64,
+    host: String,
+}
+
+/// `plan`.
+pub(crate) async fn run(ctx: &Context, args: PlanArgs) -> Result<Exit, CliError> {
+    let mut prepared = prepare(ctx, &args.spec)?;
+    let link = ctx.link().await?;
+    prepared.complete(&link, &args.spec).await?;
+    for item in &prepared.items {
+        if let Some(source) = &item.source {
+            let stop = CancellationToken::new();
+            link.upload(&source.digest, source.bytes.clone(), &stop, |_| {})
+                .await?;
+        }
+    }
+    let answer: Value = link
+        .call(Some(&prepared.namespace), "plan", &prepared.request())
+        .await?;
+    let plan: Plan = serde_json::from_value(answer.clone()).map_err(|error| {
+        CliError::bug(
+            "the plan is not one that this version understands",
+            error.to_string(),
+        )
+    })?;
+    if ctx.out.is_json() {
+        ctx.out.json(&answer)?;
+    } else {
+        ctx.out.text(&render(&plan))?;
+    }
+    Ok(if plan.unplaced.is_empty() {
+        Exit::OK
+    } else {
+        Exit::UNPLACED
+    })
+}
+
+fn render(plan: &Plan) -> String {
+    let mut text = String::new();
+    for change in &plan.changes {
+        let line = match change.op.as_str() {
+            "add" if change.to.is_object() => format!("+ {}", change.path),
+            "add" => format!("+ {}: {}", change.path, value(&change.to)),
+            "remove" => format!("- {}: {}", change.path, value(&change.from)),
+            _ => format!(
+                "~ {}: {} -> {}",
+                change.path,
+                value(&change.from),
+                value(&change.to)
+            ),
+        };
+        let tone = match change.op.as_str() {
+            "add" => Tone::Good,
+            "remove" => Tone::Bad,
+            _ => Tone::Warn,
+        };
+        text.push_str(&format!("{}\n", tone.paint(&line)));
+    }
+    for (word, grants) in [("grants", &plan.granted), ("revokes", &plan.revoked)] {
+        for grant in grants {
+            text.push_str(&format!("{word} {}\n", harmless(grant)));
+        }
+    }
+    let steps = [
+        ("start", &plan.start),
+        ("stop", &plan.stop),
+        ("move", &plan.moves),
+    ];
+    for (word, steps) in steps {
+        for step in steps {
+            text.push_str(&format!(
+                "{word:<5} {} slot {} on {}\n",
+                step.workload, step.slot, step.host
+            ));
+        }
+    }
+    for unplaced in &plan.unplaced {
+        text.push_str(&views::unplaced(unplaced));
+    }
+    if text.is_empty() {
+        return "nothing would change\n".into();
+    }
+    let sum = format!(
+        "{}, {} to start, {} to stop; deploy exactly this with --if-index {}",
+        count(plan.changes.len() as u64, "change"),
+        plan.start.len(),
+        plan.stop.len(),
+        plan.index
+    );
+    text.push_str(&Tone::Dim.paint(&sum));
+    text.push('\n');
+    text
+}
+
+/// A value in a line: text without quotes, the rest as JSON.
+fn value(value: &Value) -> String {
+    match value {
+        Value::String(text) => harmless(text),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_reads_as_a_list_of_changes() {
+        let plan: Plan = serde_json::from_value(json!({
+            "index": 42,
+            "changes": [
+                {"op": "change", "path": "default/web.environment.LANG", "from": "en", "to": "de"},
+                {"op": "add", "path": "default/orders", "from": null, "to": {"name": "orders"}},
+                {"op": "remove", "path": "default/web.routes[0]", "from": "a.example.com/", "to": null},
+            ],
+            "start": [{"workload": "default/orders", "slot": 1, "host": "h1"}],
+            "stop": [],
+            "move": [],
+            "unplaced": [{"workload": "default/web", "slots": 1, "evaluated": 1,
+                "filtered": {"memory": 1}, "lacking": {"memory": 1048576},
+                "fix": ["add a host"]}],
+            "granted": ["default/web: --grant http=api.example.com"],
+            "revoked": [],
+        }))
+        .unwrap();
+        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&plan)).to_string());
+        assert_eq!(render(&Plan::default()), "nothing would change\n");
+    }
+}

@@ -1,0 +1,166 @@
+//! `ps`, `status`, `history`: what there is.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use wasmorch_api::Name;
+use wasmorch_api::messages::{
+    HistoryItem, ListRequest, Page, ReplicaView, StatusReply, WorkloadRequest, WorkloadSummary,
+};
+
+use super::{Context, now};
+use crate::args::{PsArgs, Target};
+use crate::error::{CliError, Exit};
+use crate::link::Link;
+use crate::out::views;
+
+/// Every page of a list.
+pub(crate) async fn every_page<T: DeserializeOwned>(
+    link: &Link,
+    namespace: Option<&Name>,
+    verb: &str,
+) -> Result<Vec<T>, CliError> {
+    let mut items = Vec::new();
+    let mut request = ListRequest::default();
+    loop {
+        let page: Page<T> = link.call(namespace, verb, &request).await?;
+        items.extend(page.items);
+        match page.next {
+            // A cursor that does not move would never end.
+            Some(next) if request.cursor.as_ref() != Some(&next) => request.cursor = Some(next),
+            _ => return Ok(items),
+        }
+    }
+}
+
+/// The status of each.
+pub(crate) async fn statuses(
+    link: &Link,
+    namespace: &Name,
+    names: &[Name],
+    all: bool,
+) -> Result<Vec<StatusReply>, CliError> {
+    let mut found = Vec::new();
+    for name in names {
+        let request = WorkloadRequest {
+            workload: name.clone(),
+            all,
+        };
+        found.push(link.call(Some(namespace), "status", &request).await?);
+    }
+    Ok(found)
+}
+
+/// `ps`.
+pub(crate) async fn ps(ctx: &Context, args: PsArgs) -> Result<Exit, CliError> {
+    let Some(target) = &args.target else {
+        let namespace = ctx.global.namespace();
+        let asked = (!args.all_namespaces).then_some(&namespace);
+        let items: Vec<WorkloadSummary> = every_page(&ctx.link().await?, asked, "list").await?;
+        if ctx.out.is_json() {
+            ctx.out.json(&items)?;
+        } else {
+            ctx.out.text(&views::workloads(
+                &items,
+                args.all_namespaces,
+                ctx.out.width(),
+            ))?;
+        }
+        return Ok(Exit::OK);
+    };
+    let (namespace, names) = ctx.resolve(target)?;
+    let found = statuses(&ctx.link().await?, &namespace, &names, args.all).await?;
+    let of: Vec<(Name, Vec<ReplicaView>)> = found
+        .into_iter()
+        .map(|status| (status.summary.name, status.replicas))
+        .collect();
+    if ctx.out.is_json() {
+        let mut items = Vec::new();
+        for (name, replicas) in &of {
+            for replica in replicas {
+                items.push(with("workload", json!(name), json!(replica)));
+            }
+        }
+        ctx.out.json(&items)?;
+    } else {
+        ctx.out
+            .text(&views::replicas(&of, now(), ctx.out.width()))?;
+    }
+    Ok(Exit::OK)
+}
+
+/// An object with one more field.
+pub(crate) fn with(key: &str, value: Value, mut object: Value) -> Value {
+    if let Value::Object(fields) = &mut object {
+        fields.insert(key.to_owned(), value);
+    }
+    object
+}
+
+/// `status`.
+pub(crate) async fn status(ctx: &Context, target: &Target) -> Result<Exit, CliError> {
+    let (namespace, names) = ctx.resolve(target)?;
+    let found = statuses(&ctx.link().await?, &namespace, &names, false).await?;
+    if ctx.out.is_json() {
+        return one_or_all(ctx, target, &found);
+    }
+    let texts: Vec<String> = found
+        .iter()
+        .map(|status| views::status(status, now(), ctx.out.width()))
+        .collect();
+    ctx.out.text(&texts.join("\n"))?;
+    Ok(Exit::OK)
+}
+
+/// A workload is an object, a manifest's workloads are a list.
+pub(crate) fn one_or_all<T: serde::Serialize>(
+    ctx: &Context,
+    target: &Target,
+    found: &[T],
+) -> Result<Exit, CliError> {
+    match (target, found) {
+        (Target::Workload(_), [one]) => ctx.out.json(one)?,
+        _ => ctx.out.json(&found)?,
+    }
+    Ok(Exit::OK)
+}
+
+/// `history`.
+pub(crate) async fn history(ctx: &Context, target: &Target) -> Result<Exit, CliError> {
+    let (namespace, names) = ctx.resolve(target)?;
+    let link = ctx.link().await?;
+    let mut listed = Vec::new();
+    for name in &names {
+        let request = WorkloadRequest {
+            workload: name.clone(),
+            all: false,
+        };
+        let page: Page<HistoryItem> = link.call(Some(&namespace), "history", &request).await?;
+        if ctx.out.is_json() {
+            for item in &page.items {
+                let item = json!(item);
+                let several = names.len() > 1;
+                listed.push(if several {
+                    with("workload", json!(name), item)
+                } else {
+                    item
+                });
+            }
+            continue;
+        }
+        let status: StatusReply = link.call(Some(&namespace), "status", &request).await?;
+        let current = Some(status.summary.revision.0);
+        if names.len() > 1 {
+            ctx.out.line(&format!("{name}:"))?;
+        }
+        ctx.out.text(&views::history(
+            &page.items,
+            current,
+            now(),
+            ctx.out.width(),
+        ))?;
+    }
+    if ctx.out.is_json() {
+        ctx.out.json(&listed)?;
+    }
+    Ok(Exit::OK)
+}

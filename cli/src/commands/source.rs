@@ -1,0 +1,528 @@
+//! From a file and flags to what is deployed: reading, inspecting, checking, all before anything
+//! is sent.
+//!
+//! The leader checks the same again with the same code (`wasmorch_api`); here it is so that a
+//! mistake costs no upload and has its place in the file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use wasmorch_api::component::{self, CapabilityCheck, ComponentProblem, Inspection};
+use wasmorch_api::manifest::{self, ComponentRef, Manifest, ManifestWorkload};
+use wasmorch_api::messages::{DeployRequest, StatusReply, WorkloadRequest};
+use wasmorch_api::spec::Replicas;
+use wasmorch_api::{
+    ARTIFACT_BYTES_MAX, ApiError, Digest, ErrorCode, Kind, Name, Problem, WorkloadSpec,
+};
+
+use super::{Context, request_id};
+use crate::args::SpecArgs;
+use crate::cluster;
+use crate::error::{CliError, Exit};
+use crate::link::Link;
+
+/// A manifest is text that a person writes: 4 MiB is far beyond.
+const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+
+/// A component's bytes, inspected.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    pub(crate) inspection: Inspection,
+}
+
+/// One workload to deploy.
+pub(crate) struct Item {
+    pub(crate) spec: WorkloadSpec,
+    /// `None`: the manifest names bytes that are in the cluster.
+    pub(crate) source: Option<Source>,
+    located: Option<ManifestWorkload>,
+}
+
+/// Everything to deploy.
+pub(crate) struct Prepared {
+    pub(crate) namespace: Name,
+    pub(crate) items: Vec<Item>,
+    atomic: bool,
+    if_index: Option<u64>,
+    /// The manifest, for the places of problems.
+    file: Option<PathBuf>,
+}
+
+/// Reads a file, no more of it than `limit` and a byte.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
+    let wrong = |error: std::io::Error| CliError::reading(path, &error);
+    let file = File::open(path).map_err(wrong)?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(wrong)?;
+    Ok(bytes)
+}
+
+/// Reads and inspects a component.
+pub(crate) fn read_component(path: &Path) -> Result<Source, CliError> {
+    let refused = |problem: ComponentProblem| CliError {
+        exit: Exit::BYTES,
+        ..problem.refusal(&path.display().to_string()).into()
+    };
+    let size = std::fs::metadata(path)
+        .map_err(|error| CliError::reading(path, &error))?
+        .len();
+    if size > ARTIFACT_BYTES_MAX {
+        let limit = ARTIFACT_BYTES_MAX;
+        return Err(refused(ComponentProblem::TooLarge { bytes: size, limit }));
+    }
+    let bytes = read_file(path, ARTIFACT_BYTES_MAX)?;
+    let inspection = component::inspect(&bytes).map_err(refused)?;
+    let digest = Digest::of(&bytes);
+    Ok(Source {
+        path: path.to_owned(),
+        bytes: bytes.into(),
+        digest,
+        inspection,
+    })
+}
+
+/// Reads a manifest; every mistake has its place.
+pub(crate) fn read_manifest(path: &Path) -> Result<Manifest, CliError> {
+    let bytes = read_file(path, MANIFEST_BYTES_MAX)?;
+    if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+        return Err(CliError::usage(
+            format!("{} is too large for a manifest", path.display()),
+            "",
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| {
+        CliError::usage(
+            format!("{} is no manifest", path.display()),
+            "write it as UTF-8 text",
+        )
+    })?;
+    manifest::read_manifest(&text).map_err(|problems| mistakes(path, problems))
+}
+
+fn mistakes(path: &Path, problems: Vec<Problem>) -> CliError {
+    let count = crate::out::human::count(problems.len() as u64, "mistake");
+    let what = format!("{} has {count}", path.display());
+    CliError::usage(what, "").with_problems(Some(path), problems)
+}
+
+/// Reads what a command line names. For a component the flags come on top of the workload that is
+/// there, see [`Prepared::complete`].
+pub(crate) fn prepare(ctx: &Context, args: &SpecArgs) -> Result<Prepared, CliError> {
+    let if_index = args.if_index;
+    if !args
+        .file
+        .extension()
+        .is_some_and(|extension| extension == "toml")
+    {
+        let source = read_component(&args.file)?;
+        let name = name_of(args)?;
+        let spec = WorkloadSpec {
+            name,
+            ..WorkloadSpec::default()
+        };
+        // What no spec could mend is said before anyone is asked.
+        let mut flagged = spec.clone();
+        apply(args, &mut flagged)?;
+        let check = component::check(&source.inspection, &flagged);
+        if refuses_bytes(&source, &check)
+            && let Some(refusal) = check.refusal(&flagged)
+        {
+            return Err(CliError {
+                exit: Exit::BYTES,
+                ..refusal.into()
+            });
+        }
+        let items = vec![Item {
+            spec,
+            source: Some(source),
+            located: None,
+        }];
+        let namespace = ctx.global.namespace();
+        return Ok(Prepared {
+            namespace,
+            items,
+            atomic: false,
+            if_index,
+            file: None,
+        });
+    }
+    let flags = args.spec_flags();
+    if !flags.is_empty() {
+        return Err(CliError::usage(
+            format!("{} with a manifest", flags.join(", ")),
+            format!(
+                "a manifest is the whole spec: write it into {}",
+                args.file.display()
+            ),
+        ));
+    }
+    let manifest = read_manifest(&args.file)?;
+    let folder = args.file.parent().unwrap_or(Path::new(""));
+    let mut items = Vec::new();
+    for workload in manifest.workloads {
+        let mut spec = workload.spec.clone();
+        let source = match &workload.component {
+            Some(ComponentRef::Path(path)) => {
+                let source = read_component(&folder.join(path))
+                    .map_err(|error| at(error, &args.file, &workload, "component"))?;
+                spec.artifact = Some(source.digest.clone());
+                Some(source)
+            }
+            Some(ComponentRef::Digest(digest)) => {
+                spec.artifact = Some(digest.clone());
+                None
+            }
+            None => None,
+        };
+        items.push(Item {
+            spec,
+            source,
+            located: Some(workload),
+        });
+    }
+    let file = Some(args.file.clone());
+    let namespace = ctx.namespace_of(&args.file, manifest.namespace)?;
+    let prepared = Prepared {
+        namespace,
+        items,
+        atomic: manifest.atomic,
+        if_index,
+        file,
+    };
+    prepared.check()?;
+    Ok(prepared)
+}
+
+/// An error about a file that a manifest names, with the line that names it.
+fn at(error: CliError, file: &Path, workload: &ManifestWorkload, key: &str) -> CliError {
+    let problem = Problem {
+        at: key.into(),
+        line: None,
+        column: None,
+        what: error.what.clone(),
+    };
+    let what = format!("{} cannot be deployed", file.display());
+    CliError { what, ..error }.with_problems(Some(file), vec![workload.locate(problem)])
+}
+
+/// Whether the component itself is at fault, whatever the spec says: it exports nothing that can be
+/// deployed, or imports what no host provides.
+fn refuses_bytes(source: &Source, check: &CapabilityCheck) -> bool {
+    source.inspection.kind.is_none() || !check.unknown.is_empty()
+}
+
+fn name_of(args: &SpecArgs) -> Result<Name, CliError> {
+    if let Some(name) = &args.name {
+        return Ok(name.clone());
+    }
+    let stem = args.file.file_stem().unwrap_or_default().to_string_lossy();
+    Name::nearest(&stem).ok_or_else(|| {
+        CliError::usage(
+            format!("`{stem}` makes no name for a workload"),
+            "pass --name NAME",
+        )
+    })
+}
+
+/// The flags on top of a spec.
+fn apply(args: &SpecArgs, spec: &mut WorkloadSpec) -> Result<(), CliError> {
+    if let Some(replicas) = args.replicas {
+        spec.replicas = Some(Replicas::Count(replicas));
+    }
+    if !args.routes.is_empty() {
+        spec.routes.clone_from(&args.routes);
+    }
+    for pair in &args.env {
+        spec.environment
+            .insert(pair.key.clone(), pair.value.clone());
+    }
+    if let Some(memory) = args.memory {
+        spec.resources.memory = memory;
+    }
+    if args.job {
+        spec.kind = Some(Kind::Job);
+    }
+    if !args.args.is_empty() {
+        spec.args.clone_from(&args.args);
+    }
+    let problems: Vec<Problem> = args
+        .grants
+        .iter()
+        .filter_map(|grant| manifest::read_grant(grant, &mut spec.bindings).err())
+        .collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::usage(
+        "these grants cannot be read",
+        "`wasmorch deploy --help` shows each form",
+    )
+    .with_problems(None, problems))
+}
+
+impl Prepared {
+    /// Puts the flags of a component on top of the workload that is there, and checks the result.
+    pub(crate) async fn complete(&mut self, link: &Link, args: &SpecArgs) -> Result<(), CliError> {
+        let namespace = self.namespace.clone();
+        for item in self.items.iter_mut().filter(|item| item.located.is_none()) {
+            let Some(source) = &item.source else { continue };
+            let request = WorkloadRequest {
+                workload: item.spec.name.clone(),
+                all: false,
+            };
+            match link
+                .call::<_, StatusReply>(Some(&namespace), "status", &request)
+                .await
+            {
+                Ok(status) => item.spec = status.spec,
+                Err(error) if error.exit == Exit::NOT_FOUND => {}
+                Err(error) => return Err(error),
+            }
+            item.spec.artifact = Some(source.digest.clone());
+            apply(args, &mut item.spec)?;
+        }
+        self.check()
+    }
+
+    /// Every mistake and every missing grant, of all workloads.
+    fn check(&self) -> Result<(), CliError> {
+        let mut refusals: Vec<(ApiError, bool)> = Vec::new();
+        for item in &self.items {
+            let Some(source) = &item.source else { continue };
+            let check = component::check(&source.inspection, &item.spec);
+            let locate = |problem| match &item.located {
+                Some(located) => located.locate(problem),
+                None => problem,
+            };
+            if let Some(mut refusal) = check.refusal(&item.spec) {
+                refusal.problems = refusal.problems.into_iter().map(locate).collect();
+                refusals.push((refusal, refuses_bytes(source, &check)));
+            } else if let Ok(kind) = check.kind {
+                let later = manifest::not_yet(&item.spec, kind);
+                if !later.is_empty() {
+                    let what = format!("workload {} cannot be deployed", item.spec.name);
+                    let located = later.into_iter().map(locate).collect();
+                    refusals.push((ApiError::invalid(what, located), false));
+                }
+            }
+        }
+        let later = manifest::not_yet_together(self.atomic, self.items.len());
+        if !later.is_empty() {
+            refusals.push((ApiError::invalid("this cannot be deployed", later), false));
+        }
+        if let Some(error) = self.combine(refusals) {
+            return Err(error);
+        }
+        self.check_values()
+    }
+
+    /// Values that came by flags pass the same reader as a manifest's.
+    fn check_values(&self) -> Result<(), CliError> {
+        if self.items.iter().all(|item| item.located.is_some()) {
+            return Ok(());
+        }
+        let request = self.request();
+        let body = serde_json::to_vec(&request)
+            .map_err(|error| CliError::bug("the request cannot be written", error.to_string()))?;
+        let problems = match manifest::read_deploy(&body) {
+            Ok(_) => return Ok(()),
+            Err(problems) => problems,
+        };
+        let bare = |problem: Problem| Problem {
+            at: problem.at.trim_start_matches("workloads[0].").to_owned(),
+            line: None,
+            column: None,
+            ..problem
+        };
+        let name = &self.items[0].spec.name;
+        Err(
+            CliError::usage(format!("workload {name} cannot be deployed"), "")
+                .with_problems(None, problems.into_iter().map(bare).collect()),
+        )
+    }
+
+    /// One error of all: bytes that nothing can mend weigh most, then mistakes, then grants.
+    fn combine(&self, refusals: Vec<(ApiError, bool)>) -> Option<CliError> {
+        let exit = refusals
+            .iter()
+            .map(|(refusal, bytes)| match refusal.code {
+                _ if *bytes => Exit::BYTES,
+                ErrorCode::Denied => Exit::DENIED,
+                _ => Exit::USAGE,
+            })
+            .min_by_key(|exit| match *exit {
+                Exit::BYTES => 0,
+                Exit::USAGE => 1,
+                _ => 2,
+            })?;
+        let several = refusals.len() > 1;
+        let mut combined: Option<ApiError> = None;
+        for (refusal, _) in refusals {
+            match &mut combined {
+                None => combined = Some(refusal),
+                Some(all) => {
+                    all.problems.extend(refusal.problems);
+                    if !refusal.fix.is_empty() && !all.fix.contains(&refusal.fix) {
+                        all.fix = format!("{}\n{}", all.fix, refusal.fix).trim().to_owned();
+                    }
+                }
+            }
+        }
+        let mut error = CliError {
+            exit,
+            ..combined?.into()
+        };
+        if several && let Some(file) = &self.file {
+            error.what = format!("{} cannot be deployed", file.display());
+        }
+        error.file.clone_from(&self.file);
+        Some(error)
+    }
+
+    /// The request, under a fresh id.
+    pub(crate) fn request(&self) -> DeployRequest {
+        DeployRequest {
+            workloads: self.items.iter().map(|item| item.spec.clone()).collect(),
+            atomic: self.atomic,
+            if_index: self.if_index,
+            request_id: Some(request_id()),
+            by: Some(cluster::user()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Global, KeyValue};
+    use crate::out::Out;
+
+    fn ctx() -> Context {
+        let global = Global::default();
+        Context {
+            out: Out::new(&global),
+            global,
+        }
+    }
+
+    fn args(file: &Path) -> SpecArgs {
+        SpecArgs {
+            file: file.to_owned(),
+            ..SpecArgs::default()
+        }
+    }
+
+    fn refusal(file: &Path) -> CliError {
+        match prepare(&ctx(), &args(file)) {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_component_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("app.wasm");
+        assert_eq!(refusal(&file).exit, Exit::NOT_FOUND);
+        assert_eq!(refusal(folder.path()).exit, Exit::NOT_FOUND);
+        for bytes in [&b""[..], b"#!/bin/sh\n", b"\0asm", b"\0asm\x01\0\0\0"] {
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(refusal(&file).exit, Exit::BYTES, "{bytes:?}");
+        }
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(ARTIFACT_BYTES_MAX + 1)
+            .unwrap();
+        assert_eq!(refusal(&file).exit, Exit::BYTES);
+    }
+
+    #[test]
+    fn manifests_tell_every_mistake_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("wasmorch.toml");
+        std::fs::write(
+            &file,
+            "[[workload]]\nname = \"A_B\"\ncomponent = \"a.wasm\"\nreplcas = 2\n",
+        )
+        .unwrap();
+        let error = refusal(&file);
+        assert_eq!(error.exit, Exit::USAGE);
+        assert_eq!(error.problems.len(), 2);
+        let places: Vec<String> = error
+            .problems
+            .iter()
+            .map(|problem| error.place(problem))
+            .collect();
+        assert!(places[0].contains("wasmorch.toml:2:"), "{places:?}");
+        assert!(places[1].contains("wasmorch.toml:4:1"), "{places:?}");
+    }
+
+    #[test]
+    fn a_component_that_is_missing_is_found_in_the_manifest() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("wasmorch.toml");
+        std::fs::write(
+            &file,
+            "[[workload]]\nname = \"a\"\ncomponent = \"a.wasm\"\n",
+        )
+        .unwrap();
+        let error = refusal(&file);
+        assert_eq!(error.exit, Exit::NOT_FOUND);
+        let place = error.place(&error.problems[0]);
+        assert!(place.contains("wasmorch.toml:3:"), "{place}");
+    }
+
+    #[test]
+    fn flags_and_a_manifest_contradict_each_other() {
+        let given = SpecArgs {
+            replicas: Some(2),
+            ..args(Path::new("x.toml"))
+        };
+        let Err(error) = prepare(&ctx(), &given) else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            (error.exit, error.what.as_str()),
+            (Exit::USAGE, "--replicas with a manifest")
+        );
+    }
+
+    #[test]
+    fn flags_come_on_top() {
+        let mut spec = WorkloadSpec::default();
+        spec.environment.insert("KEPT".into(), "1".into());
+        let pair = KeyValue {
+            key: "NEW".into(),
+            value: "2".into(),
+        };
+        let given = SpecArgs {
+            env: vec![pair],
+            grants: vec!["http=api.example.com".into()],
+            job: true,
+            ..args(Path::new("a.wasm"))
+        };
+        apply(&given, &mut spec).unwrap();
+        assert_eq!(spec.environment.len(), 2);
+        assert_eq!(spec.bindings.http, ["api.example.com"]);
+        assert_eq!(spec.kind, Some(Kind::Job));
+        let wrong = SpecArgs {
+            grants: vec!["htp=x".into(), "y".into()],
+            ..SpecArgs::default()
+        };
+        assert_eq!(apply(&wrong, &mut spec).unwrap_err().problems.len(), 2);
+    }
+
+    #[test]
+    fn names_come_from_the_file() {
+        let name = |file: &str| name_of(&args(Path::new(file))).map(|name| name.to_string());
+        assert_eq!(name("dir/My_App.wasm").unwrap(), "my-app");
+        assert_eq!(name("___.wasm").unwrap_err().exit, Exit::USAGE);
+    }
+}

@@ -1,0 +1,221 @@
+//! Artifacts into the object store, under their digest, skipping what is there.
+//!
+//! Writes what NATS object stores are made of (chunks, then a meta message), so that `nats object
+//! get` reads it; unlike the library it has several chunks under way at once, which matters when
+//! the server syncs each one, and it takes a broken-off upload away again.
+
+use std::collections::VecDeque;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishAckFuture;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::{Digest, HumanDuration, subjects};
+
+use super::{Link, NO_LEADER, START_CONTROLLER};
+use crate::error::{CliError, Exit, chain};
+
+/// A chunk's size: with it a full window is 4 MiB, and any server's message limit holds it.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks under way at once.
+const WINDOW: usize = 16;
+
+/// What became of the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Upload {
+    /// They are there now.
+    Sent,
+    /// They were there.
+    Present,
+}
+
+/// What is read of an object's meta message.
+#[derive(Deserialize)]
+struct Meta {
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    digest: Option<String>,
+    #[serde(default)]
+    deleted: bool,
+}
+
+impl Link {
+    /// Puts the bytes of `digest` into the artifact store. `progress` is told how many are stored.
+    /// Once `stop` is cancelled, what has been sent is taken away again.
+    pub(crate) async fn upload(
+        &self,
+        digest: &Digest,
+        bytes: Bytes,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Upload, CliError> {
+        let store = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
+        let stream = self
+            .jetstream
+            .get_stream_no_info(&store)
+            .await
+            .map_err(|e| failed(&e))?;
+        let name = URL_SAFE.encode(digest.as_str());
+        let meta_subject = format!("$O.{}.M.{name}", subjects::ARTIFACT_BUCKET);
+        let checksum = checksum(digest);
+        if self
+            .is_stored(&stream, &meta_subject, &checksum, bytes.len() as u64)
+            .await?
+        {
+            return Ok(Upload::Present);
+        }
+        let id = format!("{:032x}", rand::random::<u128>());
+        let chunks = format!("$O.{}.C.{id}", subjects::ARTIFACT_BUCKET);
+        let sending = async {
+            let count = self.send_chunks(&chunks, &bytes, &mut progress).await?;
+            let meta = json!({
+                "name": digest.as_str(),
+                "options": { "max_chunk_size": CHUNK_BYTES },
+                "bucket": subjects::ARTIFACT_BUCKET,
+                "nuid": id,
+                "size": bytes.len(),
+                "mtime": wasmorch_api::Timestamp::from(std::time::SystemTime::now()),
+                "chunks": count,
+                "digest": checksum,
+            });
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Rollup", "sub");
+            let meta = meta.to_string().into();
+            let sent = self
+                .jetstream
+                .publish_with_headers(meta_subject, headers, meta)
+                .await;
+            sent.map_err(|error| failed(&error))?
+                .await
+                .map_err(|error| failed(&error))
+        };
+        let stored = tokio::select! {
+            stored = sending => stored.map(|_| Upload::Sent),
+            () = stop.cancelled() => Err(CliError::interrupted("interrupted")),
+        };
+        if stored.is_err() {
+            // No meta message names these chunks: nobody would ever read them. Best effort, since
+            // the connection may be what failed.
+            let purge = async { stream.purge().filter(chunks).await };
+            let _ = tokio::time::timeout(super::ATTEMPT, purge).await;
+        }
+        stored
+    }
+
+    async fn is_stored(
+        &self,
+        stream: &Stream<()>,
+        meta: &str,
+        checksum: &str,
+        size: u64,
+    ) -> Result<bool, CliError> {
+        let message = match stream.direct_get_last_for_subject(meta).await {
+            Ok(message) => message,
+            Err(error) => {
+                return match error.kind() {
+                    DirectGetErrorKind::NotFound => Ok(false),
+                    DirectGetErrorKind::TimedOut => Err(failed(&error)),
+                    // No stream, so no controller has ever led here.
+                    _ => Err(CliError::new(
+                        Exit::UNAVAILABLE,
+                        NO_LEADER,
+                        format!("there is no artifact store ({})", chain(&error)),
+                        START_CONTROLLER,
+                    )),
+                };
+            }
+        };
+        let meta: Option<Meta> = serde_json::from_slice(&message.payload).ok();
+        Ok(meta.is_some_and(|meta| {
+            !meta.deleted && meta.size == size && meta.digest.as_deref() == Some(checksum)
+        }))
+    }
+
+    async fn send_chunks(
+        &self,
+        subject: &str,
+        bytes: &Bytes,
+        progress: &mut impl FnMut(u64),
+    ) -> Result<usize, CliError> {
+        let mut under_way: VecDeque<(u64, PublishAckFuture)> = VecDeque::with_capacity(WINDOW);
+        let mut stored = 0;
+        let mut count = 0;
+        let mut acknowledge = async |(size, ack): (u64, PublishAckFuture)| {
+            ack.await.map_err(|error| failed(&error))?;
+            stored += size;
+            progress(stored);
+            Ok::<(), CliError>(())
+        };
+        for from in (0..bytes.len()).step_by(CHUNK_BYTES) {
+            let chunk = bytes.slice(from..bytes.len().min(from + CHUNK_BYTES));
+            if under_way.len() == WINDOW
+                && let Some(oldest) = under_way.pop_front()
+            {
+                acknowledge(oldest).await?;
+            }
+            let size = chunk.len() as u64;
+            let ack = self.jetstream.publish(subject.to_owned(), chunk).await;
+            under_way.push_back((size, ack.map_err(|error| failed(&error))?));
+            count += 1;
+        }
+        for ack in under_way {
+            acknowledge(ack).await?;
+        }
+        Ok(count)
+    }
+}
+
+/// The form in which object stores note a sha256.
+fn checksum(digest: &Digest) -> String {
+    let hex = digest.hex().as_bytes();
+    let raw: Vec<u8> = hex
+        .chunks(2)
+        .map(|pair| {
+            let digit = |b: u8| char::from(b).to_digit(16).expect("a digest is hex") as u8;
+            digit(pair[0]) << 4 | digit(pair[1])
+        })
+        .collect();
+    format!("SHA-256={}", URL_SAFE.encode(raw))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> CliError {
+    let why = chain(error);
+    // The store's own words for a full disk or a full account.
+    if why.contains("insufficient") || why.contains("maximum") || why.contains("no space") {
+        return CliError::new(
+            Exit::BLOCKED,
+            "the artifact store is full",
+            why,
+            "make room for NATS",
+        );
+    }
+    CliError::new(
+        Exit::UNAVAILABLE,
+        "the artifact cannot be uploaded",
+        why,
+        format!(
+            "try again; a slow link may need more than {}",
+            HumanDuration(super::TIMEOUT)
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_those_of_object_stores() {
+        // sha256 of nothing, as `nats object info` shows it.
+        assert_eq!(
+            checksum(&Digest::of(b"")),
+            "SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU="
+        );
+    }
+}

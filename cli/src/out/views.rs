@@ -1,0 +1,415 @@
+//! Answers of the API as people read them. Pure: data in, text out.
+
+use wasmorch_api::messages::{
+    HistoryItem, HostView, LogLine, ReplicaView, RolloutView, StatusReply, Unplaced, WorkloadState,
+    WorkloadSummary,
+};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{
+    ByteSize, Event, EventKind, HumanDuration, Name, ReplicaState, RolloutState, Timestamp,
+};
+
+use super::human::{age, count, harmless, span};
+use super::table::{Cell, Table, Tone, pairs};
+
+fn state_tone(state: WorkloadState) -> Tone {
+    match state {
+        WorkloadState::Ready | WorkloadState::Completed => Tone::Good,
+        WorkloadState::CrashLoop | WorkloadState::Failed => Tone::Bad,
+        WorkloadState::Pending | WorkloadState::Rolling | WorkloadState::Degraded => Tone::Warn,
+        WorkloadState::Idle | WorkloadState::Stopped => Tone::Dim,
+    }
+}
+
+fn rollout_tone(state: RolloutState) -> Tone {
+    match state {
+        RolloutState::Completed => Tone::Good,
+        RolloutState::Failed | RolloutState::Reverted | RolloutState::Reverting => Tone::Bad,
+        _ => Tone::Warn,
+    }
+}
+
+fn replica_tone(replica: &ReplicaView) -> Tone {
+    match replica.state {
+        ReplicaState::Running if replica.ready => Tone::Good,
+        ReplicaState::Completed => Tone::Good,
+        ReplicaState::Failed | ReplicaState::Rejected | ReplicaState::Lost => Tone::Bad,
+        ReplicaState::Stopped | ReplicaState::Draining => Tone::Dim,
+        _ => Tone::Warn,
+    }
+}
+
+/// `ps`.
+pub(crate) fn workloads(
+    items: &[WorkloadSummary],
+    every_namespace: bool,
+    width: Option<usize>,
+) -> String {
+    if items.is_empty() {
+        return "no workloads: deploy one with `wasmorch deploy app.wasm`\n".into();
+    }
+    let mut table = Table::new(&[
+        "NAMESPACE",
+        "NAME",
+        "KIND",
+        "STATE",
+        ">READY",
+        ">REVISION",
+        "URL",
+    ]);
+    for item in items {
+        let namespace = if every_namespace {
+            item.namespace.to_string()
+        } else {
+            String::new()
+        };
+        table.row(vec![
+            namespace.into(),
+            Cell::toned(&item.name, Tone::Name),
+            item.kind.into(),
+            Cell::toned(item.state, state_tone(item.state)),
+            format!("{}/{}", item.ready, item.desired).into(),
+            item.revision.into(),
+            item.urls.first().cloned().unwrap_or_default().into(),
+        ]);
+    }
+    table.render(width)
+}
+
+/// `ps W`: its replicas. `workload` is shown when there are several.
+pub(crate) fn replicas(
+    of: &[(Name, Vec<ReplicaView>)],
+    now: Timestamp,
+    width: Option<usize>,
+) -> String {
+    if of.iter().all(|(_, replicas)| replicas.is_empty()) {
+        return "no replicas\n".into();
+    }
+    let mut table = Table::new(&[
+        "REPLICA",
+        "STATE",
+        ">AGE",
+        ">REVISION",
+        "HOST",
+        ">MEMORY",
+        ">CPU",
+        ">BUSY",
+        "REASON",
+    ]);
+    for (workload, replicas) in of {
+        for replica in replicas {
+            let live = !replica.state.ended();
+            let used = |text: String| if live { text } else { String::new() };
+            table.row(vec![
+                Cell::toned(format!("{workload}/{}", replica.replica), Tone::Name),
+                Cell::toned(state_word(replica), replica_tone(replica)),
+                age(replica.since, now).into(),
+                replica.revision.into(),
+                replica.host.to_string().into(),
+                used(ByteSize(replica.memory_bytes).approximate()).into(),
+                used(format!("{}m", replica.cpu_millis)).into(),
+                used(replica.in_flight.to_string()).into(),
+                reason_of(replica).into(),
+            ]);
+        }
+    }
+    table.render(width)
+}
+
+fn state_word(replica: &ReplicaView) -> String {
+    match replica.state {
+        ReplicaState::Running if replica.ready => "ready".into(),
+        _ if replica.standby => "standby".into(),
+        state => state.to_string(),
+    }
+}
+
+fn reason_of(replica: &ReplicaView) -> String {
+    let code = replica.exit_code.map(|code| format!("exit {code}"));
+    let parts = [code, replica.reason.clone()].into_iter().flatten();
+    one_line(&parts.collect::<Vec<_>>().join(": "))
+}
+
+/// A reason may carry a guest's text: one harmless line of it.
+fn one_line(text: &str) -> String {
+    harmless(text.lines().next().unwrap_or_default())
+}
+
+/// `status`.
+pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>) -> String {
+    let summary = &status.summary;
+    let mut lines = vec![
+        (
+            "workload",
+            Tone::Name.paint(&format!("{}/{}", summary.namespace, summary.name)),
+        ),
+        ("kind", summary.kind.to_string()),
+        (
+            "state",
+            state_tone(summary.state).paint(summary.state.as_str()),
+        ),
+        ("ready", format!("{} of {}", summary.ready, summary.desired)),
+        ("revision", summary.revision.to_string()),
+    ];
+    if let Some(artifact) = &status.spec.artifact {
+        lines.push(("artifact", artifact.to_string()));
+    }
+    if !summary.urls.is_empty() {
+        lines.push(("urls", summary.urls.join("\n")));
+    }
+    let granted = wasmorch_api::manifest::grant_flags(&status.spec.bindings);
+    if !granted.is_empty() {
+        let bare = granted
+            .iter()
+            .map(|flag| flag.trim_start_matches("--grant "));
+        lines.push(("granted", bare.collect::<Vec<_>>().join("\n")));
+    }
+    let limits = &status.spec.resources;
+    lines.push((
+        "limits",
+        format!(
+            "memory {}, {} at once, {} each",
+            limits.memory, limits.concurrency, limits.timeout
+        ),
+    ));
+    if let Some(rollout) = &status.rollout {
+        lines.push(("rollout", self::rollout(rollout, now)));
+    }
+    if let Some(outcome) = &status.outcome {
+        let how = if outcome.completed {
+            "completed"
+        } else {
+            "failed"
+        };
+        let code = outcome
+            .exit_code
+            .map(|code| format!(", exit {code}"))
+            .unwrap_or_default();
+        let why = if outcome.reason.is_empty() { "" } else { ": " };
+        let ago = age(outcome.at, now);
+        lines.push((
+            "last run",
+            format!("{how}{code} {ago} ago{why}{}", one_line(&outcome.reason)),
+        ));
+    }
+    let mut text = pairs(&lines);
+    if let Some(unplaced) = &status.unplaced {
+        text.push('\n');
+        text.push_str(&self::unplaced(unplaced));
+    }
+    if !status.replicas.is_empty() {
+        text.push('\n');
+        let of = [(summary.name.clone(), status.replicas.clone())];
+        text.push_str(&replicas(&of, now, width));
+    }
+    text
+}
+
+/// A rollout in a few words.
+pub(crate) fn rollout(rollout: &RolloutView, now: Timestamp) -> String {
+    let from = rollout
+        .from
+        .map(|from| format!("{from} to "))
+        .unwrap_or_default();
+    let mut text = format!(
+        "{} {from}{}",
+        rollout_tone(rollout.state).paint(rollout.state.as_str()),
+        rollout.revision
+    );
+    if !rollout.state.ended() {
+        let left = rollout.deadline.since(now);
+        text.push_str(&format!(
+            ": {}/{} ready, {} left for progress",
+            rollout.ready,
+            rollout.desired,
+            span(left)
+        ));
+    }
+    if let Some(reason) = &rollout.reason {
+        text.push_str(": ");
+        text.push_str(&one_line(reason));
+    }
+    text
+}
+
+/// What could not be placed, why, and what would help.
+pub(crate) fn unplaced(unplaced: &Unplaced) -> String {
+    let slots = count(u64::from(unplaced.slots), "replica");
+    let hosts = count(u64::from(unplaced.evaluated), "host");
+    let mut text = format!(
+        "{} {slots} of {} ({hosts} looked at)\n",
+        Tone::Warn.paint("unplaced:"),
+        unplaced.workload
+    );
+    for (filter, hosts) in &unplaced.filtered {
+        text.push_str(&format!(
+            "  {}: {filter}\n",
+            count(u64::from(*hosts), "host")
+        ));
+    }
+    for (dimension, amount) in &unplaced.lacking {
+        let amount = match dimension.as_str() {
+            name if name.contains("bytes") || name == "memory" => ByteSize(*amount).approximate(),
+            name if name.contains("millis") || name == "cpu" => format!("{amount}m"),
+            _ => amount.to_string(),
+        };
+        text.push_str(&format!(
+            "  the nearest host lacks {amount} of {dimension}\n"
+        ));
+    }
+    for fix in &unplaced.fix {
+        text.push_str(&format!("  {} {fix}\n", Tone::Dim.paint("fix:")));
+    }
+    text
+}
+
+/// `history`.
+pub(crate) fn history(
+    items: &[HistoryItem],
+    current: Option<u64>,
+    now: Timestamp,
+    width: Option<usize>,
+) -> String {
+    let mut table = Table::new(&[">REVISION", ">AGE", "BY", "ARTIFACT", "CHANGES"]);
+    for item in items {
+        let wanted = current == Some(item.revision.0);
+        let number = if wanted {
+            format!("*{}", item.revision)
+        } else {
+            item.revision.to_string()
+        };
+        table.row(vec![
+            Cell::toned(number, if wanted { Tone::Name } else { Tone::Plain }),
+            age(item.at, now).into(),
+            item.by.clone().into(),
+            item.artifact.short().into(),
+            harmless(&item.changes.join(", ")).into(),
+        ]);
+    }
+    table.render(width)
+}
+
+/// `hosts`.
+pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
+    if items.is_empty() {
+        return "no hosts: start one with `wasmorch host`\n".into();
+    }
+    // Architecture and version are in `--json`: whole addresses matter more on 80 columns.
+    let mut table = Table::new(&[
+        "NAME", "STATE", ">RUNS", ">MEMORY", "HTTP", "ADMIN", ">SEEN", "LABELS",
+    ]);
+    for host in items {
+        let (state, tone) = match host.state {
+            HostState::Alive if host.cordoned => ("cordoned", Tone::Warn),
+            HostState::Alive => (host.state.as_str(), Tone::Good),
+            HostState::Suspect => (host.state.as_str(), Tone::Warn),
+            HostState::Dead => (host.state.as_str(), Tone::Bad),
+        };
+        let labels = host
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let seen = match host.state {
+            HostState::Alive => String::new(),
+            _ => span(std::time::Duration::from_millis(host.seen_ms)),
+        };
+        table.row(vec![
+            Cell::toned(&host.name, Tone::Name),
+            Cell::toned(state, tone),
+            host.replicas.into(),
+            ByteSize(host.memory_bytes).approximate().into(),
+            host.http.clone().into(),
+            host.admin.clone().into(),
+            seen.into(),
+            labels.collect::<Vec<_>>().join(",").into(),
+        ]);
+    }
+    table.render(width)
+}
+
+/// One event.
+pub(crate) fn event(event: &Event) -> String {
+    let workload = event.workload.as_ref().map(|name| match &event.replica {
+        Some(replica) => format!("{name}/{replica}"),
+        None => name.to_string(),
+    });
+    let host = event.host.as_ref().map(|host| format!("host {host}"));
+    let revision = event
+        .revision
+        .map(|revision| format!("revision {revision}"));
+    let about: Vec<String> = [workload, revision, host].into_iter().flatten().collect();
+    let tone = match event.kind.as_str() {
+        kind if kind.starts_with("alarm") => Tone::Bad,
+        "replica-failed" | "replica-rejected" | "replica-lost" | "crash-loop" | "job-failed"
+        | "rollout-failed" | "rollout-reverted" | "host-dead" => Tone::Bad,
+        "unplaced" | "host-suspect" | "rollout-aborted" | "rollout-paused" => Tone::Warn,
+        _ if event.kind == EventKind::ReplicaReady => Tone::Good,
+        _ => Tone::Plain,
+    };
+    let mut text = format!(
+        "{}  {}",
+        Tone::Dim.paint(&event.at.to_string()),
+        tone.paint(&format!("{:<18}", event.kind.as_str()))
+    );
+    for part in [about.join(" "), one_line(&event.reason)] {
+        if !part.is_empty() {
+            text.push_str("  ");
+            text.push_str(&part);
+        }
+    }
+    let end = text.trim_end().len();
+    text.truncate(end);
+    text
+}
+
+/// One line of a log, under the replica that wrote it.
+pub(crate) fn log_line(workload: &Name, line: &LogLine) -> String {
+    let mut text = String::new();
+    let head = format!("{}  {workload}/{}", line.at, line.replica);
+    if line.dropped > 0 {
+        let lost = count(line.dropped, "line");
+        text.push_str(&Tone::Warn.paint(&format!("{head}  ({lost} dropped: written too fast)")));
+        text.push('\n');
+    }
+    let tone = match line.stream.as_str() {
+        "stderr" | "error" | "critical" => Tone::Warn,
+        _ => Tone::Plain,
+    };
+    text.push_str(&format!(
+        "{}  {}\n",
+        Tone::Dim.paint(&head),
+        tone.paint(&harmless(&line.text))
+    ));
+    text
+}
+
+/// What a `deploy` ended with, one workload a line.
+pub(crate) fn deployed(
+    name: &Name,
+    state: &str,
+    tone: Tone,
+    revision: u64,
+    urls: &[String],
+) -> String {
+    let mut text = format!(
+        "{}  {}  revision {revision}",
+        Tone::Name.paint(name.as_str()),
+        tone.paint(state)
+    );
+    for url in urls {
+        text.push_str("  ");
+        text.push_str(url);
+    }
+    text
+}
+
+/// How long something took.
+pub(crate) fn took(time: std::time::Duration) -> String {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let rounded = if ms >= 10_000 { ms / 1_000 * 1_000 } else { ms };
+    HumanDuration::millis(rounded).to_string()
+}
+
+#[cfg(test)]
+#[path = "views_tests.rs"]
+mod tests;

@@ -1,0 +1,169 @@
+//! What people see, at 80 columns and without colours.
+
+use serde_json::json;
+use wasmorch_api::messages::{
+    HistoryItem, HostView, LogLine, ReplicaView, StatusReply, Unplaced, WorkloadSummary,
+};
+use wasmorch_api::{Event, Timestamp};
+
+use super::*;
+
+fn plain(text: &str) -> String {
+    anstream::adapter::strip_str(text).to_string()
+}
+
+fn now() -> Timestamp {
+    "2026-01-01T12:00:00Z".parse().unwrap()
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn fits(text: &str) {
+    for line in text.lines() {
+        assert!(
+            line.chars().count() <= 80,
+            "{} columns: {line}",
+            line.chars().count()
+        );
+    }
+}
+
+fn some_workloads() -> Vec<WorkloadSummary> {
+    read(json!([
+        {"namespace": "default", "name": "hello", "kind": "http", "revision": 2, "desired": 3,
+         "ready": 3, "state": "ready", "urls": ["http://hello.default.localhost:8080/"]},
+        {"namespace": "shop", "name": "a-name-that-goes-on-and-on-for-a-long-while", "kind": "http",
+         "revision": 12, "desired": 20, "ready": 7, "state": "crash-loop",
+         "urls": ["http://a-name-that-goes-on-and-on-for-a-long-while.shop.localhost:8080/"]},
+        {"namespace": "shop", "name": "echo", "kind": "messages", "revision": 1, "desired": 1,
+         "ready": 0, "state": "pending", "urls": []},
+    ]))
+}
+
+fn some_replicas() -> Vec<ReplicaView> {
+    read(json!([
+        {"replica": "1-1-1", "slot": 1, "revision": 2, "host": "h1", "host_id": "aa",
+         "state": "running", "ready": true, "standby": false, "since": "2026-01-01T11:58:30Z",
+         "memory_bytes": 1_500_000, "cpu_millis": 12, "in_flight": 3},
+        {"replica": "2-7-3", "slot": 2, "revision": 2, "host": "h2", "host_id": "bb",
+         "state": "failed", "ready": false, "standby": false, "since": "2026-01-01T09:00:00Z",
+         "reason": "the guest trapped: wasm trap: unreachable\nat 0: boom", "exit_code": 134,
+         "memory_bytes": 0, "cpu_millis": 0, "in_flight": 0},
+        {"replica": "3-8-1", "slot": 3, "revision": 2, "host": "h2", "host_id": "bb",
+         "state": "preparing", "ready": false, "standby": false, "since": "2026-01-01T12:00:00Z",
+         "memory_bytes": 0, "cpu_millis": 0, "in_flight": 0},
+    ]))
+}
+
+fn some_unplaced() -> Unplaced {
+    read(json!({
+        "workload": "default/hello", "slots": 1, "evaluated": 3,
+        "filtered": {"cordoned": 1, "memory": 2}, "lacking": {"memory": 67_108_864},
+        "fix": ["add a host with 64 MiB free", "uncordon h2"],
+    }))
+}
+
+#[test]
+fn workloads_fit_80_columns() {
+    let text = plain(&workloads(&some_workloads(), true, Some(80)));
+    fits(&text);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn workloads_of_one_namespace() {
+    insta::assert_snapshot!(plain(&workloads(&some_workloads()[..1], false, Some(80))));
+    assert!(plain(&workloads(&[], false, None)).contains("wasmorch deploy"));
+}
+
+#[test]
+fn replicas_fit_80_columns() {
+    let of = [("hello".parse().unwrap(), some_replicas())];
+    let text = plain(&replicas(&of, now(), Some(80)));
+    fits(&text);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_status_shows_it_all() {
+    let status: StatusReply = read(json!({
+        "namespace": "default", "name": "hello", "kind": "http", "revision": 2, "desired": 3,
+        "ready": 1, "state": "rolling",
+        "urls": ["http://hello.default.localhost:8080/", "http://shop.example.com:8080/"],
+        "spec": {"name": "hello", "artifact": format!("sha256:{}", "0".repeat(64)),
+                 "bindings": {"http": ["api.example.com"]}},
+        "replicas": some_replicas(),
+        "rollout": {"revision": 2, "from": 1, "state": "rolling", "updated": 2, "ready": 1,
+                    "desired": 3, "deadline": "2026-01-01T12:01:30Z"},
+        "unplaced": some_unplaced(),
+    }));
+    insta::assert_snapshot!(plain(&super::status(&status, now(), Some(80))));
+}
+
+#[test]
+fn a_job_tells_how_it_ended() {
+    let status: StatusReply = read(json!({
+        "namespace": "default", "name": "report", "kind": "job", "revision": 1, "desired": 1,
+        "ready": 0, "state": "failed", "urls": [], "spec": {"name": "report"}, "replicas": [],
+        "outcome": {"completed": false, "exit_code": 3, "reason": "no input",
+                    "at": "2026-01-01T11:59:00Z"},
+    }));
+    insta::assert_snapshot!(plain(&super::status(&status, now(), Some(80))));
+}
+
+#[test]
+fn revisions() {
+    let items: Vec<HistoryItem> = read(json!([
+        {"revision": 2, "artifact": format!("sha256:{}", "ab".repeat(32)),
+         "at": "2026-01-01T11:00:00Z", "by": "ada",
+         "changes": ["artifact", "environment.LANG: en -> de"]},
+        {"revision": 1, "artifact": format!("sha256:{}", "cd".repeat(32)),
+         "at": "2025-12-01T11:00:00Z", "by": "ada", "changes": ["first revision"]},
+    ]));
+    let text = plain(&history(&items, Some(2), now(), Some(80)));
+    fits(&text);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn hosts_fit_80_columns() {
+    let items: Vec<HostView> = read(json!([
+        {"id": "aa", "name": "h1", "state": "alive", "cordoned": false, "labels": {"zone": "a"},
+         "arch": "x86_64", "http": "127.0.0.1:8080", "admin": "127.0.0.1:41234",
+         "version": "0.1.0", "capacity": {"memory_bytes": 1_000_000_000u64}, "replicas": 12,
+         "memory_bytes": 31_000_000, "seen_ms": 400},
+        {"id": "bb", "name": "h2", "state": "dead", "cordoned": true, "labels": {},
+         "arch": "aarch64", "http": "127.0.0.1:35555", "admin": "127.0.0.1:41235",
+         "version": "0.1.0", "capacity": {}, "replicas": 0, "memory_bytes": 0,
+         "seen_ms": 400_000},
+    ]));
+    let text = plain(&hosts(&items, Some(80)));
+    fits(&text);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn events_are_one_line_each() {
+    let some: Vec<Event> = read(json!([
+        {"id": "3-1", "at": "2026-01-01T11:59:59.5Z", "term": 3, "kind": "replica-failed",
+         "namespace": "default", "workload": "hello", "replica": "2-7-3", "host": "bb",
+         "reason": "the guest trapped\nat 0: boom"},
+        {"id": "3-2", "at": "2026-01-01T12:00:00Z", "term": 3, "kind": "leader-elected",
+         "namespace": "_", "reason": ""},
+        {"id": "3-3", "at": "2026-01-01T12:00:00Z", "term": 3, "kind": "deployed",
+         "namespace": "default", "workload": "hello", "revision": 2, "reason": "artifact"},
+    ]));
+    let lines: Vec<String> = some.iter().map(|one| plain(&event(one))).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn log_lines_name_their_replica_and_what_was_lost() {
+    let line: LogLine = read(json!({
+        "at": "2026-01-01T12:00:00Z", "replica": "1-1-1", "stream": "stderr",
+        "text": "hello \u{1b}[2J there", "dropped": 7,
+    }));
+    insta::assert_snapshot!(plain(&log_line(&"hello".parse().unwrap(), &line)));
+}

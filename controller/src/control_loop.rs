@@ -1,0 +1,490 @@
+//! The one owner of the cluster's state while this process leads.
+//!
+//! ```text
+//!  calls ────────▶ ┌──────────────┐ ── execute ─▶ batch ─▶ commit ─▶ answer
+//!  heard (hosts) ▶ │ ControlLoop  │ ── plan ─▶ check ─▶ batches ─▶ commit ─▶ events
+//!  findings ─────▶ │   Cluster    │ ── ask hosts (tasks of their own)
+//!  ticks ────────▶ └──────────────┘
+//! ```
+//!
+//! Invariants: the state changes by what hosts say and by what the store has acknowledged, nothing
+//! else. One batch is on its way at a time, and the loop waits for it. When the outcome of a batch
+//! is not known, or the store has refused the term, the loop ends: what it held is dropped and read
+//! anew in another term.
+
+mod execute;
+mod pace;
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::{ApiError, ErrorCode, EventKind, Term, Timestamp};
+use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
+
+use crate::api::{ApiCall, stepping_down};
+use crate::clock::{Clock, Seldom};
+use crate::dispatch::{self, Batch};
+use crate::ears::{Asker, Heard};
+use crate::events::Events;
+use crate::guard::{Concern, Guard};
+use crate::lease::LeaseClock;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+
+use execute::Answers;
+use pace::Pace;
+
+/// Time passes for the planner this often.
+const TICK: Duration = Duration::from_millis(200);
+/// Under a flood of messages it passes all the same after so long; the planner then takes the gap
+/// for the leader's own stall.
+const TICK_LATE_MAX: Duration = Duration::from_secs(1);
+/// Taken from the queues in one turn, before planning gets its turn.
+const CALLS_A_TURN: usize = 16;
+const HEARD_A_TURN: usize = 4_096;
+/// A store that is not ready is tried again so often, after so long each time.
+const TRIES: u32 = 3;
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// The same alarm is repeated this often.
+const ALARM_EVERY: Duration = Duration::from_secs(10);
+/// Findings on their way: one question is asked at a time.
+pub(crate) const FINDINGS_MAX: usize = 4;
+
+/// Why the loop ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// It was told to.
+    Stopped,
+    /// The lease is over, or another leader has written.
+    Deposed(String),
+    /// The outcome of a write is not known.
+    Unsure(StoreError),
+    /// A host has seen a later term than the store holds: the next term must be later still.
+    Behind(Term),
+}
+
+/// What a question to the store has found.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// A host has seen `seen`; the store's last sequence is `last`.
+    LastSequence { seen: u64, last: Result<u64, StoreError> },
+    /// A host has seen the term `seen`; the store holds `stored`.
+    Term { seen: Term, stored: Result<Term, StoreError> },
+}
+
+/// The queues that the loop reads.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) calls: mpsc::Receiver<ApiCall>,
+    pub(crate) heard: mpsc::Receiver<Heard>,
+    pub(crate) findings: mpsc::Receiver<Finding>,
+}
+
+/// What a term begins with.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub(crate) cluster: Cluster,
+    pub(crate) guard: Guard,
+    /// The sequence of this term's `term`.
+    pub(crate) fence: u64,
+    pub(crate) store: Store,
+    pub(crate) lease: LeaseClock,
+    pub(crate) clock: Clock,
+    pub(crate) events: Events,
+    pub(crate) asker: Asker,
+    pub(crate) findings: mpsc::Sender<Finding>,
+    pub(crate) metrics: Metrics,
+}
+
+/// The loop.
+#[derive(Debug)]
+pub(crate) struct ControlLoop {
+    begin: Begin,
+    pace: Pace,
+    answers: Answers,
+    /// A question to the store is on its way.
+    finding: bool,
+    frozen_said: bool,
+    alarm: Seldom,
+    foreign: Seldom,
+    next_tick: Instant,
+}
+
+impl ControlLoop {
+    pub(crate) fn new(begin: Begin) -> Self {
+        let now = Instant::now();
+        Self {
+            begin,
+            pace: Pace::new(now),
+            answers: Answers::default(),
+            finding: false,
+            frozen_said: false,
+            alarm: Seldom::new(ALARM_EVERY),
+            foreign: Seldom::new(ALARM_EVERY),
+            next_tick: now,
+        }
+    }
+
+    /// Runs until the term ends: `stop` after what is in hand, `lost` at once.
+    pub(crate) async fn run(
+        mut self,
+        mut inputs: Inputs,
+        stop: CancellationToken,
+        lost: CancellationToken,
+    ) -> End {
+        let elected = format!("{} leads term {}", self.begin.cluster.leader, self.begin.cluster.term);
+        self.say(vec![EventDraft::cluster(EventKind::LeaderElected, elected)]);
+        loop {
+            let turn = tokio::select! {
+                biased;
+                () = lost.cancelled() => return End::Deposed("the lease has ended".to_owned()),
+                turn = self.turn(&mut inputs, &stop) => turn,
+            };
+            if let Err(end) = turn {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for something to do, does some of everything that waits.
+    async fn turn(&mut self, inputs: &mut Inputs, stop: &CancellationToken) -> Result<(), End> {
+        let wake = self.pace.due().map_or(self.next_tick, |due| due.min(self.next_tick));
+        let (mut call, mut heard) = (None, None);
+        tokio::select! {
+            () = stop.cancelled() => return Err(End::Stopped),
+            one = inputs.calls.recv() => call = one,
+            one = inputs.heard.recv() => heard = one,
+            Some(finding) = inputs.findings.recv() => self.found(finding)?,
+            () = tokio::time::sleep_until(wake.into()) => {}
+        }
+        self.begin.metrics.turned();
+        // Hosts first: a call is answered, and a plan made, on all that has been heard.
+        let mut heard_count = 0;
+        while let Some(one) = heard.take().or_else(|| inputs.heard.try_recv().ok()) {
+            self.hear(one);
+            heard_count += 1;
+            if heard_count >= HEARD_A_TURN {
+                break;
+            }
+        }
+        let mut calls = 0;
+        while let Some(one) = call.take().or_else(|| inputs.calls.try_recv().ok()) {
+            self.call(one).await?;
+            calls += 1;
+            if calls >= CALLS_A_TURN {
+                break;
+            }
+        }
+        // Time passes only for a leader that has listened: its own stall is not the hosts' silence.
+        let now = Instant::now();
+        let overdue = now >= self.next_tick + TICK_LATE_MAX;
+        if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
+            self.next_tick = now + TICK;
+            self.observe(Observation::Tick, self.begin.clock.now());
+        }
+        if self.pace.due().is_some_and(|due| due <= Instant::now()) {
+            self.plan().await?;
+        }
+        self.say_frozen();
+        Ok(())
+    }
+
+    // What hosts say.
+
+    fn hear(&mut self, heard: Heard) {
+        if let Observation::Heartbeat(beat) = &heard.what {
+            match self.begin.guard.heard(beat) {
+                Concern::Fine => {}
+                Concern::Foreign => {
+                    if let Some(more) = self.foreign.now() {
+                        let (host, cluster) = (&beat.host, &beat.cluster);
+                        tracing::warn!(%host, %cluster, more, "a host of another cluster is here");
+                    }
+                    return;
+                }
+                Concern::Verify(seen) => self.verify_sequence(seen),
+            }
+        }
+        self.observe(heard.what, heard.at);
+    }
+
+    fn observe(&mut self, what: Observation, at: Timestamp) {
+        let observed = self.begin.cluster.observe(what, at);
+        for ask in observed.asks {
+            match ask {
+                Ask::Status(host) => self.begin.asker.status(host),
+                Ask::Sync { host, sequence } => {
+                    self.begin.asker.sync(host, self.begin.cluster.term, sequence);
+                }
+                Ask::NewerTerm(seen) => self.verify_term(seen),
+            }
+        }
+        self.begin.events.publish(&observed.events, self.begin.clock.now());
+        if observed.changed {
+            self.pace.changed(Instant::now());
+        }
+    }
+
+    /// Asks the store; the answer comes as a finding.
+    fn verify_sequence(&mut self, seen: u64) {
+        self.find(move |store| async move {
+            Finding::LastSequence { seen, last: store.last_sequence().await }
+        });
+    }
+
+    fn verify_term(&mut self, seen: Term) {
+        self.find(move |store| async move {
+            let stored = store.read_term().await;
+            let stored = stored.map(|(term, _)| term.map_or(Term(0), |record| record.term));
+            Finding::Term { seen, stored }
+        });
+    }
+
+    fn find<F>(&mut self, question: impl FnOnce(Store) -> F)
+    where
+        F: Future<Output = Finding> + Send + 'static,
+    {
+        if self.finding {
+            return;
+        }
+        let (answer, findings) = (question(self.begin.store.clone()), self.begin.findings.clone());
+        self.finding = self.begin.asker.run(async move {
+            // The loop may be gone.
+            let _ = findings.send(answer.await).await;
+        });
+    }
+
+    fn found(&mut self, finding: Finding) -> Result<(), End> {
+        self.finding = false;
+        match finding {
+            Finding::LastSequence { seen, last: Ok(last) } => self.begin.guard.verified(seen, last),
+            Finding::Term { seen, stored: Ok(stored) } => {
+                let own = self.begin.cluster.term;
+                if stored > own {
+                    return Err(End::Deposed(format!("term {stored} has begun")));
+                }
+                // The store does not know the term that a host has seen: it went back.
+                return Err(End::Behind(seen));
+            }
+            // It is asked again with the next heartbeat.
+            Finding::LastSequence { last: Err(error), .. }
+            | Finding::Term { stored: Err(error), .. } => {
+                tracing::debug!(%error, "the store was not asked");
+            }
+        }
+        Ok(())
+    }
+
+    // What users ask.
+
+    async fn call(&mut self, call: ApiCall) -> Result<(), End> {
+        let now = self.begin.clock.now();
+        if let Some(first) = self.answers.first(&call, now) {
+            send(call, Ok(first));
+            return Ok(());
+        }
+        let frozen = self.begin.guard.frozen();
+        let done = match execute::execute(&self.begin.cluster, frozen, &call, now) {
+            Ok(done) => done,
+            Err(refusal) => {
+                send(call, Err(refusal));
+                return Ok(());
+            }
+        };
+        let wrote = !done.writes.is_empty();
+        if wrote {
+            let batch = dispatch::whole(done.writes);
+            if let Err(error) = self.store(batch).await {
+                if let Some(end) = ending(error, |refusal| send(call, Err(refusal))) {
+                    return Err(end);
+                }
+                return Ok(());
+            }
+        }
+        self.say(done.events);
+        let reply = done.answer.finish(&self.begin.cluster);
+        if wrote {
+            self.answers.keep(&call, now, &reply);
+            self.pace.urgent(Instant::now());
+        }
+        send(call, Ok(reply));
+        Ok(())
+    }
+
+    // What the planner wants.
+
+    async fn plan(&mut self) -> Result<(), End> {
+        if self.begin.guard.frozen().is_some() {
+            self.pace.begin();
+            return Ok(());
+        }
+        let began = Instant::now();
+        let now = self.begin.clock.now();
+        self.pace.begin();
+        let plan = self.begin.cluster.plan(now);
+        let (hosts, workloads) =
+            (self.begin.cluster.hosts().len(), self.begin.cluster.workloads().len());
+        self.begin.metrics.size(hosts, workloads);
+        if let Some(at) = plan.wake_at {
+            self.pace.wake(self.begin.clock.instant(at), Instant::now());
+        }
+        let broken = check::check(&self.begin.cluster, &plan);
+        if !broken.is_empty() {
+            self.refuse_plan(&broken);
+            self.pace.hold(Instant::now());
+            return Ok(());
+        }
+        let writes: Vec<Write> = self.begin.cluster.writes(&plan);
+        self.begin.metrics.planned(began.elapsed());
+        let wrote = !writes.is_empty();
+        for batch in dispatch::cut(writes) {
+            if let Err(error) = self.store(batch).await {
+                let mut refusal = None;
+                if let Some(end) = ending(error, |why| refusal = Some(why)) {
+                    return Err(end);
+                }
+                if let Some(refusal) = refusal {
+                    tracing::warn!(%refusal, "a plan was not stored");
+                }
+                self.pace.hold(Instant::now());
+                return Ok(());
+            }
+        }
+        self.say(plan.events);
+        self.pace.done(Instant::now(), began.elapsed(), wrote);
+        Ok(())
+    }
+
+    fn refuse_plan(&mut self, broken: &[check::BrokenRule]) {
+        self.begin.metrics.plan_refused();
+        let rules: Vec<String> = broken.iter().take(5).map(ToString::to_string).collect();
+        let rules = rules.join("; ");
+        if let Some(more) = self.alarm.now() {
+            tracing::error!(rules, more, "a plan broke a rule and is not carried out");
+            self.say(vec![EventDraft::cluster(EventKind::AlarmPlanRefused, rules)]);
+        }
+    }
+
+    // What both need.
+
+    /// Stores one batch and folds it in.
+    async fn store(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let mut tries = 0;
+        let ack = loop {
+            // The store refuses a deposed leader by itself; this spares it the trouble.
+            if !self.begin.lease.holds(Instant::now()) {
+                return Err(StoreError::Fenced);
+            }
+            tries += 1;
+            match self.begin.store.batch(self.begin.fence, &batch.entries).await {
+                Err(StoreError::NotReady(why)) if tries < TRIES => {
+                    tracing::debug!(why, tries, "the store is not ready");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                other => break other,
+            }
+        };
+        match ack {
+            Ok(ack) => {
+                let now = self.begin.clock.now();
+                self.begin.metrics.stored(batch.writes.len(), began.elapsed());
+                self.begin.guard.stored(ack.last_sequence);
+                self.begin.cluster.commit(&batch.writes, ack.last_sequence, now);
+                Ok(())
+            }
+            Err(error) => {
+                self.begin.metrics.store_failed();
+                if let StoreError::Full(why) = &error
+                    && self.alarm.now().is_some()
+                {
+                    tracing::error!(why, "the store is full");
+                    self.say(vec![EventDraft::cluster(EventKind::AlarmFull, why.as_str())]);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Publishes events and remembers them for `why`.
+    fn say(&mut self, events: Vec<EventDraft>) {
+        let now = self.begin.clock.now();
+        self.begin.cluster.remember(&events, now);
+        self.begin.events.publish(&events, now);
+    }
+
+    fn say_frozen(&mut self) {
+        if self.frozen_said {
+            return;
+        }
+        if let Some(why) = self.begin.guard.frozen().map(str::to_owned) {
+            self.frozen_said = true;
+            tracing::error!(why, "frozen: nothing is changed");
+            self.say(vec![EventDraft::cluster(EventKind::AlarmFrozen, why)]);
+        }
+    }
+}
+
+fn send(call: ApiCall, answer: Result<crate::api::Reply, ApiError>) {
+    // Who asked may have given up.
+    let _ = call.answer.send(answer);
+}
+
+/// Tells whoever waits, and whether leadership ends with it.
+fn ending(error: StoreError, refuse: impl FnOnce(ApiError)) -> Option<End> {
+    if error.ends_leadership() {
+        refuse(stepping_down());
+        return Some(match error {
+            StoreError::Fenced => End::Deposed("the store refused this term".to_owned()),
+            other => End::Unsure(other),
+        });
+    }
+    refuse(refusal(&error));
+    None
+}
+
+/// A store's error as an answer: nothing was written.
+fn refusal(error: &StoreError) -> ApiError {
+    let why = error.to_string();
+    let what = "the store did not take it: nothing was changed";
+    match error {
+        StoreError::Full(_) => ApiError::new(
+            ErrorCode::Unavailable,
+            what,
+            why,
+            "make room for JetStream: raise its limits, or free the disk",
+        ),
+        StoreError::TooLarge { .. } | StoreError::TooMany { .. } => ApiError::new(
+            ErrorCode::TooLarge,
+            what,
+            why,
+            "deploy fewer workloads at once, or raise the server's max_payload",
+        ),
+        StoreError::NotReady(_) | StoreError::Unavailable(_) => {
+            ApiError::new(ErrorCode::Unavailable, what, why, "try again")
+        }
+        _ => ApiError::new(ErrorCode::Internal, what, why, "see the controller's log"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_certain_is_answered_as_not_done() {
+        let mut answer = None;
+        let end = ending(StoreError::Full("disk".into()), |refusal| answer = Some(refusal));
+        assert!(end.is_none());
+        assert_eq!(answer.unwrap().code, ErrorCode::Unavailable);
+
+        let mut answer = None;
+        let end = ending(StoreError::Unknown("timed out".into()), |refusal| answer = Some(refusal));
+        assert!(matches!(end, Some(End::Unsure(_))));
+        assert!(answer.unwrap().why.contains("not known"));
+
+        let end = ending(StoreError::Fenced, |_| {});
+        assert!(matches!(end, Some(End::Deposed(_))));
+    }
+}

@@ -1,0 +1,352 @@
+//! One call on the cluster's state: what to store, what to say, what to answer.
+//!
+//! Pure: the planner's commands and queries behind the API's verbs, and the shape of each answer.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use wasmorch_api::messages::{
+    DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
+};
+use wasmorch_api::{
+    ApiError, ErrorCode, Name, RequestId, Timestamp, VERSION, WorkloadKey,
+};
+use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
+use wasmorch_planner::{Cluster, EventDraft, Write, queries};
+
+use crate::api::{ApiCall, Reply, Request, Verb, page};
+
+/// A call that was understood and passed every check.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// What to store, whole, before the answer.
+    pub(super) writes: Vec<Write>,
+    /// What to say aloud after that.
+    pub(super) events: Vec<EventDraft>,
+    /// The answer.
+    pub(super) answer: Pending,
+}
+
+/// An answer, as far as it is known before the store has acknowledged.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// All of it.
+    Ready(Reply),
+    /// It needs the index of these records after the commit.
+    Deploy(DeployReply, Vec<WorkloadKey>),
+}
+
+impl Pending {
+    /// The answer, once the writes are committed.
+    pub(super) fn finish(self, cluster: &Cluster) -> Reply {
+        match self {
+            Self::Ready(reply) => reply,
+            Self::Deploy(mut reply, keys) => {
+                reply.index = queries::index(cluster, keys);
+                Reply::new(body(&reply))
+            }
+        }
+    }
+}
+
+fn body<T: Serialize>(reply: &T) -> Vec<u8> {
+    serde_json::to_vec(reply).expect("our own types have string keys and serialise")
+}
+
+/// Carries a call out on the state, without changing it.
+pub(super) fn execute(
+    cluster: &Cluster,
+    frozen: Option<&str>,
+    asked: &ApiCall,
+    now: Timestamp,
+) -> Result<Done, ApiError> {
+    let (request_id, by) = asked.request.caller();
+    let call = Call {
+        namespace: asked.namespace.clone().unwrap_or_default(),
+        now,
+        request_id: request_id.cloned(),
+        by: by.unwrap_or("unknown").to_owned(),
+    };
+    let done = match &asked.request {
+        Request::Deploy(request) => deploy(cluster, asked, request.if_index, &call)?,
+        Request::List(request) if asked.verb == Verb::Hosts => ready(hosts(cluster, request, now)),
+        Request::List(request) => ready(list(cluster, asked.namespace.as_ref(), request)?),
+        Request::Workload(request) => {
+            let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
+            workload(cluster, asked.verb, &key, request.all)?
+        }
+        Request::Change(request) => {
+            let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
+            if let Some(first) = commands::answered(cluster, &key, asked.verb.as_str(), &call) {
+                return Ok(value(&first));
+            }
+            settled(match asked.verb {
+                Verb::Scale => commands::scale(cluster, request, &call),
+                Verb::Stop => commands::stop(cluster, request, &call),
+                Verb::Start => commands::start(cluster, request, &call),
+                Verb::Restart => commands::restart(cluster, request, &call),
+                _ => commands::rm(cluster, request, &call),
+            }?)
+        }
+        Request::Rollout(request) => {
+            let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
+            if let Some(first) = commands::answered(cluster, &key, asked.verb.as_str(), &call) {
+                return Ok(value(&first));
+            }
+            if asked.verb == Verb::Rollout {
+                settled(commands::rollout(cluster, request, &call)?)
+            } else {
+                let Outcome { writes, events, reply } = commands::rollback(cluster, request, &call)?;
+                Done { writes, events, answer: Pending::Deploy(reply, vec![key]) }
+            }
+        }
+        Request::Why(request) => why(cluster, request, &call)?,
+        Request::Host(request) => host(cluster, asked.verb, request, now)?,
+        Request::Nothing => value(&VersionReply {
+            version: VERSION.to_owned(),
+            term: cluster.term,
+            leader: cluster.leader.clone(),
+        }),
+    };
+    match frozen {
+        Some(why) if !done.writes.is_empty() => Err(ApiError::new(
+            ErrorCode::Frozen,
+            "the cluster is frozen: nothing is changed",
+            why,
+            "what runs goes on; bring the store's data back, or start the hosts with empty data folders",
+        )),
+        _ => Ok(done),
+    }
+}
+
+fn ready(body: Vec<u8>) -> Done {
+    let answer = Pending::Ready(Reply::new(body));
+    Done { writes: Vec::new(), events: Vec::new(), answer }
+}
+
+fn value<T: Serialize>(reply: &T) -> Done {
+    ready(body(reply))
+}
+
+fn settled<R: Serialize>(outcome: Outcome<R>) -> Done {
+    let answer = Pending::Ready(Reply::new(body(&outcome.reply)));
+    Done { writes: outcome.writes, events: outcome.events, answer }
+}
+
+fn deploy(
+    cluster: &Cluster,
+    asked: &ApiCall,
+    if_index: Option<u64>,
+    call: &Call,
+) -> Result<Done, ApiError> {
+    let input = DeployInput { workloads: asked.workloads.clone(), if_index };
+    if asked.verb == Verb::Plan {
+        let preview = queries::preview(cluster, &input, call)?;
+        return Ok(ready(page::fits(body(&preview))?));
+    }
+    let keys: Vec<WorkloadKey> = input
+        .workloads
+        .iter()
+        .map(|(spec, _)| WorkloadKey::new(call.namespace.clone(), spec.name.clone()))
+        .collect();
+    if let Some(first) = first_deploy(cluster, &keys, call) {
+        let answer = Pending::Deploy(first, keys);
+        return Ok(Done { writes: Vec::new(), events: Vec::new(), answer });
+    }
+    let Outcome { writes, events, reply } = commands::deploy(cluster, &input, call)?;
+    Ok(Done { writes, events, answer: Pending::Deploy(reply, keys) })
+}
+
+/// The first answer to a repeated deploy: kept with each workload that it changed; the others were
+/// as asked and still are what they were.
+fn first_deploy(cluster: &Cluster, keys: &[WorkloadKey], call: &Call) -> Option<DeployReply> {
+    let kept: Vec<Option<Deployed>> = keys
+        .iter()
+        .map(|key| {
+            let reply = commands::answered(cluster, key, "deploy", call)?;
+            let reply: DeployReply = serde_json::from_value(reply).ok()?;
+            reply.workloads.into_iter().find(|deployed| deployed.name == key.name)
+        })
+        .collect();
+    if kept.iter().all(Option::is_none) {
+        return None;
+    }
+    let unchanged = |key: &WorkloadKey| {
+        let workload = cluster.workload(key)?;
+        let urls = queries::summary(cluster, key, workload).urls;
+        let revision = workload.record.revision;
+        Some(Deployed { name: key.name.clone(), revision, changed: false, rollout: None, urls })
+    };
+    let workloads =
+        keys.iter().zip(kept).filter_map(|(key, kept)| kept.or_else(|| unchanged(key))).collect();
+    Some(DeployReply { index: 0, workloads })
+}
+
+fn list(
+    cluster: &Cluster,
+    namespace: Option<&Name>,
+    request: &ListRequest,
+) -> Result<Vec<u8>, ApiError> {
+    let after = request.cursor.as_deref().map(list_cursor).transpose()?;
+    let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    let items = cluster
+        .workloads()
+        .range::<WorkloadKey, _>((from, Bound::Unbounded))
+        .filter(|(key, _)| namespace.is_none_or(|namespace| key.namespace == *namespace))
+        .map(|(key, workload)| (key.to_string(), queries::summary(cluster, key, workload)));
+    Ok(page::page(request, items))
+}
+
+fn list_cursor(cursor: &str) -> Result<WorkloadKey, ApiError> {
+    let key = cursor.split_once('/').and_then(|(namespace, name)| {
+        Some(WorkloadKey::new(namespace.parse().ok()?, name.parse().ok()?))
+    });
+    key.ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::Invalid,
+            "the cursor is not one of this list",
+            "",
+            "pass the `next` of the page before, or none for the first page",
+        )
+    })
+}
+
+fn hosts(cluster: &Cluster, request: &ListRequest, now: Timestamp) -> Vec<u8> {
+    let items = queries::hosts(cluster, now)
+        .into_iter()
+        .map(|host| (format!("{}/{}", host.name, host.id), host))
+        .skip_while(|(cursor, _)| {
+            // Sorted by name, then id; `/` sorts before all that a name is made of but `-`, so the
+            // parts are compared apart.
+            request.cursor.as_deref().is_some_and(|after| {
+                cursor.split_once('/') <= after.split_once('/')
+            })
+        });
+    page::page(request, items)
+}
+
+fn workload(
+    cluster: &Cluster,
+    verb: Verb,
+    key: &WorkloadKey,
+    all: bool,
+) -> Result<Done, ApiError> {
+    let reply = if verb == Verb::History {
+        queries::history(cluster, key)
+            .map(|items| Ok(Reply::new(page::fits(body(&json!({"items": items, "next": null})))?)))
+    } else {
+        queries::status(cluster, key, all).map(|reply| {
+            let (body, left_out) = page::status(reply)?;
+            Ok(Reply { body, left_out })
+        })
+    };
+    let reply = reply.unwrap_or_else(|| Err(no_workload(cluster, key)))?;
+    let answer = Pending::Ready(reply);
+    Ok(Done { writes: Vec::new(), events: Vec::new(), answer })
+}
+
+fn no_workload(cluster: &Cluster, key: &WorkloadKey) -> ApiError {
+    let elsewhere = cluster.workloads().keys().find(|other| other.name == key.name);
+    let fix = match elsewhere {
+        Some(other) => format!("there is one in namespace {}: pass -n {0}", other.namespace),
+        None => "list what there is: `wasmorch ps -A`".to_owned(),
+    };
+    let what = format!("no workload {} in namespace {}", key.name, key.namespace);
+    ApiError::new(ErrorCode::NotFound, what, "", fix)
+}
+
+fn why(cluster: &Cluster, request: &WhyRequest, call: &Call) -> Result<Done, ApiError> {
+    let Some(name) = &request.workload else {
+        let what = if request.host.is_some() || request.replica.is_some() {
+            "why of a host or a replica is not in this version yet"
+        } else {
+            "why names nothing"
+        };
+        let fix = "pass `workload`";
+        return Err(ApiError::new(ErrorCode::Invalid, what, "", fix));
+    };
+    let key = WorkloadKey::new(call.namespace.clone(), name.clone());
+    let story: Option<Value> = queries::why(cluster, &key);
+    let story = story.ok_or_else(|| no_workload(cluster, &key))?;
+    Ok(ready(page::fits(body(&story))?))
+}
+
+fn host(
+    cluster: &Cluster,
+    verb: Verb,
+    request: &HostRequest,
+    now: Timestamp,
+) -> Result<Done, ApiError> {
+    let named = || {
+        request.host.as_deref().ok_or_else(|| {
+            let what = format!("{} names no host", verb.as_str());
+            ApiError::new(ErrorCode::Invalid, what, "", "pass `host`: a name or an id")
+        })
+    };
+    match verb {
+        Verb::Cordon => Ok(settled(commands::cordon(cluster, named()?, now)?)),
+        Verb::Uncordon => Ok(settled(commands::uncordon(cluster, named()?, now)?)),
+        Verb::HostRm => Ok(settled(commands::host_rm(cluster, named()?, now)?)),
+        Verb::Drain => Err(not_yet(
+            "drain",
+            "cordon the host and restart its workloads: their new replicas go elsewhere",
+        )),
+        Verb::Rebalance => Err(not_yet("rebalance", "restart a workload: it is placed anew")),
+        _ => Err(not_yet("recover", "bring the store's data back from a copy of its folder")),
+    }
+}
+
+fn not_yet(verb: &str, instead: &str) -> ApiError {
+    let what = format!("{verb} is not in this version yet");
+    ApiError::new(ErrorCode::Invalid, what, "", instead)
+}
+
+/// Answers to recent writes of this term, whole. Records keep their own too, for the next leader;
+/// these also cover what leaves no record behind (`rm`, hosts).
+#[derive(Debug, Default)]
+pub(super) struct Answers(VecDeque<Answer>);
+
+#[derive(Debug)]
+struct Answer {
+    id: RequestId,
+    verb: Verb,
+    namespace: Option<Name>,
+    at: Timestamp,
+    reply: Reply,
+}
+
+/// As long as the contract says, and so many at most: replies are small.
+const REMEMBER: Duration = Duration::from_secs(600);
+const REMEMBER_MAX: usize = 2_000;
+
+impl Answers {
+    /// The first answer, when this is a repeat.
+    pub(super) fn first(&self, asked: &ApiCall, now: Timestamp) -> Option<Reply> {
+        let id = asked.request.caller().0?;
+        self.0
+            .iter()
+            .find(|one| one.id == *id && one.verb == asked.verb && one.namespace == asked.namespace)
+            .filter(|one| now.since(one.at) <= REMEMBER)
+            .map(|one| one.reply.clone())
+    }
+
+    /// Keeps an answer.
+    pub(super) fn keep(&mut self, asked: &ApiCall, now: Timestamp, reply: &Reply) {
+        let Some(id) = asked.request.caller().0 else { return };
+        while self.0.len() >= REMEMBER_MAX
+            || self.0.front().is_some_and(|one| now.since(one.at) > REMEMBER)
+        {
+            self.0.pop_front();
+        }
+        self.0.push_back(Answer {
+            id: id.clone(),
+            verb: asked.verb,
+            namespace: asked.namespace.clone(),
+            at: now,
+            reply: reply.clone(),
+        });
+    }
+}

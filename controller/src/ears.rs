@@ -1,0 +1,287 @@
+//! What comes from hosts: heartbeats and status reports, and answers to what the leader asks.
+//!
+//! Owns the subscriptions and the questions. Messages are parsed here, off the control loop, and go
+//! to it by a bounded queue; when that is full they are dropped, which the protocol heals: a
+//! heartbeat comes again in a second, a missed report shows as a gap and the whole is asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wasmorch_api::messages::{HostStatusRequest, SyncRequest};
+use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, Timestamp, subjects};
+use wasmorch_planner::Observation;
+
+use crate::clock::{Clock, Seldom};
+use crate::link::{Inbound, Link, LinkError, Subscription};
+use crate::metrics::Metrics;
+
+/// Two seconds of heartbeats from 6,100 hosts.
+pub(crate) const OBSERVATIONS_MAX: usize = 16_384;
+/// Hosts asked at the same time; the planner asks again for those left out.
+const ASKS_MAX: usize = 64;
+/// Pages of one host's status: far beyond what its capacity allows.
+const PAGES_MAX: usize = 1_000;
+/// Malformed messages are complained about this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// One observation and when it came.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) what: Observation,
+    pub(crate) at: Timestamp,
+}
+
+/// Subscribes to heartbeats and statuses and reads them until told to stop.
+#[derive(Debug, Clone)]
+pub(crate) struct Ears {
+    pub(crate) link: Link,
+    pub(crate) clock: Clock,
+    pub(crate) queue: mpsc::Sender<Heard>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Ears {
+    /// Starts listening; the tasks belong to `tasks` and end with `stop`.
+    pub(crate) async fn listen(
+        &self,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), LinkError> {
+        let beats = self.link.subscribe(subjects::HEARTBEATS, None).await?;
+        let reports = self.link.subscribe(subjects::STATUSES, None).await?;
+        let (ears, token) = (self.clone(), stop.clone());
+        tasks.spawn(async move { ears.read(beats, token, heartbeat).await });
+        let (ears, token) = (self.clone(), stop.clone());
+        tasks.spawn(async move { ears.read(reports, token, report).await });
+        Ok(())
+    }
+
+    async fn read(
+        self,
+        mut messages: Subscription,
+        stop: CancellationToken,
+        parse: fn(&Inbound) -> Result<Observation, String>,
+    ) {
+        let mut complaint = Seldom::new(COMPLAIN_EVERY);
+        loop {
+            let message = tokio::select! {
+                () = stop.cancelled() => return,
+                message = messages.next() => match message {
+                    Some(message) => message,
+                    None => return,
+                },
+            };
+            match parse(&message) {
+                Ok(what) => self.hear(what),
+                Err(why) => {
+                    self.metrics.observation_dropped();
+                    if let Some(more) = complaint.now() {
+                        let subject = &message.subject;
+                        tracing::warn!(subject, why, more, "a host's message is not understood");
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&self, what: Observation) {
+        let heard = Heard { what, at: self.clock.now() };
+        match self.queue.try_send(heard) {
+            Ok(()) => self.metrics.observed(),
+            Err(_) => self.metrics.observation_dropped(),
+        }
+    }
+}
+
+fn heartbeat(message: &Inbound) -> Result<Observation, String> {
+    let beat: Heartbeat = parse(&message.body)?;
+    from_itself(message, &subjects::heartbeat(&beat.host))?;
+    Ok(Observation::Heartbeat(Box::new(beat)))
+}
+
+fn report(message: &Inbound) -> Result<Observation, String> {
+    let report: StatusReport = parse(&message.body)?;
+    from_itself(message, &subjects::status(&report.host))?;
+    if report.full && report.next.is_some() {
+        // Pages are joined by who asks for them; one alone would pass for everything.
+        return Err("one page of a full report that nobody asked for".to_owned());
+    }
+    Ok(Observation::Status(report))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+/// NATS permissions are by subject: a host may speak for itself only.
+fn from_itself(message: &Inbound, expected: &str) -> Result<(), String> {
+    if message.subject == expected {
+        Ok(())
+    } else {
+        Err(format!("its body belongs on {expected}"))
+    }
+}
+
+/// Asks hosts, a bounded number at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    link: Link,
+    clock: Clock,
+    queue: mpsc::Sender<Heard>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    permits: Arc<Semaphore>,
+}
+
+impl Asker {
+    pub(crate) fn new(ears: &Ears, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+        Self {
+            link: ears.link.clone(),
+            clock: ears.clock,
+            queue: ears.queue.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            permits: Arc::new(Semaphore::new(ASKS_MAX)),
+        }
+    }
+
+    /// Asks a host for everything it knows; the answer comes as an observation.
+    pub(crate) fn status(&self, host: HostId) {
+        let asker = self.clone();
+        self.run(async move {
+            let asked_at = asker.clock.now();
+            match full_status(&asker.link, &host).await {
+                Ok(report) => {
+                    let what = Observation::Status(report);
+                    // It waits: an answer that was asked for is worth a place in the queue.
+                    let _ = asker.queue.send(Heard { what, at: asker.clock.now() }).await;
+                }
+                Err(why) => {
+                    let took_ms = asker.clock.now().since(asked_at).as_millis();
+                    tracing::debug!(%host, why, took_ms, "a host did not tell its status");
+                }
+            }
+        });
+    }
+
+    /// Tells a host to get its placements again.
+    pub(crate) fn sync(&self, host: HostId, term: Term, sequence: u64) {
+        let link = self.link.clone();
+        self.run(async move {
+            let body = serde_json::to_vec(&SyncRequest { term, sequence })
+                .expect("numbers serialise");
+            let subject = subjects::host(&host, "sync");
+            if let Err(error) = link.publish(&subject, &[], body.into()).await {
+                tracing::debug!(%host, %error, "a host was not told to sync");
+            }
+        });
+    }
+
+    /// Runs one question, unless too many are on their way; `false`: it was left out.
+    pub(crate) fn run(&self, work: impl Future<Output = ()> + Send + 'static) -> bool {
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else { return false };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+            drop(permit);
+        });
+        true
+    }
+}
+
+/// All pages of a host's status as one report.
+async fn full_status(link: &Link, host: &HostId) -> Result<StatusReport, String> {
+    let subject = subjects::host(host, "status");
+    let mut whole: Option<StatusReport> = None;
+    let mut cursor = None;
+    for _ in 0..PAGES_MAX {
+        let request = HostStatusRequest { cursor: cursor.take() };
+        let body = serde_json::to_vec(&request).expect("an optional string serialises");
+        let answer = link.request(&subject, Bytes::from(body)).await;
+        let page: StatusReport = parse(&answer.map_err(|error| error.to_string())?)?;
+        cursor = page.next.clone();
+        whole = Some(joined(whole, page, host)?);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if cursor.is_some() {
+        return Err(format!("more than {PAGES_MAX} pages"));
+    }
+    whole.ok_or_else(|| "no page".to_owned())
+}
+
+/// The first page's number counts: changes while the others were read are reported after it.
+fn joined(
+    whole: Option<StatusReport>,
+    page: StatusReport,
+    host: &HostId,
+) -> Result<StatusReport, String> {
+    if page.host != *host || !page.full {
+        return Err("the answer is no full report of this host".to_owned());
+    }
+    let Some(mut whole) = whole else { return Ok(StatusReport { next: None, ..page }) };
+    if page.boot != whole.boot {
+        return Err("the host started again meanwhile".to_owned());
+    }
+    whole.replicas.extend(page.replicas);
+    Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(boot: &str, status_seq: u64, next: Option<&str>) -> StatusReport {
+        StatusReport {
+            cluster: "c1".parse().unwrap(),
+            host: "h1".parse().unwrap(),
+            boot: boot.parse().unwrap(),
+            status_seq,
+            full: true,
+            replicas: Vec::new(),
+            next: next.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn pages_join_under_the_first_number() {
+        let host: HostId = "h1".parse().unwrap();
+        let whole = joined(None, page("b1", 4, Some("x")), &host).unwrap();
+        let whole = joined(Some(whole), page("b1", 6, None), &host).unwrap();
+        assert_eq!((whole.status_seq, whole.next), (4, None));
+    }
+
+    #[test]
+    fn pages_of_two_boots_do_not_join() {
+        let host: HostId = "h1".parse().unwrap();
+        let whole = joined(None, page("b1", 4, Some("x")), &host).unwrap();
+        assert!(joined(Some(whole), page("b2", 1, None), &host).is_err());
+        assert!(joined(None, page("b1", 1, None), &"h2".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_host_speaks_for_itself_only() {
+        let body = serde_json::to_vec(&StatusReport { full: false, ..page("b1", 1, None) }).unwrap();
+        let inbound = |subject: &str| Inbound {
+            subject: subject.to_owned(),
+            reply: None,
+            body: body.clone().into(),
+        };
+        assert!(report(&inbound("wasmorch.v1.status.h1")).is_ok());
+        let body = serde_json::to_vec(&page("b1", 1, Some("x"))).unwrap().into();
+        let part = Inbound { body, ..inbound("wasmorch.v1.status.h1") };
+        assert!(report(&part).unwrap_err().contains("one page"));
+        assert!(report(&inbound("wasmorch.v1.status.h2")).unwrap_err().contains("status.h1"));
+        let garbage = Inbound { body: "{".into(), ..inbound("wasmorch.v1.status.h1") };
+        assert!(report(&garbage).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! Freezing: whether the store is the one the hosts know (law 5).
+//!
+//! Pure. A leader whose store was wiped, or went back to an older state, would take everything that
+//! runs for leftovers and stop it. So what hosts say is compared with what the store holds, and on
+//! a contradiction the leader freezes: it answers questions and changes nothing.
+
+use wasmorch_api::{ClusterId, Heartbeat};
+
+/// What a heartbeat means for the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Concern {
+    /// None.
+    Fine,
+    /// A host of another cluster on the same NATS account: ignored.
+    Foreign,
+    /// The host has seen a later sequence than this leader knows of: ask the store for its last one.
+    Verify(u64),
+}
+
+/// Watches for contradictions within one term.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    cluster: ClusterId,
+    /// The store knew no workload and no host when the term began.
+    empty: bool,
+    /// The highest sequence this leader knows the store to have.
+    known: u64,
+    frozen: Option<String>,
+}
+
+impl Guard {
+    /// `unreadable` are keys whose values this version cannot read.
+    pub(crate) fn new(cluster: ClusterId, empty: bool, known: u64, unreadable: &[String]) -> Self {
+        let frozen = unreadable.first().map(|key| {
+            let more = unreadable.len() - 1;
+            let others = if more == 0 { String::new() } else { format!(" and {more} others") };
+            format!("the stored value of {key}{others} cannot be read by this version")
+        });
+        Self { cluster, empty, known, frozen }
+    }
+
+    /// Why nothing is changed; `None`: all is well.
+    pub(crate) fn frozen(&self) -> Option<&str> {
+        self.frozen.as_deref()
+    }
+
+    /// Stays as it first was.
+    pub(crate) fn freeze(&mut self, why: String) {
+        self.frozen.get_or_insert(why);
+    }
+
+    /// The store has acknowledged up to this sequence.
+    pub(crate) fn stored(&mut self, sequence: u64) {
+        self.known = self.known.max(sequence);
+        self.empty = false;
+    }
+
+    /// Looks at one heartbeat.
+    pub(crate) fn heard(&mut self, beat: &Heartbeat) -> Concern {
+        if beat.cluster != self.cluster {
+            if self.empty {
+                self.freeze(format!(
+                    "host {} belongs to cluster {}, and the store of this one ({}) is empty: it was wiped, or this is another NATS account",
+                    beat.info.name, beat.cluster, self.cluster
+                ));
+            }
+            return Concern::Foreign;
+        }
+        let seen = beat.sequence.max(beat.table_seq);
+        if seen > self.known { Concern::Verify(seen) } else { Concern::Fine }
+    }
+
+    /// The store's answer to [`Concern::Verify`].
+    pub(crate) fn verified(&mut self, seen: u64, last_sequence: u64) {
+        self.known = self.known.max(last_sequence);
+        if seen > last_sequence {
+            self.freeze(format!(
+                "a host has seen sequence {seen} and the store is at {last_sequence}: the store lost what it had acknowledged"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmorch_api::{HostInfo, Term};
+
+    use super::*;
+
+    fn beat(cluster: &str, sequence: u64) -> Heartbeat {
+        Heartbeat {
+            cluster: cluster.parse().unwrap(),
+            host: "h1".parse().unwrap(),
+            boot: "b1".parse().unwrap(),
+            term: Term(1),
+            sequence,
+            status_seq: 0,
+            table_seq: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            replicas: 0,
+            info: HostInfo::default(),
+        }
+    }
+
+    fn guard(empty: bool) -> Guard {
+        Guard::new("c1".parse().unwrap(), empty, 10, &[])
+    }
+
+    #[test]
+    fn a_wiped_store_freezes() {
+        let mut guard = guard(true);
+        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert!(guard.frozen().is_some_and(|why| why.contains("wiped")));
+    }
+
+    #[test]
+    fn a_stray_host_does_not_freeze_a_living_cluster() {
+        let mut guard = guard(false);
+        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert_eq!(guard.frozen(), None);
+    }
+
+    #[test]
+    fn a_store_that_went_back_freezes() {
+        let mut guard = guard(false);
+        assert_eq!(guard.heard(&beat("c1", 10)), Concern::Fine);
+        assert_eq!(guard.heard(&beat("c1", 12)), Concern::Verify(12));
+        guard.verified(12, 14);
+        assert_eq!(guard.frozen(), None);
+        assert_eq!(guard.heard(&beat("c1", 14)), Concern::Fine);
+        assert_eq!(guard.heard(&beat("c1", 20)), Concern::Verify(20));
+        guard.verified(20, 15);
+        assert!(guard.frozen().is_some_and(|why| why.contains("sequence 20")));
+    }
+
+    #[test]
+    fn what_cannot_be_read_freezes() {
+        let unreadable = ["workload.a.b".to_owned(), "host.x".to_owned()];
+        let guard = Guard::new("c1".parse().unwrap(), false, 1, &unreadable);
+        assert!(guard.frozen().is_some_and(|why| why.contains("workload.a.b and 1 others")));
+    }
+}

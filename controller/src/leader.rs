@@ -1,0 +1,160 @@
+//! Leadership: candidate, leader, candidate again.
+//!
+//! ```text
+//!  candidate ── lease free ─▶ take it ─▶ mint the term ─▶ load ─▶ serve and plan ─┐
+//!      ▲                                                                          │
+//!      └────────── lease lost, fenced, outcome unknown: drop everything ──────────┘
+//! ```
+//!
+//! Owns the order of these steps and the tasks of a term. Nothing of a term outlives it: state,
+//! queues and subscriptions are dropped and made anew.
+
+mod term;
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::record::Lease;
+use wasmorch_api::{LeaderId, Term, subjects};
+
+use crate::artifacts::Artifacts;
+use crate::control_loop::End;
+use crate::lease::{LeaseTimes, look_again};
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::store::{LeaseView, Store, StoreError};
+
+/// A store that fails is asked again this often.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// One controller process.
+#[derive(Debug, Clone)]
+pub(crate) struct Controller {
+    pub(crate) link: Link,
+    pub(crate) js_domain: Option<String>,
+    pub(crate) store: Store,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) leader: LeaderId,
+    pub(crate) times: LeaseTimes,
+    pub(crate) metrics: Metrics,
+}
+
+/// A lease that was just won.
+#[derive(Debug, Clone, Copy)]
+struct Won {
+    sequence: u64,
+    sent: Instant,
+}
+
+impl Controller {
+    /// Leads whenever it can, until told to stop.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        // A term is later than any that a host has seen, even when the store forgot it.
+        let mut floor = Term(0);
+        loop {
+            let Some(won) = self.candidate(&shutdown).await else { return };
+            tracing::info!(leader = %self.leader, "the lease is won");
+            let end = self.lead(won, floor, &shutdown).await;
+            self.metrics.led(0);
+            match end {
+                Ok(End::Stopped) => return,
+                Ok(End::Deposed(why)) => tracing::warn!(why, "no longer the leader"),
+                Ok(End::Unsure(error)) => {
+                    tracing::warn!(%error, "stepping down to read the state anew");
+                }
+                Ok(End::Behind(seen)) => {
+                    tracing::error!(term = %seen, "hosts have seen a later term than the store");
+                    floor = floor.max(seen);
+                }
+                Err(error) => tracing::warn!(%error, "a term did not begin"),
+            }
+            if pause(STORE_AGAIN / 4, &shutdown).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the lease; `None`: told to stop.
+    async fn candidate(&mut self, shutdown: &CancellationToken) -> Option<Won> {
+        // Live messages on the key are a hint only: a clean stop is seen at once, and whatever is
+        // missed is found by looking.
+        let mut hints = self.link.subscribe(&subjects::state(subjects::key::LEASE), None).await.ok();
+        let mut troubled = false;
+        loop {
+            self.metrics.turned();
+            if shutdown.is_cancelled() {
+                return None;
+            }
+            let wait = match self.try_lease().await {
+                Ok(Some(won)) => return Some(won),
+                Ok(None) => {
+                    troubled = false;
+                    look_again(rand::random())
+                }
+                Err(error) => {
+                    if !troubled {
+                        tracing::warn!(%error, "the store does not answer");
+                    }
+                    troubled = true;
+                    self.open_again().await;
+                    STORE_AGAIN
+                }
+            };
+            let hint = async {
+                match hints.as_mut() {
+                    // Renewals come every second; only a delete (an empty value) says "free".
+                    Some(hints) => loop {
+                        match hints.next().await {
+                            Some(message) if message.body.is_empty() => return,
+                            Some(_) => {}
+                            None => std::future::pending().await,
+                        }
+                    },
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = hint => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Takes the lease if it is free, or still in our own name (an earlier write whose answer was
+    /// lost).
+    async fn try_lease(&self) -> Result<Option<Won>, StoreError> {
+        let sequence = match self.store.read_lease().await? {
+            LeaseView::Free { sequence } => sequence,
+            LeaseView::Held { lease, sequence } if lease.leader == self.leader => sequence,
+            LeaseView::Held { .. } => return Ok(None),
+        };
+        let lease = Lease { leader: self.leader.clone(), term: Term(0) };
+        let sent = Instant::now();
+        match self.store.write_lease(&lease, sequence, &self.times).await {
+            Ok(sequence) => Ok(Some(Won { sequence, sent })),
+            Err(StoreError::Fenced) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The streams may be gone (a wiped server): they are made again, and whether the state that is
+    /// then missing may be begun anew is the guard's to say.
+    async fn open_again(&mut self) {
+        match Store::open(&self.link, self.js_domain.as_deref()).await {
+            Ok(store) => {
+                self.artifacts = Artifacts::new(store.clone());
+                self.store = store;
+            }
+            Err(error) => tracing::debug!(%error, "the store is not there"),
+        }
+    }
+}
+
+/// Sleeps; `true`: told to stop meanwhile.
+async fn pause(time: Duration, shutdown: &CancellationToken) -> bool {
+    tokio::select! {
+        () = shutdown.cancelled() => true,
+        () = tokio::time::sleep(time) => false,
+    }
+}

@@ -1,0 +1,429 @@
+//! Whole controllers on a real nats-server, with a host that only speaks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, jetstream};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::status::Capacity;
+use wasmorch_api::{
+    ClusterId, Digest, Heartbeat, HostId, HostInfo, PlacementSet, ReplicaId,
+    ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp, subjects,
+};
+use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
+
+use crate::server::{DEADLINE, Server, eventually};
+
+/// `(module (func (export "_start")))`: the smallest service.
+const SERVICE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x04\x01\x02\0\x0b";
+
+struct Controller {
+    started: ControllerStarted,
+    shutdown: CancellationToken,
+    running: JoinHandle<Result<(), ControllerError>>,
+}
+
+impl Controller {
+    async fn start(server: &Server) -> Self {
+        let (sender, started) = oneshot::channel();
+        let config = ControllerConfig {
+            nats: server.options(),
+            admin: Some("127.0.0.1:0".parse().unwrap()),
+            started: Some(sender),
+        };
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(wasmorch_controller::run(config, shutdown.clone()));
+        let started = tokio::time::timeout(DEADLINE, started).await.unwrap().unwrap();
+        Self { started, shutdown, running }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.running).await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// Calls the API as any NATS client would, again while nobody leads.
+async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16, Value)> {
+    let subject = format!("wasmorch.v1.api.{subject}");
+    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body).unwrap() };
+    let message = eventually("an answer", || async {
+        client.request(subject.clone(), body.clone().into()).await.ok()
+    })
+    .await;
+    let code = message.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
+    let value = serde_json::from_slice(&message.payload).unwrap();
+    match code {
+        Some(code) => Err((code.as_str().parse().unwrap(), value)),
+        None => Ok(value),
+    }
+}
+
+async fn term_of(client: &Client) -> u64 {
+    call(client, "_.version", Value::Null).await.unwrap()["term"].as_u64().unwrap()
+}
+
+async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
+    let js = jetstream::new(client.clone());
+    let objects = js.get_object_store(subjects::ARTIFACT_BUCKET).await.unwrap();
+    objects.put(name.as_str(), &mut bytes).await.unwrap();
+}
+
+async fn cluster_of(client: &Client) -> ClusterId {
+    let js = jetstream::new(client.clone());
+    let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
+    let term: Value = serde_json::from_slice(&bucket.get("term").await.unwrap().unwrap()).unwrap();
+    term["cluster"].as_str().unwrap().parse().unwrap()
+}
+
+/// A host that says that whatever it is given runs and is ready.
+struct FakeHost {
+    set: Arc<Mutex<Option<PlacementSet>>>,
+    stop: CancellationToken,
+}
+
+struct Voice {
+    client: Client,
+    cluster: ClusterId,
+    host: HostId,
+    applied: u64,
+    status_seq: u64,
+    set: Arc<Mutex<Option<PlacementSet>>>,
+}
+
+impl FakeHost {
+    async fn start(client: &Client, cluster: ClusterId, id: &str) -> Self {
+        let set = Arc::new(Mutex::new(None));
+        let voice = Voice {
+            client: client.clone(),
+            cluster,
+            host: id.parse().unwrap(),
+            applied: 0,
+            status_seq: 0,
+            set: set.clone(),
+        };
+        let placements = client.subscribe(subjects::placements(&voice.host)).await.unwrap();
+        let questions = client.subscribe(subjects::host(&voice.host, "status")).await.unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(voice.live(placements, questions, stop.clone()));
+        Self { set, stop }
+    }
+}
+
+impl Drop for FakeHost {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Voice {
+    async fn live(
+        mut self,
+        mut placements: async_nats::Subscriber,
+        mut questions: async_nats::Subscriber,
+        stop: CancellationToken,
+    ) {
+        let mut beat = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = beat.tick() => self.beat().await,
+                message = placements.next() => {
+                    let message = message.unwrap();
+                    let sequence = message.headers.unwrap().get("Nats-Sequence").unwrap().as_str().parse();
+                    self.applied = sequence.unwrap();
+                    let set: PlacementSet = serde_json::from_slice(&message.payload).unwrap();
+                    *self.set.lock().await = Some(set);
+                    self.status_seq += 1;
+                    let report = self.report(false).await;
+                    self.client.publish(subjects::status(&self.host), report).await.unwrap();
+                }
+                question = questions.next() => {
+                    let report = self.report(true).await;
+                    self.client.publish(question.unwrap().reply.unwrap(), report).await.unwrap();
+                }
+            }
+        }
+    }
+
+    async fn beat(&self) {
+        let beat = Heartbeat {
+            cluster: self.cluster.clone(),
+            host: self.host.clone(),
+            boot: "b1".parse().unwrap(),
+            term: Term(1),
+            sequence: self.applied,
+            status_seq: self.status_seq,
+            table_seq: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            replicas: 0,
+            info: HostInfo {
+                name: self.host.as_str().parse().unwrap(),
+                arch: "x86_64".into(),
+                capacity: Capacity { memory_bytes: 1 << 30, cpu_millis: 4_000, replicas: 100 },
+                ..HostInfo::default()
+            },
+        };
+        let body = serde_json::to_vec(&beat).unwrap();
+        self.client.publish(subjects::heartbeat(&self.host), body.into()).await.unwrap();
+    }
+
+    async fn report(&self, full: bool) -> bytes::Bytes {
+        let set = self.set.lock().await;
+        let groups = set.iter().flat_map(|set| &set.groups);
+        let replicas = groups
+            .flat_map(|group| group.slots.iter().map(move |slot| (group, slot)))
+            .map(|(group, slot)| ReplicaStatus {
+                namespace: group.namespace.clone(),
+                workload: group.workload.clone(),
+                replica: ReplicaId { slot: slot.slot, placement: slot.placement, start: 1 },
+                revision: group.revision,
+                state: ReplicaState::Running,
+                ready: true,
+                since: Timestamp(0),
+                reason: None,
+                exit_code: None,
+                given_up: false,
+                memory_bytes: 0,
+                cpu_millis: 0,
+                in_flight: 0,
+            })
+            .collect();
+        let report = StatusReport {
+            cluster: self.cluster.clone(),
+            host: self.host.clone(),
+            boot: "b1".parse().unwrap(),
+            status_seq: self.status_seq,
+            full,
+            replicas,
+            next: None,
+        };
+        serde_json::to_vec(&report).unwrap().into()
+    }
+}
+
+fn deploy(digest: &Digest, replicas: u32, request_id: &str) -> Value {
+    json!({
+        "workloads": [{"name": "web", "artifact": digest, "replicas": replicas}],
+        "request_id": request_id,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deploy_reaches_a_host_and_survives_its_leader() {
+    let server = Server::start();
+    let controller = Controller::start(&server).await;
+    let client = super::client(&server).await;
+    assert_eq!(term_of(&client).await, 1);
+    let host = FakeHost::start(&client, cluster_of(&client).await, "h1").await;
+    eventually("the host", || async {
+        let hosts = call(&client, "_.hosts", Value::Null).await.unwrap();
+        (hosts["items"][0]["state"] == "alive").then_some(())
+    })
+    .await;
+
+    let digest = Digest::of(SERVICE);
+    let missing = call(&client, "default.deploy", deploy(&digest, 2, "r0")).await.unwrap_err();
+    assert_eq!(missing.0, 404, "{missing:?}");
+    assert!(missing.1["error"]["fix"].as_str().unwrap().contains("upload it first"));
+    upload(&client, &digest, SERVICE).await;
+    let plan = call(&client, "default.plan", deploy(&digest, 2, "r0")).await.unwrap();
+    assert_eq!(plan["start"].as_array().unwrap().len(), 2, "{plan}");
+    let deployed = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
+    assert_eq!(deployed["workloads"][0]["changed"], true, "{deployed}");
+    assert!(deployed["index"].as_u64().unwrap() > 0);
+
+    let ready = || async {
+        let status = call(&client, "default.status", json!({"workload": "web"})).await.unwrap();
+        (status["ready"] == 2 && status["state"] == "ready").then_some(status)
+    };
+    let status = eventually("two ready replicas", ready).await;
+    assert_eq!(status["replicas"].as_array().unwrap().len(), 2);
+    let set = host.set.lock().await.clone().unwrap();
+    assert_eq!((set.term, set.groups[0].slots.len()), (Term(1), 2));
+    let js = jetstream::new(client.clone());
+    let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
+
+    // The same again: the same request is not done twice, another one changes nothing.
+    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
+    assert_eq!(again, deployed);
+    let same = call(&client, "default.deploy", deploy(&digest, 2, "r2")).await.unwrap();
+    assert_eq!(same["workloads"][0]["changed"], false);
+
+    // The next leader knows all of it, the answers too.
+    controller.stop().await;
+    assert!(bucket.get("lease").await.unwrap().is_none(), "the lease was given back");
+    let controller = Controller::start(&server).await;
+    assert_eq!(term_of(&client).await, 2);
+    eventually("two ready replicas", ready).await;
+    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
+    assert_eq!(again["workloads"][0]["changed"], true, "the first answer: {again}");
+    let scale = json!({"workload": "web", "desired": 1});
+    call(&client, "default.scale", scale).await.unwrap();
+    eventually("one slot in the host's set", || async {
+        let set = host.set.lock().await.clone()?;
+        (set.term == Term(2) && set.groups[0].slots.len() == 1).then_some(())
+    })
+    .await;
+    let remove = json!({"workload": "web", "request_id": "r9"});
+    let removed = call(&client, "default.rm", remove.clone()).await.unwrap();
+    assert_eq!(removed["changed"], true);
+    assert_eq!(call(&client, "default.rm", remove).await.unwrap(), removed);
+    let gone = call(&client, "default.status", json!({"workload": "web"})).await.unwrap_err();
+    assert_eq!(gone.0, 404);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_is_answered() {
+    let server = Server::start();
+    let controller = Controller::start(&server).await;
+    let client = super::client(&server).await;
+    let empty = call(&client, "default.list", Value::Null).await.unwrap();
+    assert_eq!(empty, json!({"items": [], "next": null}));
+    for (subject, body, code, says) in [
+        ("default.explode", json!({}), 404, "no verb"),
+        ("_.deploy", json!({}), 400, "namespace"),
+        ("default.hosts", json!({}), 400, "whole cluster"),
+        ("NOT.list", json!({}), 400, "no subject"),
+        ("a.b.c.list", json!({}), 400, "no subject"),
+        ("default.status", json!({"workload": "nope"}), 404, "no workload"),
+        ("default.status", json!({"worklod": "nope"}), 400, "worklod"),
+        ("default.scale", json!({"workload": "nope", "desired": -1}), 400, "desired"),
+        ("default.deploy", json!({"workloads": []}), 400, "empty"),
+        ("default.deploy", json!("what"), 400, ""),
+        ("_.drain", json!({"host": "h1"}), 400, "not in this version yet"),
+        ("_.cordon", json!({"host": "h1"}), 404, "no host"),
+        ("_.cordon", json!({}), 400, "no host"),
+    ] {
+        let (found, body) = call(&client, subject, body).await.unwrap_err();
+        assert_eq!(found, code, "{subject}: {body}");
+        let text = body.to_string();
+        // A refusal of -1 names the type, with its place.
+        let says = if says == "desired" { "invalid value" } else { says };
+        assert!(text.contains(says), "{subject}: {text}");
+    }
+
+    let corrupt = Digest::of(b"something else");
+    upload(&client, &corrupt, SERVICE).await;
+    let (code, body) = call(&client, "default.deploy", deploy(&corrupt, 1, "r")).await.unwrap_err();
+    assert_eq!(code, 400);
+    assert!(body.to_string().contains("corrupt"), "{body}");
+    let text = Digest::of(b"#!/bin/sh");
+    upload(&client, &text, b"#!/bin/sh").await;
+    let (code, body) = call(&client, "default.deploy", deploy(&text, 1, "r")).await.unwrap_err();
+    assert_eq!(code, 400, "{body}");
+    let list = call(&client, "_.list", Value::Null).await.unwrap();
+    assert_eq!(list["items"], json!([]), "nothing is half done");
+
+    // Discovery, as `nats micro` asks.
+    for (subject, kind) in [
+        ("$SRV.PING", "io.nats.micro.v1.ping_response"),
+        ("$SRV.INFO.wasmorch", "io.nats.micro.v1.info_response"),
+        ("$SRV.STATS.wasmorch", "io.nats.micro.v1.stats_response"),
+    ] {
+        let answer = client.request(subject, "".into()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert_eq!(answer["type"], kind);
+        assert_eq!(answer["metadata"]["leader"], controller.started.leader.as_str());
+    }
+
+    // Health, as a machine asks.
+    let admin = controller.started.admin.unwrap();
+    let ask = async |path: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));
+    assert!(ask("/readyz").await.contains("\"leading\":true"));
+    assert!(ask("/metrics").await.contains("\nwasmorch_controller_term 1\n"));
+    assert!(ask("/x").await.starts_with("HTTP/1.1 404"));
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_controller_takes_over() {
+    let server = Server::start();
+    let first = Controller::start(&server).await;
+    let client = super::client(&server).await;
+    assert_eq!(term_of(&client).await, 1);
+    let second = Controller::start(&server).await;
+    let third = Controller::start(&server).await;
+    let leader = call(&client, "_.version", Value::Null).await.unwrap()["leader"].clone();
+    assert_eq!(leader, first.started.leader.as_str());
+
+    // A clean stop gives the lease back: nobody waits for its end.
+    let began = Instant::now();
+    first.stop().await;
+    assert_eq!(term_of(&client).await, 2);
+    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+
+    // One that dies is waited for, no longer than the lease lasts.
+    let leader = call(&client, "_.version", Value::Null).await.unwrap()["leader"].clone();
+    let (dies, lives) =
+        if leader == second.started.leader.as_str() { (second, third) } else { (third, second) };
+    let began = Instant::now();
+    dies.running.abort();
+    let term = eventually("the next leader", || async {
+        let version = call(&client, "_.version", Value::Null).await.ok()?;
+        (version["leader"] == lives.started.leader.as_str()).then(|| version["term"].clone())
+    })
+    .await;
+    assert_eq!(term, 3);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    lives.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_store_freezes_and_a_restarted_one_goes_on() {
+    let mut server = Server::start();
+    let controller = Controller::start(&server).await;
+    let client = super::client(&server).await;
+    assert_eq!(term_of(&client).await, 1);
+    let cluster = cluster_of(&client).await;
+    let digest = Digest::of(SERVICE);
+    upload(&client, &digest, SERVICE).await;
+    let host = FakeHost::start(&client, cluster.clone(), "h1").await;
+    call(&client, "default.deploy", deploy(&digest, 1, "r1")).await.unwrap();
+
+    server.restart(false);
+    let status = eventually("the workload after a restart of NATS", || async {
+        call(&client, "default.status", json!({"workload": "web"})).await.ok()
+    })
+    .await;
+    assert_eq!(status["revision"], 1);
+    assert_eq!(cluster_of(&client).await, cluster);
+
+    server.restart(true);
+    let frozen = eventually("the freeze", || async {
+        let host = json!({"host": "x"});
+        let _ = call(&client, "_.cordon", host).await;
+        upload_again(&client, &digest).await?;
+        match call(&client, "default.deploy", deploy(&digest, 1, "r2")).await {
+            Err((503, body)) if body["error"]["code"] == "frozen" => Some(body),
+            _ => None,
+        }
+    })
+    .await;
+    assert!(frozen.to_string().contains("wiped"), "{frozen}");
+    call(&client, "_.hosts", Value::Null).await.expect("questions are answered");
+    assert!(host.set.lock().await.as_ref().is_none_or(|set| set.cluster == cluster));
+    controller.stop().await;
+}
+
+async fn upload_again(client: &Client, digest: &Digest) -> Option<()> {
+    let js = jetstream::new(client.clone());
+    let objects = js.get_object_store(subjects::ARTIFACT_BUCKET).await.ok()?;
+    let mut bytes = SERVICE;
+    objects.put(digest.as_str(), &mut bytes).await.ok().map(|_| ())
+}

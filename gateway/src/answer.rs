@@ -1,0 +1,236 @@
+//! Responses on their way out: where their bytes come from, and what ends with them.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Response};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+
+use crate::connections::Watch;
+use crate::headers;
+use crate::peers::Peer;
+use crate::stats::{Counters, ErrorClass, Gauge};
+use crate::{Body, BoxError};
+
+/// The body of a response, and all that is held until its last byte.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    source: Source,
+    /// Dropped with the body: at its last byte, or when the client goes.
+    _held: Held,
+}
+
+#[derive(Debug)]
+enum Source {
+    Nothing,
+    Text(Option<Bytes>),
+    Local(Body),
+    Peer(Incoming),
+}
+
+type CounterGauge = Gauge<Arc<Counters>, fn(&Arc<Counters>) -> &AtomicU64>;
+
+/// What a request counts as while it is in hand. Dropped with its future when the client goes
+/// before there is a response, with the response's body otherwise.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _in_flight: CounterGauge,
+    connection: Option<Arc<Watch>>,
+    peer: Option<Arc<Peer>>,
+}
+
+impl Held {
+    pub(crate) fn new(counters: &Arc<Counters>, connection: Option<&Arc<Watch>>) -> Self {
+        if let Some(connection) = connection {
+            connection.request_began();
+        }
+        Self {
+            _in_flight: Gauge::new(counters.clone(), |counters| &counters.in_flight),
+            connection: connection.cloned(),
+            peer: None,
+        }
+    }
+
+    /// Counts the request as this host's, instead of the one before.
+    pub(crate) fn at(&mut self, peer: Option<Arc<Peer>>) {
+        if let Some(peer) = &peer {
+            peer.request_began();
+        }
+        if let Some(before) = std::mem::replace(&mut self.peer, peer) {
+            before.request_ended();
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.at(None);
+        if let Some(connection) = &self.connection {
+            connection.request_ended();
+        }
+    }
+}
+
+/// A response before it is known what is held for it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    response: Response<Source>,
+    /// When it is an error of this gateway's own.
+    class: Option<ErrorClass>,
+}
+
+impl Answer {
+    /// An error of this gateway's own, for people.
+    pub(crate) fn error(class: ErrorClass, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        text.push('\n');
+        let mut response = Response::new(Source::Text(Some(Bytes::from(text))));
+        *response.status_mut() = class.status();
+        let map = response.headers_mut();
+        map.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        map.insert(headers::ERROR, class.header());
+        Self {
+            response,
+            class: Some(class),
+        }
+    }
+
+    /// One that may pass if it is tried again.
+    pub(crate) fn later(class: ErrorClass, retry_after: Duration, text: impl Into<String>) -> Self {
+        let mut answer = Self::error(class, text);
+        // Whole seconds: rounded up, so that nobody comes too early.
+        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+        let value = HeaderValue::from(seconds.clamp(1, 3600));
+        answer
+            .response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, value);
+        answer
+    }
+
+    /// On the peer port: the request was not executed.
+    pub(crate) fn refused(text: impl Into<String>) -> Self {
+        let mut answer = Self::later(ErrorClass::Refused, Duration::ZERO, text);
+        answer
+            .response
+            .headers_mut()
+            .insert(headers::REFUSED, HeaderValue::from_static("1"));
+        answer
+    }
+
+    pub(crate) fn empty(status: http::StatusCode) -> Self {
+        let mut response = Response::new(Source::Nothing);
+        *response.status_mut() = status;
+        Self {
+            response,
+            class: None,
+        }
+    }
+
+    /// A replica's response.
+    pub(crate) fn local(response: Response<Body>) -> Self {
+        let mut response = response.map(Source::Local);
+        headers::scrub_local_response(response.headers_mut());
+        Self {
+            response,
+            class: None,
+        }
+    }
+
+    /// Another host's response.
+    pub(crate) fn peer(response: Response<Incoming>) -> Self {
+        let mut response = response.map(Source::Peer);
+        headers::scrub_peer_response(response.headers_mut());
+        *response.version_mut() = http::Version::HTTP_11;
+        Self {
+            response,
+            class: None,
+        }
+    }
+
+    pub(crate) fn status(&self) -> http::StatusCode {
+        self.response.status()
+    }
+
+    /// The kind of error, when it is one of this gateway's own.
+    pub(crate) fn class(&self) -> Option<ErrorClass> {
+        self.class
+    }
+
+    /// Fits it to the request's method and binds it to what is held.
+    pub(crate) fn finish(self, method: &Method, held: Held) -> Response<Outgoing> {
+        let head_only = *method == Method::HEAD;
+        self.response.map(|source| {
+            let source = if head_only { Source::Nothing } else { source };
+            Outgoing {
+                source,
+                _held: held,
+            }
+        })
+    }
+}
+
+impl Outgoing {
+    /// For callers that are no connection of ours.
+    pub(crate) fn into_body(self) -> Body {
+        self.boxed_unsync()
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.source {
+            Source::Nothing => Poll::Ready(None),
+            Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Local(body) => Pin::new(body).poll_frame(cx),
+            Source::Peer(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Nothing => true,
+            Source::Text(text) => text.is_none(),
+            Source::Local(body) => body.is_end_stream(),
+            Source::Peer(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            // No claim: a response to HEAD has the length that a response to GET would have.
+            Source::Nothing => SizeHint::default(),
+            Source::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Local(body) => body.size_hint(),
+            Source::Peer(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A request's body as replicas read it. No body costs no allocation.
+pub(crate) fn incoming(body: Incoming) -> Body {
+    if http_body::Body::is_end_stream(&body) {
+        Empty::new().map_err(|never| match never {}).boxed_unsync()
+    } else {
+        body.map_err(BoxError::from).boxed_unsync()
+    }
+}

@@ -1,0 +1,110 @@
+//! What a gateway is told when it starts. Plain data.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use wasmorch_api::HostId;
+
+/// What a gateway needs besides its tables and its replicas.
+#[derive(Debug)]
+pub struct GatewayConfig {
+    /// The public listener.
+    pub http: TcpListener,
+    /// Where other gateways reach this host's replicas; `None`: this host only answers by itself.
+    pub peer: Option<TcpListener>,
+    /// This host. Its own entry in an endpoint table is never dialled.
+    pub host: HostId,
+    /// `<name>.<namespace>.<domain>` is every http workload's name.
+    pub domain: String,
+    /// Whether an unknown host is answered with a list of the known ones. Not for the internet.
+    pub development: bool,
+    /// Bounds and time-outs.
+    pub limits: Limits,
+}
+
+impl GatewayConfig {
+    /// Default limits, no hints.
+    pub fn new(
+        http: TcpListener,
+        peer: Option<TcpListener>,
+        host: HostId,
+        domain: impl Into<String>,
+    ) -> Self {
+        Self {
+            http,
+            peer,
+            host,
+            domain: domain.into(),
+            development: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Bounds and time-outs of a gateway.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Open connections on each port; one more is answered 503 and closed.
+    pub connections_max: usize,
+    /// Requests in hand; one more is answered 503.
+    pub requests_max: u64,
+    /// The head of a request; a larger one is answered 431.
+    pub header_bytes_max: usize,
+    /// The first request's head must be complete this long after the connection was accepted.
+    pub header_timeout: Duration,
+    /// Between requests a connection may rest, and a head may take, this long.
+    pub idle_timeout: Duration,
+    /// Requests at once on one HTTP/2 connection of a client.
+    pub streams_max: u32,
+    /// After shutdown has begun, requests in hand may take this long.
+    pub drain: Duration,
+    /// Connecting to another host may take this long.
+    pub connect_timeout: Duration,
+    /// A connection to another host closes after being unused for this long.
+    pub peer_idle: Duration,
+    /// Connections kept to one other host. Several, so that several cores and runners share.
+    pub peer_connections: usize,
+    /// Tries of one request on other hosts, the first included.
+    pub attempts_max: usize,
+    /// So many failures to connect in a row eject a host.
+    pub eject_after: u32,
+    /// It stays ejected this long.
+    pub eject_for: Duration,
+    /// Gateways that one request, and what it causes, may pass.
+    pub hops_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 8192,
+            requests_max: 16_384,
+            header_bytes_max: 64 * 1024,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            streams_max: 200,
+            drain: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(2),
+            peer_idle: Duration::from_secs(60),
+            peer_connections: 2,
+            attempts_max: 3,
+            eject_after: 2,
+            eject_for: Duration::from_secs(3),
+            hops_max: 16,
+        }
+    }
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A listener cannot be used.
+    #[error("the gateway cannot use its {port} listener")]
+    Listener {
+        /// `public` or `peer`.
+        port: &'static str,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,250 @@
+//! The open connections of one port: who may stay, who rests for too long, who goes at shutdown.
+//!
+//! ```text
+//!   accepted ──first request──> serving <──> resting ──idle, or shutdown──> closing ──> gone
+//!      └── no complete head in time ──────────────────────────────────────────────────> gone
+//! ```
+//!
+//! One sweep looks at all of them now and then, so that a connection carries no timer and no
+//! subscription of its own: its task looks at one atomic when it is woken anyway. This covers what
+//! the protocol libraries' own time-outs do not: the bytes before the protocol is known, and
+//! HTTP/2 connections that send half a head.
+
+use std::collections::HashMap;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::task::AtomicWaker;
+use hyper_util::server::graceful::GracefulConnection;
+
+const STAY: u8 = 0;
+/// Finish what is in hand, take nothing new.
+const CLOSE: u8 = 1;
+/// Go now.
+const DROP: u8 = 2;
+
+/// The open connections of one port.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    open: Mutex<HashMap<u64, Arc<Watch>>>,
+    max: usize,
+    next: AtomicU64,
+    /// Sweeps so far: the clock by which connections rest.
+    now: Arc<AtomicU32>,
+    tick: Duration,
+    header_ticks: u32,
+    idle_ticks: u32,
+}
+
+/// One connection as the sweep, its task and its requests see it.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    order: AtomicU8,
+    waker: AtomicWaker,
+    in_flight: AtomicU32,
+    /// Whether a request has come.
+    served: AtomicBool,
+    /// When it began to rest.
+    rests_since: AtomicU32,
+    now: Arc<AtomicU32>,
+}
+
+impl Watch {
+    pub(crate) fn request_began(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn request_ended(&self) {
+        // Before the count: a sweep between the two must not see a rest that began long ago.
+        self.rests_since
+            .store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::Release);
+    }
+
+    fn order(&self, order: u8) {
+        self.order.fetch_max(order, Ordering::Relaxed);
+        self.waker.wake();
+    }
+}
+
+impl Connections {
+    pub(crate) fn new(max: usize, header_timeout: Duration, idle_timeout: Duration) -> Self {
+        let shortest = header_timeout.min(idle_timeout);
+        let tick = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        // One more: the first tick comes early.
+        let ticks = |timeout: Duration| {
+            u32::try_from(timeout.as_nanos().div_ceil(tick.as_nanos()) + 1).unwrap_or(u32::MAX)
+        };
+        Self {
+            open: Mutex::default(),
+            max,
+            next: AtomicU64::new(0),
+            now: Arc::default(),
+            tick,
+            header_ticks: ticks(header_timeout),
+            idle_ticks: ticks(idle_timeout),
+        }
+    }
+
+    /// How often to sweep.
+    pub(crate) fn tick(&self) -> Duration {
+        self.tick
+    }
+
+    /// A place for a new connection; `None`: there are too many.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Place> {
+        let mut open = self.lock();
+        if open.len() >= self.max {
+            return None;
+        }
+        let now = self.now.clone();
+        let watch = Arc::new(Watch {
+            order: AtomicU8::new(STAY),
+            waker: AtomicWaker::new(),
+            in_flight: AtomicU32::new(0),
+            served: AtomicBool::new(false),
+            rests_since: AtomicU32::new(now.load(Ordering::Relaxed)),
+            now,
+        });
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        open.insert(id, watch.clone());
+        Some(Place {
+            connections: self.clone(),
+            id,
+            watch,
+        })
+    }
+
+    /// Ends those that rest for too long.
+    pub(crate) fn sweep(&self) {
+        let now = self.now.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        for watch in self.lock().values() {
+            if watch.in_flight.load(Ordering::Acquire) > 0 {
+                continue;
+            }
+            let rested = now.wrapping_sub(watch.rests_since.load(Ordering::Relaxed));
+            if !watch.served.load(Ordering::Relaxed) {
+                if rested >= self.header_ticks {
+                    watch.order(DROP);
+                }
+            } else if rested >= self.idle_ticks.saturating_add(self.header_ticks) {
+                // Asked to close, and still in the middle of a head.
+                watch.order(DROP);
+            } else if rested >= self.idle_ticks {
+                watch.order(CLOSE);
+            }
+        }
+    }
+
+    /// Asks all to finish what is in hand.
+    pub(crate) fn close(&self) {
+        self.lock().values().for_each(|watch| watch.order(CLOSE));
+    }
+
+    /// Ends all now.
+    pub(crate) fn end(&self) {
+        self.lock().values().for_each(|watch| watch.order(DROP));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Watch>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the open ones, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    watch: Arc<Watch>,
+}
+
+impl Place {
+    pub(crate) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+
+    /// Serves the connection until it ends or is ended.
+    pub(crate) async fn drive<C: GracefulConnection>(self, connection: C) -> Result<(), C::Error> {
+        let mut connection = pin!(connection);
+        let mut closing = false;
+        std::future::poll_fn(|cx| self.poll(connection.as_mut(), &mut closing, cx)).await
+    }
+
+    fn poll<C: GracefulConnection>(
+        &self,
+        mut connection: Pin<&mut C>,
+        closing: &mut bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), C::Error>> {
+        // Before the order is read, so that no order is missed.
+        self.watch.waker.register(cx.waker());
+        match self.watch.order.load(Ordering::Relaxed) {
+            DROP => return Poll::Ready(Ok(())),
+            CLOSE if !*closing => {
+                *closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            _ => {}
+        }
+        connection.poll(cx)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections() -> Arc<Connections> {
+        // Ticks of a second: 5 for a head, 11 for a rest (each one more than the time-out).
+        Arc::new(Connections::new(
+            2,
+            Duration::from_secs(4),
+            Duration::from_secs(10),
+        ))
+    }
+
+    fn sweep(connections: &Connections, place: &Place, times: u32) -> u8 {
+        (0..times).for_each(|_| connections.sweep());
+        place.watch.order.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_connection_without_a_request_goes() {
+        let connections = connections();
+        let place = connections.enter().unwrap();
+        assert_eq!(sweep(&connections, &place, 4), STAY);
+        assert_eq!(sweep(&connections, &place, 1), DROP);
+    }
+
+    #[test]
+    fn a_request_may_take_its_time_and_a_rest_may_not() {
+        let connections = connections();
+        let place = connections.enter().unwrap();
+        place.watch.request_began();
+        assert_eq!(sweep(&connections, &place, 100), STAY);
+        place.watch.request_ended();
+        assert_eq!(sweep(&connections, &place, 10), STAY);
+        assert_eq!(sweep(&connections, &place, 1), CLOSE);
+        assert_eq!(sweep(&connections, &place, 5), DROP);
+    }
+
+    #[test]
+    fn places_are_limited() {
+        let connections = connections();
+        let (first, _second) = (connections.enter().unwrap(), connections.enter().unwrap());
+        assert!(connections.enter().is_none());
+        drop(first);
+        assert!(connections.enter().is_some());
+    }
+}

@@ -1,0 +1,403 @@
+//! The gateway itself: a request comes in, is routed, and is answered.
+//!
+//! ```text
+//!   public ── route ──┐
+//!   dispatch ─────────┴── serve ──┬── serve_here ── Local
+//!   peer ── unwrap_peer ──────────┘└── forward (not from the peer port)
+//! ```
+//!
+//! Invariant: the peer port serves what is here or refuses, and never forwards.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tracing::Level;
+use wasmorch_api::{HostId, WorkloadKey};
+
+use crate::Body;
+use crate::answer::{Answer, Held, Outgoing, incoming};
+use crate::balance::{Candidate, Endpoints};
+use crate::config::Limits;
+use crate::connections::Watch;
+use crate::headers::{self, BadHost, Client};
+use crate::index::Target;
+use crate::local::{Local, LocalError};
+use crate::peers::{Peer, Peers, SendError};
+use crate::replay::Replay;
+use crate::stats::{Counters, ErrorClass, Stats};
+use crate::tables::Tables;
+
+/// When nothing says better: a replica may be ready by then.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How many gateways a request, and what caused it, has passed; absent: none. An extension of
+/// requests. Whoever makes a request on behalf of a guest gives it one more than the request that
+/// the guest is serving has, so that workloads that call each other in a circle come to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hops(pub u32);
+
+/// A running gateway's handle; clones share it.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) tables: Tables,
+    pub(crate) local: Arc<dyn Local>,
+    pub(crate) host: HostId,
+    /// Lower case, no dots around it.
+    pub(crate) domain: String,
+    pub(crate) development: bool,
+    pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) peers: Peers,
+}
+
+/// A replica here has answered, or gives the request back.
+enum Here {
+    Answer(Answer),
+    Back(Request<Body>),
+}
+
+/// A request as the access trace shows it.
+struct Trace {
+    method: Method,
+    host: String,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway")
+            .field("host", &self.inner.host)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        tables: Tables,
+        local: Arc<dyn Local>,
+        host: HostId,
+        domain: &str,
+        development: bool,
+        limits: Limits,
+    ) -> Self {
+        let counters = Arc::<Counters>::default();
+        let peers = Peers::new(&limits, counters.clone());
+        let domain = domain.trim_matches('.').to_ascii_lowercase();
+        let inner = Inner {
+            tables,
+            local,
+            host,
+            domain,
+            development,
+            limits,
+            counters,
+            peers,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.snapshot()
+    }
+
+    /// Sends a request to a workload by its full name, as if it had come in for one of its routes.
+    /// Headers that only a gateway may write are removed. Always answers.
+    pub async fn dispatch(
+        &self,
+        workload: &WorkloadKey,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let inner = &*self.inner;
+        let mut held = inner.hold(None);
+        let method = request.method().clone();
+        let trace = Trace::begin(&request);
+        if headers::normalise(&mut request) == Err(BadHost::Missing) {
+            let host = format!("{}.{}.internal", workload.name, workload.namespace);
+            let host = HeaderValue::try_from(host).expect("names are DNS labels");
+            request.headers_mut().insert(header::HOST, host);
+        }
+        headers::scrub_public_request(request.headers_mut());
+        let target = inner.tables.target(workload);
+        let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone())));
+        let answer = match inner.overloaded() {
+            Some(answer) => answer,
+            None => inner.serve(&target, request, &mut held).await,
+        };
+        let response = inner.finish(answer, &method, held, Some(workload), trace);
+        response.map(Outgoing::into_body)
+    }
+
+    /// A request on the public port.
+    pub(crate) async fn public(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+        connection: &Arc<Watch>,
+    ) -> Response<Outgoing> {
+        let inner = &*self.inner;
+        let mut held = inner.hold(Some(connection));
+        let method = request.method().clone();
+        let trace = Trace::begin(&request);
+        let (target, answer) = match inner.route(request, client) {
+            Err(answer) => (None, answer),
+            Ok((target, request)) => {
+                let answer = inner.serve(&target, request, &mut held).await;
+                (Some(target), answer)
+            }
+        };
+        inner.finish(
+            answer,
+            &method,
+            held,
+            target.as_ref().map(|target| &target.key),
+            trace,
+        )
+    }
+
+    /// A request on the peer port.
+    pub(crate) async fn peer(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<Watch>,
+    ) -> Response<Outgoing> {
+        let inner = &*self.inner;
+        let held = inner.hold(Some(connection));
+        inner.counters.from_peers.fetch_add(1, Relaxed);
+        let method = request.method().clone();
+        let trace = Trace::begin(&request);
+        let (workload, answer) = match inner.unwrap_peer(request) {
+            Err(answer) => (None, answer),
+            Ok((workload, request)) => {
+                let answer = inner.serve_peer(&workload, request).await;
+                (Some(workload), answer)
+            }
+        };
+        inner.finish(answer, &method, held, workload.as_ref(), trace)
+    }
+
+    /// Ends what connects this gateway to others.
+    pub(crate) async fn end(&self) {
+        self.inner.peers.end().await;
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.inner.counters
+    }
+}
+
+impl Inner {
+    fn hold(&self, connection: Option<&Arc<Watch>>) -> Held {
+        self.counters.requests.fetch_add(1, Relaxed);
+        Held::new(&self.counters, connection)
+    }
+
+    fn finish(
+        &self,
+        answer: Answer,
+        method: &Method,
+        held: Held,
+        workload: Option<&WorkloadKey>,
+        trace: Option<Trace>,
+    ) -> Response<Outgoing> {
+        self.counters.answered(answer.status());
+        if let Some(class) = answer.class() {
+            self.counters.failed(class);
+        }
+        if let Some(trace) = trace {
+            trace.end(workload, &answer);
+        }
+        answer.finish(method, held)
+    }
+
+    fn overloaded(&self) -> Option<Answer> {
+        let max = self.limits.requests_max;
+        (self.counters.in_flight.load(Relaxed) > max).then(|| {
+            let text =
+                format!("this gateway has {max} requests in hand and takes no more; try again");
+            Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text)
+        })
+    }
+
+    /// From a request of the public port to the workload and what it is told.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an answer is the size of a response, as is the other side"
+    )]
+    fn route(
+        &self,
+        mut request: Request<Incoming>,
+        client: &Client,
+    ) -> Result<(Arc<Target>, Request<Body>), Answer> {
+        if let Some(answer) = self.overloaded() {
+            return Err(answer);
+        }
+        if request.method() == Method::CONNECT {
+            return Err(Answer::error(ErrorClass::NotYet, "CONNECT is not served"));
+        }
+        if headers::wants_websocket(request.headers()) {
+            let text = "WebSocket has not come yet; use plain requests or server-sent events";
+            return Err(Answer::error(ErrorClass::NotYet, text));
+        }
+        let bad = |bad: BadHost| Answer::error(ErrorClass::BadRequest, bad.to_string());
+        headers::normalise(&mut request).map_err(bad)?;
+        let path = request.uri().path();
+        if path == "*" {
+            // About the server itself (RFC 9110, 9.3.7), and it has nothing to say.
+            return Err(Answer::empty(StatusCode::NO_CONTENT));
+        }
+        let host = headers::host_name(&request.headers()[header::HOST]).map_err(bad)?;
+        let Some(target) = self.tables.find(&host, path, &self.domain) else {
+            return Err(self.unknown(&request.headers()[header::HOST], path));
+        };
+        headers::scrub_public_request(request.headers_mut());
+        client.tell(request.headers_mut());
+        Ok((target, request.map(incoming)))
+    }
+
+    /// From a request of the peer port to the workload and the request as the guest sees it.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an answer is the size of a response, as is the other side"
+    )]
+    fn unwrap_peer(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> Result<(WorkloadKey, Request<Body>), Answer> {
+        let bad = |text: &str| Answer::error(ErrorClass::BadRequest, text);
+        let text = |name| {
+            request
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let workload = text(headers::WORKLOAD).and_then(|text| text.split_once('/'));
+        let workload = workload.and_then(|(namespace, name)| {
+            Some(WorkloadKey::new(
+                namespace.parse().ok()?,
+                name.parse().ok()?,
+            ))
+        });
+        let workload = workload.ok_or_else(|| {
+            bad("this port serves other gateways: header wasmorch-workload is missing or malformed")
+        })?;
+        let hops = text(headers::HOPS).and_then(|text| text.parse().ok());
+        let hops = hops.ok_or_else(|| bad("header wasmorch-hops is missing or malformed"))?;
+        if hops > self.limits.hops_max {
+            return Err(self.looped(&workload));
+        }
+        headers::normalise(&mut request).map_err(|error| bad(&error.to_string()))?;
+        headers::scrub_peer_request(request.headers_mut());
+        request.extensions_mut().insert(Hops(hops));
+        Ok((workload, request.map(incoming)))
+    }
+
+    async fn serve_peer(&self, workload: &WorkloadKey, request: Request<Body>) -> Answer {
+        let not_here =
+            || Answer::refused(format!("no replica of {workload} is ready on this host"));
+        if self.local.ready(workload) == 0 {
+            return not_here();
+        }
+        match self.serve_here(workload, request).await {
+            Here::Answer(answer) => answer,
+            Here::Back(_) => not_here(),
+        }
+    }
+
+    /// Here if it can be, else elsewhere.
+    async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
+        let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
+        if hops >= self.limits.hops_max {
+            return self.looped(&target.key);
+        }
+        if self.local.ready(&target.key) == 0 || self.spills(&target.key) {
+            return self.forward(target, request, hops, held).await;
+        }
+        match self.serve_here(&target.key, request).await {
+            Here::Answer(answer) => answer,
+            Here::Back(request) => self.forward(target, request, hops, held).await,
+        }
+    }
+
+    /// Whether a request had better go to another host, though a replica is here.
+    fn spills(&self, workload: &WorkloadKey) -> bool {
+        !self.local.has_room(workload)
+            && self
+                .tables
+                .endpoints(workload)
+                .is_some_and(|all| self.pick(&all, &[]).is_some())
+    }
+
+    async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {
+        self.counters.local.fetch_add(1, Relaxed);
+        let class = match self.local.handle(workload, request).await {
+            Ok(response) if response.status().is_informational() => {
+                let text = format!(
+                    "the guest answered {}, which ends no request",
+                    response.status()
+                );
+                return Here::Answer(Answer::error(ErrorClass::Failed, text));
+            }
+            Ok(response) => return Here::Answer(Answer::local(response)),
+            Err(LocalError::NotHere(request) | LocalError::Refused(request)) => {
+                self.counters.local.fetch_sub(1, Relaxed);
+                return Here::Back(request);
+            }
+            Err(LocalError::Busy {
+                retry_after,
+                reason,
+            }) => {
+                return Here::Answer(Answer::later(ErrorClass::Busy, retry_after, reason));
+            }
+            Err(LocalError::TimedOut { reason }) => (ErrorClass::TimedOut, reason),
+            Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),
+            Err(LocalError::Failed { reason }) => (ErrorClass::Failed, reason),
+        };
+        Here::Answer(Answer::error(class.0, class.1))
+    }
+}
+
+impl Trace {
+    /// Costs nothing unless someone looks.
+    fn begin<B>(request: &Request<B>) -> Option<Self> {
+        if !tracing::enabled!(Level::DEBUG) {
+            return None;
+        }
+        let host = request
+            .headers()
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        let host = host
+            .or_else(|| request.uri().host())
+            .unwrap_or_default()
+            .to_owned();
+        Some(Self {
+            method: request.method().clone(),
+            host,
+            started: Instant::now(),
+        })
+    }
+
+    fn end(self, workload: Option<&WorkloadKey>, answer: &Answer) {
+        tracing::debug!(
+            method = %self.method,
+            host = self.host,
+            workload = workload.map(tracing::field::display),
+            status = answer.status().as_u16(),
+            error = answer.class().map(ErrorClass::as_str),
+            ms = self.started.elapsed().as_secs_f64() * 1e3,
+            "request"
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! The listeners and their connections: accepting, protocols, bounds, shutdown.
+//!
+//! ```text
+//!   run ── shutdown ──> accept loops end ──> connections finish what is in hand
+//!                                              │ all gone, or the drain deadline: cut off
+//!                                              v
+//!                                            connections to other hosts end ──> joined
+//! ```
+//!
+//! Owns every task of a connection, and joins it. Rooms for what comes: TLS and PROXY protocol lie
+//! between `accept` and `serve_connection`.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{GatewayConfig, GatewayError, Limits};
+use crate::connections::Connections;
+use crate::gateway::Gateway;
+use crate::headers::Client;
+use crate::local::Local;
+use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, chain};
+use crate::stats::Gauge;
+use crate::tables::Tables;
+
+/// After a failed accept (no file descriptors left), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Unread data of one public HTTP/2 connection.
+const PUBLIC_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Requests at once on one connection between gateways.
+const PEER_STREAMS_MAX: u32 = 1024;
+/// Pings find clients that are gone while their response streams.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// What a connection too many is told.
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nwasmorch-error: overloaded\r\n\
+content-type: text/plain; charset=utf-8\r\ncontent-length: 50\r\nconnection: close\r\n\r\n\
+this gateway has too many connections; try again.\n";
+
+/// Serves until `shutdown`, then drains.
+///
+/// # Errors
+///
+/// When a listener cannot be used. Must be called in a tokio runtime with I/O and time.
+pub async fn serve(
+    config: GatewayConfig,
+    tables: Tables,
+    local: Arc<dyn Local>,
+    shutdown: CancellationToken,
+) -> Result<(), GatewayError> {
+    Server::new(config, tables, local)?.run(shutdown).await;
+    Ok(())
+}
+
+/// A gateway that is bound and not yet serving.
+#[derive(Debug)]
+pub struct Server {
+    gateway: Gateway,
+    http: TcpListener,
+    peer: Option<TcpListener>,
+    limits: Limits,
+}
+
+impl Server {
+    /// Takes the listeners over.
+    ///
+    /// # Errors
+    ///
+    /// When a listener cannot be used. Must be called in a tokio runtime with I/O and time.
+    pub fn new(
+        config: GatewayConfig,
+        tables: Tables,
+        local: Arc<dyn Local>,
+    ) -> Result<Self, GatewayError> {
+        let GatewayConfig {
+            http,
+            peer,
+            host,
+            domain,
+            development,
+            limits,
+        } = config;
+        let listener = |port, listener: std::net::TcpListener| {
+            let taken = listener
+                .set_nonblocking(true)
+                .and_then(|()| TcpListener::from_std(listener));
+            taken.map_err(|source| GatewayError::Listener { port, source })
+        };
+        let http = listener("public", http)?;
+        let peer = peer.map(|peer| listener("peer", peer)).transpose()?;
+        let gateway = Gateway::new(tables, local, host, &domain, development, limits.clone());
+        Ok(Self {
+            gateway,
+            http,
+            peer,
+            limits,
+        })
+    }
+
+    /// The handle, for requests that come in another way and for counters.
+    pub fn gateway(&self) -> Gateway {
+        self.gateway.clone()
+    }
+
+    /// Serves until `shutdown`, then drains: requests in hand may finish until the deadline.
+    /// Returns when every task has ended.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self {
+            gateway,
+            http,
+            peer,
+            limits,
+        } = self;
+        let tasks = TaskTracker::new();
+        let public = Port::new(Role::Public, &gateway, &limits, &tasks);
+        let peers = Port::new(Role::Peer, &gateway, &limits, &tasks);
+        let ports = [public.connections.clone(), peers.connections.clone()];
+        // Whoever drops this future ends all that it began.
+        let _ends = EndOnDrop(&ports);
+        let stop = shutdown.child_token();
+        let _stops = stop.clone().drop_guard();
+
+        let mut accepting = vec![tasks.spawn(public.accept(http, stop.clone()))];
+        accepting.extend(peer.map(|peer| tasks.spawn(peers.accept(peer, stop.clone()))));
+        let mut sweeping = pin!(sweep(&ports));
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = &mut sweeping => {}
+        }
+        for accepting in accepting {
+            // A panic has been reported by the runtime; the port is closed either way.
+            let _ = accepting.await;
+        }
+        ports.iter().for_each(|port| port.close());
+        tasks.close();
+        let drained = tokio::select! {
+            drained = timeout(limits.drain, tasks.wait()) => drained.is_ok(),
+            () = &mut sweeping => false,
+        };
+        if !drained {
+            let cut_off = gateway.stats().in_flight;
+            tracing::warn!(cut_off, "drain deadline passed");
+            ports.iter().for_each(|port| port.end());
+            tasks.wait().await;
+        }
+        gateway.end().await;
+    }
+}
+
+/// Looks at all connections now and then, for ever.
+async fn sweep(ports: &[Arc<Connections>]) {
+    let Some(tick) = ports.iter().map(|port| port.tick()).min() else {
+        return std::future::pending().await;
+    };
+    let mut interval = tokio::time::interval(tick);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        ports.iter().for_each(|port| port.sweep());
+    }
+}
+
+struct EndOnDrop<'p>(&'p [Arc<Connections>]);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|port| port.end());
+    }
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Public,
+    Peer,
+}
+
+/// Runs the streams of HTTP/2 connections. They end with their connection.
+#[derive(Debug, Clone)]
+struct Streams(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
+
+/// One listener's connections.
+struct Port {
+    role: Role,
+    gateway: Gateway,
+    connections: Arc<Connections>,
+    builder: Arc<auto::Builder<Streams>>,
+    tasks: TaskTracker,
+}
+
+impl Port {
+    fn new(role: Role, gateway: &Gateway, limits: &Limits, tasks: &TaskTracker) -> Self {
+        let connections = Connections::new(
+            limits.connections_max,
+            limits.header_timeout,
+            limits.idle_timeout,
+        );
+        Self {
+            role,
+            gateway: gateway.clone(),
+            connections: Arc::new(connections),
+            builder: Arc::new(protocols(role, limits, tasks)),
+            tasks: tasks.clone(),
+        }
+    }
+
+    async fn accept(self, listener: TcpListener, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, client)) => self.serve(stream, client),
+                Err(error) if is_the_clients(&error) => {}
+                Err(error) => {
+                    tracing::warn!(role = ?self.role, %error, "cannot accept connections");
+                    let _ = timeout(ACCEPT_PAUSE, stop.cancelled()).await;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, address: SocketAddr) {
+        let counters = self.gateway.counters();
+        let Some(place) = self.connections.enter() else {
+            if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
+                tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
+            }
+            return refuse(&stream, self.role);
+        };
+        counters.connections.fetch_add(1, Relaxed);
+        let open = Gauge::new(counters.clone(), |counters| &counters.connections_open);
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection is gone already");
+            return;
+        }
+        let (role, gateway, builder) = (self.role, self.gateway.clone(), self.builder.clone());
+        let client = Arc::new(Client::new(address));
+        let watch = place.watch().clone();
+        self.tasks.spawn(async move {
+            let service = service_fn(move |request| {
+                let (gateway, client, watch) = (gateway.clone(), client.clone(), watch.clone());
+                async move {
+                    Ok::<_, Infallible>(match role {
+                        Role::Public => gateway.public(request, &client, &watch).await,
+                        Role::Peer => gateway.peer(request, &watch).await,
+                    })
+                }
+            });
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = place.drive(connection).await {
+                tracing::debug!(?role, %address, error = chain(&*error), "connection ended");
+            }
+            drop(open);
+        });
+    }
+}
+
+fn protocols(role: Role, limits: &Limits, tasks: &TaskTracker) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams(tasks.clone()));
+    // A gateway adds headers of its own on the way to another.
+    let header_bytes_max = match role {
+        Role::Public => limits.header_bytes_max,
+        Role::Peer => limits.header_bytes_max.saturating_mul(2),
+    };
+    let (streams_max, window) = match role {
+        Role::Public => (limits.streams_max, PUBLIC_WINDOW_BYTES),
+        Role::Peer => (PEER_STREAMS_MAX, CONNECTION_WINDOW_BYTES),
+    };
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The sweep does it, for both protocols and without a timer for each request.
+        .header_read_timeout(None)
+        // Below 8 KiB hyper panics.
+        .max_buf_size(header_bytes_max.max(8192));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(header_bytes_max).unwrap_or(u32::MAX))
+        .max_concurrent_streams(streams_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(window)
+        .keep_alive_interval(PING_INTERVAL);
+    match role {
+        Role::Public => builder,
+        Role::Peer => builder.http2_only(),
+    }
+}
+
+/// Errors of one connection, not of the listener.
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// Says why, if that can be done at once.
+fn refuse(stream: &TcpStream, role: Role) {
+    if role == Role::Public {
+        // What the client has sent is read, or closing would discard the answer.
+        let _ = stream.try_read(&mut [0; 4096]);
+        let _ = stream.try_write(TOO_MANY);
+    }
+}

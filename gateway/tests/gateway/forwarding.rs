@@ -1,0 +1,361 @@
+//! From host to host: which one, what streams, what is tried again.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures::SinkExt as _;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use tokio::io::AsyncReadExt as _;
+use wasmorch_gateway::{ErrorClass, Hops, LocalError};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_replica_here_is_preferred_while_it_has_room() {
+    let (here, there) = (
+        Host::start("a", 1, says("here")),
+        Host::start("b", 1, says("there")),
+    );
+    here.sees(&[("a", here.peer), ("b", there.peer)]);
+    for _ in 0..10 {
+        assert_eq!(get(here.http).await, (200, "here".to_owned()));
+    }
+    here.fake.has_room.store(false, Relaxed);
+    assert_eq!(get(here.http).await.1, "there");
+    // With nowhere else to go it queues here.
+    here.sees(&[("a", here.peer)]);
+    assert_eq!(get(here.http).await.1, "here");
+    let stats = here.gateway.stats();
+    assert_eq!((stats.local, stats.forwarded, there.calls()), (11, 1, 1));
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_over_a_hop() {
+    let (front, back) = (Host::start("a", 0, says("")), Host::start("b", 1, echoes()));
+    front.sees(&[("b", back.peer)]);
+    let (mut pieces, body) = piped();
+    let request = Request::post("/")
+        .header("host", "shop.example.com")
+        .body(body)
+        .unwrap();
+    pieces.send("first").await.unwrap();
+    let mut client = H1::connect(front.http).await;
+    let mut response = client.send(request).await.unwrap();
+    for (given, next) in [("first", Some("second")), ("second", None)] {
+        // Each piece comes back before the next is sent.
+        let frame = within(response.frame()).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), given);
+        if let Some(next) = next {
+            pieces.send(next).await.unwrap();
+        }
+    }
+    drop(pieces);
+    assert!(within(response.frame()).await.is_none());
+    assert_eq!(back.calls(), 1);
+    drop(client);
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_body_passes_a_slow_reader_does_not_stop_others() {
+    const LARGE: usize = 8 << 20;
+    let (front, back) = (Host::start("a", 0, says("")), Host::start("b", 1, echoes()));
+    front.sees(&[("b", back.peer)]);
+    let post = || {
+        let request = Request::post("/").header("host", "shop.example.com");
+        request.body(full(vec![7_u8; LARGE])).unwrap()
+    };
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut client = H1::connect(front.http).await;
+        slow.push((client.send(post()).await.unwrap(), client));
+    }
+    let mut client = H1::connect(front.http).await;
+    let response = client.send(post()).await.unwrap();
+    assert_eq!(
+        within(response.into_body().collect())
+            .await
+            .unwrap()
+            .to_bytes()
+            .len(),
+        LARGE
+    );
+    for (response, _client) in slow {
+        assert_eq!(
+            within(response.into_body().collect())
+                .await
+                .unwrap()
+                .to_bytes()
+                .len(),
+            LARGE
+        );
+    }
+    drop(client);
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_request_goes_elsewhere_body_and_all() {
+    let front = Host::start("a", 0, says(""));
+    // One says so before it looks, one when the replica drains.
+    let gone = Host::start("b", 0, says("never"));
+    let draining = Host::start(
+        "c",
+        1,
+        handler(|request| async { Err(LocalError::Refused(request)) }),
+    );
+    let good = Host::start("d", 1, echoes());
+    front.sees(&[("b", gone.peer), ("c", draining.peer), ("d", good.peer)]);
+    for _ in 0..30 {
+        let post = Request::post("/")
+            .header("host", "shop.example.com")
+            .body(full("hello"))
+            .unwrap();
+        let response = H1::connect(front.http).await.send(post).await.unwrap();
+        assert_eq!(
+            (response.status(), text(response).await.as_str()),
+            (StatusCode::OK, "hello")
+        );
+    }
+    assert_eq!((good.calls(), gone.calls()), (30, 0));
+    assert!(front.gateway.stats().retried > 0 && draining.calls() > 0);
+
+    front.sees(&[("b", gone.peer), ("c", draining.peer)]);
+    let answer = ask(front.http, "GET /", &["host: shop.example.com"]).await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert!(
+        answer.contains("wasmorch-error: refused\r\n") && answer.contains("retry-after: 1\r\n"),
+        "{answer}"
+    );
+    assert!(!answer.contains("wasmorch-refused"), "{answer}");
+    for host in [front, gone, draining, good] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_here_that_drains_gives_its_request_to_another_host() {
+    let front = Host::start(
+        "a",
+        1,
+        handler(|request| async { Err(LocalError::NotHere(request)) }),
+    );
+    let back = Host::start("b", 1, echoes());
+    front.sees(&[("a", front.peer), ("b", back.peer)]);
+    let post = Request::post("/")
+        .header("host", "shop.example.com")
+        .body(full("hello"))
+        .unwrap();
+    let response = H1::connect(front.http).await.send(post).await.unwrap();
+    assert_eq!(
+        (response.status(), text(response).await.as_str()),
+        (StatusCode::OK, "hello")
+    );
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_reached_is_tried_once_and_left_alone() {
+    let (front, good) = (
+        Host::start("a", 0, says("")),
+        Host::start("c", 1, says("good")),
+    );
+    front.sees(&[("b", nowhere()), ("c", good.peer)]);
+    for _ in 0..40 {
+        assert_eq!(get(front.http).await, (200, "good".to_owned()));
+    }
+    let stats = front.gateway.stats();
+    // Two failures eject it, and the test is faster than the ejection is long.
+    assert_eq!((stats.retried, stats.ejected), (2, 1), "{stats:?}");
+
+    // Ejected, and still tried when there is no other.
+    let back = Host::start("b", 1, says("back"));
+    front.sees(&[("b", nowhere())]);
+    let answer = ask(front.http, "GET /", &["host: shop.example.com"]).await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert!(
+        answer.contains("wasmorch-error: unreachable\r\n"),
+        "{answer}"
+    );
+    front.sees(&[("b", back.peer)]);
+    assert_eq!(get(front.http).await.1, "back");
+    for host in [front, good, back] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_been_executed_is_not_tried_again() {
+    let (front, good) = (
+        Host::start("a", 0, says("")),
+        Host::start("c", 1, says("good")),
+    );
+    // Takes the request, and breaks off.
+    let breaker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = breaker.local_addr().unwrap();
+    let breaking = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = breaker.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.read_exact(&mut [0; 24]).await.unwrap();
+                // Frame by frame, until one is a head.
+                let mut frame = [0; 9];
+                while stream.read_exact(&mut frame).await.is_ok() && frame[3] != 1 {
+                    let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+                    stream
+                        .read_exact(&mut vec![0; length as usize])
+                        .await
+                        .unwrap();
+                }
+            });
+        }
+    });
+    front.sees(&[("b", address)]);
+    let answer = ask(front.http, "GET /", &["host: shop.example.com"]).await;
+    assert_eq!(status(&answer), 502, "{answer}");
+    assert!(answer.contains("wasmorch-error: lost\r\n"), "{answer}");
+    front.sees(&[("b", address), ("c", good.peer)]);
+    let mut lost = 0;
+    for _ in 0..20 {
+        lost += u64::from(get(front.http).await.0 == 502);
+    }
+    let stats = front.gateway.stats();
+    assert_eq!(stats.errors_of(ErrorClass::Lost), lost + 1);
+    assert_eq!((u64::from(good.calls()) + lost, stats.retried), (20, 0));
+    breaking.abort();
+    front.stop().await;
+    good.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_cannot_have_its_request_repeated() {
+    let front = Host::start("a", 0, says(""));
+    let liar = || {
+        handler(|_| async {
+            let response = Response::builder()
+                .status(503)
+                .header("wasmorch-refused", "1");
+            Ok(response.body(full("mine")).unwrap())
+        })
+    };
+    let (one, two) = (Host::start("b", 1, liar()), Host::start("c", 1, liar()));
+    front.sees(&[("b", one.peer), ("c", two.peer)]);
+    assert_eq!(get(front.http).await, (503, "mine".to_owned()));
+    assert_eq!(one.calls() + two.calls(), 1);
+    for host in [front, one, two] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_peer_port_serves_what_is_here_and_nothing_else() {
+    let (here, there) = (
+        Host::start("a", 0, tells_headers()),
+        Host::start("b", 1, says("there")),
+    );
+    here.sees(&[("b", there.peer)]);
+    let mut client = H2::connect(here.peer).await;
+    let request = |workload: &str, hops: &str| {
+        Request::get("http://shop.example.com/")
+            .header("wasmorch-workload", workload)
+            .header("wasmorch-hops", hops)
+            .header("forwarded", "for=1.2.3.4")
+            .body(empty())
+            .unwrap()
+    };
+    let response = client.send(request("default/web", "1")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["wasmorch-refused"], "1");
+    assert_eq!(there.calls(), 0, "never forwarded");
+
+    here.fake.ready.store(1, Relaxed);
+    let answer = text(client.send(request("default/web", "3")).await.unwrap()).await;
+    assert!(
+        answer.contains("hops=Some(Hops(3))") && answer.contains("forwarded=for=1.2.3.4"),
+        "{answer}"
+    );
+    assert!(!answer.contains("wasmorch"), "{answer}");
+    for (workload, hops, expected) in [
+        ("default/web", "17", StatusCode::LOOP_DETECTED),
+        ("default/web", "x", StatusCode::BAD_REQUEST),
+        ("default.web", "1", StatusCode::BAD_REQUEST),
+        ("Default/web", "1", StatusCode::BAD_REQUEST),
+    ] {
+        let response = client.send(request(workload, hops)).await.unwrap();
+        assert_eq!(response.status(), expected, "{workload} {hops}");
+    }
+    // No HTTP/1.1 there.
+    assert_eq!(
+        ask(here.peer, "GET /", &["host: shop.example.com"])
+            .await
+            .find("HTTP/1.1"),
+        None
+    );
+    drop(client);
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn a_circle_of_workloads_comes_to_an_end() {
+    let (front, back) = (
+        Host::start("a", 1, says("here")),
+        Host::start("b", 1, tells_headers()),
+    );
+    front.sees(&[("b", back.peer)]);
+    let request = |hops| {
+        Request::get("/")
+            .extension(Hops(hops))
+            .body(empty())
+            .unwrap()
+    };
+    let response = front.gateway.dispatch(&web(), request(15)).await;
+    assert_eq!(text(response).await, "here");
+    let response = front.gateway.dispatch(&web(), request(16)).await;
+    assert_eq!(response.status(), StatusCode::LOOP_DETECTED);
+    front.fake.ready.store(0, Relaxed);
+    let answer = text(front.gateway.dispatch(&web(), request(15)).await).await;
+    assert!(answer.contains("hops=Some(Hops(16))"), "{answer}");
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn unused_connections_to_other_hosts_close() {
+    let (front, back) = (
+        Host::start_with("a", 0, says(""), |config| {
+            config.limits.peer_idle = std::time::Duration::from_millis(50);
+        }),
+        Host::start("b", 1, says("back")),
+    );
+    front.sees(&[("b", back.peer)]);
+    for _ in 0..2 {
+        assert_eq!(get(front.http).await.1, "back");
+        assert!(back.gateway.stats().connections > 0);
+        until("they close", || back.gateway.stats().connections_open == 0).await;
+    }
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_is_reached_again() {
+    let front = Host::start("a", 0, says(""));
+    let mut back = Host::start("b", 1, says("back"));
+    let address = back.peer;
+    front.sees(&[("b", address)]);
+    for _ in 0..5 {
+        for _ in 0..4 {
+            assert_eq!(get(front.http).await, (200, "back".to_owned()));
+        }
+        back.stop().await;
+        back = Host::start_at("b", 1, says("back"), address, |_| {});
+    }
+    back.stop().await;
+    front.stop().await;
+}

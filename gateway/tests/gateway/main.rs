@@ -1,0 +1,12 @@
+//! Gateways in one process, on loopback, with made-up replicas behind them.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of tests that cannot go on says where"
+)]
+
+mod bounds;
+mod forwarding;
+mod public;
+mod shutdown;
+mod support;

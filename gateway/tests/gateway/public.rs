@@ -1,0 +1,490 @@
+//! The public port: routing, what is believed, what HTTP asks for.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use wasmorch_gateway::{ErrorClass, LocalError};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn routes_by_host_and_path() {
+    let host = Host::start("a", 1, tells_headers());
+    for name in [
+        "web.default.localhost:80",
+        "WEB.default.localhost.",
+        "shop.example.com",
+    ] {
+        let answer = ask(host.http, "GET /x?y=1", &[&format!("host: {name}")]).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(
+            body(&answer).starts_with("GET /x?y=1 hops=None\n"),
+            "{answer}"
+        );
+        assert!(answer.contains(&format!("host={name}\n")), "{answer}");
+    }
+    // The authority of the URI wins over `Host`.
+    let answer = ask(host.http, "GET http://shop.example.com/x", &["host: other"]).await;
+    assert!(body(&answer).starts_with("GET /x hops=None\n"), "{answer}");
+    assert!(answer.contains("\nhost=shop.example.com\n"), "{answer}");
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_host_gets_a_hint_in_development_only() {
+    let host = Host::start("a", 1, says("hello"));
+    let answer = ask(host.http, "GET /", &["host: nothing.localhost:8080"]).await;
+    assert_eq!(status(&answer), 404);
+    assert!(answer.contains("wasmorch-error: unknown-host"), "{answer}");
+    assert!(
+        answer.contains("\n  http://web.default.localhost:8080/\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("\n  http://shop.example.com:8080/\n"),
+        "{answer}"
+    );
+    host.stop().await;
+
+    let host = Host::start_with("a", 1, says("hello"), |config| config.development = false);
+    let answer = ask(host.http, "GET /", &["host: nothing.localhost"]).await;
+    assert_eq!(
+        (status(&answer), body(&answer).as_str()),
+        (404, "not found\n")
+    );
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn no_endpoint_is_told_with_a_time_to_come_back() {
+    let host = Host::start("a", 0, says("hello"));
+    for _ in 0..2 {
+        let answer = ask(host.http, "GET /", &["host: web.default.localhost"]).await;
+        assert_eq!(status(&answer), 503);
+        assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+        assert!(
+            answer.contains("wasmorch-error: no-endpoint\r\n"),
+            "{answer}"
+        );
+        assert!(
+            body(&answer).contains("no replica of default/web is ready"),
+            "{answer}"
+        );
+        // Its own entry is never dialled.
+        host.sees(&[("a", host.peer)]);
+    }
+    assert_eq!(host.gateway.stats().errors_of(ErrorClass::NoEndpoint), 2);
+    assert_eq!(host.gateway.stats().forwarded, 0);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_routed_is_refused() {
+    let host = Host::start("a", 1, says("hello"));
+    for (line, lines, expected) in [
+        ("GET /", &[][..], 400),
+        ("GET /", &["host: a", "host: b"], 400),
+        ("GET /", &["host: a/b"], 400),
+        ("GET /", &["host:"], 400),
+        ("OPTIONS *", &["host: web.default.localhost"], 204),
+        (
+            "CONNECT web.default.localhost:80",
+            &["host: web.default.localhost:80"],
+            501,
+        ),
+        (
+            "GET /",
+            &["host: web.default.localhost", "upgrade: websocket"],
+            501,
+        ),
+        (
+            "GET /",
+            &["host: web.default.localhost", "upgrade: h2c"],
+            200,
+        ),
+        (
+            "POST /",
+            &["host: web.default.localhost", "transfer-encoding: gzip"],
+            400,
+        ),
+        (
+            "POST /",
+            &[
+                "host: web.default.localhost",
+                "content-length: 1",
+                "content-length: 2",
+            ],
+            400,
+        ),
+        (
+            "POST /",
+            &["host: web.default.localhost", "content-length: -1"],
+            400,
+        ),
+        ("GET /", &["host : web.default.localhost"], 400),
+    ] {
+        let answer = ask(host.http, line, lines).await;
+        assert_eq!(status(&answer), expected, "{line} {lines:?}: {answer}");
+    }
+    assert_eq!(host.calls(), 1);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_chunked_body_hides_no_second_request() {
+    let host = Host::start("a", 1, echoes());
+    // A server that went by the length would take what follows for a request.
+    let smuggled = "POST / HTTP/1.1\r\nhost: web.default.localhost\r\ncontent-length: 4\r\n\
+        transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\nGET /evil HTTP/1.1\r\nhost: web.default.localhost\r\n\r\n";
+    let answer = raw(host.http, smuggled.as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(host.calls(), 1);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_outside_speaks_for_a_gateway() {
+    let (front, back) = (
+        Host::start("a", 0, says("front")),
+        Host::start("b", 1, tells_headers()),
+    );
+    front.sees(&[("b", back.peer)]);
+    let lines = [
+        "host: web.default.localhost:1",
+        "wasmorch-hops: 99",
+        "wasmorch-workload: default/other",
+        "forwarded: for=evil",
+        "x-forwarded-for: evil",
+        "x-forwarded-prefix: evil",
+        "x-real-ip: evil",
+        "connection: x-private",
+        "x-private: evil",
+        "keep-alive: evil",
+        "proxy-authorization: evil",
+        "te: trailers",
+        "x-mine: kept",
+    ];
+    // Over a hop and without one, the guest sees the same but for the hops.
+    for (address, hops) in [(front.http, "Some(Hops(1))"), (back.http, "None")] {
+        let answer = ask(address, "GET /", &lines).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        let mut seen: Vec<_> = body(&answer).lines().map(str::to_owned).collect();
+        assert_eq!(seen.remove(0), format!("GET / hops={hops}"));
+        seen.sort();
+        let expected = [
+            "forwarded=for=127.0.0.1;proto=http",
+            "host=web.default.localhost:1",
+            "te=trailers",
+            "x-forwarded-for=127.0.0.1",
+            "x-forwarded-host=web.default.localhost:1",
+            "x-forwarded-proto=http",
+            "x-mine=kept",
+        ];
+        assert_eq!(seen, expected, "{answer}");
+    }
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn errors_of_replicas_are_told_apart() {
+    let host = Host::start(
+        "a",
+        1,
+        handler(|request| async move {
+            let reason = "limit so and so".to_owned();
+            Err(match request.uri().path() {
+                "/busy" => LocalError::Busy {
+                    retry_after: Duration::from_millis(1500),
+                    reason,
+                },
+                "/timed-out" => LocalError::TimedOut { reason },
+                "/too-large" => LocalError::TooLarge { reason },
+                _ => LocalError::Failed { reason },
+            })
+        }),
+    );
+    for (class, expected) in [
+        ("busy", 503),
+        ("timed-out", 504),
+        ("too-large", 413),
+        ("failed", 502),
+    ] {
+        let answer = ask(
+            host.http,
+            &format!("GET /{class}"),
+            &["host: shop.example.com"],
+        )
+        .await;
+        assert_eq!(status(&answer), expected);
+        assert!(
+            answer.contains(&format!("wasmorch-error: {class}\r\n")),
+            "{answer}"
+        );
+        assert_eq!(
+            answer.contains("retry-after: 2\r\n"),
+            class == "busy",
+            "{answer}"
+        );
+        assert_eq!(body(&answer), "limit so and so\n");
+    }
+    let stats = host.gateway.stats();
+    assert_eq!(
+        (stats.requests, stats.answers, stats.in_flight),
+        (4, [0, 0, 1, 3], 0)
+    );
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_cannot_answer_what_only_a_gateway_may() {
+    let host = Host::start(
+        "a",
+        1,
+        handler(|request| async move {
+            let status = if request.uri().path() == "/100" {
+                100
+            } else {
+                200
+            };
+            let response = Response::builder()
+                .status(status)
+                .header("wasmorch-refused", "1")
+                .header("connection", "x-private")
+                .header("x-private", "1")
+                .header("x-mine", "kept");
+            Ok(response.body(empty()).unwrap())
+        }),
+    );
+    let answer = ask(host.http, "GET /", &["host: shop.example.com"]).await;
+    assert!(answer.contains("x-mine: kept"), "{answer}");
+    assert!(
+        !answer.contains("wasmorch") && !answer.contains("x-private"),
+        "{answer}"
+    );
+    let answer = ask(host.http, "GET /100", &["host: shop.example.com"]).await;
+    assert_eq!(status(&answer), 502, "{answer}");
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn head_has_the_length_and_no_body() {
+    let (front, back) = (
+        Host::start("a", 0, says("")),
+        Host::start(
+            "b",
+            1,
+            handler(|_| async {
+                let response = Response::builder().header(header::CONTENT_LENGTH, 5);
+                Ok(response.body(full("hello")).unwrap())
+            }),
+        ),
+    );
+    front.sees(&[("b", back.peer)]);
+    for address in [front.http, back.http] {
+        let answer = ask(address, "HEAD /", &["host: shop.example.com"]).await;
+        assert_eq!((status(&answer), body(&answer).as_str()), (200, ""));
+        assert!(answer.contains("content-length: 5\r\n"), "{answer}");
+        let request = Request::head("http://shop.example.com/")
+            .body(empty())
+            .unwrap();
+        let response = H2::connect(address).await.send(request).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
+        assert_eq!(text(response).await, "");
+    }
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways() {
+    // Answers with the request's trailers as a body, and trailers of its own.
+    let back = Host::start(
+        "b",
+        1,
+        handler(|request| async move {
+            let trailers = request
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .trailers()
+                .cloned();
+            let seen = format!("{:?}", trailers.unwrap()["x-sent"]);
+            let mut own = http::HeaderMap::new();
+            own.insert("x-own", "1".parse().unwrap());
+            let frames = [
+                http_body::Frame::data(seen.into()),
+                http_body::Frame::trailers(own),
+            ];
+            let body = StreamBody::new(futures::stream::iter(frames.map(Ok))).boxed_unsync();
+            Ok(Response::builder()
+                .header("trailer", "x-own")
+                .body(body)
+                .unwrap())
+        }),
+    );
+    let front = Host::start("a", 0, says(""));
+    front.sees(&[("b", back.peer)]);
+    for address in [front.http, back.http] {
+        let chunked = b"POST / HTTP/1.1\r\nhost: shop.example.com\r\nte: trailers\r\nconnection: close, te\r\n\
+            transfer-encoding: chunked\r\ntrailer: x-sent\r\n\r\n3\r\nabc\r\n0\r\nx-sent: yes\r\n\r\n";
+        let answer = raw(address, chunked).await;
+        assert!(
+            answer.contains("\"yes\"\r\n0\r\nx-own: 1\r\n\r\n"),
+            "{answer}"
+        );
+    }
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn continue_is_said_when_the_body_is_wanted() {
+    let host = Host::start(
+        "a",
+        1,
+        handler(|request| async move {
+            if request.uri().path() == "/no" {
+                return Ok(Response::builder().status(403).body(empty()).unwrap());
+            }
+            assert!(!request.headers().contains_key(header::EXPECT));
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Ok(Response::new(full(body)))
+        }),
+    );
+    let head = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: shop.example.com\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n"
+        )
+    };
+    let mut stream = tokio::net::TcpStream::connect(host.http).await.unwrap();
+    stream.write_all(head("/").as_bytes()).await.unwrap();
+    let mut answer = vec![0; 25];
+    within(stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&answer),
+        "HTTP/1.1 100 Continue\r\n\r\n"
+    );
+    stream.write_all(b"ok").await.unwrap();
+    let mut answer = [0; 1024];
+    let read = within(stream.read(&mut answer)).await.unwrap();
+    assert!(String::from_utf8_lossy(&answer[..read]).starts_with("HTTP/1.1 200 OK"));
+
+    let mut stream = tokio::net::TcpStream::connect(host.http).await.unwrap();
+    stream.write_all(head("/no").as_bytes()).await.unwrap();
+    let read = within(stream.read(&mut answer)).await.unwrap();
+    assert!(String::from_utf8_lossy(&answer[..read]).starts_with("HTTP/1.1 403"));
+    drop(stream);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge() {
+    let host = Host::start("a", 1, tells_headers());
+    let mut client = H2::connect(host.http).await;
+    let asked = (0..50).map(|_| {
+        let mut client = client.clone();
+        async move {
+            let request = Request::get("http://web.default.localhost:9/x")
+                .body(empty())
+                .unwrap();
+            text(client.send(request).await.unwrap()).await
+        }
+    });
+    for answer in futures::future::join_all(asked).await {
+        assert!(answer.starts_with("GET /x hops=None\n"), "{answer}");
+        assert!(
+            answer.contains("\nhost=web.default.localhost:9\n"),
+            "{answer}"
+        );
+    }
+    let mut request = Request::get("http://a/").body(empty()).unwrap();
+    request
+        .headers_mut()
+        .insert(header::HOST, "b".parse().unwrap());
+    assert_eq!(
+        client.send(request).await.unwrap().status(),
+        StatusCode::BAD_REQUEST
+    );
+    drop(client);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_cancels_its_request() {
+    struct Cancelled(tokio_util::sync::CancellationToken);
+    impl Drop for Cancelled {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+    let token = tokio_util::sync::CancellationToken::new();
+    let cancelled = token.clone();
+    let back = Host::start(
+        "b",
+        1,
+        handler(move |_| {
+            let cancelled = Cancelled(cancelled.clone());
+            async move {
+                let _cancelled = cancelled;
+                std::future::pending().await
+            }
+        }),
+    );
+    let front = Host::start("a", 0, says(""));
+    front.sees(&[("b", back.peer)]);
+    let mut stream = tokio::net::TcpStream::connect(front.http).await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: shop.example.com\r\n\r\n")
+        .await
+        .unwrap();
+    until("it is in hand", || back.calls() == 1).await;
+    assert_eq!(
+        (
+            front.gateway.stats().in_flight,
+            back.gateway.stats().in_flight
+        ),
+        (1, 1)
+    );
+    drop(stream);
+    within(token.cancelled()).await;
+    until("nothing is in hand", || {
+        front.gateway.stats().in_flight + back.gateway.stats().in_flight == 0
+    })
+    .await;
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn dispatch_is_a_request_like_any_other() {
+    let (front, back) = (
+        Host::start("a", 0, says("")),
+        Host::start("b", 1, tells_headers()),
+    );
+    front.sees(&[("b", back.peer)]);
+    let request = |path: &str| {
+        Request::builder()
+            .method(Method::PUT)
+            .uri(path)
+            .header("wasmorch-hops", "99")
+            .body(full("x"))
+            .unwrap()
+    };
+    let answer = text(front.gateway.dispatch(&web(), request("/p")).await).await;
+    assert!(
+        answer.starts_with("PUT /p hops=Some(Hops(1))\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("\nhost=web.default.internal\n"), "{answer}");
+    let other = wasmorch_api::WorkloadKey::new(web().namespace, "other".parse().unwrap());
+    let response = front.gateway.dispatch(&other, request("/")).await;
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(front.fake.calls.load(Relaxed), 0);
+    front.stop().await;
+    back.stop().await;
+}

@@ -1,0 +1,228 @@
+//! The admin listener: is it alive, is it ready, what does it do, which version is it.
+//!
+//! Owns the four pages. It reads what the driver left in [`View`] and asks nobody, so that it
+//! answers when everything else is stuck; and that is what `/healthz` tells.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::{LeaderId, Term, VERSION};
+
+use crate::agent::Pulse;
+use crate::runner::protocol::GatewayStats;
+
+/// A loop that has not turned for so long is stuck.
+const STUCK: Duration = Duration::from_secs(10);
+/// Connections at once; beyond, the oldest wait in the system's queue.
+const CONNECTIONS_MAX: usize = 32;
+/// A client that does not send its request is let go.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the driver leaves for the admin pages.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// When the driver's loop last turned.
+    pub turned: Instant,
+    /// The runner answers.
+    pub runner: bool,
+    /// Everything that was held at the start has been started.
+    pub settled: bool,
+    /// NATS is there.
+    pub nats: bool,
+    /// The leader last heard of.
+    pub leader: Option<LeaderId>,
+    /// The highest term seen.
+    pub term: Term,
+    /// The agent's numbers.
+    pub pulse: Pulse,
+    /// The gateway's counters.
+    pub gateway: GatewayStats,
+    /// The highest store sequence in the gateway's tables.
+    pub table_seq: u64,
+    /// Log lines dropped.
+    pub logs_dropped: u64,
+    /// Reports that the connection did not take.
+    pub reports_dropped: u64,
+    /// Times the runner was started again.
+    pub runner_restarts: u64,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            turned: Instant::now(),
+            runner: false,
+            settled: false,
+            nats: false,
+            leader: None,
+            term: Term(0),
+            pulse: Pulse::default(),
+            gateway: GatewayStats::default(),
+            table_seq: 0,
+            logs_dropped: 0,
+            reports_dropped: 0,
+            runner_restarts: 0,
+        }
+    }
+}
+
+/// The view, shared. Locked only to copy it in or out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Views(Arc<Mutex<View>>);
+
+impl Views {
+    /// Leaves a new view.
+    pub(crate) fn set(&self, view: View) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    fn get(&self) -> View {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answers until `stop`.
+pub(crate) async fn serve(listener: TcpListener, views: Views, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                let Ok((stream, _)) = accepted else { continue };
+                let views = views.clone();
+                connections.spawn(async move {
+                    let service = service_fn(|request: Request<Incoming>| {
+                        let response = respond(request.method(), request.uri().path(), &views.get());
+                        async { Ok::<_, Infallible>(response) }
+                    });
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEADER_TIMEOUT)
+                        .serve_connection(TokioIo::new(stream), service);
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "admin connection");
+                    }
+                });
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
+    const JSON: &str = "application/json";
+    if method != Method::GET && method != Method::HEAD {
+        return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".into());
+    }
+    let ok = |good: bool| if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    match path {
+        "/healthz" => {
+            let turns = view.turned.elapsed() < STUCK;
+            let body = serde_json::json!({ "turns": turns, "runner": view.runner });
+            page(ok(turns), JSON, body.to_string())
+        }
+        "/readyz" => {
+            // Without NATS the host serves what it holds, and stays ready.
+            let ready = view.runner && view.settled;
+            let body = serde_json::json!({
+                "ready": ready, "nats": view.nats, "leader": view.leader, "term": view.term,
+            });
+            page(ok(ready), JSON, body.to_string())
+        }
+        "/version" => page(StatusCode::OK, JSON, serde_json::json!({ "version": VERSION }).to_string()),
+        "/metrics" => page(StatusCode::OK, "text/plain; version=0.0.4", metrics(view)),
+        _ => {
+            let pages = "no such page: /healthz /readyz /metrics /version\n";
+            page(StatusCode::NOT_FOUND, "text/plain", pages.into())
+        }
+    }
+}
+
+fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+/// Prometheus text, version 0.0.4.
+fn metrics(view: &View) -> String {
+    let (pulse, gateway) = (&view.pulse, &view.gateway);
+    let rows: [(&str, &str, &str, u64); 15] = [
+        ("replicas", "gauge", "Live replicas.", pulse.replicas),
+        ("replicas_ready", "gauge", "Replicas that serve.", pulse.ready),
+        ("memory_bytes", "gauge", "Memory of all replicas.", pulse.memory_bytes),
+        ("cpu_millis", "gauge", "Cpu of all replicas, thousandths of a core.", pulse.cpu_millis),
+        ("gateway_requests_total", "counter", "Requests accepted.", gateway.requests),
+        ("gateway_errors_total", "counter", "Answers of 500 and above.", gateway.errors),
+        ("gateway_forwarded_total", "counter", "Requests sent on to another host.", gateway.forwarded),
+        ("gateway_in_flight", "gauge", "Requests in hand.", gateway.in_flight),
+        ("nats_up", "gauge", "Whether NATS is there.", u64::from(view.nats)),
+        ("term", "gauge", "The highest term seen.", view.term.0),
+        ("placements_sequence", "gauge", "Store sequence of the set that is held.", pulse.sequence),
+        ("tables_sequence", "gauge", "Highest store sequence in the routing tables.", view.table_seq),
+        ("log_lines_dropped_total", "counter", "Log lines that were not kept.", view.logs_dropped),
+        ("reports_dropped_total", "counter", "Reports that NATS did not take.", view.reports_dropped),
+        ("runner_restarts_total", "counter", "Times the runner was started again.", view.runner_restarts),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, value) in rows {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "# HELP wasmorch_host_{name} {help}\n# TYPE wasmorch_host_{name} {kind}\nwasmorch_host_{name} {value}\n"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(path: &str, view: &View) -> u16 {
+        respond(&Method::GET, path, view).status().as_u16()
+    }
+
+    #[test]
+    fn ready_is_about_what_is_held_and_not_about_nats() {
+        let mut view = View { runner: true, ..View::default() };
+        assert_eq!(status("/readyz", &view), 503);
+        view.settled = true;
+        assert_eq!((view.nats, status("/readyz", &view)), (false, 200));
+        view.runner = false;
+        assert_eq!(status("/readyz", &view), 503);
+    }
+
+    #[test]
+    fn healthy_is_a_loop_that_turns() {
+        let mut view = View::default();
+        assert_eq!(status("/healthz", &view), 200);
+        let Some(long_ago) = Instant::now().checked_sub(STUCK * 2) else { return };
+        view.turned = long_ago;
+        assert_eq!(status("/healthz", &view), 503);
+    }
+
+    #[test]
+    fn other_pages() {
+        let view = View::default();
+        assert_eq!(status("/version", &view), 200);
+        assert_eq!(status("/", &view), 404);
+        assert_eq!(respond(&Method::POST, "/healthz", &view).status().as_u16(), 405);
+        let text = metrics(&View { nats: true, ..view });
+        assert!(text.contains("\nwasmorch_host_nats_up 1\n"), "{text}");
+        let lines = text.lines().count();
+        assert_eq!(lines % 3, 0, "help, type and value each");
+    }
+}

@@ -1,0 +1,466 @@
+//! The host's decisions: event in, effects out. Which replicas there shall be, where each stands,
+//! when one is started again, what is told to the leader.
+//!
+//! Owns the held placement set, every replica's state machine, the numbering of starts, backoff
+//! and status reports. Invariants:
+//! - Pure: no tokio, no NATS, no wasmtime, no files, no clock, no randomness. `now` is an argument
+//!   and never goes backward between calls (the driver sees to it). The simulator drives this very
+//!   code.
+//! - A replica's state only moves forward; a start number is given out once, also over restarts of
+//!   the daemon, because [`Effect::Persist`] comes before the effects that rest on it.
+//! - Missing or deleted set: hold. Only an explicit set without a placement stops it. The highest
+//!   term wins; a lower one, or an equal one from another leader, or another cluster, is refused.
+//! - Work is proportional to what an event touches, not to what the host runs.
+//!
+//! ```text
+//! assigned --revision--> preparing --artifact, compiled--> starting --> running(ready?)
+//!     |                      |                                |            |
+//!     +----------------------+------ rejected <---------------+   completed | failed
+//!                                       |                              |
+//!                                       +--> backoff --> next start <--+   (or given up)
+//! dropped from the set: draining --> stopped --> forgotten after one report
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wasmorch_api::{
+    BootId, ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, ReplicaStatus,
+    Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
+};
+
+use crate::runner::protocol::{FromRunner, ReplicaKey, ToRunner};
+
+mod fetch;
+mod placement;
+mod report;
+mod sets;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod tests;
+mod transitions;
+
+use fetch::Fetches;
+use placement::Placement;
+pub use report::Pulse;
+
+/// Beyond its drain deadline a replica gets this long to say that it has stopped; then it is
+/// stopped without asking.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// Ready for so long without a break, a replica counts as well: earlier failures are forgiven.
+const STEADY: Duration = Duration::from_secs(60);
+/// Ended starts of one placement that are still told in full reports.
+const PAST_MAX: usize = 4;
+/// A reason is cut off here, so that a report's size is bounded.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// Who this host is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The host's id, kept with its data.
+    pub host: HostId,
+    /// This start of the daemon.
+    pub boot: BootId,
+    /// The cluster it has joined before, if any.
+    pub cluster: Option<ClusterId>,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A placement set, live or read, with its store sequence.
+    Set {
+        /// The set.
+        set: Box<PlacementSet>,
+        /// Its sequence in the store.
+        sequence: u64,
+    },
+    /// The store has no set for this host, or it was deleted: hold.
+    NoSet,
+    /// A revision that was asked for.
+    Revision(Arc<Revision>),
+    /// A revision could not be had; it is asked for again after a while.
+    RevisionMissing {
+        /// Whose.
+        workload: WorkloadKey,
+        /// Which.
+        number: RevisionNumber,
+        /// Why.
+        reason: String,
+    },
+    /// An artifact lies on disk and its bytes have just been hashed.
+    Fetched {
+        /// Which.
+        digest: Digest,
+        /// Where.
+        path: PathBuf,
+    },
+    /// An artifact could not be had.
+    FetchFailed {
+        /// Which.
+        digest: Digest,
+        /// Why, for people.
+        reason: String,
+        /// Only a matter of time (the network): replicas go on waiting. Otherwise (wrong digest,
+        /// not in the store, disk full) they are rejected, and started again by policy.
+        retryable: bool,
+    },
+    /// The runner said something.
+    Runner(FromRunner),
+    /// The runner is gone, with everything it ran.
+    RunnerDied {
+        /// Why.
+        reason: String,
+    },
+    /// NATS is there, and the store named its cluster.
+    Connected {
+        /// The store's cluster.
+        cluster: ClusterId,
+        /// The term in force.
+        term: Term,
+    },
+    /// NATS is gone: hold.
+    Disconnected,
+    /// The daemon ends: drain everything, start nothing.
+    Shutdown {
+        /// Work in hand is cut off after this.
+        deadline: Duration,
+    },
+    /// Time passed; see [`Agent::wake_at`].
+    Tick,
+}
+
+/// What shall be done. The driver carries effects out in their order.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Write this to disk before anything after it.
+    Persist(Box<Held>),
+    /// The host belongs to this cluster from now on.
+    Joined(ClusterId),
+    /// Read a revision from the store.
+    FetchRevision {
+        /// Whose.
+        workload: WorkloadKey,
+        /// Which.
+        number: RevisionNumber,
+    },
+    /// Have the artifact on disk and hash it. Never asked twice at once for one digest.
+    FetchArtifact {
+        /// Which.
+        digest: Digest,
+    },
+    /// Tell the runner.
+    ToRunner(ToRunner),
+    /// Tell the leader.
+    Report(StatusReport),
+    /// A set was refused: an alarm for people.
+    Refused(Refusal),
+    /// The replica has ended and will never be heard of again by this id.
+    Ended(ReplicaKey),
+}
+
+/// Why a placement set (or a store) was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Two clusters on one NATS account, or a data folder moved between clusters.
+    #[error(
+        "this host belongs to cluster {ours} and the store to cluster {theirs}: point --nats at its \
+         own cluster, or give the host a fresh --data folder"
+    )]
+    OtherCluster {
+        /// The host's.
+        ours: ClusterId,
+        /// The store's.
+        theirs: ClusterId,
+    },
+    /// A set for another host under this host's key.
+    #[error("a placement set for host {theirs} arrived at host {ours}")]
+    OtherHost {
+        /// This host.
+        ours: HostId,
+        /// The set's.
+        theirs: HostId,
+    },
+    /// From a deposed leader.
+    #[error("a placement set of term {theirs} from leader {leader} is refused: term {ours} is in force")]
+    StaleTerm {
+        /// The highest obeyed.
+        ours: Term,
+        /// The set's.
+        theirs: Term,
+        /// Who wrote it.
+        leader: LeaderId,
+    },
+    /// Two leaders claim one term.
+    #[error("leader {theirs} claims term {term}, which is leader {ours}'s: its placement set is refused")]
+    OtherLeader {
+        /// The term.
+        term: Term,
+        /// Whom the host obeys.
+        ours: LeaderId,
+        /// The other.
+        theirs: LeaderId,
+    },
+}
+
+/// What a host keeps on disk to start again without NATS.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// The set as it came.
+    pub set: PlacementSet,
+    /// Its sequence in the store.
+    pub sequence: u64,
+    /// The revisions it refers to, as far as they have been fetched.
+    pub revisions: Vec<Arc<Revision>>,
+    /// What the host itself numbers and remembers.
+    pub placements: Vec<HeldPlacement>,
+}
+
+/// The host's own memory of one placement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPlacement {
+    /// Which.
+    #[serde(flatten)]
+    pub key: PlacementKey,
+    /// So many start numbers have been given out.
+    pub starts: u32,
+    /// How it ended for good: it isn't started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<ReplicaStatus>,
+}
+
+/// One placement of a host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PlacementKey {
+    /// Whose.
+    pub workload: WorkloadKey,
+    /// The seat.
+    pub slot: Slot,
+    /// The leader's number.
+    pub placement: PlacementNumber,
+}
+
+impl PlacementKey {
+    fn of(replica: &ReplicaKey) -> Self {
+        Self {
+            workload: replica.workload.clone(),
+            slot: replica.id.slot,
+            placement: replica.id.placement,
+        }
+    }
+}
+
+/// What a passed point in time means. Fired lazily: whoever it names checks that it still applies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Start(PlacementKey),
+    DrainOverdue(PlacementKey),
+    Revision(WorkloadKey, RevisionNumber),
+    Artifact(Digest),
+}
+
+/// The agent. See the module's head.
+#[derive(Debug)]
+pub struct Agent {
+    identity: Identity,
+    /// The set in force, as it came; its groups are also in `placements`.
+    set: Option<PlacementSet>,
+    sequence: u64,
+    seen_term: Term,
+    placements: BTreeMap<PlacementKey, Placement>,
+    fetches: Fetches,
+    timers: BTreeSet<(Timestamp, Timer)>,
+    status_seq: u64,
+    /// Replicas to tell about in the next report.
+    changed: BTreeSet<ReplicaKey>,
+    /// Placements to forget once that report is made.
+    forget: BTreeSet<PlacementKey>,
+    persist: bool,
+    shutting_down: bool,
+    usage_reported: Timestamp,
+    effects: Vec<Effect>,
+}
+
+impl Agent {
+    /// An agent that holds what the disk held. Nothing happens before the first event: give it a
+    /// `Tick`.
+    pub fn new(identity: Identity, held: Option<Held>) -> Self {
+        let mut agent = Self {
+            identity,
+            set: None,
+            sequence: 0,
+            seen_term: Term(0),
+            placements: BTreeMap::new(),
+            fetches: Fetches::default(),
+            timers: BTreeSet::new(),
+            status_seq: 0,
+            changed: BTreeSet::new(),
+            forget: BTreeSet::new(),
+            persist: false,
+            shutting_down: false,
+            usage_reported: Timestamp(0),
+            effects: Vec::new(),
+        };
+        if let Some(held) = held {
+            agent.take_up(held);
+        }
+        agent
+    }
+
+    /// Folds one event in.
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Effect> {
+        self.handle_all([event], now)
+    }
+
+    /// Folds a batch of events in: at most one write to disk and one round of reports for all.
+    pub fn handle_all(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        now: Timestamp,
+    ) -> Vec<Effect> {
+        for event in events {
+            self.fold(event, now);
+        }
+        self.fire_timers(now);
+        let mut effects = Vec::with_capacity(self.effects.len() + 2);
+        if std::mem::take(&mut self.persist) {
+            effects.extend(self.held().map(|held| Effect::Persist(Box::new(held))));
+        }
+        effects.append(&mut self.effects);
+        effects.extend(self.reports().into_iter().map(Effect::Report));
+        self.forget_ended();
+        effects
+    }
+
+    /// When the agent next wants an event, a `Tick` if there is no other.
+    pub fn wake_at(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn fold(&mut self, event: Event, now: Timestamp) {
+        match event {
+            Event::Set { set, sequence } => self.apply_set(*set, sequence, now),
+            Event::NoSet => tracing::debug!("no placement set in the store: holding"),
+            Event::Revision(revision) => self.revision_arrived(revision, now),
+            Event::RevisionMissing { workload, number, reason } => {
+                self.revision_missing(workload, number, &reason, now);
+            }
+            Event::Fetched { digest, path } => self.artifact_arrived(&digest, &path, now),
+            Event::FetchFailed { digest, reason, retryable } => {
+                self.artifact_failed(&digest, &reason, retryable, now);
+            }
+            Event::Runner(message) => self.runner_said(message, now),
+            Event::RunnerDied { reason } => self.runner_died(&reason, now),
+            Event::Connected { cluster, term } => self.connected(cluster, term, now),
+            Event::Disconnected | Event::Tick => {}
+            Event::Shutdown { deadline } => self.shut_down(deadline, now),
+        }
+    }
+
+    fn fire_timers(&mut self, now: Timestamp) {
+        while let Some((at, _)) = self.timers.first() {
+            if *at > now {
+                break;
+            }
+            let Some((at, timer)) = self.timers.pop_first() else { break };
+            match timer {
+                Timer::Start(key) => self.start_due(&key, at, now),
+                Timer::DrainOverdue(key) => self.drain_overdue(&key, at, now),
+                Timer::Revision(workload, number) => self.revision_due(workload, number, at),
+                Timer::Artifact(digest) => self.artifact_due(digest, at),
+            }
+        }
+    }
+
+    fn connected(&mut self, cluster: ClusterId, term: Term, now: Timestamp) {
+        if self.join(&cluster) {
+            self.seen_term = self.seen_term.max(term);
+            // What could not be fetched for want of a network need not wait out its backoff.
+            for timer in self.fetches.waiting() {
+                self.fetches.due_now(&timer, now);
+                self.timers.insert((now, timer));
+            }
+        }
+    }
+
+    /// Whether this is the host's own cluster; a host without one takes the first that it meets.
+    fn join(&mut self, cluster: &ClusterId) -> bool {
+        match &self.identity.cluster {
+            Some(ours) if ours == cluster => true,
+            Some(ours) => {
+                let refusal =
+                    Refusal::OtherCluster { ours: ours.clone(), theirs: cluster.clone() };
+                self.effects.push(Effect::Refused(refusal));
+                false
+            }
+            None => {
+                self.identity.cluster = Some(cluster.clone());
+                self.effects.push(Effect::Joined(cluster.clone()));
+                true
+            }
+        }
+    }
+
+    fn shut_down(&mut self, deadline: Duration, now: Timestamp) {
+        self.shutting_down = true;
+        let keys: Vec<_> = self.placements.keys().cloned().collect();
+        for key in keys {
+            self.end_replica(&key, Some(deadline), now);
+        }
+    }
+
+    /// The cluster, once known.
+    pub fn cluster(&self) -> Option<&ClusterId> {
+        self.identity.cluster.as_ref()
+    }
+
+    /// The highest term seen, and whose set is held.
+    pub fn term(&self) -> (Term, Option<&LeaderId>) {
+        let held = self.set.as_ref();
+        let term = held.map_or(Term(0), |set| set.term).max(self.seen_term);
+        (term, held.map(|set| &set.leader))
+    }
+
+    /// The store sequence of the set that is held; 0 without one.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Whether no replica lives any more.
+    pub fn idle(&self) -> bool {
+        self.placements.values().all(|placement| placement.live().is_none())
+    }
+
+    /// Whether everything held has been started, or has ended in trying.
+    pub fn settled(&self) -> bool {
+        self.placements.values().all(Placement::settled)
+    }
+
+    /// Every artifact that a held placement uses: not to be pruned.
+    pub fn artifacts_in_use(&self) -> BTreeSet<Digest> {
+        self.fetches.revisions().map(|revision| revision.artifact.clone()).collect()
+    }
+
+    fn held(&self) -> Option<Held> {
+        let placements = self.placements.iter().filter(|(_, placement)| placement.wanted);
+        Some(Held {
+            set: self.set.clone()?,
+            sequence: self.sequence,
+            revisions: self.fetches.revisions().cloned().collect(),
+            placements: placements
+                .map(|(key, placement)| HeldPlacement {
+                    key: key.clone(),
+                    starts: placement.starts,
+                    ended: placement
+                        .finished
+                        .then(|| placement.current.as_ref().map(|replica| placement.status(key, replica)))
+                        .flatten(),
+                })
+                .collect(),
+        })
+    }
+}

@@ -1,0 +1,294 @@
+//! The host daemon from start to end.
+//!
+//! Owns the order of things. Start: lock and files, listeners, runner, link, then the loop; so
+//! that whatever is refused is refused before anything runs, and what was held runs before NATS is
+//! heard. End: drain (the leader is told), then link, admin, logs, runner; each joined.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::status::Capacity;
+use wasmorch_api::{BootId, HostId, HostInfo, Name, NatsOptions, VERSION};
+
+use crate::admin::{self, Views};
+use crate::agent::{Agent, Held, Identity};
+use crate::artifacts::Artifacts;
+use crate::driver::{Driver, Keeper, Parts};
+use crate::error::HostError;
+use crate::files::{DataDir, HostFile};
+use crate::link::Link;
+use crate::logs::LogStore;
+use crate::machine;
+use crate::runner::{self, RunnerConfig, RunnerError};
+use crate::tables::Tables;
+
+/// Events of the link that may wait for the loop; beyond, the link waits.
+const LINK_QUEUE: usize = 1024;
+/// Replicas that one host may be given: what its placement set, its memory of them and its
+/// reports are sized for.
+const REPLICAS_MAX: u64 = 5_000;
+
+/// How a host is to run.
+#[derive(Debug)]
+pub struct HostConfig {
+    /// How to reach NATS.
+    pub nats: NatsOptions,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Where the gateway answers clients.
+    pub http: SocketAddr,
+    /// Where it answers other hosts; `None`: a free port on `http`'s address.
+    pub peer: Option<SocketAddr>,
+    /// Where other hosts reach `peer`, when that is not its own address: `HOST:PORT`.
+    pub advertise: Option<String>,
+    /// Health and metrics.
+    pub admin: SocketAddr,
+    /// Its name; `None`: the hostname.
+    pub name: Option<Name>,
+    /// The domain of automatic names: `<name>.<namespace>.<domain>`.
+    pub domain: String,
+    /// Labels that constraints look at.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that workloads must tolerate, `key` or `key=value`.
+    pub taints: Vec<String>,
+    /// Memory that may be booked; `None`: most of the machine's.
+    pub memory: Option<u64>,
+    /// Cpu that may be booked; `None`: every core.
+    pub cpu_millis: Option<u64>,
+    /// Threads that run guests; `None` or 0: one for each core.
+    pub runners: Option<u32>,
+    /// Told once everything listens and what was held is being started.
+    pub started: Option<oneshot::Sender<HostStarted>>,
+}
+
+/// Where a started host listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostStarted {
+    /// The host.
+    pub host: HostId,
+    /// The gateway.
+    pub http: SocketAddr,
+    /// The gateway, for other hosts.
+    pub peer: SocketAddr,
+    /// Health and metrics.
+    pub admin: SocketAddr,
+}
+
+/// Runs a host until `shutdown`, then drains it.
+///
+/// # Errors
+///
+/// When it cannot start; see [`HostError`]. A NATS server that cannot be reached is no error: the
+/// host runs what it last held, and waits.
+pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<(), HostError> {
+    let mut disk = Disk::open(&config).await?;
+    let sockets = Sockets::bind(&config)?;
+    let listening = HostStarted {
+        host: disk.host.host.clone(),
+        http: sockets.http.address,
+        peer: sockets.peer.address,
+        admin: sockets.admin.address,
+    };
+    let info = info(&config, &listening).await;
+    tracing::info!(
+        host = %listening.host, name = %info.name, http = %listening.http, peer = ?info.peer,
+        admin = %listening.admin, data = %config.data.display(), "host starts"
+    );
+    let admin = sockets.admin.tokio()?;
+    let guests = (sockets.http.listener, sockets.peer.listener);
+    let keeper = Keeper::start(spawn_runner(&config, &disk, guests))?;
+    let logs = LogStore::start(disk.data.logs());
+    let (events, link_events) = mpsc::channel(LINK_QUEUE);
+    let (pulse, beats) = watch::channel(None);
+    let started =
+        Link::start(&config.nats, listening.host.clone(), logs.reader(), events, beats).await;
+    let (link, link_tasks) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            keeper.close().await;
+            logs.close().await;
+            return Err(error.into());
+        }
+    };
+    let views = Views::default();
+    let stop_admin = CancellationToken::new();
+    let admin = tokio::spawn(admin::serve(admin, views.clone(), stop_admin.clone()));
+    let driver = Driver::new(Parts {
+        agent: disk.agent(),
+        artifacts: Artifacts::new(disk.data.artifacts()),
+        data: disk.data.clone(),
+        host: disk.host,
+        tables: disk.tables,
+        info,
+        link,
+        logs,
+        keeper,
+        pulse,
+        views,
+    });
+    if let Some(started) = config.started.take() {
+        // Who started the host may not wait for it.
+        let _ = started.send(listening);
+    }
+    let (keeper, logs) = driver.run(link_events, shutdown).await;
+    link_tasks.close().await;
+    stop_admin.cancel();
+    if admin.await.is_err() {
+        tracing::error!("the admin listener panicked");
+    }
+    keeper.close().await;
+    logs.close().await;
+    tracing::info!("host ended");
+    Ok(())
+}
+
+/// The data folder and what it held.
+struct Disk {
+    data: Arc<DataDir>,
+    host: HostFile,
+    held: Option<Held>,
+    tables: Tables,
+}
+
+impl Disk {
+    async fn open(config: &HostConfig) -> Result<Self, HostError> {
+        let root = config.data.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let data = DataDir::open(&root)?;
+            let host = data.host(|| HostId::from_random(rand::random()))?;
+            let held = data.held()?;
+            let tables = Tables::load(data.tables()?.unwrap_or_default());
+            Ok(Self { data: Arc::new(data), host, held, tables })
+        });
+        opening.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+    }
+
+    fn agent(&mut self) -> Agent {
+        let boot = BootId::from_random(rand::random());
+        let (host, cluster) = (self.host.host.clone(), self.host.cluster.clone());
+        Agent::new(Identity { host, boot, cluster }, self.held.take())
+    }
+}
+
+/// A bound listener and where it listens.
+struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+    flag: &'static str,
+}
+
+impl Bound {
+    fn bind(flag: &'static str, address: SocketAddr) -> Result<Self, HostError> {
+        let failed = |source: std::io::Error| {
+            if source.kind() == std::io::ErrorKind::AddrInUse {
+                HostError::PortInUse { flag, address, source }
+            } else {
+                HostError::Listen { flag, address, source }
+            }
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address, flag })
+    }
+
+    fn tokio(self) -> Result<tokio::net::TcpListener, HostError> {
+        let (flag, address) = (self.flag, self.address);
+        tokio::net::TcpListener::from_std(self.listener)
+            .map_err(|source| HostError::Listen { flag, address, source })
+    }
+}
+
+struct Sockets {
+    http: Bound,
+    peer: Bound,
+    admin: Bound,
+}
+
+impl Sockets {
+    fn bind(config: &HostConfig) -> Result<Self, HostError> {
+        let peer = config.peer.unwrap_or_else(|| SocketAddr::new(config.http.ip(), 0));
+        Ok(Self {
+            http: Bound::bind("--http", config.http)?,
+            peer: Bound::bind("--peer", peer)?,
+            admin: Bound::bind("--admin", config.admin)?,
+        })
+    }
+}
+
+/// What makes a runner, the first and every one after it: each gets the listeners that the daemon
+/// keeps, so that a runner that ends loses none.
+fn spawn_runner(
+    config: &HostConfig,
+    disk: &Disk,
+    (http, peer): (TcpListener, TcpListener),
+) -> crate::driver::Spawn {
+    let (host, domain, nats) =
+        (disk.host.host.clone(), config.domain.clone(), config.nats.clone());
+    let compiled = disk.data.compiled();
+    let threads = config.runners.and_then(|runners| NonZeroUsize::new(runners as usize));
+    // A domain that only this machine knows is somebody's desk.
+    let development = domain == "localhost" || domain.ends_with(".localhost");
+    Box::new(move || {
+        runner::spawn(RunnerConfig {
+            host: host.clone(),
+            domain: domain.clone(),
+            development,
+            http: http.try_clone().map_err(RunnerError::Threads)?,
+            peer: Some(peer.try_clone().map_err(RunnerError::Threads)?),
+            nats: Some(nats.clone()),
+            compiled: Some(compiled.clone()),
+            threads,
+        })
+    })
+}
+
+/// What the host is, for heartbeats.
+async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
+    let (http, peer, url) = (listening.http, listening.peer, config.nats.url.clone());
+    let reaching = tokio::task::spawn_blocking(move || {
+        (machine::reachable(http, &url), machine::reachable(peer, &url))
+    });
+    let (reach_http, reach_peer) = reaching.await.unwrap_or_default();
+    let peer = config.advertise.clone().or_else(|| reach_peer.map(|peer| peer.to_string()));
+    if peer.is_none() {
+        tracing::warn!(
+            "other hosts cannot be told where to reach this one: give --advertise HOST:PORT"
+        );
+    }
+    HostInfo {
+        name: config.name.clone().unwrap_or_else(machine::hostname),
+        labels: config.labels.clone(),
+        taints: config.taints.clone(),
+        arch: std::env::consts::ARCH.to_owned(),
+        version: VERSION.to_owned(),
+        http: reach_http.unwrap_or(http).to_string(),
+        peer,
+        admin: listening.admin.to_string(),
+        domain: config.domain.clone(),
+        capacity: Capacity {
+            memory_bytes: config.memory.unwrap_or_else(machine::memory_bytes),
+            cpu_millis: config.cpu_millis.unwrap_or_else(machine::cpu_millis),
+            replicas: REPLICAS_MAX,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_names_the_flag_and_the_address() {
+        let taken = Bound::bind("--http", "127.0.0.1:0".parse().unwrap()).unwrap();
+        let Err(error) = Bound::bind("--http", taken.address) else { panic!("it is in use") };
+        assert!(matches!(error, HostError::PortInUse { .. }));
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("--http {} is in use", taken.address)), "{text}");
+    }
+}

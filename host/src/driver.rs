@@ -1,0 +1,400 @@
+//! Carries the agent's effects out and brings it what happens: the daemon's one loop.
+//!
+//! ```text
+//!  link (NATS) --LinkEvent-->+                 +--> files: persist, before what rests on it
+//!  runner ------FromRunner-->|  one task:      +--> fetch tasks (revisions, artifacts) --> events
+//!  fetch tasks -----Event--->|  agent.handle   +--> runner (outbox)
+//!  clock ---------Tick------>+  _all(batch)    +--> link: reports;  heartbeat's facts;  admin's view
+//! ```
+//!
+//! Owns the agent and everything that its effects need. Invariants: the loop awaits nothing but
+//! its inputs and the disk (for what must be on it first); a runner that does not read, a server
+//! that is away, a slow fetch hold up nothing else; every task it spawns is joined when it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
+
+use crate::admin::{View, Views};
+use crate::agent::{Agent, Effect, Event};
+use crate::artifacts::Artifacts;
+use crate::error::HostError;
+use crate::files::{DataDir, HostFile};
+use crate::link::{Link, LinkEvent};
+use crate::logs::LogStore;
+use crate::runner::protocol::{FromRunner, ToRunner};
+use crate::tables::{TableChange, Tables};
+
+mod clock;
+mod keeper;
+mod live;
+
+use clock::Clock;
+pub(crate) use keeper::{Keeper, Spawn};
+use keeper::Said;
+use live::LiveLines;
+
+/// Asks for usage and pings, writes what may wait, that often.
+const TICK: Duration = Duration::from_secs(1);
+/// Events folded in together: one write to disk and one report for all of them.
+const BATCH: usize = 256;
+/// Questions to the store at once.
+const READS_MAX: usize = 32;
+/// Artifacts that nobody uses are looked for that often.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+/// A daemon that ends gives its replicas this long to finish what they have in hand.
+const DRAIN: Duration = Duration::from_secs(5);
+/// And the runner this long on top to say so.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// What the driver works with.
+pub(crate) struct Parts {
+    pub(crate) agent: Agent,
+    pub(crate) data: Arc<DataDir>,
+    pub(crate) host: HostFile,
+    pub(crate) info: HostInfo,
+    pub(crate) link: Link,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) logs: LogStore,
+    pub(crate) tables: Tables,
+    pub(crate) keeper: Keeper,
+    pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
+    pub(crate) views: Views,
+}
+
+/// The loop's state.
+pub(crate) struct Driver {
+    parts: Parts,
+    clock: Clock,
+    fetches: JoinSet<Event>,
+    /// Writes that nothing waits for: tables, pruning.
+    chores: JoinSet<()>,
+    reads: Arc<Semaphore>,
+    live: LiveLines,
+    view: View,
+    pruned: Instant,
+    /// Set while the daemon ends: when it ends at the latest.
+    ends_at: Option<Instant>,
+}
+
+/// What the loop wakes up for.
+enum Input {
+    Link(LinkEvent),
+    Runner(Said),
+    Fetched(Event),
+    Due,
+    Tick,
+    Shutdown,
+}
+
+impl Driver {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            clock: Clock::new(),
+            fetches: JoinSet::new(),
+            chores: JoinSet::new(),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            live: LiveLines::default(),
+            view: View::default(),
+            pruned: Instant::now(),
+            ends_at: None,
+        }
+    }
+
+    /// Runs until `shutdown`, then until everything has drained; gives back what is to be closed.
+    pub(crate) async fn run(
+        mut self,
+        mut link_events: mpsc::Receiver<LinkEvent>,
+        shutdown: CancellationToken,
+    ) -> (Keeper, LogStore) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let tables = self.parts.tables.message();
+        self.parts.keeper.send(tables);
+        // What was held starts here, before anything is heard from NATS.
+        self.turn(vec![Event::Tick]).await;
+        while !self.over() {
+            let input = self.input(&mut link_events, &mut ticks, &shutdown).await;
+            let mut events = Vec::new();
+            self.take(input, &mut events);
+            self.take_more(&mut link_events, &mut events);
+            self.turn(events).await;
+        }
+        self.close().await
+    }
+
+    fn over(&self) -> bool {
+        self.ends_at.is_some_and(|at| self.parts.agent.idle() || Instant::now() >= at)
+    }
+
+    async fn input(
+        &mut self,
+        link_events: &mut mpsc::Receiver<LinkEvent>,
+        ticks: &mut Interval,
+        shutdown: &CancellationToken,
+    ) -> Input {
+        let wake_at = self.parts.agent.wake_at();
+        let wake = wake_at.map(|at| Instant::now() + at.since(self.clock.now()));
+        tokio::select! {
+            // Fair: no input can starve another.
+            Some(event) = link_events.recv() => Input::Link(event),
+            said = self.parts.keeper.next() => Input::Runner(said),
+            Some(done) = self.fetches.join_next(), if !self.fetches.is_empty() => match done {
+                Ok(event) => Input::Fetched(event),
+                Err(error) => {
+                    tracing::error!(%error, "a fetch ended without an answer");
+                    Input::Tick
+                }
+            },
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Input::Due,
+            _ = ticks.tick() => {
+                self.tick();
+                Input::Tick
+            }
+            () = shutdown.cancelled(), if self.ends_at.is_none() => Input::Shutdown,
+        }
+    }
+
+    /// What has arrived besides, as far as it fits the batch.
+    fn take_more(
+        &mut self,
+        link_events: &mut mpsc::Receiver<LinkEvent>,
+        events: &mut Vec<Event>,
+    ) {
+        while events.len() < BATCH {
+            if let Some(said) = self.parts.keeper.try_next() {
+                self.take(Input::Runner(said), events);
+            } else if let Ok(event) = link_events.try_recv() {
+                self.take(Input::Link(event), events);
+            } else if let Some(Ok(event)) = self.fetches.try_join_next() {
+                events.push(event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input, events: &mut Vec<Event>) {
+        match input {
+            Input::Link(event) => events.extend(self.from_link(event)),
+            Input::Runner(said) => events.extend(self.from_runner(said)),
+            Input::Fetched(event) => events.push(event),
+            Input::Due | Input::Tick => events.push(Event::Tick),
+            Input::Shutdown => {
+                tracing::info!("shutting down: draining");
+                self.ends_at = Some(Instant::now() + DRAIN + DRAIN_GRACE);
+                events.push(Event::Shutdown { deadline: DRAIN });
+            }
+        }
+    }
+
+    fn from_link(&mut self, event: LinkEvent) -> Option<Event> {
+        match event {
+            LinkEvent::Connected { cluster, term, leader } => {
+                self.view.nats = true;
+                self.view.leader = Some(leader);
+                Some(Event::Connected { cluster, term })
+            }
+            LinkEvent::Disconnected => {
+                self.view.nats = false;
+                Some(Event::Disconnected)
+            }
+            LinkEvent::Set { set, sequence } => Some(Event::Set { set, sequence }),
+            LinkEvent::NoSet => Some(Event::NoSet),
+            LinkEvent::Table(change) => {
+                if self.is_ours(&change) {
+                    let news = self.parts.tables.change(change);
+                    news.into_iter().for_each(|message| self.parts.keeper.send(message));
+                }
+                None
+            }
+            LinkEvent::Tables { read, as_of } => {
+                let message = self.parts.tables.replace(read, as_of);
+                self.parts.keeper.send(message);
+                None
+            }
+            LinkEvent::Status { cursor, reply } => {
+                // Who asked may be gone.
+                let _ = reply.send(self.parts.agent.status_page(cursor.as_deref()));
+                None
+            }
+        }
+    }
+
+    /// A deletion names no cluster; it can only take away what is there.
+    fn is_ours(&self, change: &TableChange) -> bool {
+        let cluster = match change {
+            TableChange::Routes(table, _) => &table.cluster,
+            TableChange::Endpoints(table, _) => &table.cluster,
+            TableChange::RoutesGone(..) | TableChange::EndpointsGone(..) => return true,
+        };
+        self.parts.agent.cluster() == Some(cluster)
+    }
+
+    fn from_runner(&mut self, said: Said) -> Option<Event> {
+        match said {
+            Said::Message(FromRunner::Logs { lines, dropped }) => {
+                self.view.logs_dropped += dropped;
+                for (replica, line) in &lines {
+                    self.live.tell(&self.parts.link, replica, line);
+                }
+                self.parts.logs.write(lines);
+                None
+            }
+            Said::Message(FromRunner::Usage(usage)) => {
+                self.view.gateway = usage.gateway;
+                self.view.table_seq = usage.table_seq;
+                Some(Event::Runner(FromRunner::Usage(usage)))
+            }
+            Said::Message(message) => Some(Event::Runner(message)),
+            Said::Died(reason) => {
+                tracing::error!(%reason, "the runner ended: its replicas are started again");
+                self.view.runner_restarts += 1;
+                Some(Event::RunnerDied { reason })
+            }
+            Said::Back => {
+                let tables = self.parts.tables.message();
+                self.parts.keeper.send_first(tables);
+                None
+            }
+        }
+    }
+
+    /// One turn: fold the events in, carry the effects out, leave the facts for those who look.
+    async fn turn(&mut self, events: Vec<Event>) {
+        let effects = self.parts.agent.handle_all(events, self.clock.now());
+        for effect in effects {
+            self.carry_out(effect).await;
+        }
+        let agent = &self.parts.agent;
+        self.parts.pulse.send_replace(agent.heartbeat(&self.parts.info, self.view.table_seq));
+        let (term, _) = agent.term();
+        self.view.term = term;
+        self.view.pulse = agent.pulse();
+        self.view.settled |= agent.settled();
+        self.view.runner = self.parts.keeper.answers();
+        self.view.turned = std::time::Instant::now();
+        let view =
+            View { logs_dropped: self.view.logs_dropped + self.parts.logs.dropped(), ..self.view.clone() };
+        self.parts.views.set(view);
+    }
+
+    async fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Persist(held) => {
+                let data = self.parts.data.clone();
+                write("placements.json", move || data.write_held(&held)).await;
+            }
+            Effect::Joined(cluster) => {
+                tracing::info!(%cluster, host = %self.parts.host.host, "belongs to this cluster");
+                self.parts.host.cluster = Some(cluster);
+                let (data, file) = (self.parts.data.clone(), self.parts.host.clone());
+                write("host.json", move || data.write_host(&file)).await;
+            }
+            Effect::FetchRevision { workload, number } => self.fetch_revision(workload, number),
+            Effect::FetchArtifact { digest } => self.fetch_artifact(digest),
+            Effect::ToRunner(message) => self.parts.keeper.send(message),
+            Effect::Report(report) => {
+                if !self.parts.link.report(&report) {
+                    // The leader sees the gap in the next heartbeat, and asks.
+                    self.view.reports_dropped += 1;
+                }
+            }
+            Effect::Refused(refusal) => tracing::error!(%refusal, "refused"),
+            Effect::Ended(replica) => {
+                self.live.forget(&replica);
+                self.parts.logs.ended(replica);
+            }
+        }
+    }
+
+    fn fetch_revision(&mut self, workload: WorkloadKey, number: RevisionNumber) {
+        let (link, reads) = (self.parts.link.clone(), self.reads.clone());
+        self.fetches.spawn(async move {
+            let _permit = reads.acquire().await;
+            match link.revision(&workload, number).await {
+                Ok(revision) => Event::Revision(revision),
+                Err(error) => {
+                    Event::RevisionMissing { workload, number, reason: error.to_string() }
+                }
+            }
+        });
+    }
+
+    fn fetch_artifact(&mut self, digest: Digest) {
+        let (link, artifacts) = (self.parts.link.clone(), self.parts.artifacts.clone());
+        self.fetches.spawn(async move {
+            match artifacts.have(&digest, || link.artifact(&digest)).await {
+                Ok(path) => Event::Fetched { digest, path },
+                Err(error) => {
+                    let (reason, retryable) = (error.reason, error.retryable);
+                    Event::FetchFailed { digest, reason, retryable }
+                }
+            }
+        });
+    }
+
+    /// Once a second: ask the runner, write what may wait.
+    fn tick(&mut self) {
+        self.parts.keeper.ask();
+        self.live.next_second();
+        while let Some(done) = self.chores.try_join_next() {
+            if let Err(error) = done {
+                tracing::error!(%error, "a chore was cut off");
+            }
+        }
+        if !self.chores.is_empty() {
+            return;
+        }
+        if let Some(tables) = self.parts.tables.take_dirty() {
+            let data = self.parts.data.clone();
+            self.chores.spawn_blocking(move || {
+                if let Err(error) = data.write_tables(&tables) {
+                    tracing::warn!(%error, "the routing tables on disk are as before");
+                }
+            });
+        }
+        if self.pruned.elapsed() >= PRUNE_EVERY {
+            self.pruned = Instant::now();
+            let artifacts = self.parts.artifacts.clone();
+            let in_use = self.parts.agent.artifacts_in_use();
+            self.chores.spawn_blocking(move || artifacts.prune(&in_use));
+        }
+    }
+
+    async fn close(mut self) -> (Keeper, LogStore) {
+        if !self.parts.agent.idle() {
+            tracing::warn!("not everything had drained in time: it is cut off");
+        }
+        self.fetches.shutdown().await;
+        if let Some(tables) = self.parts.tables.take_dirty() {
+            let data = self.parts.data.clone();
+            write("endpoints/", move || data.write_tables(&tables)).await;
+        }
+        while self.chores.join_next().await.is_some() {}
+        (self.parts.keeper, self.parts.logs)
+    }
+}
+
+/// A disk that fails must not stop what runs: said, and gone on. The next change tries again.
+async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send + 'static) {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, cause, "{what} is as before: a restart would start that");
+        }
+        Err(error) => tracing::error!(%error, "writing {what} was cut off"),
+    }
+}
+
+/// A message that asks nothing of a replica may be left out while the runner is behind.
+const fn may_wait(message: &ToRunner) -> bool {
+    matches!(message, ToRunner::Usage | ToRunner::Ping(_))
+}

@@ -1,0 +1,198 @@
+//! From a spec to what a guest is given: the runtime's configuration of one replica.
+//!
+//! Owns the check that a spec asks for nothing that this runner cannot give: what it cannot give
+//! is refused, never left out.
+
+use std::sync::Arc;
+
+use wasmorch_api::{Kind, WorkloadSpec};
+use wasmorch_runtime::{
+    HostPattern, Limits, LogSink, Messaging, Network, OutboundHttp, ReplicaConfig, SocketPattern,
+};
+
+use super::allow::{AllowList, Pattern};
+use super::protocol::{Launch, ReplicaKey};
+
+/// What a spec's bindings come to, before anything is opened.
+pub(super) struct Grants {
+    outbound: OutboundHttp,
+    network: Network,
+    /// What it may send to.
+    pub(super) allowed: AllowList,
+    /// What it handles.
+    pub(super) subscribe: Vec<Pattern>,
+}
+
+impl Grants {
+    /// Reads the bindings; the refusal says which and why.
+    pub(super) fn of(spec: &WorkloadSpec) -> Result<Self, String> {
+        if let Some(what) = not_yet(spec) {
+            return Err(format!(
+                "{what} cannot be given by this version of wasmorch yet"
+            ));
+        }
+        let bindings = &spec.bindings;
+        let outbound = bindings
+            .http
+            .iter()
+            .map(|text| text.parse::<HostPattern>())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("bindings.http: {error}"))?;
+        let publish = patterns(
+            "bindings.publish",
+            bindings.publish.iter().map(String::as_str),
+        )?;
+        let subjects = bindings
+            .subscribe
+            .iter()
+            .map(|subscription| subscription.subject.as_str());
+        let subscribe = patterns("bindings.subscribe", subjects)?;
+        if let Some(why) = subscribe.iter().find_map(Pattern::subscribing_refused) {
+            return Err(format!("bindings.subscribe: {why}"));
+        }
+        Ok(Self {
+            outbound: OutboundHttp::allow(outbound),
+            network: network(spec)?,
+            allowed: AllowList::new(publish, subscribe.clone()),
+            subscribe,
+        })
+    }
+
+    /// Everything the runtime gives to the replica besides its code.
+    pub(super) fn replica_config(
+        self,
+        replica: &ReplicaKey,
+        launch: &Launch,
+        logs: Arc<dyn LogSink>,
+        messaging: Option<Arc<dyn Messaging>>,
+    ) -> ReplicaConfig {
+        let spec = &launch.spec;
+        let args = launch.args.as_ref().unwrap_or(&spec.args);
+        let mut config = ReplicaConfig::new(replica.to_string());
+        config.args = std::iter::once(replica.workload.name.to_string())
+            .chain(args.iter().cloned())
+            .collect();
+        config.env = environment(replica, launch);
+        config.config = spec.config.clone().into_iter().collect();
+        config.limits = limits(launch.kind, spec);
+        config.outbound = self.outbound;
+        config.network = self.network;
+        config.logs = logs;
+        config.messaging = messaging;
+        config
+    }
+}
+
+fn patterns<'a>(at: &str, subjects: impl Iterator<Item = &'a str>) -> Result<Vec<Pattern>, String> {
+    subjects
+        .map(|text| text.parse().map_err(|error| format!("{at}: {error}")))
+        .collect()
+}
+
+fn network(spec: &WorkloadSpec) -> Result<Network, String> {
+    let Some(sockets) = &spec.bindings.sockets else {
+        return Ok(Network::Denied);
+    };
+    let connect = sockets
+        .connect
+        .iter()
+        .map(|text| text.parse::<SocketPattern>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("bindings.sockets: {error}"))?;
+    Ok(Network::Allow {
+        connect,
+        listen: sockets.listen.clone(),
+    })
+}
+
+/// The first thing in the spec that a runner cannot give yet.
+fn not_yet(spec: &WorkloadSpec) -> Option<&'static str> {
+    let bindings = &spec.bindings;
+    let stream = |s: &wasmorch_api::spec::Subscription| s.stream.is_some() || s.durable.is_some();
+    [
+        (!bindings.workloads.is_empty(), "bindings.workloads"),
+        (!bindings.keyvalue.is_empty(), "bindings.keyvalue"),
+        (!bindings.blobstore.is_empty(), "bindings.blobstore"),
+        (!bindings.volume.is_empty(), "bindings.volume"),
+        (
+            bindings.subscribe.iter().any(stream),
+            "bindings.subscribe from a stream",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(asked, what)| asked.then_some(what))
+}
+
+/// The spec's variables, and who the replica is. The latter win: they are facts.
+fn environment(replica: &ReplicaKey, launch: &Launch) -> Vec<(String, String)> {
+    let mut variables = launch.spec.environment.clone();
+    variables.extend([
+        (
+            "WASMORCH_NAMESPACE".to_owned(),
+            replica.workload.namespace.to_string(),
+        ),
+        (
+            "WASMORCH_WORKLOAD".to_owned(),
+            replica.workload.name.to_string(),
+        ),
+        ("WASMORCH_REPLICA".to_owned(), replica.id.to_string()),
+        ("WASMORCH_REVISION".to_owned(), launch.revision.to_string()),
+    ]);
+    variables.into_iter().collect()
+}
+
+fn limits(kind: Kind, spec: &WorkloadSpec) -> Limits {
+    let resources = &spec.resources;
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    Limits {
+        memory_bytes: resources.memory.0,
+        // A service runs for ever: what would be timed is its life.
+        timeout: Some(resources.timeout.0).filter(|_| kind != Kind::Service),
+        concurrency: count(resources.concurrency).max(1),
+        queue: count(resources.queue),
+        body_bytes: resources.body.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wasmorch_api::spec::{StoreBinding, Subscription};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_given_is_refused_by_name() {
+        let mut spec = WorkloadSpec::default();
+        assert!(Grants::of(&spec).is_ok());
+        spec.bindings
+            .keyvalue
+            .insert("cart".into(), StoreBinding::default());
+        assert!(Grants::of(&spec).is_err_and(|why| why.contains("bindings.keyvalue")));
+
+        let subscribe = |subject: &str, stream: Option<&str>| {
+            let mut spec = WorkloadSpec::default();
+            spec.bindings.subscribe = vec![Subscription {
+                subject: subject.into(),
+                stream: stream.map(str::to_owned),
+                ..Subscription::default()
+            }];
+            Grants::of(&spec)
+        };
+        assert!(subscribe("shop.ask", None).is_ok());
+        assert!(subscribe("shop.ask", Some("SHOP")).is_err_and(|why| why.contains("stream")));
+        assert!(subscribe("wasmorch.>", None).is_err());
+        assert!(subscribe("a b", None).is_err());
+    }
+
+    #[test]
+    fn a_service_has_no_timeout_and_a_job_has() {
+        let spec = WorkloadSpec::default();
+        assert_eq!(limits(Kind::Service, &spec).timeout, None);
+        assert_eq!(
+            limits(Kind::Job, &spec).timeout,
+            Some(Duration::from_secs(30))
+        );
+    }
+}

@@ -1,0 +1,416 @@
+//! The http replicas of this runner as the gateway sees them, and how one of them is drained.
+//!
+//! ```text
+//!   joined ──ready──> serving ──drain──> leaving ──(grace)──> closed ──(idle)──> gone
+//!                     new requests       new requests,        refused: the gateway
+//!                                        when no other serves goes elsewhere
+//! ```
+//!
+//! Invariants:
+//! - A request that gets [`LocalError::Refused`] or [`LocalError::NotHere`] was not executed, and
+//!   is given back whole.
+//! - The lock is held for a look-up only, never while a guest runs.
+//! - A member leaves the table when its [`Seat`] is dropped, however its task ended.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::{Request, Response};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::WorkloadKey;
+use wasmorch_gateway::{Body, Local, LocalError};
+use wasmorch_runtime::{BodySide, Ended, HttpReplica, LogSink};
+
+use super::probe::{Change, Judge, Prober, Verdict};
+use super::replica::{End, Life};
+use super::{invoke, logs};
+
+/// A draining replica goes on answering for so long, so that other gateways hear first that it is
+/// going: a status report, the leader's new table, and its way to them.
+pub(super) const LEAVING_GRACE: Duration = Duration::from_millis(300);
+
+/// Where a member stands. Order matters: higher is closer to the end.
+const UNREADY: u8 = 0;
+const SERVING: u8 = 1;
+const LEAVING: u8 = 2;
+const CLOSED: u8 = 3;
+
+/// One http replica.
+pub(super) struct Member {
+    pub(super) guest: Arc<HttpReplica>,
+    concurrency: usize,
+    logs: Arc<dyn LogSink>,
+    stage: AtomicU8,
+    /// Requests between being let in and the head of their response.
+    entering: AtomicUsize,
+    /// Told when `entering` falls to zero.
+    emptied: Notify,
+}
+
+/// Counts one request as let in.
+struct Entered<'a>(&'a Member);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if self.0.entering.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.emptied.notify_waiters();
+        }
+    }
+}
+
+impl Member {
+    pub(super) fn new(guest: Arc<HttpReplica>, concurrency: usize, logs: Arc<dyn LogSink>) -> Self {
+        Self {
+            guest,
+            concurrency,
+            logs,
+            stage: AtomicU8::new(UNREADY),
+            entering: AtomicUsize::new(0),
+            emptied: Notify::new(),
+        }
+    }
+
+    fn stage(&self) -> u8 {
+        self.stage.load(Ordering::SeqCst)
+    }
+
+    /// Readiness, while it has not begun to leave.
+    pub(super) fn set_ready(&self, ready: bool) {
+        let (from, to) = if ready {
+            (UNREADY, SERVING)
+        } else {
+            (SERVING, UNREADY)
+        };
+        // Failing means that it is there already, or on its way out.
+        let _ = self
+            .stage
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Lets a request in unless the member is closed. Counted before it is looked at, so that
+    /// whoever closes and then finds no one counted knows that no one comes after.
+    fn enter(&self) -> Option<Entered<'_>> {
+        self.entering.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered(self);
+        (self.stage() != CLOSED).then_some(entered)
+    }
+
+    fn load(&self) -> usize {
+        let usage = self.guest.usage();
+        usage.in_flight + usage.queued
+    }
+
+    /// Passes a request to the guest.
+    pub(super) async fn handle(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LocalError> {
+        let Some(_entered) = self.enter() else {
+            return Err(LocalError::Refused(request));
+        };
+        self.guest.handle(request).await.map_err(|ended| {
+            if logs::is_the_guests(&ended) {
+                logs::failed(&*self.logs, "a request", &ended);
+            }
+            local_error(ended)
+        })
+    }
+
+    /// Takes nothing new after a grace, and returns when nothing is in hand any more.
+    pub(super) async fn drain(&self) {
+        let was_serving = self.stage.fetch_max(LEAVING, Ordering::SeqCst) == SERVING;
+        if was_serving {
+            tokio::time::sleep(LEAVING_GRACE).await;
+        }
+        self.stage.store(CLOSED, Ordering::SeqCst);
+        loop {
+            let emptied = self.emptied.notified();
+            if self.entering.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            emptied.await;
+        }
+        self.guest.close();
+        self.guest.idle().await;
+    }
+}
+
+/// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
+fn local_error(ended: Ended) -> LocalError {
+    let reason = ended.to_string();
+    match ended {
+        Ended::Busy { retry_after, .. } | Ended::HostFull { retry_after, .. } => LocalError::Busy {
+            retry_after,
+            reason,
+        },
+        Ended::Timeout { .. } => LocalError::TimedOut { reason },
+        Ended::BodyTooLarge {
+            side: BodySide::Request,
+            ..
+        } => LocalError::TooLarge { reason },
+        _ => LocalError::Failed { reason },
+    }
+}
+
+/// All http replicas of this runner.
+#[derive(Default)]
+pub(super) struct Locals {
+    members: RwLock<HashMap<WorkloadKey, Vec<Arc<Member>>>>,
+    /// Breaks ties between equally loaded members.
+    turn: AtomicUsize,
+}
+
+/// A member's place in the table.
+pub(super) struct Seat {
+    locals: Arc<Locals>,
+    workload: WorkloadKey,
+    member: Arc<Member>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.member.stage.store(CLOSED, Ordering::SeqCst);
+        let mut members = self
+            .locals
+            .members
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_workload) = members.get_mut(&self.workload) {
+            of_workload.retain(|held| !Arc::ptr_eq(held, &self.member));
+            if of_workload.is_empty() {
+                members.remove(&self.workload);
+            }
+        }
+    }
+}
+
+impl Locals {
+    pub(super) fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Seat {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members
+            .entry(workload.clone())
+            .or_default()
+            .push(member.clone());
+        drop(members);
+        Seat {
+            locals: self.clone(),
+            workload,
+            member,
+        }
+    }
+
+    fn look<R>(&self, workload: &WorkloadKey, f: impl FnOnce(&[Arc<Member>]) -> R) -> R {
+        // Held for reading by requests and for writing when replicas come and go.
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        f(members.get(workload).map_or(&[], Vec::as_slice))
+    }
+
+    /// The member for a request: serving before leaving, then the least loaded, in turn.
+    fn choose(&self, workload: &WorkloadKey) -> Result<Arc<Member>, Missing> {
+        self.look(workload, |members| {
+            let at = |stage| members.iter().filter(move |member| member.stage() == stage);
+            let pick = |stage| -> Option<&Arc<Member>> {
+                match at(stage).count() {
+                    0 => None,
+                    1 => at(stage).next(),
+                    count => {
+                        let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
+                        let rotated = at(stage).skip(start).chain(at(stage).take(start));
+                        rotated.min_by_key(|member| member.load())
+                    }
+                }
+            };
+            match pick(SERVING).or_else(|| pick(LEAVING)) {
+                Some(member) => Ok(member.clone()),
+                None if at(CLOSED).next().is_some() => Err(Missing::Closed),
+                None => Err(Missing::NotReady),
+            }
+        })
+    }
+}
+
+/// Why there is no member for a request.
+enum Missing {
+    NotReady,
+    Closed,
+}
+
+#[async_trait]
+impl Local for Locals {
+    /// Those that take requests: leaving ones count only when no other does.
+    fn ready(&self, workload: &WorkloadKey) -> u32 {
+        self.look(workload, |members| {
+            let count = |stage| {
+                members
+                    .iter()
+                    .filter(|member| member.stage() == stage)
+                    .count()
+            };
+            let serving = count(SERVING);
+            let ready = if serving > 0 { serving } else { count(LEAVING) };
+            u32::try_from(ready).unwrap_or(u32::MAX)
+        })
+    }
+
+    fn has_room(&self, workload: &WorkloadKey) -> bool {
+        self.look(workload, |members| {
+            members.iter().any(|member| {
+                matches!(member.stage(), SERVING | LEAVING) && member.load() < member.concurrency
+            })
+        })
+    }
+
+    async fn handle(
+        &self,
+        workload: &WorkloadKey,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LocalError> {
+        match self.choose(workload) {
+            Ok(member) => member.handle(request).await,
+            Err(Missing::NotReady) => Err(LocalError::NotHere(request)),
+            Err(Missing::Closed) => Err(LocalError::Refused(request)),
+        }
+    }
+}
+
+/// The life of an http replica: probed while it serves, called over NATS while it is ready, and
+/// drained when it is told to.
+pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
+    let concurrency = usize::try_from(life.launch.spec.resources.concurrency).unwrap_or(usize::MAX);
+    let member = Arc::new(Member::new(guest, concurrency.max(1), life.logs.clone()));
+    let _seat = life
+        .context
+        .locals
+        .join(life.replica.workload.clone(), member.clone());
+    let (ready, readiness) = watch::channel(false);
+    let draining = CancellationToken::new();
+    let mut calls = JoinSet::new();
+    calls.spawn(invoke::serve(
+        life.context.clone(),
+        invoke::Callee::of(&life),
+        readiness,
+        draining.clone(),
+    ));
+    let mut orders = life.orders.clone();
+    let failed = tokio::select! {
+        biased;
+        _ = orders.ending() => None,
+        reason = watched(&life, &member, &ready) => Some(reason),
+    };
+    if let Some(reason) = failed {
+        return End::failed(reason);
+    }
+    draining.cancel();
+    let drained = async {
+        member.drain().await;
+        while calls.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        biased;
+        () = life.orders.cut_off() => {}
+        () = drained => {}
+    }
+    // Cuts off what is still in hand; when it was drained there is nothing.
+    member.guest.stop();
+    End::Stopped
+}
+
+/// Probes the guest and tells what changes. Returns only when it fails its liveness probe.
+async fn watched(life: &Life, member: &Member, ready: &watch::Sender<bool>) -> String {
+    let host = life.host_name();
+    let spec = &life.launch.spec;
+    let readiness = async {
+        let Some(probe) = &spec.health.ready else {
+            // Prepared is all that is asked for.
+            member.set_ready(true);
+            ready.send_replace(true);
+            return life.health(true, None).await;
+        };
+        let mut prober = Prober::new(&member.guest, probe, &host);
+        let mut judge = Judge::new(probe);
+        loop {
+            let (passing, reason) = match judge.take(prober.next().await) {
+                None => continue,
+                Some(Change::Passing) => (true, None),
+                Some(Change::Failing(reason)) => (false, Some(reason)),
+            };
+            member.set_ready(passing);
+            ready.send_replace(passing);
+            life.health(passing, reason).await;
+        }
+    };
+    let liveness = async {
+        let Some(probe) = &spec.health.live else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(spec.health.start_grace.0).await;
+        let mut prober = Prober::new(&member.guest, probe, &host);
+        let mut judge = Judge::new(probe);
+        loop {
+            let verdict = prober.next().await;
+            let why = match &verdict {
+                Verdict::Fail(why) => Some(why.clone()),
+                _ => None,
+            };
+            judge.take(verdict);
+            if let Some(why) = why.filter(|_| judge.failed() >= probe.fail.max(1)) {
+                return format!(
+                    "it failed its liveness probe {} times in a row: {why}",
+                    judge.failed()
+                );
+            }
+        }
+    };
+    let mut liveness = std::pin::pin!(liveness);
+    tokio::select! {
+        reason = &mut liveness => return reason,
+        () = readiness => {}
+    }
+    liveness.await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_what_the_gateway_needs_to_know() {
+        let second = Duration::from_secs(1);
+        let busy = Ended::Busy {
+            concurrency: 1,
+            queue: 1,
+            retry_after: second,
+        };
+        assert!(
+            matches!(local_error(busy), LocalError::Busy { retry_after, .. } if retry_after == second)
+        );
+        let late = Ended::Timeout { limit: second };
+        assert!(matches!(local_error(late), LocalError::TimedOut { .. }));
+        let large = |side| {
+            local_error(Ended::BodyTooLarge {
+                side,
+                limit_bytes: 1,
+            })
+        };
+        assert!(matches!(
+            large(BodySide::Request),
+            LocalError::TooLarge { .. }
+        ));
+        assert!(matches!(
+            large(BodySide::Response),
+            LocalError::Failed { .. }
+        ));
+        let trap = Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
+        };
+        assert!(
+            matches!(local_error(trap), LocalError::Failed { reason } if reason.contains("unreachable"))
+        );
+    }
+}

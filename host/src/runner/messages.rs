@@ -1,0 +1,361 @@
+//! The life of a messages replica, and what guests of any kind may send.
+//!
+//! ```text
+//!   subscribe (one queue group per workload) ──> confirm: a round trip through the server ──> ready
+//!   delivered ──> intake (bounded) ──> a fresh instance ──> answered, failed (its sender is told)
+//! ```
+//!
+//! Invariants:
+//! - A guest sends only where its allow-list says, or to the reply subject of a message that one
+//!   of this replica's instances has in hand.
+//! - A failure ends one message, never the replica.
+//! - Losing NATS changes no readiness: subscriptions come back by themselves, and the leader would
+//!   not hear of it anyway.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use wasmorch_api::subjects;
+use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging};
+
+use super::allow::{self, AllowList};
+use super::intake::{self, take_in};
+use super::invoke;
+use super::link::{Delivery, Feed, LinkError};
+use super::logs;
+use super::replica::{End, Life};
+use super::supervisor::Context;
+
+/// Before a subscription that was refused is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A server that is not reached by then is told as the reason for not being ready.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+
+/// The queue group of a workload: each message goes to one of its replicas.
+pub(super) fn queue_group(workload: &wasmorch_api::WorkloadKey) -> String {
+    format!("wasmorch.{}.{}", workload.namespace, workload.name)
+}
+
+/// Reply subjects of the messages that a replica has in hand, and whether each was answered.
+#[derive(Debug, Default)]
+struct InHand(Mutex<HashMap<String, Reply>>);
+
+#[derive(Debug, Default)]
+struct Reply {
+    /// Messages that want their answer there: nothing keeps two senders from sharing a subject.
+    holders: usize,
+    answered: bool,
+}
+
+impl InHand {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Reply>> {
+        // A panic while it was held leaves a map that is usable.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(self: &Arc<Self>, subject: &str) -> Held {
+        self.lock().entry(subject.to_owned()).or_default().holders += 1;
+        Held {
+            in_hand: self.clone(),
+            subject: subject.to_owned(),
+        }
+    }
+
+    /// Marks a reply subject as answered, when it is in hand.
+    fn answer(&self, subject: &str) -> bool {
+        let mut replies = self.lock();
+        let reply = replies.get_mut(subject);
+        reply.map(|reply| reply.answered = true).is_some()
+    }
+}
+
+/// Keeps a reply subject in hand.
+struct Held {
+    in_hand: Arc<InHand>,
+    subject: String,
+}
+
+impl Held {
+    fn answered(&self) -> bool {
+        self.in_hand
+            .lock()
+            .get(&self.subject)
+            .is_some_and(|reply| reply.answered)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut replies = self.in_hand.lock();
+        if let Some(reply) = replies.get_mut(&self.subject) {
+            reply.holders -= 1;
+            if reply.holders == 0 {
+                replies.remove(&self.subject);
+            }
+        }
+    }
+}
+
+/// What the guests of one replica send by `wasmcloud:messaging/consumer`.
+pub(super) struct GuestMessaging {
+    context: Arc<Context>,
+    allowed: AllowList,
+    in_hand: Arc<InHand>,
+}
+
+impl GuestMessaging {
+    pub(super) fn new(context: Arc<Context>, allowed: AllowList) -> Self {
+        Self {
+            context,
+            allowed,
+            in_hand: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Messaging for GuestMessaging {
+    async fn publish(&self, message: Message) -> Result<(), String> {
+        if !self.in_hand.answer(&message.subject) {
+            self.allowed.may_publish(&message.subject)?;
+        }
+        if let Some(reply) = &message.reply_to {
+            self.allowed.may_be_answered_at(reply)?;
+        }
+        let message = Delivery {
+            subject: message.subject,
+            reply: message.reply_to,
+            headers: Vec::new(),
+            body: message.body,
+        };
+        self.context
+            .link
+            .publish(message)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    async fn request(
+        &self,
+        subject: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Message, String> {
+        self.allowed.may_publish(subject)?;
+        let answer = self.context.link.request(subject, body, limit).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        Ok(Message {
+            subject: answer.subject,
+            body: answer.body,
+            reply_to: answer.reply,
+        })
+    }
+}
+
+/// Handles messages until the replica is told to end.
+pub(super) async fn live(mut life: Life, guest: Arc<MessagesReplica>) -> End {
+    let draining = CancellationToken::new();
+    let mut intake = JoinSet::new();
+    let mut orders = life.orders.clone();
+    tokio::select! {
+        biased;
+        _ = orders.ending() => {}
+        never = listen(&life, &guest, &draining, &mut intake) => match never {},
+    }
+    draining.cancel();
+    tokio::select! {
+        biased;
+        () = life.orders.cut_off() => {}
+        _ = intake.join_next() => {}
+    }
+    guest.close();
+    // Messages still at work are dropped with the task that has them.
+    intake.shutdown().await;
+    End::Stopped
+}
+
+/// Subscribes, starts the intake, and tells when the server has confirmed; then rests.
+async fn listen(
+    life: &Life,
+    guest: &Arc<MessagesReplica>,
+    draining: &CancellationToken,
+    intake: &mut JoinSet<()>,
+) -> std::convert::Infallible {
+    let link = &life.context.link;
+    let mut told = None;
+    let feeds = loop {
+        match subscribe(life).await {
+            Ok(feeds) => break feeds,
+            Err(error) => {
+                not_ready(life, &mut told, error.to_string()).await;
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    };
+    let resources = &life.launch.spec.resources;
+    let limits = intake::Limits {
+        concurrency: usize::try_from(resources.concurrency).unwrap_or(usize::MAX),
+        queue: usize::try_from(resources.queue).unwrap_or(usize::MAX),
+    };
+    let handler = Arc::new(Handler {
+        context: life.context.clone(),
+        guest: guest.clone(),
+        in_hand: life.messaging.in_hand.clone(),
+        logs: life.logs.clone(),
+        invoke: subjects::invoke(&life.replica.workload),
+    });
+    let shedder = handler.clone();
+    let handle = move |message| {
+        let handler = handler.clone();
+        async move { handler.handle(message).await }
+    };
+    let shed = move |message| {
+        let handler = shedder.clone();
+        async move { handler.shed(message).await }
+    };
+    intake.spawn(take_in(feeds, limits, draining.clone(), handle, shed));
+    loop {
+        if timeout(TELL_AFTER, link.connected()).await.is_err() {
+            not_ready(life, &mut told, LinkError::Disconnected.to_string()).await;
+            let _ = link.connected().await;
+        }
+        match link.confirm().await {
+            Ok(()) => break,
+            Err(error) => {
+                let reason = format!("its subscriptions are not confirmed: {error}");
+                not_ready(life, &mut told, reason).await;
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+    life.health(true, None).await;
+    std::future::pending().await
+}
+
+/// Tells why it is not ready, once for each reason.
+async fn not_ready(life: &Life, told: &mut Option<String>, reason: String) {
+    if told.as_ref() != Some(&reason) {
+        *told = Some(reason.clone());
+        life.health(false, Some(reason)).await;
+    }
+}
+
+/// Joins the queue group of every subject, and of the workload's own `invoke` subject.
+async fn subscribe(life: &Life) -> Result<Vec<Feed>, LinkError> {
+    let link = &life.context.link;
+    let workload = &life.replica.workload;
+    let group = queue_group(workload);
+    let invoke = subjects::invoke(workload);
+    let mut feeds = Vec::with_capacity(life.subscribe.len() + 1);
+    for subject in life
+        .subscribe
+        .iter()
+        .map(|pattern| pattern.as_str())
+        .chain([invoke.as_str()])
+    {
+        feeds.push(link.subscribe(subject, &group).await?);
+    }
+    Ok(feeds)
+}
+
+/// What happens to one message.
+struct Handler {
+    context: Arc<Context>,
+    guest: Arc<MessagesReplica>,
+    in_hand: Arc<InHand>,
+    logs: Arc<logs::ReplicaLogs>,
+    /// The workload's `invoke` subject.
+    invoke: String,
+}
+
+impl Handler {
+    async fn handle(&self, message: Delivery) {
+        let invoked = message.subject == self.invoke;
+        if !invoked && !allow::may_see(&message.subject) {
+            tracing::debug!(
+                subject = message.subject,
+                "a message that a guest may not see"
+            );
+            return;
+        }
+        // A reply subject that nobody may write to is none.
+        let reply = message.reply.filter(|reply| allow::may_answer(reply));
+        let held = reply.as_deref().map(|reply| self.in_hand.hold(reply));
+        let subject = message.subject.clone();
+        let message = Message {
+            subject: message.subject,
+            body: message.body,
+            reply_to: reply.clone(),
+        };
+        let handled = self.guest.handle(message).await;
+        if let Err(ended) = &handled
+            && logs::is_the_guests(ended)
+        {
+            tracing::debug!(subject, %ended, "a message failed");
+            logs::failed(&*self.logs, &format!("the message on `{subject}`"), ended);
+        }
+        // Whoever waits for an answer gets one: the guest's, or why there is none.
+        let Some((reply, held)) = reply.zip(held) else {
+            return;
+        };
+        if held.answered() {
+            return;
+        }
+        let answer = match handled {
+            Err(ended) => invoke::failure(reply, &subject, &ended),
+            // A call is always answered; on its own subjects a guest may be silent.
+            Ok(()) if invoked => invoke::empty(reply),
+            Ok(()) => return,
+        };
+        self.answer(answer).await;
+    }
+
+    /// Tells the sender of a message that there was no room for it.
+    async fn shed(&self, message: Delivery) {
+        tracing::debug!(subject = message.subject, "a message found no room");
+        let Some(reply) = message.reply.filter(|reply| allow::may_answer(reply)) else {
+            return;
+        };
+        let usage = self.guest.usage();
+        let busy = Ended::Busy {
+            concurrency: usage.in_flight,
+            queue: usage.queued,
+            retry_after: RETRY_AFTER,
+        };
+        self.answer(invoke::failure(reply, &message.subject, &busy))
+            .await;
+    }
+
+    async fn answer(&self, answer: Delivery) {
+        if let Err(error) = self.context.link.publish(answer).await {
+            tracing::debug!(%error, "an answer could not be sent");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_subject_is_in_hand_while_its_message_is() {
+        let in_hand = Arc::new(InHand::default());
+        assert!(!in_hand.answer("_INBOX.1"));
+        let first = in_hand.hold("_INBOX.1");
+        let second = in_hand.hold("_INBOX.1");
+        assert!(!first.answered());
+        assert!(in_hand.answer("_INBOX.1"));
+        assert!(first.answered());
+        drop(first);
+        assert!(in_hand.answer("_INBOX.1"), "the second still holds it");
+        drop(second);
+        assert!(!in_hand.answer("_INBOX.1"));
+        assert!(in_hand.lock().is_empty());
+    }
+}

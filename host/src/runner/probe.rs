@@ -1,0 +1,261 @@
+//! Whether a guest answers as its spec says it shall: readiness and liveness of http replicas.
+//!
+//! ```text
+//!   unproven ── `pass` passes in a row ──> passing ── `fail` failures in a row ──> failing
+//!        ^                                    ^                                       |
+//!        `-- failures change nothing          `────── `pass` passes in a row ─────────'
+//! ```
+//!
+//! Owns the counting and the probe itself. What a change means is the caller's business.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Empty};
+use tokio::time::{Instant, timeout_at};
+use wasmorch_api::spec::Probe;
+use wasmorch_gateway::Body;
+use wasmorch_runtime::{Ended, HttpReplica};
+
+/// The user agent of probes, so that a guest's logs can tell them from requests.
+const USER_AGENT: &str = concat!("wasmorch-probe/", env!("CARGO_PKG_VERSION"));
+/// Probes are at least so far apart, whatever the spec says: each costs an instance.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// A probe reads no more than this of the answer.
+const BODY_READ_MAX: usize = 1 << 20;
+
+/// What one probe told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The guest answered as it should.
+    Pass,
+    /// It did not.
+    Fail(String),
+    /// No one can tell: it had no free seat for the probe. Being busy is no failure.
+    Unknown(String),
+}
+
+/// What a verdict changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It passes now.
+    Passing,
+    /// It passes no more, or still not and for another reason than before.
+    Failing(String),
+}
+
+/// Counts verdicts.
+#[derive(Debug)]
+pub(super) struct Judge {
+    pass: u32,
+    fail: u32,
+    passing: bool,
+    passed: u32,
+    failed: u32,
+    /// The reason told last.
+    told: Option<String>,
+}
+
+impl Judge {
+    pub(super) fn new(probe: &Probe) -> Self {
+        Self {
+            pass: probe.pass.max(1),
+            fail: probe.fail.max(1),
+            passing: false,
+            passed: 0,
+            failed: 0,
+            told: None,
+        }
+    }
+
+    /// Takes one verdict.
+    pub(super) fn take(&mut self, verdict: Verdict) -> Option<Change> {
+        match verdict {
+            Verdict::Pass => {
+                self.failed = 0;
+                self.passed = self.passed.saturating_add(1);
+                let proven = !self.passing && self.passed >= self.pass;
+                proven.then(|| {
+                    self.passing = true;
+                    self.told = None;
+                    Change::Passing
+                })
+            }
+            Verdict::Fail(reason) => {
+                self.passed = 0;
+                self.failed = self.failed.saturating_add(1);
+                if self.passing && self.failed < self.fail {
+                    return None;
+                }
+                self.passing = false;
+                self.tell(reason)
+            }
+            // Told while nothing else is known; it changes nothing.
+            Verdict::Unknown(reason) if !self.passing && self.told.is_none() => self.tell(reason),
+            Verdict::Unknown(_) => None,
+        }
+    }
+
+    /// Failures in a row.
+    pub(super) fn failed(&self) -> u32 {
+        self.failed
+    }
+
+    fn tell(&mut self, reason: String) -> Option<Change> {
+        let news = self.told.as_ref() != Some(&reason);
+        news.then(|| {
+            self.told = Some(reason.clone());
+            Change::Failing(reason)
+        })
+    }
+}
+
+/// Asks one replica again and again.
+pub(super) struct Prober<'a> {
+    guest: &'a HttpReplica,
+    probe: &'a Probe,
+    /// `<name>.<namespace>.<domain>`.
+    host: &'a str,
+    next: Instant,
+}
+
+impl<'a> Prober<'a> {
+    /// The first probe comes at once.
+    pub(super) fn new(guest: &'a HttpReplica, probe: &'a Probe, host: &'a str) -> Self {
+        Self {
+            guest,
+            probe,
+            host,
+            next: Instant::now(),
+        }
+    }
+
+    /// Waits for the time of the next probe, then asks. Dropping it between the two loses nothing.
+    pub(super) async fn next(&mut self) -> Verdict {
+        tokio::time::sleep_until(self.next).await;
+        let interval = self.probe.interval.0.max(INTERVAL_MIN);
+        self.next = Instant::now() + interval;
+        self.ask().await
+    }
+
+    async fn ask(&self) -> Verdict {
+        if self.guest.usage().queued > 0 {
+            return Verdict::Unknown("requests wait for a free seat already".into());
+        }
+        let request = match self.request() {
+            Ok(request) => request,
+            Err(error) => {
+                return Verdict::Fail(format!("health path `{}`: {error}", self.probe.path));
+            }
+        };
+        let until = Instant::now() + self.probe.timeout.0;
+        match timeout_at(until, self.guest.handle(request)).await {
+            Ok(Ok(response)) => self.judge(response, until).await,
+            Ok(Err(ended @ (Ended::Busy { .. } | Ended::HostFull { .. }))) => {
+                Verdict::Unknown(ended.to_string())
+            }
+            Ok(Err(ended)) => Verdict::Fail(format!("GET {}: {ended}", self.probe.path)),
+            Err(_) => Verdict::Fail(format!(
+                "GET {}: no answer within {} (health.ready.timeout)",
+                self.probe.path, self.probe.timeout
+            )),
+        }
+    }
+
+    fn request(&self) -> Result<Request<Body>, http::Error> {
+        Request::get(&self.probe.path)
+            .header(header::HOST, self.host)
+            .header(header::USER_AGENT, USER_AGENT)
+            .body(
+                Empty::<Bytes>::new()
+                    .map_err(|never| match never {})
+                    .boxed_unsync(),
+            )
+    }
+
+    /// The status decides; a guest that fails while it writes the body fails. A body without an
+    /// end is no failure: it is read until the probe's time is over.
+    async fn judge(&self, response: http::Response<Body>, until: Instant) -> Verdict {
+        let status = response.status().as_u16();
+        if !self.probe.status.contains(status) {
+            return Verdict::Fail(format!(
+                "GET {}: status {status}, and {} is wanted (health.ready.status)",
+                self.probe.path, self.probe.status
+            ));
+        }
+        let mut body = response.into_body();
+        let mut read = 0;
+        while read < BODY_READ_MAX {
+            match timeout_at(until, body.frame()).await {
+                Err(_) | Ok(None) => break,
+                Ok(Some(Ok(frame))) => read += frame.data_ref().map_or(0, Bytes::len),
+                Ok(Some(Err(error))) => {
+                    return Verdict::Fail(format!("GET {}: {error}", self.probe.path));
+                }
+            }
+        }
+        Verdict::Pass
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(pass: u32, fail: u32) -> Judge {
+        Judge::new(&Probe {
+            pass,
+            fail,
+            ..Probe::default()
+        })
+    }
+
+    fn failing(reason: &str) -> Option<Change> {
+        Some(Change::Failing(reason.into()))
+    }
+
+    fn fail(reason: &str) -> Verdict {
+        Verdict::Fail(reason.into())
+    }
+
+    #[test]
+    fn the_first_pass_is_enough_by_default() {
+        let mut judge = Judge::new(&Probe::default());
+        assert_eq!(judge.take(Verdict::Pass), Some(Change::Passing));
+        assert_eq!(judge.take(Verdict::Pass), None);
+    }
+
+    #[test]
+    fn passes_and_failures_count_in_a_row() {
+        let mut judge = judge(2, 3);
+        assert_eq!(judge.take(Verdict::Pass), None);
+        assert_eq!(judge.take(fail("a")), failing("a"));
+        assert_eq!(judge.take(Verdict::Pass), None);
+        assert_eq!(judge.take(Verdict::Pass), Some(Change::Passing));
+        assert_eq!(judge.take(fail("b")), None);
+        assert_eq!(judge.take(fail("b")), None);
+        assert_eq!(judge.take(Verdict::Pass), None);
+        assert_eq!(judge.take(fail("b")), None);
+        assert_eq!(judge.take(fail("b")), None);
+        assert_eq!(judge.take(fail("b")), failing("b"));
+    }
+
+    #[test]
+    fn a_reason_is_told_once() {
+        let mut judge = judge(1, 1);
+        assert_eq!(judge.take(fail("a")), failing("a"));
+        assert_eq!(judge.take(fail("a")), None);
+        assert_eq!(judge.take(fail("b")), failing("b"));
+    }
+
+    #[test]
+    fn being_busy_changes_nothing() {
+        let mut judge = judge(1, 1);
+        assert_eq!(judge.take(Verdict::Unknown("busy".into())), failing("busy"));
+        assert_eq!(judge.take(Verdict::Pass), Some(Change::Passing));
+        for _ in 0..10 {
+            assert_eq!(judge.take(Verdict::Unknown("busy".into())), None);
+        }
+    }
+}

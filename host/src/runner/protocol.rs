@@ -1,0 +1,236 @@
+//! What the daemon and a runner say to each other: plain data, one message type per direction.
+//!
+//! Today both ends live in one process and the messages travel over bounded channels; later the
+//! runner is a process of its own and the same messages travel over a socket pair. That is why
+//! everything here is serde data, why nothing here is a handle, and why neither side may reach
+//! the other in any other way.
+//!
+//! Rules that both sides keep:
+//! - The daemon names replicas; a runner never makes one up. A [`ReplicaKey`] is used once:
+//!   a restart is a new key.
+//! - Per replica the daemon sends `Prepare`, then `Start`, then at most one `Drain`, and may send
+//!   `Stop` at any time. A message about a replica that the runner does not know is answered with
+//!   `Stopped` when it was `Drain` or `Stop`, and otherwise ignored.
+//! - Per replica the runner answers `Prepared` or `Rejected`; after `Start` it answers `Started`
+//!   (or `Rejected`), then any number of `Health`, then exactly one of `Ended` and `Stopped`.
+//!   After that (and after `Rejected`) it has forgotten the replica.
+//! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
+//!   `Drain` that named a replica it no longer knows.
+//! - When the daemon's side closes, the runner ends every replica at once, and itself.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wasmorch_api::messages::LogLine;
+use wasmorch_api::{
+    Digest, EndpointTable, Kind, ReplicaId, RevisionNumber, RouteTable, WorkloadKey, WorkloadSpec,
+};
+
+/// How many messages may wait in either direction; a full queue makes the sender wait, never drop.
+pub const QUEUE: usize = 1024;
+
+/// One replica of one workload: unique within a host for ever.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaKey {
+    /// Whose replica.
+    pub workload: WorkloadKey,
+    /// Slot, placement and start.
+    pub id: ReplicaId,
+}
+
+impl ReplicaKey {
+    /// Puts a key together.
+    pub fn new(workload: WorkloadKey, id: ReplicaId) -> Self {
+        Self { workload, id }
+    }
+}
+
+impl std::fmt::Display for ReplicaKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.workload, self.id)
+    }
+}
+
+/// All that a runner needs to run one replica.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The revision's number.
+    pub revision: RevisionNumber,
+    /// What it does (the revision's word: the spec's may be empty).
+    pub kind: Kind,
+    /// The component's digest.
+    pub artifact: Digest,
+    /// The component's bytes, hashed by the daemon just before this message.
+    pub artifact_path: PathBuf,
+    /// What was asked for.
+    pub spec: Box<WorkloadSpec>,
+    /// Arguments in place of the spec's (a job's run).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+}
+
+/// Daemon to runner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToRunner {
+    /// Load, check and compile; ends in `Prepared` or `Rejected`.
+    Prepare {
+        /// Which replica.
+        replica: ReplicaKey,
+        /// What it is.
+        launch: Box<Launch>,
+    },
+    /// Start a prepared replica: it may serve from here on.
+    Start {
+        /// Which replica.
+        replica: ReplicaKey,
+    },
+    /// Take nothing new, finish what is in hand, then `Stopped`.
+    Drain {
+        /// Which replica.
+        replica: ReplicaKey,
+        /// Work in hand is cut off after this long.
+        deadline_ms: u64,
+    },
+    /// End it now, whatever it does; then `Stopped`.
+    Stop {
+        /// Which replica.
+        replica: ReplicaKey,
+    },
+    /// Routes that changed.
+    Routes {
+        /// New tables, each with its store sequence.
+        changed: Vec<(RouteTable, u64)>,
+        /// Workloads that have none any more, with the sequence of the deletion.
+        removed: Vec<(WorkloadKey, u64)>,
+    },
+    /// Endpoints that changed.
+    Endpoints {
+        /// New tables, each with its store sequence.
+        changed: Vec<(EndpointTable, u64)>,
+        /// Workloads that have none any more, with the sequence of the deletion.
+        removed: Vec<(WorkloadKey, u64)>,
+    },
+    /// Everything there is to route by: replaces all tables. A key for which the runner holds a
+    /// newer sequence keeps it.
+    Tables {
+        /// Every route table.
+        routes: Vec<(RouteTable, u64)>,
+        /// Every endpoint table.
+        endpoints: Vec<(EndpointTable, u64)>,
+    },
+    /// Answer with `Usage`.
+    Usage,
+    /// Answer with `Pong` and the same number. Never waits behind guest work.
+    Ping(u64),
+}
+
+/// How a replica ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The guest returned well.
+    Completed {
+        /// Its exit code.
+        exit_code: i32,
+    },
+    /// It failed: a trap, a limit, a bad exit code, a failed liveness probe.
+    Failed {
+        /// Its exit code, when it had one.
+        exit_code: Option<i32>,
+        /// What happened, for people.
+        reason: String,
+    },
+}
+
+/// What one replica uses now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaUsage {
+    /// Which replica.
+    pub replica: ReplicaKey,
+    /// Memory of its instances.
+    pub memory_bytes: u64,
+    /// Cpu since the last `Usage`, thousandths of a core.
+    pub cpu_millis: u64,
+    /// Requests or messages in hand.
+    pub in_flight: u64,
+}
+
+/// Counters of a runner's gateway since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayStats {
+    /// Requests accepted.
+    pub requests: u64,
+    /// Answers of 500 and above.
+    pub errors: u64,
+    /// Requests sent on to another host.
+    pub forwarded: u64,
+    /// Requests in hand now.
+    pub in_flight: u64,
+}
+
+/// A runner's usage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Each replica that is started.
+    pub replicas: Vec<ReplicaUsage>,
+    /// The gateway's counters.
+    pub gateway: GatewayStats,
+    /// The highest store sequence that its tables have applied.
+    pub table_seq: u64,
+}
+
+/// Runner to daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromRunner {
+    /// Ready to be started.
+    Prepared {
+        /// Which replica.
+        replica: ReplicaKey,
+    },
+    /// It could not be started. What would make it pass, in words.
+    Rejected {
+        /// Which replica.
+        replica: ReplicaKey,
+        /// Why.
+        reason: String,
+    },
+    /// It runs.
+    Started {
+        /// Which replica.
+        replica: ReplicaKey,
+    },
+    /// Its readiness changed.
+    Health {
+        /// Which replica.
+        replica: ReplicaKey,
+        /// Proven to serve.
+        ready: bool,
+        /// Why not.
+        reason: Option<String>,
+    },
+    /// It ended by itself.
+    Ended {
+        /// Which replica.
+        replica: ReplicaKey,
+        /// How.
+        outcome: Outcome,
+    },
+    /// It ended because it was told to: work in hand is finished, or its deadline is over.
+    Stopped {
+        /// Which replica.
+        replica: ReplicaKey,
+    },
+    /// What guests wrote.
+    Logs {
+        /// Lines, in the order of each replica.
+        lines: Vec<(ReplicaKey, LogLine)>,
+        /// Lines lost because the queue was full.
+        dropped: u64,
+    },
+    /// The answer to `Usage`.
+    Usage(Usage),
+    /// The answer to `Ping`.
+    Pong(u64),
+}

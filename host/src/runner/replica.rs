@@ -1,0 +1,247 @@
+//! One replica from `Prepare` to its last word: load, link, wait for the start, live, end.
+//!
+//! ```text
+//!   load > prepare ──> Prepared ──start──> Started ──> (its kind's life) ──> Ended | Stopped
+//!        \──> Rejected             \──drain, stop──> Stopped
+//! ```
+//!
+//! Failing before the start is `Rejected`, after it `Ended`.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use wasmorch_api::Kind;
+use wasmorch_runtime::{
+    Artifact, CommandReplica, HttpReplica, MessagesReplica, PrepareError, ReplicaConfig, Usage,
+};
+
+use super::allow::Pattern;
+use super::grants::Grants;
+use super::logs::ReplicaLogs;
+use super::messages::GuestMessaging;
+use super::orders::Orders;
+use super::protocol::{FromRunner, Launch, Outcome, ReplicaKey};
+use super::supervisor::Context;
+use super::{command, http, messages};
+
+/// What a replica executes.
+#[derive(Clone)]
+pub(super) enum Guest {
+    Http(Arc<HttpReplica>),
+    Messages(Arc<MessagesReplica>),
+    Command(Arc<CommandReplica>),
+}
+
+impl Guest {
+    pub(super) fn usage(&self) -> Usage {
+        match self {
+            Self::Http(guest) => guest.usage(),
+            Self::Messages(guest) => guest.usage(),
+            Self::Command(guest) => guest.usage(),
+        }
+    }
+}
+
+/// How a started replica came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// By itself.
+    Ended(Outcome),
+    /// It was told to.
+    Stopped,
+}
+
+impl End {
+    pub(super) fn failed(reason: impl Into<String>) -> Self {
+        Self::Ended(Outcome::Failed {
+            exit_code: None,
+            reason: reason.into(),
+        })
+    }
+}
+
+/// A started replica, as the lives of the kinds see it.
+pub(super) struct Life {
+    pub(super) context: Arc<Context>,
+    pub(super) replica: ReplicaKey,
+    pub(super) launch: Launch,
+    pub(super) logs: Arc<ReplicaLogs>,
+    pub(super) messaging: Arc<GuestMessaging>,
+    /// Subjects that it handles.
+    pub(super) subscribe: Vec<Pattern>,
+    pub(super) orders: Orders,
+}
+
+impl Life {
+    /// Tells the daemon about its readiness.
+    pub(super) async fn health(&self, ready: bool, reason: Option<String>) {
+        let replica = self.replica.clone();
+        tracing::debug!(%replica, ready, reason, "readiness");
+        self.context
+            .tell(FromRunner::Health {
+                replica,
+                ready,
+                reason,
+            })
+            .await;
+    }
+
+    /// `<name>.<namespace>.<domain>`.
+    pub(super) fn host_name(&self) -> String {
+        let workload = &self.replica.workload;
+        format!(
+            "{}.{}.{}",
+            workload.name, workload.namespace, self.context.domain
+        )
+    }
+}
+
+/// The whole life of a replica; returns its last word.
+pub(super) async fn live(
+    context: Arc<Context>,
+    replica: ReplicaKey,
+    launch: Launch,
+    mut orders: Orders,
+    started: Arc<OnceLock<Guest>>,
+) -> FromRunner {
+    let stopped = FromRunner::Stopped {
+        replica: replica.clone(),
+    };
+    let logs = context.logs.sink(replica.clone());
+    let mut ending = orders.clone();
+    let prepared = tokio::select! {
+        biased;
+        _ = ending.ending() => return stopped,
+        prepared = prepare(&context, &replica, &launch, &logs) => prepared,
+    };
+    let Prepared {
+        guest,
+        messaging,
+        subscribe,
+    } = match prepared {
+        Ok(prepared) => prepared,
+        Err(reason) => {
+            tracing::info!(%replica, reason, "rejected");
+            return FromRunner::Rejected { replica, reason };
+        }
+    };
+    context
+        .tell(FromRunner::Prepared {
+            replica: replica.clone(),
+        })
+        .await;
+    if !orders.start().await {
+        return stopped;
+    }
+    let _ = started.set(guest.clone());
+    context
+        .tell(FromRunner::Started {
+            replica: replica.clone(),
+        })
+        .await;
+    let life = Life {
+        context: context.clone(),
+        replica: replica.clone(),
+        launch,
+        logs,
+        messaging,
+        subscribe,
+        orders,
+    };
+    let end = match guest {
+        Guest::Http(guest) => http::live(life, guest).await,
+        Guest::Messages(guest) => messages::live(life, guest).await,
+        Guest::Command(guest) => command::live(life, guest).await,
+    };
+    // Its last lines before its last word.
+    context.logs.flush().await;
+    tracing::info!(%replica, ?end, "ended");
+    match end {
+        End::Stopped => stopped,
+        End::Ended(outcome) => FromRunner::Ended { replica, outcome },
+    }
+}
+
+struct Prepared {
+    guest: Guest,
+    messaging: Arc<GuestMessaging>,
+    subscribe: Vec<Pattern>,
+}
+
+/// Everything up to the start; the refusal is for people.
+async fn prepare(
+    context: &Arc<Context>,
+    replica: &ReplicaKey,
+    launch: &Launch,
+    logs: &Arc<ReplicaLogs>,
+) -> Result<Prepared, String> {
+    let mut grants = Grants::of(&launch.spec)?;
+    let artifact = load(context, launch).await?;
+    let subscribe = std::mem::take(&mut grants.subscribe);
+    let allowed = std::mem::take(&mut grants.allowed);
+    let messaging = Arc::new(GuestMessaging::new(context.clone(), allowed));
+    let config = grants.replica_config(replica, launch, logs.clone(), Some(messaging.clone()));
+    let guest = link(context, launch.kind, &artifact, config).map_err(|error| chain(&error))?;
+    Ok(Prepared {
+        guest,
+        messaging,
+        subscribe,
+    })
+}
+
+/// Compiled code that is there already is taken before the bytes are read: the daemon has hashed
+/// them, and the runtime's cache goes by the same digest.
+async fn load(context: &Context, launch: &Launch) -> Result<Arc<Artifact>, String> {
+    let digest = &launch.artifact;
+    let cached = context
+        .engine
+        .load_cached(digest)
+        .await
+        .map_err(|error| chain(&error))?;
+    if let Some(artifact) = cached {
+        return Ok(artifact);
+    }
+    let bytes = tokio::fs::read(&launch.artifact_path)
+        .await
+        .map_err(|error| {
+            format!(
+                "artifact {}: {} cannot be read: {error}",
+                digest.short(),
+                launch.artifact_path.display()
+            )
+        })?;
+    context
+        .engine
+        .load(digest, Bytes::from(bytes))
+        .await
+        .map_err(|error| chain(&error))
+}
+
+fn link(
+    context: &Context,
+    kind: Kind,
+    artifact: &Arc<Artifact>,
+    config: ReplicaConfig,
+) -> Result<Guest, PrepareError> {
+    let engine = &context.engine;
+    Ok(match kind {
+        Kind::Http => Guest::Http(Arc::new(HttpReplica::prepare(engine, artifact, config)?)),
+        Kind::Messages => Guest::Messages(Arc::new(MessagesReplica::prepare(
+            engine, artifact, config,
+        )?)),
+        Kind::Service | Kind::Job | Kind::Cron => {
+            Guest::Command(Arc::new(CommandReplica::prepare(engine, artifact, config)?))
+        }
+    })
+}
+
+/// An error and its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    text
+}

@@ -1,0 +1,323 @@
+//! The runner's main loop: one task owns the replica table and answers the daemon.
+//!
+//! Invariants:
+//! - It waits for nothing but messages and ended tasks: a ping is answered whatever guests do.
+//! - Each replica is one task. What a task returns is the last that is said of its replica, and is
+//!   said after the replica was forgotten, so that a crossing `Drain` or `Stop` gets its answer.
+//! - What waits for the daemon is bounded: while it does not read, nothing more is read from it.
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use wasmorch_gateway::{Gateway, GatewayConfig, Limits, Server, Tables};
+use wasmorch_runtime::Runtime;
+
+use super::http::Locals;
+use super::link::Link;
+use super::logs::LogQueue;
+use super::orders::{Order, Orderer, orders};
+use super::protocol::{
+    FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage, ToRunner, Usage,
+};
+use super::replica::{self, Guest};
+use super::{RunnerConfig, RunnerError};
+
+/// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
+const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
+/// On the way out nothing is waited for longer than this.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
+/// What all replicas of this runner share.
+pub(super) struct Context {
+    pub(super) engine: Runtime,
+    pub(super) link: Link,
+    pub(super) locals: Arc<Locals>,
+    pub(super) logs: LogQueue,
+    pub(super) domain: String,
+    out: mpsc::Sender<FromRunner>,
+}
+
+impl Context {
+    /// Tells the daemon. Waits while its queue is full; a daemon that is gone is told nothing.
+    pub(super) async fn tell(&self, message: FromRunner) {
+        let _ = self.out.send(message).await;
+    }
+}
+
+/// One replica, as the table has it.
+struct Entry {
+    orders: Orderer,
+    /// Set when it starts.
+    guest: Arc<OnceLock<Guest>>,
+    /// When its processor time was last looked at, and what it was.
+    measured: (Instant, Duration),
+}
+
+struct Supervisor {
+    context: Arc<Context>,
+    tables: Tables,
+    gateway: Gateway,
+    replicas: HashMap<ReplicaKey, Entry>,
+    tasks: JoinSet<(ReplicaKey, FromRunner)>,
+    /// What waits for room in the daemon's queue.
+    waiting: VecDeque<FromRunner>,
+}
+
+/// Runs until the daemon's side closes.
+pub(super) async fn run(
+    config: RunnerConfig,
+    engine: Runtime,
+    inbox: mpsc::Receiver<ToRunner>,
+    out: mpsc::Sender<FromRunner>,
+) -> Result<(), RunnerError> {
+    let (logs, deliver) = LogQueue::new(out.clone());
+    let delivery = tokio::spawn(deliver);
+    let locals = Arc::new(Locals::default());
+    let tables = Tables::new();
+    let shutdown = CancellationToken::new();
+    let context = Arc::new(Context {
+        engine,
+        link: Link::new(config.nats, &config.host),
+        locals: locals.clone(),
+        logs,
+        domain: config.domain.clone(),
+        out: out.clone(),
+    });
+    let gateway = GatewayConfig {
+        development: config.development,
+        limits: Limits {
+            drain: GATEWAY_DRAIN,
+            ..Limits::default()
+        },
+        ..GatewayConfig::new(config.http, config.peer, config.host, config.domain)
+    };
+    let server = Server::new(gateway, tables.clone(), locals)
+        .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?;
+    let mut supervisor = Supervisor {
+        context,
+        tables,
+        gateway: server.gateway(),
+        replicas: HashMap::new(),
+        tasks: JoinSet::new(),
+        waiting: VecDeque::new(),
+    };
+    let mut gateway = tokio::spawn(server.run(shutdown.clone()));
+    let ended = tokio::select! {
+        () = supervisor.supervise(inbox, &out) => Ok(()),
+        ended = &mut gateway => Err(RunnerError::Gateway(match ended {
+            Ok(()) => "it ended without being asked to".into(),
+            Err(error) => error.to_string(),
+        })),
+    };
+    shutdown.cancel();
+    // Aborts every replica and waits until each is dropped. Guests yield, so this is soon.
+    if timeout(END_WITHIN, supervisor.tasks.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("replicas did not end in time");
+    }
+    if ended.is_ok() && timeout(END_WITHIN, gateway).await.is_err() {
+        tracing::warn!("the gateway did not end in time");
+    }
+    delivery.abort();
+    ended
+}
+
+impl Supervisor {
+    async fn supervise(
+        &mut self,
+        mut inbox: mpsc::Receiver<ToRunner>,
+        out: &mpsc::Sender<FromRunner>,
+    ) {
+        loop {
+            tokio::select! {
+                room = out.reserve(), if !self.waiting.is_empty() => match room {
+                    Ok(room) => {
+                        if let Some(message) = self.waiting.pop_front() {
+                            room.send(message);
+                        }
+                    }
+                    Err(_) => return,
+                },
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok((replica, last)) => self.forget(&replica, last),
+                    // Panics are caught inside the task.
+                    Err(error) => tracing::error!(%error, "a replica's task was lost"),
+                },
+                message = inbox.recv(), if self.waiting.len() < QUEUE => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, message: ToRunner) {
+        match message {
+            ToRunner::Prepare { replica, launch } => self.prepare(replica, launch),
+            ToRunner::Start { replica } => match self.replicas.get_mut(&replica) {
+                Some(entry) => {
+                    entry.measured.0 = Instant::now();
+                    entry.orders.give(Order::Start);
+                }
+                None => tracing::debug!(%replica, "start of an unknown replica"),
+            },
+            ToRunner::Drain {
+                replica,
+                deadline_ms,
+            } => {
+                self.end(replica, Order::drain(Duration::from_millis(deadline_ms)));
+            }
+            ToRunner::Stop { replica } => self.end(replica, Order::Stop),
+            ToRunner::Routes { changed, removed } => {
+                for (table, sequence) in changed {
+                    self.tables.apply_routes(table, sequence);
+                }
+                for (workload, sequence) in removed {
+                    self.tables.remove_routes(&workload, sequence);
+                }
+            }
+            ToRunner::Endpoints { changed, removed } => {
+                for (table, sequence) in changed {
+                    self.tables.apply_endpoints(table, sequence);
+                }
+                for (workload, sequence) in removed {
+                    self.tables.remove_endpoints(&workload, sequence);
+                }
+            }
+            ToRunner::Tables { routes, endpoints } => self.tables.replace_all(routes, endpoints),
+            ToRunner::Usage => {
+                let usage = self.usage();
+                self.waiting.push_back(FromRunner::Usage(usage));
+            }
+            ToRunner::Ping(number) => self.waiting.push_back(FromRunner::Pong(number)),
+        }
+    }
+
+    fn prepare(&mut self, replica: ReplicaKey, launch: Box<Launch>) {
+        if self.replicas.contains_key(&replica) {
+            tracing::error!(%replica, "prepare of a replica that is here already");
+            return;
+        }
+        let (orderer, orders) = orders();
+        let guest = Arc::new(OnceLock::new());
+        let entry = Entry {
+            orders: orderer,
+            guest: guest.clone(),
+            measured: (Instant::now(), Duration::ZERO),
+        };
+        let context = self.context.clone();
+        let key = replica.clone();
+        self.tasks.spawn(async move {
+            let life = replica::live(context, key.clone(), *launch, orders, guest.clone());
+            let last = AssertUnwindSafe(life).catch_unwind().await;
+            let last = last.unwrap_or_else(|panic| panicked(&key, &*panic, guest.get().is_some()));
+            (key, last)
+        });
+        self.replicas.insert(replica, entry);
+    }
+
+    fn end(&mut self, replica: ReplicaKey, order: Order) {
+        match self.replicas.get(&replica) {
+            Some(entry) => entry.orders.give(order),
+            None => self.waiting.push_back(FromRunner::Stopped { replica }),
+        }
+    }
+
+    fn forget(&mut self, replica: &ReplicaKey, last: FromRunner) {
+        let was_told_to_end = self
+            .replicas
+            .remove(replica)
+            .is_some_and(|entry| entry.orders.latest().ends());
+        let by_itself = !matches!(last, FromRunner::Stopped { .. });
+        self.waiting.push_back(last);
+        if was_told_to_end && by_itself {
+            // They crossed: the order finds a replica that is gone.
+            self.waiting.push_back(FromRunner::Stopped {
+                replica: replica.clone(),
+            });
+        }
+    }
+
+    fn usage(&mut self) -> Usage {
+        let now = Instant::now();
+        let replicas = self.replicas.iter_mut().filter_map(|(replica, entry)| {
+            let used = entry.guest.get()?.usage();
+            let (since, before) = std::mem::replace(&mut entry.measured, (now, used.cpu_time));
+            Some(ReplicaUsage {
+                replica: replica.clone(),
+                memory_bytes: used.memory_bytes,
+                cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
+                in_flight: (used.in_flight + used.queued) as u64,
+            })
+        });
+        Usage {
+            replicas: replicas.collect(),
+            gateway: gateway_stats(&self.gateway.stats()),
+            table_seq: self.tables.sequence(),
+        }
+    }
+}
+
+fn gateway_stats(stats: &wasmorch_gateway::Stats) -> GatewayStats {
+    let [.., server_errors] = stats.answers;
+    GatewayStats {
+        requests: stats.requests,
+        errors: server_errors,
+        forwarded: stats.forwarded,
+        in_flight: stats.in_flight,
+    }
+}
+
+/// Processor time per wall time, in thousandths.
+fn cpu_millis(used: Duration, elapsed: Duration) -> u64 {
+    if elapsed.is_zero() {
+        return 0;
+    }
+    (used.as_secs_f64() / elapsed.as_secs_f64() * 1000.0).round() as u64
+}
+
+/// The last word of a replica whose task panicked: a bug of ours, and the end of that replica only.
+fn panicked(replica: &ReplicaKey, panic: &(dyn Any + Send), started: bool) -> FromRunner {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    tracing::error!(%replica, panic = text, "a replica's task panicked");
+    let reason = format!("internal error (a bug of wasmorch): {text}");
+    let replica = replica.clone();
+    if started {
+        FromRunner::Ended {
+            replica,
+            outcome: Outcome::Failed {
+                exit_code: None,
+                reason,
+            },
+        }
+    } else {
+        FromRunner::Rejected { replica, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_is_in_thousandths_of_a_core() {
+        let second = Duration::from_secs(1);
+        assert_eq!(cpu_millis(second / 2, second), 500);
+        assert_eq!(cpu_millis(second * 2, second), 2000);
+        assert_eq!(cpu_millis(second, Duration::ZERO), 0);
+    }
+}

@@ -1,0 +1,3 @@
+//! Every test above the units, in one binary: `cargo xtask test` runs it.
+
+mod e2e;

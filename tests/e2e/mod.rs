@@ -1,0 +1,9 @@
+//! End to end: the real binary, a real nats-server, real components.
+
+mod daemons;
+mod faults;
+mod kinds;
+mod main_job;
+mod nats_api;
+mod refusals;
+mod run;

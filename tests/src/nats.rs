@@ -1,0 +1,99 @@
+//! A nats-server of the test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::Process;
+use crate::wait_for;
+
+/// The server's binary: from `cargo xtask test`, or where `cargo xtask setup` put it.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("WASMORCH_NATS_SERVER") {
+        return path.into();
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache")
+    });
+    let versions = std::fs::read_dir(cache.join("wasmorch/nats-server"));
+    versions
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("nats-server")))
+        .find(|path| path.exists())
+        .expect("no nats-server: run `cargo xtask setup`")
+}
+
+/// A running server.
+pub struct Nats {
+    process: Option<Process>,
+    folder: PathBuf,
+    port: u16,
+    jetstream: bool,
+}
+
+impl Nats {
+    /// A server with JetStream in `folder`, on a port the system picks.
+    pub fn start(folder: &Path) -> Self {
+        Self::begin(folder, true)
+    }
+
+    /// A server without JetStream.
+    pub fn without_jetstream(folder: &Path) -> Self {
+        Self::begin(folder, false)
+    }
+
+    fn begin(folder: &Path, jetstream: bool) -> Self {
+        std::fs::create_dir_all(folder).expect("the test's own folder is writable");
+        let mut nats = Self { process: None, folder: folder.to_path_buf(), port: 0, jetstream };
+        nats.start_again();
+        nats
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Its process, for signals.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("the server runs")
+    }
+
+    /// Starts it on the same port from the same data.
+    pub fn start_again(&mut self) {
+        let ports = self.folder.join("ports");
+        let _ = std::fs::remove_dir_all(&ports);
+        std::fs::create_dir_all(&ports).expect("the test's own folder is writable");
+        let config = self.folder.join("nats.conf");
+        let jetstream = if self.jetstream {
+            format!(
+                "jetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
+                self.folder.join("store").display()
+            )
+        } else {
+            String::new()
+        };
+        let port = if self.port == 0 { -1 } else { i32::from(self.port) };
+        let text = format!(
+            "listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{jetstream}",
+            ports.display()
+        );
+        std::fs::write(&config, text).expect("the test's own folder is writable");
+        let mut command = Command::new(binary());
+        command.arg("-c").arg(&config);
+        self.process = Some(Process::start(command, &self.folder, "nats-server"));
+        self.port = wait_for("nats-server to tell its port", || {
+            let file = std::fs::read_dir(&ports).ok()?.next()?.ok()?.path();
+            let told: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
+            told["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
+        });
+    }
+}
