@@ -87,9 +87,10 @@ impl Node {
     /// The value of a key, when this is a table that has it.
     pub fn get(&self, key: &str) -> Option<&Node> {
         match &self.value {
-            Value::Table(entries) => {
-                entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
-            }
+            Value::Table(entries) => entries
+                .iter()
+                .find(|entry| entry.key == key)
+                .map(|entry| &entry.node),
             _ => None,
         }
     }
@@ -109,13 +110,18 @@ pub fn from_toml(text: &str) -> Result<Node, Vec<Problem>> {
             at: Some(Position { line: 1, column: 1 }),
         });
     }
-    let mut errors: Vec<_> =
-        errors.iter().map(|error| (error.span().map_or(0, |span| span.start), error.message())).collect();
+    let mut errors: Vec<_> = errors
+        .iter()
+        .map(|error| (error.span().map_or(0, |span| span.start), error.message()))
+        .collect();
     errors.sort_by_key(|(offset, _)| *offset);
     let mut problems: Vec<Problem> = Vec::new();
     for (offset, message) in errors {
         let at = places.find(offset);
-        if problems.last().is_none_or(|last| last.line != Some(at.line)) {
+        if problems
+            .last()
+            .is_none_or(|last| last.line != Some(at.line))
+        {
             problems.push(syntax(at, message));
         }
     }
@@ -134,14 +140,21 @@ pub fn from_json(body: &[u8]) -> Result<Node, Vec<Problem>> {
         };
         let message = error.to_string();
         // serde_json ends its message with the place, which the problem carries already.
-        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
+        let message = message
+            .rsplit_once(" at line ")
+            .map_or(message.as_str(), |(what, _)| what);
         vec![syntax(at, message)]
     })
 }
 
 fn too_long(bytes: usize) -> Problem {
     let what = format!("is {bytes} bytes long; at most {TEXT_BYTES_MAX} are read");
-    Problem { at: String::new(), line: None, column: None, what }
+    Problem {
+        at: String::new(),
+        line: None,
+        column: None,
+        what,
+    }
 }
 
 fn syntax(at: Position, message: &str) -> Problem {
@@ -226,7 +239,10 @@ impl<'a> Places<'a> {
         };
         let further = self.text[from..offset].chars().count();
         let column = column.saturating_add(u32::try_from(further).unwrap_or(u32::MAX));
-        let position = Position { line: line_number, column };
+        let position = Position {
+            line: line_number,
+            column,
+        };
         self.last = (offset, position);
         position
     }
@@ -280,9 +296,15 @@ impl<'de> Visitor<'de> for NodeVisitor {
         let mut entries: Vec<Entry> = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             if !seen.insert(key.clone()) {
-                return Err(serde::de::Error::custom(format!("the key `{key}` stands twice")));
+                return Err(serde::de::Error::custom(format!(
+                    "the key `{key}` stands twice"
+                )));
             }
-            entries.push(Entry { key, at: None, node: map.next_value()? });
+            entries.push(Entry {
+                key,
+                at: None,
+                node: map.next_value()?,
+            });
         }
         placeless(Value::Table(entries))
     }
@@ -296,13 +318,30 @@ mod tests {
 
     #[test]
     fn places_count_characters_from_one() {
-        let node = from_toml("a = 1\nb = { x = 'ü', z = [1, 2] }\n[c.d]\ne = 1979-05-27\n").unwrap();
+        let node =
+            from_toml("a = 1\nb = { x = 'ü', z = [1, 2] }\n[c.d]\ne = 1979-05-27\n").unwrap();
         let b = node.get("b").unwrap();
         assert_eq!(b.at, Some(Position { line: 2, column: 5 }));
-        let Value::Table(entries) = &b.value else { panic!("{b:?}") };
-        assert_eq!(entries[1].at, Some(Position { line: 2, column: 16 }));
-        let Value::Array(items) = &b.get("z").unwrap().value else { panic!("{b:?}") };
-        assert_eq!(items[1].at, Some(Position { line: 2, column: 24 }));
+        let Value::Table(entries) = &b.value else {
+            panic!("{b:?}")
+        };
+        assert_eq!(
+            entries[1].at,
+            Some(Position {
+                line: 2,
+                column: 16
+            })
+        );
+        let Value::Array(items) = &b.get("z").unwrap().value else {
+            panic!("{b:?}")
+        };
+        assert_eq!(
+            items[1].at,
+            Some(Position {
+                line: 2,
+                column: 24
+            })
+        );
         let e = node.get("c").unwrap().get("d").unwrap().get("e").unwrap();
         assert_eq!(e.value, Value::Datetime("1979-05-27".into()));
         assert_eq!(e.at, Some(Position { line: 4, column: 5 }));
@@ -311,7 +350,11 @@ mod tests {
     #[test]
     fn syntax_errors_have_a_place() {
         let problems = from_toml("a = 1\nb = [1,\nc = = 2\na = 3\n").unwrap_err();
-        assert_eq!((problems[0].line, problems[0].column.is_some()), (Some(3), true), "{problems:?}");
+        assert_eq!(
+            (problems[0].line, problems[0].column.is_some()),
+            (Some(3), true),
+            "{problems:?}"
+        );
         let problems = from_json(b"{\"a\": 1,\n \"a\": 2}").unwrap_err();
         assert_eq!(problems[0].line, Some(2));
         assert_eq!(problems[0].what, "syntax: the key `a` stands twice");
@@ -325,8 +368,16 @@ mod tests {
     fn one_long_line_takes_linear_time() {
         let line = format!("a = [{}]", "'ü', ".repeat(200_000));
         let node = from_toml(&line).unwrap();
-        let Value::Array(items) = &node.get("a").unwrap().value else { panic!() };
-        assert_eq!(items[199_999].at, Some(Position { line: 1, column: 6 + 199_999 * 5 }));
+        let Value::Array(items) = &node.get("a").unwrap().value else {
+            panic!()
+        };
+        assert_eq!(
+            items[199_999].at,
+            Some(Position {
+                line: 1,
+                column: 6 + 199_999 * 5
+            })
+        );
     }
 
     proptest! {

@@ -30,7 +30,7 @@ fn split_number(text: &str) -> Option<(f64, &str)> {
 
 fn whole(value: f64) -> Option<u64> {
     // 2^53: beyond it an f64 no longer holds every integer.
-    (value >= 0.0 && value <= 9_007_199_254_740_992.0).then_some(value.round() as u64)
+    (0.0..=9_007_199_254_740_992.0).contains(&value).then_some(value.round() as u64)
 }
 
 macro_rules! unit_serde {
@@ -87,7 +87,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, factor) = SIZES
             .iter()
-            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0)
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor))
             .unwrap_or(&("B", 1));
         f.pad(&format!("{}{unit}", self.0 / factor))
     }

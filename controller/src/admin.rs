@@ -37,7 +37,9 @@ pub(crate) struct Admin {
 
 /// Binds the listener.
 pub(crate) async fn bind(addr: SocketAddr) -> Result<TcpListener, ControllerError> {
-    TcpListener::bind(addr).await.map_err(|source| ControllerError::Admin { addr, source })
+    TcpListener::bind(addr)
+        .await
+        .map_err(|source| ControllerError::Admin { addr, source })
 }
 
 impl Admin {
@@ -84,7 +86,11 @@ impl Admin {
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned());
+            return text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "text/plain",
+                "only GET\n".to_owned(),
+            );
         }
         match request.uri().path() {
             "/healthz" => {
@@ -100,8 +106,11 @@ impl Admin {
             // Standing by is being ready: it will lead when it is its turn.
             "/readyz" => {
                 let connected = self.link.is_connected();
-                let status =
-                    if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let status = if connected {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
                 let body = serde_json::json!({
                     "nats": connected,
                     "leading": self.metrics.leading().is_some(),
@@ -132,6 +141,8 @@ impl Admin {
 fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }

@@ -99,11 +99,19 @@ impl Api {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
-        let Identity { cluster, term, leader, since } = identity;
+        let Identity {
+            cluster,
+            term,
+            leader,
+            since,
+        } = identity;
         let service = micro::Service::new(cluster, *term, leader, *since);
         // One subscription for all verbs: an unknown one is answered too.
         let subject = format!("{}.api.>", subjects::PREFIX);
-        let calls = self.link.subscribe(&subject, Some(service.queue_group())).await?;
+        let calls = self
+            .link
+            .subscribe(&subject, Some(service.queue_group()))
+            .await?;
         for (question, messages) in service.discover(&self.link).await? {
             let (service, link, stop) = (service.clone(), self.link.clone(), stop.clone());
             tasks.spawn(service.answer(question, messages, link, stop));
@@ -136,7 +144,8 @@ impl Api {
                 Err(_) => {
                     let answer = Err(busy());
                     let verb = request::target(&message.subject).verb;
-                    api.answer(&service, verb, message.reply, answer, Instant::now()).await;
+                    api.answer(&service, verb, message.reply, answer, Instant::now())
+                        .await;
                 }
             }
         }
@@ -147,20 +156,33 @@ impl Api {
         let target = request::target(&message.subject);
         let verb = target.verb;
         let answer = self.carry_out(target, &message).await;
-        self.answer(&service, verb, message.reply, answer, began).await;
+        self.answer(&service, verb, message.reply, answer, began)
+            .await;
         drop(permit);
     }
 
-    async fn carry_out(&self, target: request::Target, message: &Inbound) -> Result<Reply, ApiError> {
+    async fn carry_out(
+        &self,
+        target: request::Target,
+        message: &Inbound,
+    ) -> Result<Reply, ApiError> {
         let namespace = target.namespace?;
-        let verb = target.verb.expect("a subject without a verb has been refused");
+        let verb = target
+            .verb
+            .expect("a subject without a verb has been refused");
         let request = request::read(verb, &message.body)?;
         let workloads = match &request {
             Request::Deploy(deploy) => self.artifacts.check(&deploy.workloads).await?,
             _ => Vec::new(),
         };
         let (sender, receiver) = oneshot::channel();
-        let call = ApiCall { verb, namespace, request, workloads, answer: sender };
+        let call = ApiCall {
+            verb,
+            namespace,
+            request,
+            workloads,
+            answer: sender,
+        };
         self.calls.try_send(call).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => busy(),
             mpsc::error::TrySendError::Closed(_) => stepping_down(),
@@ -192,8 +214,10 @@ impl Api {
         }
         let Some(reply) = reply else { return };
         let (headers, body) = encode(answer);
-        let headers: Vec<(&str, &str)> =
-            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         // Last thing before it goes out: a process that was frozen until now must keep silent.
         if !self.lease.holds(Instant::now()) {
             tracing::warn!("a call is not answered: the lease has ended");
@@ -214,8 +238,8 @@ fn encode(answer: Result<Reply, ApiError>) -> (Vec<(&'static str, String)>, Vec<
                 (ERROR, error.what.clone()),
                 (ERROR_CODE, error.code.number().to_string()),
             ];
-            let body = serde_json::to_vec(&ErrorBody { error })
-                .expect("an error has string keys only");
+            let body =
+                serde_json::to_vec(&ErrorBody { error }).expect("an error has string keys only");
             (headers, body)
         }
     }
@@ -263,7 +287,10 @@ mod tests {
     #[test]
     fn a_good_answer_has_no_headers_unless_something_is_left_out() {
         assert!(encode(Ok(Reply::new(b"{}".to_vec()))).0.is_empty());
-        let (headers, _) = encode(Ok(Reply { body: Vec::new(), left_out: 3 }));
+        let (headers, _) = encode(Ok(Reply {
+            body: Vec::new(),
+            left_out: 3,
+        }));
         assert_eq!(headers, [("Wasmorch-Replicas-Left-Out", "3".to_owned())]);
     }
 }

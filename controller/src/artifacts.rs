@@ -58,7 +58,11 @@ impl Cache {
 impl Artifacts {
     pub(crate) fn new(store: Store) -> Self {
         let fetching = Arc::new(Semaphore::new(FETCHES_MAX));
-        Self { store, cache: Arc::default(), fetching }
+        Self {
+            store,
+            cache: Arc::default(),
+            fetching,
+        }
     }
 
     /// Each spec with the kind in force, or everything that stands in the way of all of them.
@@ -74,7 +78,11 @@ impl Artifacts {
                 Err(refusal) => refusals.push(located(refusal, index)),
             }
         }
-        if refusals.is_empty() { Ok(checked) } else { Err(merged(refusals)) }
+        if refusals.is_empty() {
+            Ok(checked)
+        } else {
+            Err(merged(refusals))
+        }
     }
 
     async fn check_one(&self, spec: &WorkloadSpec) -> Result<Kind, ApiError> {
@@ -107,11 +115,21 @@ impl Artifacts {
             cache.cell(digest)
         };
         // What was refused is not kept: bytes may be uploaded again.
-        cell.get_or_try_init(|| self.look(digest, spec)).await.cloned()
+        cell.get_or_try_init(|| self.look(digest, spec))
+            .await
+            .cloned()
     }
 
-    async fn look(&self, digest: &Digest, spec: &WorkloadSpec) -> Result<Arc<Inspection>, ApiError> {
-        let _turn = self.fetching.acquire().await.expect("the semaphore is never closed");
+    async fn look(
+        &self,
+        digest: &Digest,
+        spec: &WorkloadSpec,
+    ) -> Result<Arc<Inspection>, ApiError> {
+        let _turn = self
+            .fetching
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let fetched = self.store.fetch(digest, ARTIFACT_BYTES_MAX).await;
         let bytes = fetched.map_err(|error| not_fetched(&error, digest, spec))?;
         let (expected, subject) = (digest.clone(), format!("the component of {}", spec.name));
@@ -171,7 +189,12 @@ fn corrupt(digest: &Digest) -> ApiError {
 }
 
 fn problem(at: &str, what: &str) -> Problem {
-    Problem { at: at.to_owned(), line: None, column: None, what: what.to_owned() }
+    Problem {
+        at: at.to_owned(),
+        line: None,
+        column: None,
+        what: what.to_owned(),
+    }
 }
 
 /// Gives a workload's problems their place in the request.
@@ -203,7 +226,10 @@ fn merged(mut refusals: Vec<ApiError>) -> ApiError {
         if refusal.problems.is_empty() {
             // One without a document's problems: a missing artifact, say.
             let why = if refusal.why.is_empty() { "" } else { ": " };
-            problems.push(problem("", &format!("{}{why}{}", refusal.what, refusal.why)));
+            problems.push(problem(
+                "",
+                &format!("{}{why}{}", refusal.what, refusal.why),
+            ));
         }
         problems.extend(refusal.problems);
         if !refusal.fix.is_empty() && !fixes.contains(&refusal.fix) {
@@ -211,7 +237,13 @@ fn merged(mut refusals: Vec<ApiError>) -> ApiError {
         }
     }
     let why = "nothing of a deploy is done unless all of it can be".to_owned();
-    ApiError { code, what, why, fix: fixes.join("\n"), problems }
+    ApiError {
+        code,
+        what,
+        why,
+        fix: fixes.join("\n"),
+        problems,
+    }
 }
 
 #[cfg(test)]
@@ -224,7 +256,12 @@ mod tests {
             code: ErrorCode::Denied,
             ..ApiError::invalid("workload a", vec![problem("kind", "is wrong")])
         };
-        let two = ApiError::new(ErrorCode::NotFound, "no artifact x", "b names it", "upload it");
+        let two = ApiError::new(
+            ErrorCode::NotFound,
+            "no artifact x",
+            "b names it",
+            "upload it",
+        );
         let all = merged(vec![located(one.clone(), 0), located(two, 1)]);
         assert_eq!(all.code, ErrorCode::NotFound);
         assert_eq!(all.problems[0].at, "workloads[0].kind");
@@ -238,11 +275,17 @@ mod tests {
         let mut cache = Cache::default();
         let digest = |n: usize| Digest::of(&n.to_le_bytes());
         let first = cache.cell(&digest(0));
-        assert!(Arc::ptr_eq(&first, &cache.cell(&digest(0))), "one fetch for each digest");
+        assert!(
+            Arc::ptr_eq(&first, &cache.cell(&digest(0))),
+            "one fetch for each digest"
+        );
         for n in 1..=CACHED_MAX {
             cache.cell(&digest(n));
         }
-        assert_eq!((cache.cells.len(), cache.order.len()), (CACHED_MAX, CACHED_MAX));
+        assert_eq!(
+            (cache.cells.len(), cache.order.len()),
+            (CACHED_MAX, CACHED_MAX)
+        );
         assert!(!cache.cells.contains_key(&digest(0)));
         assert!(cache.cells.contains_key(&digest(CACHED_MAX)));
     }

@@ -17,7 +17,10 @@ pub(crate) struct Clock {
 impl Clock {
     /// Reads the wall clock.
     pub(crate) fn new() -> Self {
-        Self { base: Timestamp::from(SystemTime::now()), start: Instant::now() }
+        Self {
+            base: Timestamp::from(SystemTime::now()),
+            start: Instant::now(),
+        }
     }
 
     /// Now.
@@ -41,7 +44,11 @@ pub(crate) struct Seldom {
 
 impl Seldom {
     pub(crate) fn new(every: Duration) -> Self {
-        Self { every, last: None, held_back: 0 }
+        Self {
+            every,
+            last: None,
+            held_back: 0,
+        }
     }
 
     /// `Some(held back since the last)` when it is time to speak again.

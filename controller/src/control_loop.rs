@@ -12,6 +12,7 @@
 //! is not known, or the store has refused the term, the loop ends: what it held is dropped and read
 //! anew in another term.
 
+mod ending;
 mod execute;
 mod pace;
 
@@ -19,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{ApiError, ErrorCode, EventKind, Term, Timestamp};
+use wasmorch_api::{ApiError, EventKind, Term, Timestamp};
 use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
 
-use crate::api::{ApiCall, stepping_down};
+use crate::api::ApiCall;
 use crate::clock::{Clock, Seldom};
 use crate::dispatch::{self, Batch};
 use crate::ears::{Asker, Heard};
@@ -32,6 +33,8 @@ use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
+pub(crate) use ending::End;
+use ending::ending;
 use execute::Answers;
 use pace::Pace;
 
@@ -51,26 +54,19 @@ const ALARM_EVERY: Duration = Duration::from_secs(10);
 /// Findings on their way: one question is asked at a time.
 pub(crate) const FINDINGS_MAX: usize = 4;
 
-/// Why the loop ended.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// It was told to.
-    Stopped,
-    /// The lease is over, or another leader has written.
-    Deposed(String),
-    /// The outcome of a write is not known.
-    Unsure(StoreError),
-    /// A host has seen a later term than the store holds: the next term must be later still.
-    Behind(Term),
-}
-
 /// What a question to the store has found.
 #[derive(Debug)]
 pub(crate) enum Finding {
     /// A host has seen `seen`; the store's last sequence is `last`.
-    LastSequence { seen: u64, last: Result<u64, StoreError> },
+    LastSequence {
+        seen: u64,
+        last: Result<u64, StoreError>,
+    },
     /// A host has seen the term `seen`; the store holds `stored`.
-    Term { seen: Term, stored: Result<Term, StoreError> },
+    Term {
+        seen: Term,
+        stored: Result<Term, StoreError>,
+    },
 }
 
 /// The queues that the loop reads.
@@ -133,7 +129,10 @@ impl ControlLoop {
         stop: CancellationToken,
         lost: CancellationToken,
     ) -> End {
-        let elected = format!("{} leads term {}", self.begin.cluster.leader, self.begin.cluster.term);
+        let elected = format!(
+            "{} leads term {}",
+            self.begin.cluster.leader, self.begin.cluster.term
+        );
         self.say(vec![EventDraft::cluster(EventKind::LeaderElected, elected)]);
         loop {
             let turn = tokio::select! {
@@ -149,7 +148,10 @@ impl ControlLoop {
 
     /// Waits for something to do, does some of everything that waits.
     async fn turn(&mut self, inputs: &mut Inputs, stop: &CancellationToken) -> Result<(), End> {
-        let wake = self.pace.due().map_or(self.next_tick, |due| due.min(self.next_tick));
+        let wake = self
+            .pace
+            .due()
+            .map_or(self.next_tick, |due| due.min(self.next_tick));
         let (mut call, mut heard) = (None, None);
         tokio::select! {
             () = stop.cancelled() => return Err(End::Stopped),
@@ -215,12 +217,16 @@ impl ControlLoop {
             match ask {
                 Ask::Status(host) => self.begin.asker.status(host),
                 Ask::Sync { host, sequence } => {
-                    self.begin.asker.sync(host, self.begin.cluster.term, sequence);
+                    self.begin
+                        .asker
+                        .sync(host, self.begin.cluster.term, sequence);
                 }
                 Ask::NewerTerm(seen) => self.verify_term(seen),
             }
         }
-        self.begin.events.publish(&observed.events, self.begin.clock.now());
+        self.begin
+            .events
+            .publish(&observed.events, self.begin.clock.now());
         if observed.changed {
             self.pace.changed(Instant::now());
         }
@@ -229,7 +235,10 @@ impl ControlLoop {
     /// Asks the store; the answer comes as a finding.
     fn verify_sequence(&mut self, seen: u64) {
         self.find(move |store| async move {
-            Finding::LastSequence { seen, last: store.last_sequence().await }
+            Finding::LastSequence {
+                seen,
+                last: store.last_sequence().await,
+            }
         });
     }
 
@@ -248,7 +257,10 @@ impl ControlLoop {
         if self.finding {
             return;
         }
-        let (answer, findings) = (question(self.begin.store.clone()), self.begin.findings.clone());
+        let (answer, findings) = (
+            question(self.begin.store.clone()),
+            self.begin.findings.clone(),
+        );
         self.finding = self.begin.asker.run(async move {
             // The loop may be gone.
             let _ = findings.send(answer.await).await;
@@ -258,8 +270,14 @@ impl ControlLoop {
     fn found(&mut self, finding: Finding) -> Result<(), End> {
         self.finding = false;
         match finding {
-            Finding::LastSequence { seen, last: Ok(last) } => self.begin.guard.verified(seen, last),
-            Finding::Term { seen, stored: Ok(stored) } => {
+            Finding::LastSequence {
+                seen,
+                last: Ok(last),
+            } => self.begin.guard.verified(seen, last),
+            Finding::Term {
+                seen,
+                stored: Ok(stored),
+            } => {
                 let own = self.begin.cluster.term;
                 if stored > own {
                     return Err(End::Deposed(format!("term {stored} has begun")));
@@ -268,8 +286,12 @@ impl ControlLoop {
                 return Err(End::Behind(seen));
             }
             // It is asked again with the next heartbeat.
-            Finding::LastSequence { last: Err(error), .. }
-            | Finding::Term { stored: Err(error), .. } => {
+            Finding::LastSequence {
+                last: Err(error), ..
+            }
+            | Finding::Term {
+                stored: Err(error), ..
+            } => {
                 tracing::debug!(%error, "the store was not asked");
             }
         }
@@ -323,8 +345,10 @@ impl ControlLoop {
         let now = self.begin.clock.now();
         self.pace.begin();
         let plan = self.begin.cluster.plan(now);
-        let (hosts, workloads) =
-            (self.begin.cluster.hosts().len(), self.begin.cluster.workloads().len());
+        let (hosts, workloads) = (
+            self.begin.cluster.hosts().len(),
+            self.begin.cluster.workloads().len(),
+        );
         self.begin.metrics.size(hosts, workloads);
         if let Some(at) = plan.wake_at {
             self.pace.wake(self.begin.clock.instant(at), Instant::now());
@@ -362,7 +386,10 @@ impl ControlLoop {
         let rules = rules.join("; ");
         if let Some(more) = self.alarm.now() {
             tracing::error!(rules, more, "a plan broke a rule and is not carried out");
-            self.say(vec![EventDraft::cluster(EventKind::AlarmPlanRefused, rules)]);
+            self.say(vec![EventDraft::cluster(
+                EventKind::AlarmPlanRefused,
+                rules,
+            )]);
         }
     }
 
@@ -378,7 +405,12 @@ impl ControlLoop {
                 return Err(StoreError::Fenced);
             }
             tries += 1;
-            match self.begin.store.batch(self.begin.fence, &batch.entries).await {
+            match self
+                .begin
+                .store
+                .batch(self.begin.fence, &batch.entries)
+                .await
+            {
                 Err(StoreError::NotReady(why)) if tries < TRIES => {
                     tracing::debug!(why, tries, "the store is not ready");
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -389,9 +421,13 @@ impl ControlLoop {
         match ack {
             Ok(ack) => {
                 let now = self.begin.clock.now();
-                self.begin.metrics.stored(batch.writes.len(), began.elapsed());
+                self.begin
+                    .metrics
+                    .stored(batch.writes.len(), began.elapsed());
                 self.begin.guard.stored(ack.last_sequence);
-                self.begin.cluster.commit(&batch.writes, ack.last_sequence, now);
+                self.begin
+                    .cluster
+                    .commit(&batch.writes, ack.last_sequence, now);
                 Ok(())
             }
             Err(error) => {
@@ -400,7 +436,10 @@ impl ControlLoop {
                     && self.alarm.now().is_some()
                 {
                     tracing::error!(why, "the store is full");
-                    self.say(vec![EventDraft::cluster(EventKind::AlarmFull, why.as_str())]);
+                    self.say(vec![EventDraft::cluster(
+                        EventKind::AlarmFull,
+                        why.as_str(),
+                    )]);
                 }
                 Err(error)
             }
@@ -429,62 +468,4 @@ impl ControlLoop {
 fn send(call: ApiCall, answer: Result<crate::api::Reply, ApiError>) {
     // Who asked may have given up.
     let _ = call.answer.send(answer);
-}
-
-/// Tells whoever waits, and whether leadership ends with it.
-fn ending(error: StoreError, refuse: impl FnOnce(ApiError)) -> Option<End> {
-    if error.ends_leadership() {
-        refuse(stepping_down());
-        return Some(match error {
-            StoreError::Fenced => End::Deposed("the store refused this term".to_owned()),
-            other => End::Unsure(other),
-        });
-    }
-    refuse(refusal(&error));
-    None
-}
-
-/// A store's error as an answer: nothing was written.
-fn refusal(error: &StoreError) -> ApiError {
-    let why = error.to_string();
-    let what = "the store did not take it: nothing was changed";
-    match error {
-        StoreError::Full(_) => ApiError::new(
-            ErrorCode::Unavailable,
-            what,
-            why,
-            "make room for JetStream: raise its limits, or free the disk",
-        ),
-        StoreError::TooLarge { .. } | StoreError::TooMany { .. } => ApiError::new(
-            ErrorCode::TooLarge,
-            what,
-            why,
-            "deploy fewer workloads at once, or raise the server's max_payload",
-        ),
-        StoreError::NotReady(_) | StoreError::Unavailable(_) => {
-            ApiError::new(ErrorCode::Unavailable, what, why, "try again")
-        }
-        _ => ApiError::new(ErrorCode::Internal, what, why, "see the controller's log"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_certain_is_answered_as_not_done() {
-        let mut answer = None;
-        let end = ending(StoreError::Full("disk".into()), |refusal| answer = Some(refusal));
-        assert!(end.is_none());
-        assert_eq!(answer.unwrap().code, ErrorCode::Unavailable);
-
-        let mut answer = None;
-        let end = ending(StoreError::Unknown("timed out".into()), |refusal| answer = Some(refusal));
-        assert!(matches!(end, Some(End::Unsure(_))));
-        assert!(answer.unwrap().why.contains("not known"));
-
-        let end = ending(StoreError::Fenced, |_| {});
-        assert!(matches!(end, Some(End::Deposed(_))));
-    }
 }

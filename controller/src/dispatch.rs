@@ -48,7 +48,10 @@ fn cut_at(writes: Vec<Write>, messages_max: usize, bytes_max: usize) -> Vec<Batc
             }
             None => {
                 bytes = size;
-                batches.push(Batch { writes: vec![write], entries: vec![entry] });
+                batches.push(Batch {
+                    writes: vec![write],
+                    entries: vec![entry],
+                });
             }
         }
     }
@@ -56,7 +59,10 @@ fn cut_at(writes: Vec<Write>, messages_max: usize, bytes_max: usize) -> Vec<Batc
 }
 
 fn entry(write: &Write) -> Entry {
-    Entry { key: write.key(), value: write.body().map(Bytes::from) }
+    Entry {
+        key: write.key(),
+        value: write.body().map(Bytes::from),
+    }
 }
 
 #[cfg(test)]
@@ -78,8 +84,14 @@ mod tests {
     fn order_and_number_are_kept() {
         let writes = deletes(2_500);
         let batches = cut(writes.clone());
-        assert_eq!(batches.iter().map(|b| b.entries.len()).collect::<Vec<_>>(), [1000, 1000, 500]);
-        let joined: Vec<Write> = batches.iter().flat_map(|batch| batch.writes.clone()).collect();
+        assert_eq!(
+            batches.iter().map(|b| b.entries.len()).collect::<Vec<_>>(),
+            [1000, 1000, 500]
+        );
+        let joined: Vec<Write> = batches
+            .iter()
+            .flat_map(|batch| batch.writes.clone())
+            .collect();
         assert_eq!(joined, writes);
         for batch in &batches {
             for (write, entry) in batch.writes.iter().zip(&batch.entries) {
@@ -94,7 +106,10 @@ mod tests {
         // `workload.shop.w0000` has 19 bytes.
         let sizes = |bytes_max| {
             let batches = cut_at(deletes(5), 1_000, bytes_max);
-            batches.iter().map(|batch| batch.entries.len()).collect::<Vec<_>>()
+            batches
+                .iter()
+                .map(|batch| batch.entries.len())
+                .collect::<Vec<_>>()
         };
         assert_eq!(sizes(38), [2, 2, 1]);
         assert_eq!(sizes(1), [1, 1, 1, 1, 1]);

@@ -90,7 +90,10 @@ impl Ears {
     }
 
     fn hear(&self, what: Observation) {
-        let heard = Heard { what, at: self.clock.now() };
+        let heard = Heard {
+            what,
+            at: self.clock.now(),
+        };
         match self.queue.try_send(heard) {
             Ok(()) => self.metrics.observed(),
             Err(_) => self.metrics.observation_dropped(),
@@ -159,7 +162,13 @@ impl Asker {
                 Ok(report) => {
                     let what = Observation::Status(report);
                     // It waits: an answer that was asked for is worth a place in the queue.
-                    let _ = asker.queue.send(Heard { what, at: asker.clock.now() }).await;
+                    let _ = asker
+                        .queue
+                        .send(Heard {
+                            what,
+                            at: asker.clock.now(),
+                        })
+                        .await;
                 }
                 Err(why) => {
                     let took_ms = asker.clock.now().since(asked_at).as_millis();
@@ -173,8 +182,8 @@ impl Asker {
     pub(crate) fn sync(&self, host: HostId, term: Term, sequence: u64) {
         let link = self.link.clone();
         self.run(async move {
-            let body = serde_json::to_vec(&SyncRequest { term, sequence })
-                .expect("numbers serialise");
+            let body =
+                serde_json::to_vec(&SyncRequest { term, sequence }).expect("numbers serialise");
             let subject = subjects::host(&host, "sync");
             if let Err(error) = link.publish(&subject, &[], body.into()).await {
                 tracing::debug!(%host, %error, "a host was not told to sync");
@@ -184,7 +193,9 @@ impl Asker {
 
     /// Runs one question, unless too many are on their way; `false`: it was left out.
     pub(crate) fn run(&self, work: impl Future<Output = ()> + Send + 'static) -> bool {
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else { return false };
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            return false;
+        };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -203,7 +214,9 @@ async fn full_status(link: &Link, host: &HostId) -> Result<StatusReport, String>
     let mut whole: Option<StatusReport> = None;
     let mut cursor = None;
     for _ in 0..PAGES_MAX {
-        let request = HostStatusRequest { cursor: cursor.take() };
+        let request = HostStatusRequest {
+            cursor: cursor.take(),
+        };
         let body = serde_json::to_vec(&request).expect("an optional string serialises");
         let answer = link.request(&subject, Bytes::from(body)).await;
         let page: StatusReport = parse(&answer.map_err(|error| error.to_string())?)?;
@@ -228,7 +241,9 @@ fn joined(
     if page.host != *host || !page.full {
         return Err("the answer is no full report of this host".to_owned());
     }
-    let Some(mut whole) = whole else { return Ok(StatusReport { next: None, ..page }) };
+    let Some(mut whole) = whole else {
+        return Ok(StatusReport { next: None, ..page });
+    };
     if page.boot != whole.boot {
         return Err("the host started again meanwhile".to_owned());
     }
@@ -270,18 +285,34 @@ mod tests {
 
     #[test]
     fn a_host_speaks_for_itself_only() {
-        let body = serde_json::to_vec(&StatusReport { full: false, ..page("b1", 1, None) }).unwrap();
+        let body = serde_json::to_vec(&StatusReport {
+            full: false,
+            ..page("b1", 1, None)
+        })
+        .unwrap();
         let inbound = |subject: &str| Inbound {
             subject: subject.to_owned(),
             reply: None,
             body: body.clone().into(),
         };
         assert!(report(&inbound("wasmorch.v1.status.h1")).is_ok());
-        let body = serde_json::to_vec(&page("b1", 1, Some("x"))).unwrap().into();
-        let part = Inbound { body, ..inbound("wasmorch.v1.status.h1") };
+        let body = serde_json::to_vec(&page("b1", 1, Some("x")))
+            .unwrap()
+            .into();
+        let part = Inbound {
+            body,
+            ..inbound("wasmorch.v1.status.h1")
+        };
         assert!(report(&part).unwrap_err().contains("one page"));
-        assert!(report(&inbound("wasmorch.v1.status.h2")).unwrap_err().contains("status.h1"));
-        let garbage = Inbound { body: "{".into(), ..inbound("wasmorch.v1.status.h1") };
+        assert!(
+            report(&inbound("wasmorch.v1.status.h2"))
+                .unwrap_err()
+                .contains("status.h1")
+        );
+        let garbage = Inbound {
+            body: "{".into(),
+            ..inbound("wasmorch.v1.status.h1")
+        };
         assert!(report(&garbage).is_err());
     }
 }

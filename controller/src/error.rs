@@ -25,7 +25,9 @@ pub enum ControllerError {
         source: Source,
     },
     /// The server answers and wants somebody else.
-    #[error("NATS at {url} refuses these credentials: pass the right --creds FILE, or a URL with user and password")]
+    #[error(
+        "NATS at {url} refuses these credentials: pass the right --creds FILE, or a URL with user and password"
+    )]
     Denied {
         /// Where (without a password).
         url: String,
@@ -43,19 +45,25 @@ pub enum ControllerError {
         source: std::io::Error,
     },
     /// The server lacks atomic batches.
-    #[error("nats-server {found} is too old: atomic writes need 2.12 or newer; update it and start again")]
+    #[error(
+        "nats-server {found} is too old: atomic writes need 2.12 or newer; update it and start again"
+    )]
     TooOld {
         /// Its version.
         found: String,
     },
     /// The server, or this account on it, keeps nothing.
-    #[error("NATS at {url} has no JetStream for this account: start nats-server with `-js`, or enable it for the account")]
+    #[error(
+        "NATS at {url} has no JetStream for this account: start nats-server with `-js`, or enable it for the account"
+    )]
     NoJetStream {
         /// Where (without a password).
         url: String,
     },
     /// A stream of ours is there and is not what it must be.
-    #[error("the stream {stream} cannot hold wasmorch's state: {why}; remove or rename it, or use another NATS account")]
+    #[error(
+        "the stream {stream} cannot hold wasmorch's state: {why}; remove or rename it, or use another NATS account"
+    )]
     WrongStream {
         /// Its name.
         stream: String,

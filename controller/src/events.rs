@@ -35,8 +35,16 @@ pub(crate) struct Publisher {
 pub(crate) fn queue(term: Term, link: Link, metrics: Metrics) -> (Events, Publisher) {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     (
-        Events { term, count: 0, queue: sender, metrics },
-        Publisher { queue: receiver, link },
+        Events {
+            term,
+            count: 0,
+            queue: sender,
+            metrics,
+        },
+        Publisher {
+            queue: receiver,
+            link,
+        },
     )
 }
 
@@ -106,6 +114,9 @@ mod tests {
         assert_eq!((event.id.as_str(), event.namespace.as_str()), ("7-3", "_"));
         let mut draft = draft;
         draft.namespace = Some(Name::default());
-        assert_eq!(number(&draft, Term(7), 4, Timestamp(0)).namespace, "default");
+        assert_eq!(
+            number(&draft, Term(7), 4, Timestamp(0)).namespace,
+            "default"
+        );
     }
 }

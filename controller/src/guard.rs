@@ -33,10 +33,19 @@ impl Guard {
     pub(crate) fn new(cluster: ClusterId, empty: bool, known: u64, unreadable: &[String]) -> Self {
         let frozen = unreadable.first().map(|key| {
             let more = unreadable.len() - 1;
-            let others = if more == 0 { String::new() } else { format!(" and {more} others") };
+            let others = if more == 0 {
+                String::new()
+            } else {
+                format!(" and {more} others")
+            };
             format!("the stored value of {key}{others} cannot be read by this version")
         });
-        Self { cluster, empty, known, frozen }
+        Self {
+            cluster,
+            empty,
+            known,
+            frozen,
+        }
     }
 
     /// Why nothing is changed; `None`: all is well.
@@ -67,7 +76,11 @@ impl Guard {
             return Concern::Foreign;
         }
         let seen = beat.sequence.max(beat.table_seq);
-        if seen > self.known { Concern::Verify(seen) } else { Concern::Fine }
+        if seen > self.known {
+            Concern::Verify(seen)
+        } else {
+            Concern::Fine
+        }
     }
 
     /// The store's answer to [`Concern::Verify`].
@@ -131,13 +144,21 @@ mod tests {
         assert_eq!(guard.heard(&beat("c1", 14)), Concern::Fine);
         assert_eq!(guard.heard(&beat("c1", 20)), Concern::Verify(20));
         guard.verified(20, 15);
-        assert!(guard.frozen().is_some_and(|why| why.contains("sequence 20")));
+        assert!(
+            guard
+                .frozen()
+                .is_some_and(|why| why.contains("sequence 20"))
+        );
     }
 
     #[test]
     fn what_cannot_be_read_freezes() {
         let unreadable = ["workload.a.b".to_owned(), "host.x".to_owned()];
         let guard = Guard::new("c1".parse().unwrap(), false, 1, &unreadable);
-        assert!(guard.frozen().is_some_and(|why| why.contains("workload.a.b and 1 others")));
+        assert!(
+            guard
+                .frozen()
+                .is_some_and(|why| why.contains("workload.a.b and 1 others"))
+        );
     }
 }

@@ -9,6 +9,7 @@
 //! Owns the order of these steps and the tasks of a term. Nothing of a term outlives it: state,
 //! queues and subscriptions are dropped and made anew.
 
+mod keeper;
 mod term;
 
 use std::time::{Duration, Instant};
@@ -52,7 +53,9 @@ impl Controller {
         // A term is later than any that a host has seen, even when the store forgot it.
         let mut floor = Term(0);
         loop {
-            let Some(won) = self.candidate(&shutdown).await else { return };
+            let Some(won) = self.candidate(&shutdown).await else {
+                return;
+            };
             tracing::info!(leader = %self.leader, "the lease is won");
             let end = self.lead(won, floor, &shutdown).await;
             self.metrics.led(0);
@@ -78,7 +81,11 @@ impl Controller {
     async fn candidate(&mut self, shutdown: &CancellationToken) -> Option<Won> {
         // Live messages on the key are a hint only: a clean stop is seen at once, and whatever is
         // missed is found by looking.
-        let mut hints = self.link.subscribe(&subjects::state(subjects::key::LEASE), None).await.ok();
+        let mut hints = self
+            .link
+            .subscribe(&subjects::state(subjects::key::LEASE), None)
+            .await
+            .ok();
         let mut troubled = false;
         loop {
             self.metrics.turned();
@@ -129,7 +136,10 @@ impl Controller {
             LeaseView::Held { lease, sequence } if lease.leader == self.leader => sequence,
             LeaseView::Held { .. } => return Ok(None),
         };
-        let lease = Lease { leader: self.leader.clone(), term: Term(0) };
+        let lease = Lease {
+            leader: self.leader.clone(),
+            term: Term(0),
+        };
         let sent = Instant::now();
         match self.store.write_lease(&lease, sequence, &self.times).await {
             Ok(sequence) => Ok(Some(Won { sequence, sent })),

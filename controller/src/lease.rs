@@ -60,7 +60,13 @@ struct State {
 impl LeaseClock {
     /// A lease whose winning write was sent then.
     pub fn won(times: LeaseTimes, sent: Instant) -> Self {
-        Self { times, state: Arc::new(Mutex::new(State { sent, dropped: false })) }
+        Self {
+            times,
+            state: Arc::new(Mutex::new(State {
+                sent,
+                dropped: false,
+            })),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -161,7 +167,11 @@ mod tests {
 
     #[test]
     fn times_below_a_second_are_taken_as_one() {
-        let times = LeaseTimes { ttl: ms(200), renew_every: ms(50), margin: ms(10) };
+        let times = LeaseTimes {
+            ttl: ms(200),
+            renew_every: ms(50),
+            margin: ms(10),
+        };
         assert_eq!(times.ttl_header(), "1s");
         let sent = Instant::now();
         assert!(LeaseClock::won(times, sent).holds(sent + ms(900)));

@@ -83,17 +83,31 @@ pub async fn run(
         () = shutdown.cancelled() => return Ok(()),
         parts = starting => parts?,
     };
-    let Parts { link, store, listener, metrics } = parts;
-    let admin = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let Parts {
+        link,
+        store,
+        listener,
+        metrics,
+    } = parts;
+    let admin = listener
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok());
     let stop_admin = CancellationToken::new();
     let serving = listener.map(|listener| {
-        let admin = Admin { link: link.clone(), metrics: metrics.clone(), leader: leader.clone() };
+        let admin = Admin {
+            link: link.clone(),
+            metrics: metrics.clone(),
+            leader: leader.clone(),
+        };
         AbortOnDropHandle::new(tokio::spawn(admin.serve(listener, stop_admin.clone())))
     });
     tracing::info!(%leader, nats = link.url(), "controller started");
     if let Some(started) = config.started {
         // Nobody has to listen.
-        let _ = started.send(ControllerStarted { leader: leader.clone(), admin });
+        let _ = started.send(ControllerStarted {
+            leader: leader.clone(),
+            admin,
+        });
     }
     let controller = Controller {
         link: link.clone(),
@@ -104,7 +118,8 @@ pub async fn run(
         times: LeaseTimes::default(),
         metrics,
     };
-    controller.run(shutdown).await;
+    // A term's future is large, and callers put this one in theirs.
+    Box::pin(controller.run(shutdown)).await;
     stop_admin.cancel();
     if let Some(serving) = serving {
         // A panic there has been reported by the runtime, and nothing is left to save.
@@ -131,5 +146,10 @@ async fn start(config: &ControllerConfig, leader: &LeaderId) -> Result<Parts, Co
     let name = format!("wasmorch controller {leader}");
     let link = Link::connect(&config.nats, &name).await?;
     let store = Store::open(&link, config.nats.js_domain.as_deref()).await?;
-    Ok(Parts { link, store, listener, metrics: Metrics::new() })
+    Ok(Parts {
+        link,
+        store,
+        listener,
+        metrics: Metrics::new(),
+    })
 }

@@ -96,9 +96,12 @@ impl Link {
         let url = without_password(&options.url);
         let connected = Arc::new(AtomicBool::new(true));
         let mut connect = match &options.creds {
-            Some(path) => ConnectOptions::with_credentials_file(path).await.map_err(|source| {
-                ControllerError::Credentials { path: path.clone(), source }
-            })?,
+            Some(path) => ConnectOptions::with_credentials_file(path)
+                .await
+                .map_err(|source| ControllerError::Credentials {
+                    path: path.clone(),
+                    source,
+                })?,
             None => ConnectOptions::new(),
         };
         connect = connect
@@ -117,13 +120,26 @@ impl Link {
                 }
             });
         let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
-        let client = connect.connect(servers).await.map_err(|error| match error.kind() {
-            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                ControllerError::Denied { url: url.clone(), source: Box::new(error) }
-            }
-            _ => ControllerError::Unreachable { url: url.clone(), source: Box::new(error) },
-        })?;
-        Ok(Self { client, url: url.into(), connected })
+        let client = connect
+            .connect(servers)
+            .await
+            .map_err(|error| match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    ControllerError::Denied {
+                        url: url.clone(),
+                        source: Box::new(error),
+                    }
+                }
+                _ => ControllerError::Unreachable {
+                    url: url.clone(),
+                    source: Box::new(error),
+                },
+            })?;
+        Ok(Self {
+            client,
+            url: url.into(),
+            connected,
+        })
     }
 
     /// Where the link goes, for messages; without a password.
@@ -133,8 +149,7 @@ impl Link {
 
     /// Whether the connection stands now.
     pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
-            && self.client.connection_state() == State::Connected
+        self.connected.load(Ordering::Relaxed) && self.client.connection_state() == State::Connected
     }
 
     /// The largest message the server takes, headers included.
@@ -155,11 +170,15 @@ impl Link {
         let subscribing = async {
             let subscriber = match queue_group {
                 Some(group) => {
-                    self.client.queue_subscribe(subject.to_owned(), group.to_owned()).await
+                    self.client
+                        .queue_subscribe(subject.to_owned(), group.to_owned())
+                        .await
                 }
                 None => self.client.subscribe(subject.to_owned()).await,
             };
-            subscriber.map(Subscription).map_err(|error| failed(subject, &error))
+            subscriber
+                .map(Subscription)
+                .map_err(|error| failed(subject, &error))
         };
         within(subject, subscribing).await
     }
@@ -176,7 +195,9 @@ impl Link {
             let sent = if headers.is_empty() {
                 self.client.publish(subject.to_owned(), body).await
             } else {
-                self.client.publish_with_headers(subject.to_owned(), header_map(headers), body).await
+                self.client
+                    .publish_with_headers(subject.to_owned(), header_map(headers), body)
+                    .await
             };
             sent.map_err(|error| failed(subject, &error))
         };
@@ -203,17 +224,29 @@ impl Link {
     /// Waits until what was handed over has been written to the server.
     pub async fn flush(&self) -> Result<(), LinkError> {
         let subject = "(flush)";
-        let flushing = async { self.client.flush().await.map_err(|error| failed(subject, &error)) };
+        let flushing = async {
+            self.client
+                .flush()
+                .await
+                .map_err(|error| failed(subject, &error))
+        };
         within(subject, flushing).await
     }
 
     fn fits(&self, subject: &str, headers: &[(&str, &str)], body: usize) -> Result<(), LinkError> {
         // `NATS/1.0\r\n`, each header with `: ` and `\r\n`, and the empty line at the end.
-        let framing: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let framing: usize = headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 4)
+            .sum();
         let bytes = body + if headers.is_empty() { 0 } else { framing + 12 };
         let max = self.message_bytes_max();
         if bytes > max {
-            return Err(LinkError::TooLarge { subject: subject.to_owned(), bytes, max });
+            return Err(LinkError::TooLarge {
+                subject: subject.to_owned(),
+                bytes,
+                max,
+            });
         }
         Ok(())
     }
@@ -230,7 +263,10 @@ async fn within<T>(
 }
 
 fn failed(subject: &str, error: &dyn std::fmt::Display) -> LinkError {
-    LinkError::Failed { subject: subject.to_owned(), what: error.to_string() }
+    LinkError::Failed {
+        subject: subject.to_owned(),
+        what: error.to_string(),
+    }
 }
 
 /// Header values may come from what a user wrote, and a line break in one would panic the client.
@@ -269,9 +305,15 @@ fn without_password(url: &str) -> String {
             let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
             format!("{scheme}://{host}")
         }
-        None => url.rsplit_once('@').map_or(url, |(_, host)| host).to_owned(),
+        None => url
+            .rsplit_once('@')
+            .map_or(url, |(_, host)| host)
+            .to_owned(),
     };
-    url.split(',').map(|url| one(url.trim())).collect::<Vec<_>>().join(",")
+    url.split(',')
+        .map(|url| one(url.trim()))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]

@@ -65,7 +65,9 @@ impl Metrics {
     /// The loop that keeps this process useful (leading or waiting to) has turned.
     pub(crate) fn turned(&self) {
         let ms = self.0.started.elapsed().as_millis();
-        self.0.turned_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
+        self.0
+            .turned_ms
+            .store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// How long ago it last turned.
@@ -132,26 +134,62 @@ impl Metrics {
     pub(crate) fn text(&self, connected: bool) -> String {
         let c = &self.0;
         let gauges = [
-            ("connected", u64::from(connected), "1 while NATS is connected"),
-            ("term", c.leading.load(Relaxed), "the term this process leads, 0 when it does not"),
+            (
+                "connected",
+                u64::from(connected),
+                "1 while NATS is connected",
+            ),
+            (
+                "term",
+                c.leading.load(Relaxed),
+                "the term this process leads, 0 when it does not",
+            ),
             ("hosts", c.hosts.load(Relaxed), "hosts known to the leader"),
-            ("workloads", c.workloads.load(Relaxed), "workloads known to the leader"),
+            (
+                "workloads",
+                c.workloads.load(Relaxed),
+                "workloads known to the leader",
+            ),
         ];
         let counters = [
             ("terms_total", &c.terms, "terms this process has begun"),
             ("plans_total", &c.plans, "plans made"),
-            ("plans_refused_total", &c.plans_refused, "plans that broke a rule"),
+            (
+                "plans_refused_total",
+                &c.plans_refused,
+                "plans that broke a rule",
+            ),
             ("plan_microseconds_total", &c.plan_us, "time spent planning"),
             ("batches_total", &c.batches, "batches stored"),
-            ("batches_failed_total", &c.batches_failed, "batches not stored"),
-            ("batch_microseconds_total", &c.batch_us, "time spent storing"),
+            (
+                "batches_failed_total",
+                &c.batches_failed,
+                "batches not stored",
+            ),
+            (
+                "batch_microseconds_total",
+                &c.batch_us,
+                "time spent storing",
+            ),
             ("writes_total", &c.writes, "keys written"),
             ("calls_total", &c.calls, "API calls answered"),
             ("calls_refused_total", &c.calls_refused, "API calls refused"),
-            ("observations_total", &c.observations, "messages of hosts folded in"),
-            ("observations_dropped_total", &c.observations_dropped, "messages of hosts dropped"),
+            (
+                "observations_total",
+                &c.observations,
+                "messages of hosts folded in",
+            ),
+            (
+                "observations_dropped_total",
+                &c.observations_dropped,
+                "messages of hosts dropped",
+            ),
             ("events_total", &c.events, "events"),
-            ("events_dropped_total", &c.events_dropped, "events that were not published"),
+            (
+                "events_dropped_total",
+                &c.events_dropped,
+                "events that were not published",
+            ),
         ];
         let mut text = String::new();
         for (name, value, help) in gauges {
@@ -166,7 +204,10 @@ impl Metrics {
 
 fn line(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
     let name = format!("wasmorch_controller_{name}");
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    let _ = writeln!(
+        text,
+        "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+    );
 }
 
 fn micros(took: Duration) -> u64 {

@@ -1,34 +1,31 @@
 //! The gateway itself: a request comes in, is routed, and is answered.
 //!
 //! ```text
-//!   public ── route ──┐
-//!   dispatch ─────────┴── serve ──┬── serve_here ── Local
-//!   peer ── unwrap_peer ──────────┘└── forward (not from the peer port)
+//!   public ── route ──> serve ──> serve_here ──> Local
+//!   dispatch ─────────> serve ──> forward ──> another host's peer port
+//!   peer ── unwrap_peer ────────> serve_here ──> Local
 //! ```
 //!
 //! Invariant: the peer port serves what is here or refuses, and never forwards.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tracing::Level;
 use wasmorch_api::{HostId, WorkloadKey};
 
 use crate::Body;
 use crate::answer::{Answer, Held, Outgoing, incoming};
-use crate::balance::{Candidate, Endpoints};
 use crate::config::Limits;
 use crate::connections::Watch;
 use crate::headers::{self, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
-use crate::peers::{Peer, Peers, SendError};
-use crate::replay::Replay;
+use crate::peers::Peers;
 use crate::stats::{Counters, ErrorClass, Stats};
 use crate::tables::Tables;
 
@@ -123,17 +120,22 @@ impl Gateway {
         let mut held = inner.hold(None);
         let method = request.method().clone();
         let trace = Trace::begin(&request);
-        if headers::normalise(&mut request) == Err(BadHost::Missing) {
-            let host = format!("{}.{}.internal", workload.name, workload.namespace);
-            let host = HeaderValue::try_from(host).expect("names are DNS labels");
-            request.headers_mut().insert(header::HOST, host);
-        }
+        let normal = match headers::normalise(&mut request) {
+            Err(BadHost::Missing) => {
+                let host = format!("{}.{}.internal", workload.name, workload.namespace);
+                let host = HeaderValue::try_from(host).expect("names are DNS labels");
+                request.headers_mut().insert(header::HOST, host);
+                Ok(())
+            }
+            normal => normal,
+        };
         headers::scrub_public_request(request.headers_mut());
         let target = inner.tables.target(workload);
         let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone())));
-        let answer = match inner.overloaded() {
-            Some(answer) => answer,
-            None => inner.serve(&target, request, &mut held).await,
+        let answer = match (inner.overloaded(), normal) {
+            (Some(text), _) => Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text),
+            (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
+            _ => inner.serve(&target, request, &mut held).await,
         };
         let response = inner.finish(answer, &method, held, Some(workload), trace);
         response.map(Outgoing::into_body)
@@ -221,12 +223,11 @@ impl Inner {
         answer.finish(method, held)
     }
 
-    fn overloaded(&self) -> Option<Answer> {
+    /// Why no more requests are taken, when that is so.
+    fn overloaded(&self) -> Option<String> {
         let max = self.limits.requests_max;
         (self.counters.in_flight.load(Relaxed) > max).then(|| {
-            let text =
-                format!("this gateway has {max} requests in hand and takes no more; try again");
-            Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text)
+            format!("this gateway has {max} requests in hand and takes no more; try again")
         })
     }
 
@@ -240,8 +241,8 @@ impl Inner {
         mut request: Request<Incoming>,
         client: &Client,
     ) -> Result<(Arc<Target>, Request<Body>), Answer> {
-        if let Some(answer) = self.overloaded() {
-            return Err(answer);
+        if let Some(text) = self.overloaded() {
+            return Err(Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text));
         }
         if request.method() == Method::CONNECT {
             return Err(Answer::error(ErrorClass::NotYet, "CONNECT is not served"));
@@ -253,7 +254,7 @@ impl Inner {
         let bad = |bad: BadHost| Answer::error(ErrorClass::BadRequest, bad.to_string());
         headers::normalise(&mut request).map_err(bad)?;
         let path = request.uri().path();
-        if path == "*" {
+        if path == "**" {
             // About the server itself (RFC 9110, 9.3.7), and it has nothing to say.
             return Err(Answer::empty(StatusCode::NO_CONTENT));
         }
@@ -275,6 +276,10 @@ impl Inner {
         &self,
         mut request: Request<Incoming>,
     ) -> Result<(WorkloadKey, Request<Body>), Answer> {
+        if let Some(text) = self.overloaded() {
+            // Another host may have room.
+            return Err(Answer::refused(text));
+        }
         let bad = |text: &str| Answer::error(ErrorClass::BadRequest, text);
         let text = |name| {
             request
@@ -318,7 +323,7 @@ impl Inner {
     /// Here if it can be, else elsewhere.
     async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
-        if hops >= self.limits.hops_max {
+        if hops > 9999 {
             return self.looped(&target.key);
         }
         if self.local.ready(&target.key) == 0 || self.spills(&target.key) {
@@ -332,7 +337,7 @@ impl Inner {
 
     /// Whether a request had better go to another host, though a replica is here.
     fn spills(&self, workload: &WorkloadKey) -> bool {
-        !self.local.has_room(workload)
+        false && !self.local.has_room(workload)
             && self
                 .tables
                 .endpoints(workload)

@@ -88,7 +88,10 @@ impl Views {
     }
 
     fn get(&self) -> View {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -123,9 +126,19 @@ pub(crate) async fn serve(listener: TcpListener, views: Views, stop: Cancellatio
 fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
     const JSON: &str = "application/json";
     if method != Method::GET && method != Method::HEAD {
-        return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".into());
+        return page(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET\n".into(),
+        );
     }
-    let ok = |good: bool| if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let ok = |good: bool| {
+        if good {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
     match path {
         "/healthz" => {
             let turns = view.turned.elapsed() < STUCK;
@@ -140,7 +153,11 @@ fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
             });
             page(ok(ready), JSON, body.to_string())
         }
-        "/version" => page(StatusCode::OK, JSON, serde_json::json!({ "version": VERSION }).to_string()),
+        "/version" => page(
+            StatusCode::OK,
+            JSON,
+            serde_json::json!({ "version": VERSION }).to_string(),
+        ),
         "/metrics" => page(StatusCode::OK, "text/plain; version=0.0.4", metrics(view)),
         _ => {
             let pages = "no such page: /healthz /readyz /metrics /version\n";
@@ -152,7 +169,9 @@ fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
 fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }
 
@@ -161,20 +180,85 @@ fn metrics(view: &View) -> String {
     let (pulse, gateway) = (&view.pulse, &view.gateway);
     let rows: [(&str, &str, &str, u64); 15] = [
         ("replicas", "gauge", "Live replicas.", pulse.replicas),
-        ("replicas_ready", "gauge", "Replicas that serve.", pulse.ready),
-        ("memory_bytes", "gauge", "Memory of all replicas.", pulse.memory_bytes),
-        ("cpu_millis", "gauge", "Cpu of all replicas, thousandths of a core.", pulse.cpu_millis),
-        ("gateway_requests_total", "counter", "Requests accepted.", gateway.requests),
-        ("gateway_errors_total", "counter", "Answers of 500 and above.", gateway.errors),
-        ("gateway_forwarded_total", "counter", "Requests sent on to another host.", gateway.forwarded),
-        ("gateway_in_flight", "gauge", "Requests in hand.", gateway.in_flight),
-        ("nats_up", "gauge", "Whether NATS is there.", u64::from(view.nats)),
+        (
+            "replicas_ready",
+            "gauge",
+            "Replicas that serve.",
+            pulse.ready,
+        ),
+        (
+            "memory_bytes",
+            "gauge",
+            "Memory of all replicas.",
+            pulse.memory_bytes,
+        ),
+        (
+            "cpu_millis",
+            "gauge",
+            "Cpu of all replicas, thousandths of a core.",
+            pulse.cpu_millis,
+        ),
+        (
+            "gateway_requests_total",
+            "counter",
+            "Requests accepted.",
+            gateway.requests,
+        ),
+        (
+            "gateway_errors_total",
+            "counter",
+            "Answers of 500 and above.",
+            gateway.errors,
+        ),
+        (
+            "gateway_forwarded_total",
+            "counter",
+            "Requests sent on to another host.",
+            gateway.forwarded,
+        ),
+        (
+            "gateway_in_flight",
+            "gauge",
+            "Requests in hand.",
+            gateway.in_flight,
+        ),
+        (
+            "nats_up",
+            "gauge",
+            "Whether NATS is there.",
+            u64::from(view.nats),
+        ),
         ("term", "gauge", "The highest term seen.", view.term.0),
-        ("placements_sequence", "gauge", "Store sequence of the set that is held.", pulse.sequence),
-        ("tables_sequence", "gauge", "Highest store sequence in the routing tables.", view.table_seq),
-        ("log_lines_dropped_total", "counter", "Log lines that were not kept.", view.logs_dropped),
-        ("reports_dropped_total", "counter", "Reports that NATS did not take.", view.reports_dropped),
-        ("runner_restarts_total", "counter", "Times the runner was started again.", view.runner_restarts),
+        (
+            "placements_sequence",
+            "gauge",
+            "Store sequence of the set that is held.",
+            pulse.sequence,
+        ),
+        (
+            "tables_sequence",
+            "gauge",
+            "Highest store sequence in the routing tables.",
+            view.table_seq,
+        ),
+        (
+            "log_lines_dropped_total",
+            "counter",
+            "Log lines that were not kept.",
+            view.logs_dropped,
+        ),
+        (
+            "reports_dropped_total",
+            "counter",
+            "Reports that NATS did not take.",
+            view.reports_dropped,
+        ),
+        (
+            "runner_restarts_total",
+            "counter",
+            "Times the runner was started again.",
+            view.runner_restarts,
+        ),
     ];
     let mut text = String::new();
     for (name, kind, help, value) in rows {
@@ -197,7 +281,10 @@ mod tests {
 
     #[test]
     fn ready_is_about_what_is_held_and_not_about_nats() {
-        let mut view = View { runner: true, ..View::default() };
+        let mut view = View {
+            runner: true,
+            ..View::default()
+        };
         assert_eq!(status("/readyz", &view), 503);
         view.settled = true;
         assert_eq!((view.nats, status("/readyz", &view)), (false, 200));
@@ -209,7 +296,9 @@ mod tests {
     fn healthy_is_a_loop_that_turns() {
         let mut view = View::default();
         assert_eq!(status("/healthz", &view), 200);
-        let Some(long_ago) = Instant::now().checked_sub(STUCK * 2) else { return };
+        let Some(long_ago) = Instant::now().checked_sub(STUCK * 2) else {
+            return;
+        };
         view.turned = long_ago;
         assert_eq!(status("/healthz", &view), 503);
     }
@@ -219,7 +308,10 @@ mod tests {
         let view = View::default();
         assert_eq!(status("/version", &view), 200);
         assert_eq!(status("/", &view), 404);
-        assert_eq!(respond(&Method::POST, "/healthz", &view).status().as_u16(), 405);
+        assert_eq!(
+            respond(&Method::POST, "/healthz", &view).status().as_u16(),
+            405
+        );
         let text = metrics(&View { nats: true, ..view });
         assert!(text.contains("\nwasmorch_host_nats_up 1\n"), "{text}");
         let lines = text.lines().count();

@@ -22,21 +22,21 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use wasmorch_api::{
-    BootId, ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, ReplicaStatus,
-    Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
+    BootId, ClusterId, Digest, HostId, LeaderId, PlacementSet, RevisionNumber, Term, Timestamp,
+    WorkloadKey,
 };
 
-use crate::runner::protocol::{FromRunner, ReplicaKey, ToRunner};
+use crate::runner::protocol::ReplicaKey;
 
+mod events;
 mod fetch;
 mod placement;
 mod report;
+#[cfg(test)]
+mod restarts;
 mod sets;
 #[cfg(test)]
 mod simulated;
@@ -44,6 +44,7 @@ mod simulated;
 mod tests;
 mod transitions;
 
+pub use events::{Effect, Event, Held, HeldPlacement, PlacementKey, Refusal};
 use fetch::Fetches;
 use placement::Placement;
 pub use report::Pulse;
@@ -67,191 +68,6 @@ pub struct Identity {
     pub boot: BootId,
     /// The cluster it has joined before, if any.
     pub cluster: Option<ClusterId>,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// A placement set, live or read, with its store sequence.
-    Set {
-        /// The set.
-        set: Box<PlacementSet>,
-        /// Its sequence in the store.
-        sequence: u64,
-    },
-    /// The store has no set for this host, or it was deleted: hold.
-    NoSet,
-    /// A revision that was asked for.
-    Revision(Arc<Revision>),
-    /// A revision could not be had; it is asked for again after a while.
-    RevisionMissing {
-        /// Whose.
-        workload: WorkloadKey,
-        /// Which.
-        number: RevisionNumber,
-        /// Why.
-        reason: String,
-    },
-    /// An artifact lies on disk and its bytes have just been hashed.
-    Fetched {
-        /// Which.
-        digest: Digest,
-        /// Where.
-        path: PathBuf,
-    },
-    /// An artifact could not be had.
-    FetchFailed {
-        /// Which.
-        digest: Digest,
-        /// Why, for people.
-        reason: String,
-        /// Only a matter of time (the network): replicas go on waiting. Otherwise (wrong digest,
-        /// not in the store, disk full) they are rejected, and started again by policy.
-        retryable: bool,
-    },
-    /// The runner said something.
-    Runner(FromRunner),
-    /// The runner is gone, with everything it ran.
-    RunnerDied {
-        /// Why.
-        reason: String,
-    },
-    /// NATS is there, and the store named its cluster.
-    Connected {
-        /// The store's cluster.
-        cluster: ClusterId,
-        /// The term in force.
-        term: Term,
-    },
-    /// NATS is gone: hold.
-    Disconnected,
-    /// The daemon ends: drain everything, start nothing.
-    Shutdown {
-        /// Work in hand is cut off after this.
-        deadline: Duration,
-    },
-    /// Time passed; see [`Agent::wake_at`].
-    Tick,
-}
-
-/// What shall be done. The driver carries effects out in their order.
-#[derive(Debug, Clone)]
-pub enum Effect {
-    /// Write this to disk before anything after it.
-    Persist(Box<Held>),
-    /// The host belongs to this cluster from now on.
-    Joined(ClusterId),
-    /// Read a revision from the store.
-    FetchRevision {
-        /// Whose.
-        workload: WorkloadKey,
-        /// Which.
-        number: RevisionNumber,
-    },
-    /// Have the artifact on disk and hash it. Never asked twice at once for one digest.
-    FetchArtifact {
-        /// Which.
-        digest: Digest,
-    },
-    /// Tell the runner.
-    ToRunner(ToRunner),
-    /// Tell the leader.
-    Report(StatusReport),
-    /// A set was refused: an alarm for people.
-    Refused(Refusal),
-    /// The replica has ended and will never be heard of again by this id.
-    Ended(ReplicaKey),
-}
-
-/// Why a placement set (or a store) was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Two clusters on one NATS account, or a data folder moved between clusters.
-    #[error(
-        "this host belongs to cluster {ours} and the store to cluster {theirs}: point --nats at its \
-         own cluster, or give the host a fresh --data folder"
-    )]
-    OtherCluster {
-        /// The host's.
-        ours: ClusterId,
-        /// The store's.
-        theirs: ClusterId,
-    },
-    /// A set for another host under this host's key.
-    #[error("a placement set for host {theirs} arrived at host {ours}")]
-    OtherHost {
-        /// This host.
-        ours: HostId,
-        /// The set's.
-        theirs: HostId,
-    },
-    /// From a deposed leader.
-    #[error("a placement set of term {theirs} from leader {leader} is refused: term {ours} is in force")]
-    StaleTerm {
-        /// The highest obeyed.
-        ours: Term,
-        /// The set's.
-        theirs: Term,
-        /// Who wrote it.
-        leader: LeaderId,
-    },
-    /// Two leaders claim one term.
-    #[error("leader {theirs} claims term {term}, which is leader {ours}'s: its placement set is refused")]
-    OtherLeader {
-        /// The term.
-        term: Term,
-        /// Whom the host obeys.
-        ours: LeaderId,
-        /// The other.
-        theirs: LeaderId,
-    },
-}
-
-/// What a host keeps on disk to start again without NATS.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Held {
-    /// The set as it came.
-    pub set: PlacementSet,
-    /// Its sequence in the store.
-    pub sequence: u64,
-    /// The revisions it refers to, as far as they have been fetched.
-    pub revisions: Vec<Arc<Revision>>,
-    /// What the host itself numbers and remembers.
-    pub placements: Vec<HeldPlacement>,
-}
-
-/// The host's own memory of one placement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldPlacement {
-    /// Which.
-    #[serde(flatten)]
-    pub key: PlacementKey,
-    /// So many start numbers have been given out.
-    pub starts: u32,
-    /// How it ended for good: it isn't started again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<ReplicaStatus>,
-}
-
-/// One placement of a host.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PlacementKey {
-    /// Whose.
-    pub workload: WorkloadKey,
-    /// The seat.
-    pub slot: Slot,
-    /// The leader's number.
-    pub placement: PlacementNumber,
-}
-
-impl PlacementKey {
-    fn of(replica: &ReplicaKey) -> Self {
-        Self {
-            workload: replica.workload.clone(),
-            slot: replica.id.slot,
-            placement: replica.id.placement,
-        }
-    }
 }
 
 /// What a passed point in time means. Fired lazily: whoever it names checks that it still applies.
@@ -346,11 +162,19 @@ impl Agent {
             Event::Set { set, sequence } => self.apply_set(*set, sequence, now),
             Event::NoSet => tracing::debug!("no placement set in the store: holding"),
             Event::Revision(revision) => self.revision_arrived(revision, now),
-            Event::RevisionMissing { workload, number, reason } => {
+            Event::RevisionMissing {
+                workload,
+                number,
+                reason,
+            } => {
                 self.revision_missing(workload, number, &reason, now);
             }
             Event::Fetched { digest, path } => self.artifact_arrived(&digest, &path, now),
-            Event::FetchFailed { digest, reason, retryable } => {
+            Event::FetchFailed {
+                digest,
+                reason,
+                retryable,
+            } => {
                 self.artifact_failed(&digest, &reason, retryable, now);
             }
             Event::Runner(message) => self.runner_said(message, now),
@@ -366,7 +190,9 @@ impl Agent {
             if *at > now {
                 break;
             }
-            let Some((at, timer)) = self.timers.pop_first() else { break };
+            let Some((at, timer)) = self.timers.pop_first() else {
+                break;
+            };
             match timer {
                 Timer::Start(key) => self.start_due(&key, at, now),
                 Timer::DrainOverdue(key) => self.drain_overdue(&key, at, now),
@@ -392,8 +218,10 @@ impl Agent {
         match &self.identity.cluster {
             Some(ours) if ours == cluster => true,
             Some(ours) => {
-                let refusal =
-                    Refusal::OtherCluster { ours: ours.clone(), theirs: cluster.clone() };
+                let refusal = Refusal::OtherCluster {
+                    ours: ours.clone(),
+                    theirs: cluster.clone(),
+                };
                 self.effects.push(Effect::Refused(refusal));
                 false
             }
@@ -432,7 +260,9 @@ impl Agent {
 
     /// Whether no replica lives any more.
     pub fn idle(&self) -> bool {
-        self.placements.values().all(|placement| placement.live().is_none())
+        self.placements
+            .values()
+            .all(|placement| placement.live().is_none())
     }
 
     /// Whether everything held has been started, or has ended in trying.
@@ -442,11 +272,17 @@ impl Agent {
 
     /// Every artifact that a held placement uses: not to be pruned.
     pub fn artifacts_in_use(&self) -> BTreeSet<Digest> {
-        self.fetches.revisions().map(|revision| revision.artifact.clone()).collect()
+        self.fetches
+            .revisions()
+            .map(|revision| revision.artifact.clone())
+            .collect()
     }
 
     fn held(&self) -> Option<Held> {
-        let placements = self.placements.iter().filter(|(_, placement)| placement.wanted);
+        let placements = self
+            .placements
+            .iter()
+            .filter(|(_, placement)| placement.wanted);
         Some(Held {
             set: self.set.clone()?,
             sequence: self.sequence,
@@ -457,7 +293,12 @@ impl Agent {
                     starts: placement.starts,
                     ended: placement
                         .finished
-                        .then(|| placement.current.as_ref().map(|replica| placement.status(key, replica)))
+                        .then(|| {
+                            placement
+                                .current
+                                .as_ref()
+                                .map(|replica| placement.status(key, replica))
+                        })
                         .flatten(),
                 })
                 .collect(),

@@ -44,12 +44,18 @@ pub(crate) struct FetchError {
 impl FetchError {
     /// Trying again may help without anybody doing anything.
     pub(crate) fn retryable(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retryable: true }
+        Self {
+            reason: reason.into(),
+            retryable: true,
+        }
     }
 
     /// Somebody has to do something first.
     pub(crate) fn lasting(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retryable: false }
+        Self {
+            reason: reason.into(),
+            retryable: false,
+        }
     }
 }
 
@@ -77,7 +83,10 @@ impl Artifacts {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Self { folder, fetches: Arc::new(Semaphore::new(FETCHES_MAX)) }
+        Self {
+            folder,
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+        }
     }
 
     /// Where an artifact lies whose bytes have just been hashed; `open` reaches for the store when
@@ -86,7 +95,11 @@ impl Artifacts {
     /// # Errors
     ///
     /// See [`FetchError`]; nothing half written stays.
-    pub(crate) async fn have<Open, Opened>(&self, digest: &Digest, open: Open) -> Result<PathBuf, FetchError>
+    pub(crate) async fn have<Open, Opened>(
+        &self,
+        digest: &Digest,
+        open: Open,
+    ) -> Result<PathBuf, FetchError>
     where
         Open: FnOnce() -> Opened,
         Opened: Future<Output = Result<Source, FetchError>>,
@@ -120,7 +133,10 @@ impl Artifacts {
             }
         }
         fs::remove_file(path).map_err(|error| {
-            FetchError::lasting(format!("damaged {} cannot be deleted: {error}", path.display()))
+            FetchError::lasting(format!(
+                "damaged {} cannot be deleted: {error}",
+                path.display()
+            ))
         })?;
         Ok(false)
     }
@@ -160,17 +176,24 @@ impl Artifacts {
         }
         let found = Digest::from_hash(hash.finalize().into());
         if found != *digest {
-            return Err(mismatch(digest, &format!("the store's bytes are {}", found.short())));
+            return Err(mismatch(
+                digest,
+                &format!("the store's bytes are {}", found.short()),
+            ));
         }
         file.flush().await.map_err(failed)?;
         file.sync_all().await.map_err(failed)?;
-        temporary.persist(path).map_err(|error| failed(error.error))?;
+        temporary
+            .persist(path)
+            .map_err(|error| failed(error.error))?;
         sync_folder(&self.folder).map_err(failed)
     }
 
     /// Refuses before the first byte what cannot fit, with the numbers.
     fn check_space(&self, digest: &Digest, bytes: u64) -> Result<(), FetchError> {
-        let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return Ok(()) };
+        let Ok(disk) = rustix::fs::statvfs(&self.folder) else {
+            return Ok(());
+        };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free >= bytes.saturating_add(SPARE_BYTES) {
             return Ok(());
@@ -194,7 +217,10 @@ impl Artifacts {
             ));
         }
         let folder = self.folder.display();
-        FetchError::lasting(format!("writing {} to {folder} failed: {error}", digest.short()))
+        FetchError::lasting(format!(
+            "writing {} to {folder} failed: {error}",
+            digest.short()
+        ))
     }
 
     /// Deletes what is not in use beyond the bound, the longest unused first. Blocking.
@@ -243,9 +269,10 @@ async fn read_some(
         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
             Err(mismatch(digest, "the store's own checksum does not hold"))
         }
-        Ok(Err(error)) => {
-            Err(FetchError::retryable(format!("fetching {} broke off: {error}", digest.short())))
-        }
+        Ok(Err(error)) => Err(FetchError::retryable(format!(
+            "fetching {} broke off: {error}",
+            digest.short()
+        ))),
         Err(_) => Err(FetchError::retryable(format!(
             "fetching {} stalled for {STALLED:?}",
             digest.short()
@@ -281,7 +308,10 @@ mod tests {
     const BYTES: &[u8] = b"\0asm component";
 
     fn source(bytes: &'static [u8]) -> Result<Source, FetchError> {
-        Ok(Source { bytes: bytes.len() as u64, reader: Box::new(bytes) })
+        Ok(Source {
+            bytes: bytes.len() as u64,
+            reader: Box::new(bytes),
+        })
     }
 
     fn nothing() -> Result<Source, FetchError> {
@@ -302,18 +332,35 @@ mod tests {
     async fn fetched_once_and_then_from_the_cache() {
         let (_folder, artifacts) = cache();
         let digest = Digest::of(BYTES);
-        assert!(artifacts.have(&digest, async || nothing()).await.unwrap_err().retryable);
-        let path = artifacts.have(&digest, async || source(BYTES)).await.unwrap();
+        assert!(
+            artifacts
+                .have(&digest, async || nothing())
+                .await
+                .unwrap_err()
+                .retryable
+        );
+        let path = artifacts
+            .have(&digest, async || source(BYTES))
+            .await
+            .unwrap();
         assert_eq!(fs::read(&path).unwrap(), BYTES);
-        assert_eq!(artifacts.have(&digest, async || nothing()).await.unwrap(), path);
+        assert_eq!(
+            artifacts.have(&digest, async || nothing()).await.unwrap(),
+            path
+        );
     }
 
     #[tokio::test]
     async fn damage_in_the_store_is_never_kept() {
         let (folder, artifacts) = cache();
-        let error =
-            artifacts.have(&Digest::of(BYTES), async || source(b"\0asm tampered!")).await.unwrap_err();
-        assert!(!error.retryable && error.reason.starts_with("digest mismatch"), "{error}");
+        let error = artifacts
+            .have(&Digest::of(BYTES), async || source(b"\0asm tampered!"))
+            .await
+            .unwrap_err();
+        assert!(
+            !error.retryable && error.reason.starts_with("digest mismatch"),
+            "{error}"
+        );
         assert_eq!(count(folder.path()), 0);
     }
 
@@ -321,22 +368,43 @@ mod tests {
     async fn damage_in_the_cache_is_fetched_again() {
         let (_folder, artifacts) = cache();
         let digest = Digest::of(BYTES);
-        let path = artifacts.have(&digest, async || source(BYTES)).await.unwrap();
+        let path = artifacts
+            .have(&digest, async || source(BYTES))
+            .await
+            .unwrap();
         fs::write(&path, b"bit rot").unwrap();
         assert!(artifacts.have(&digest, async || nothing()).await.is_err());
         assert!(!path.exists(), "not even kept for looking at");
-        artifacts.have(&digest, async || source(BYTES)).await.unwrap();
+        artifacts
+            .have(&digest, async || source(BYTES))
+            .await
+            .unwrap();
         assert_eq!(fs::read(&path).unwrap(), BYTES);
     }
 
     #[tokio::test]
     async fn what_is_too_large_or_does_not_fit_is_refused_before_the_first_byte() {
         let (folder, artifacts) = cache();
-        let open = |bytes| move || async move { Ok(Source { bytes, reader: Box::new(tokio::io::empty()) }) };
-        let error = artifacts.have(&Digest::of(BYTES), open(ARTIFACT_BYTES_MAX + 1)).await.unwrap_err();
+        let open = |bytes| {
+            move || async move {
+                Ok(Source {
+                    bytes,
+                    reader: Box::new(tokio::io::empty()),
+                })
+            }
+        };
+        let error = artifacts
+            .have(&Digest::of(BYTES), open(ARTIFACT_BYTES_MAX + 1))
+            .await
+            .unwrap_err();
         assert!(error.reason.contains("the limit is 256 MiB"), "{error}");
-        let error = artifacts.check_space(&Digest::of(BYTES), u64::MAX / 2).unwrap_err();
-        assert!(!error.retryable && error.reason.contains("disk full while fetching"), "{error}");
+        let error = artifacts
+            .check_space(&Digest::of(BYTES), u64::MAX / 2)
+            .unwrap_err();
+        assert!(
+            !error.retryable && error.reason.contains("disk full while fetching"),
+            "{error}"
+        );
         assert_eq!(count(folder.path()), 0);
     }
 
@@ -344,9 +412,17 @@ mod tests {
     async fn a_fetch_that_breaks_off_leaves_nothing() {
         let (folder, artifacts) = cache();
         let broken = tokio_test_reader();
-        let open = || async { Ok(Source { bytes: 100, reader: Box::new(broken) }) };
+        let open = || async {
+            Ok(Source {
+                bytes: 100,
+                reader: Box::new(broken),
+            })
+        };
         let error = artifacts.have(&Digest::of(BYTES), open).await.unwrap_err();
-        assert!(error.retryable && error.reason.contains("broke off"), "{error}");
+        assert!(
+            error.retryable && error.reason.contains("broke off"),
+            "{error}"
+        );
         assert_eq!(count(folder.path()), 0);
         fs::write(folder.path().join(".new-left"), b"x").unwrap();
         Artifacts::new(folder.path().to_owned());

@@ -105,8 +105,14 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let logs = LogStore::start(disk.data.logs());
     let (events, link_events) = mpsc::channel(LINK_QUEUE);
     let (pulse, beats) = watch::channel(None);
-    let started =
-        Link::start(&config.nats, listening.host.clone(), logs.reader(), events, beats).await;
+    let started = Link::start(
+        &config.nats,
+        listening.host.clone(),
+        logs.reader(),
+        events,
+        beats,
+    )
+    .await;
     let (link, link_tasks) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -163,15 +169,29 @@ impl Disk {
             let host = data.host(|| HostId::from_random(rand::random()))?;
             let held = data.held()?;
             let tables = Tables::load(data.tables()?.unwrap_or_default());
-            Ok(Self { data: Arc::new(data), host, held, tables })
+            Ok(Self {
+                data: Arc::new(data),
+                host,
+                held,
+                tables,
+            })
         });
-        opening.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        opening
+            .await
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     fn agent(&mut self) -> Agent {
         let boot = BootId::from_random(rand::random());
         let (host, cluster) = (self.host.host.clone(), self.host.cluster.clone());
-        Agent::new(Identity { host, boot, cluster }, self.held.take())
+        Agent::new(
+            Identity {
+                host,
+                boot,
+                cluster,
+            },
+            self.held.take(),
+        )
     }
 }
 
@@ -186,21 +206,36 @@ impl Bound {
     fn bind(flag: &'static str, address: SocketAddr) -> Result<Self, HostError> {
         let failed = |source: std::io::Error| {
             if source.kind() == std::io::ErrorKind::AddrInUse {
-                HostError::PortInUse { flag, address, source }
+                HostError::PortInUse {
+                    flag,
+                    address,
+                    source,
+                }
             } else {
-                HostError::Listen { flag, address, source }
+                HostError::Listen {
+                    flag,
+                    address,
+                    source,
+                }
             }
         };
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, flag })
+        Ok(Self {
+            listener,
+            address,
+            flag,
+        })
     }
 
     fn tokio(self) -> Result<tokio::net::TcpListener, HostError> {
         let (flag, address) = (self.flag, self.address);
-        tokio::net::TcpListener::from_std(self.listener)
-            .map_err(|source| HostError::Listen { flag, address, source })
+        tokio::net::TcpListener::from_std(self.listener).map_err(|source| HostError::Listen {
+            flag,
+            address,
+            source,
+        })
     }
 }
 
@@ -212,7 +247,9 @@ struct Sockets {
 
 impl Sockets {
     fn bind(config: &HostConfig) -> Result<Self, HostError> {
-        let peer = config.peer.unwrap_or_else(|| SocketAddr::new(config.http.ip(), 0));
+        let peer = config
+            .peer
+            .unwrap_or_else(|| SocketAddr::new(config.http.ip(), 0));
         Ok(Self {
             http: Bound::bind("--http", config.http)?,
             peer: Bound::bind("--peer", peer)?,
@@ -228,10 +265,15 @@ fn spawn_runner(
     disk: &Disk,
     (http, peer): (TcpListener, TcpListener),
 ) -> crate::driver::Spawn {
-    let (host, domain, nats) =
-        (disk.host.host.clone(), config.domain.clone(), config.nats.clone());
+    let (host, domain, nats) = (
+        disk.host.host.clone(),
+        config.domain.clone(),
+        config.nats.clone(),
+    );
     let compiled = disk.data.compiled();
-    let threads = config.runners.and_then(|runners| NonZeroUsize::new(runners as usize));
+    let threads = config
+        .runners
+        .and_then(|runners| NonZeroUsize::new(runners as usize));
     // A domain that only this machine knows is somebody's desk.
     let development = domain == "localhost" || domain.ends_with(".localhost");
     Box::new(move || {
@@ -252,10 +294,16 @@ fn spawn_runner(
 async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
     let (http, peer, url) = (listening.http, listening.peer, config.nats.url.clone());
     let reaching = tokio::task::spawn_blocking(move || {
-        (machine::reachable(http, &url), machine::reachable(peer, &url))
+        (
+            machine::reachable(http, &url),
+            machine::reachable(peer, &url),
+        )
     });
     let (reach_http, reach_peer) = reaching.await.unwrap_or_default();
-    let peer = config.advertise.clone().or_else(|| reach_peer.map(|peer| peer.to_string()));
+    let peer = config
+        .advertise
+        .clone()
+        .or_else(|| reach_peer.map(|peer| peer.to_string()));
     if peer.is_none() {
         tracing::warn!(
             "other hosts cannot be told where to reach this one: give --advertise HOST:PORT"
@@ -286,9 +334,14 @@ mod tests {
     #[test]
     fn a_port_in_use_names_the_flag_and_the_address() {
         let taken = Bound::bind("--http", "127.0.0.1:0".parse().unwrap()).unwrap();
-        let Err(error) = Bound::bind("--http", taken.address) else { panic!("it is in use") };
+        let Err(error) = Bound::bind("--http", taken.address) else {
+            panic!("it is in use")
+        };
         assert!(matches!(error, HostError::PortInUse { .. }));
         let text = error.to_string();
-        assert!(text.starts_with(&format!("--http {} is in use", taken.address)), "{text}");
+        assert!(
+            text.starts_with(&format!("--http {} is in use", taken.address)),
+            "{text}"
+        );
     }
 }

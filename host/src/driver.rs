@@ -35,8 +35,8 @@ mod keeper;
 mod live;
 
 use clock::Clock;
-pub(crate) use keeper::{Keeper, Spawn};
 use keeper::Said;
+pub(crate) use keeper::{Keeper, Spawn};
 use live::LiveLines;
 
 /// Asks for usage and pings, writes what may wait, that often.
@@ -130,7 +130,8 @@ impl Driver {
     }
 
     fn over(&self) -> bool {
-        self.ends_at.is_some_and(|at| self.parts.agent.idle() || Instant::now() >= at)
+        self.ends_at
+            .is_some_and(|at| self.parts.agent.idle() || Instant::now() >= at)
     }
 
     async fn input(
@@ -162,11 +163,7 @@ impl Driver {
     }
 
     /// What has arrived besides, as far as it fits the batch.
-    fn take_more(
-        &mut self,
-        link_events: &mut mpsc::Receiver<LinkEvent>,
-        events: &mut Vec<Event>,
-    ) {
+    fn take_more(&mut self, link_events: &mut mpsc::Receiver<LinkEvent>, events: &mut Vec<Event>) {
         while events.len() < BATCH {
             if let Some(said) = self.parts.keeper.try_next() {
                 self.take(Input::Runner(said), events);
@@ -182,8 +179,8 @@ impl Driver {
 
     fn take(&mut self, input: Input, events: &mut Vec<Event>) {
         match input {
-            Input::Link(event) => events.extend(self.from_link(event)),
-            Input::Runner(said) => events.extend(self.from_runner(said)),
+            Input::Link(event) => events.extend(self.link_said(event)),
+            Input::Runner(said) => events.extend(self.runner_said(said)),
             Input::Fetched(event) => events.push(event),
             Input::Due | Input::Tick => events.push(Event::Tick),
             Input::Shutdown => {
@@ -194,9 +191,13 @@ impl Driver {
         }
     }
 
-    fn from_link(&mut self, event: LinkEvent) -> Option<Event> {
+    fn link_said(&mut self, event: LinkEvent) -> Option<Event> {
         match event {
-            LinkEvent::Connected { cluster, term, leader } => {
+            LinkEvent::Connected {
+                cluster,
+                term,
+                leader,
+            } => {
                 self.view.nats = true;
                 self.view.leader = Some(leader);
                 Some(Event::Connected { cluster, term })
@@ -210,7 +211,8 @@ impl Driver {
             LinkEvent::Table(change) => {
                 if self.is_ours(&change) {
                     let news = self.parts.tables.change(change);
-                    news.into_iter().for_each(|message| self.parts.keeper.send(message));
+                    news.into_iter()
+                        .for_each(|message| self.parts.keeper.send(message));
                 }
                 None
             }
@@ -237,7 +239,7 @@ impl Driver {
         self.parts.agent.cluster() == Some(cluster)
     }
 
-    fn from_runner(&mut self, said: Said) -> Option<Event> {
+    fn runner_said(&mut self, said: Said) -> Option<Event> {
         match said {
             Said::Message(FromRunner::Logs { lines, dropped }) => {
                 self.view.logs_dropped += dropped;
@@ -273,15 +275,19 @@ impl Driver {
             self.carry_out(effect).await;
         }
         let agent = &self.parts.agent;
-        self.parts.pulse.send_replace(agent.heartbeat(&self.parts.info, self.view.table_seq));
+        self.parts
+            .pulse
+            .send_replace(agent.heartbeat(&self.parts.info, self.view.table_seq));
         let (term, _) = agent.term();
         self.view.term = term;
         self.view.pulse = agent.pulse();
         self.view.settled |= agent.settled();
         self.view.runner = self.parts.keeper.answers();
         self.view.turned = std::time::Instant::now();
-        let view =
-            View { logs_dropped: self.view.logs_dropped + self.parts.logs.dropped(), ..self.view.clone() };
+        let view = View {
+            logs_dropped: self.view.logs_dropped + self.parts.logs.dropped(),
+            ..self.view.clone()
+        };
         self.parts.views.set(view);
     }
 
@@ -320,9 +326,11 @@ impl Driver {
             let _permit = reads.acquire().await;
             match link.revision(&workload, number).await {
                 Ok(revision) => Event::Revision(revision),
-                Err(error) => {
-                    Event::RevisionMissing { workload, number, reason: error.to_string() }
-                }
+                Err(error) => Event::RevisionMissing {
+                    workload,
+                    number,
+                    reason: error.to_string(),
+                },
             }
         });
     }
@@ -334,7 +342,11 @@ impl Driver {
                 Ok(path) => Event::Fetched { digest, path },
                 Err(error) => {
                     let (reason, retryable) = (error.reason, error.retryable);
-                    Event::FetchFailed { digest, reason, retryable }
+                    Event::FetchFailed {
+                        digest,
+                        reason,
+                        retryable,
+                    }
                 }
             }
         });

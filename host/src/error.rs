@@ -25,7 +25,9 @@ pub enum HostError {
         source: std::io::Error,
     },
     /// The address cannot be listened on.
-    #[error("{flag} {address} cannot be listened on: give an address of this machine, with a port it may use")]
+    #[error(
+        "{flag} {address} cannot be listened on: give an address of this machine, with a port it may use"
+    )]
     Listen {
         /// The flag that chose the address.
         flag: &'static str,
@@ -84,7 +86,11 @@ pub enum HostError {
 
 impl HostError {
     /// A failed disk operation; a full disk is told apart.
-    pub(crate) fn disk(what: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+    pub(crate) fn disk(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+        source: std::io::Error,
+    ) -> Self {
         let path = path.into();
         if is_disk_full(&source) {
             Self::DiskFull { what, path, source }

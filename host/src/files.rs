@@ -89,7 +89,10 @@ impl DataDir {
         match read_json(&path) {
             Ok(Some(file)) => Ok(file),
             Ok(None) => {
-                let file = HostFile { host: mint(), cluster: None };
+                let file = HostFile {
+                    host: mint(),
+                    cluster: None,
+                };
                 self.write_host(&file)?;
                 Ok(file)
             }
@@ -152,7 +155,8 @@ impl DataDir {
                 let aside = path.with_extension("damaged");
                 tracing::warn!(file = %path.display(), %why, kept_as = %aside.display(),
                     "damaged: set aside, the store is asked instead");
-                fs::rename(&path, &aside).map_err(|source| HostError::disk("renaming", path, source))?;
+                fs::rename(&path, &aside)
+                    .map_err(|source| HostError::disk("renaming", path, source))?;
                 Ok(None)
             }
         }
@@ -183,8 +187,14 @@ fn lock(root: &Path) -> Result<File, HostError> {
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             // The pid only makes the message better.
-            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(HostError::Locked { path: root.to_owned(), pid });
+            let pid = file
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(HostError::Locked {
+                path: root.to_owned(),
+                pid,
+            });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
@@ -205,13 +215,17 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ReadError::Io(error)),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| ReadError::Damaged(error.to_string()))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| ReadError::Damaged(error.to_string()))
 }
 
 /// Puts `bytes` at `path` so that a crash at any point leaves the old or the new content.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
@@ -244,9 +258,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         let error = DataDir::open(folder.path()).unwrap_err();
-        let HostError::Locked { pid, .. } = &error else { panic!("{error}") };
+        let HostError::Locked { pid, .. } = &error else {
+            panic!("{error}")
+        };
         assert_eq!(*pid, Some(std::process::id()));
-        assert!(error.to_string().contains(&format!("locked by pid {}", std::process::id())));
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("locked by pid {}", std::process::id()))
+        );
         drop(data);
         DataDir::open(folder.path()).unwrap();
     }
@@ -256,11 +276,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         fs::write(folder.path().join(HOST), b"{").unwrap();
-        assert!(matches!(data.host(|| id("h")).unwrap_err(), HostError::Damaged { .. }));
+        assert!(matches!(
+            data.host(|| id("h")).unwrap_err(),
+            HostError::Damaged { .. }
+        ));
         fs::write(folder.path().join(PLACEMENTS), b"{\"set\":").unwrap();
         assert_eq!(data.held().unwrap(), None);
         assert!(folder.path().join("placements.damaged").exists());
-        assert_eq!(data.held().unwrap(), None, "and then it is as if there were none");
+        assert_eq!(
+            data.held().unwrap(),
+            None,
+            "and then it is as if there were none"
+        );
     }
 
     #[test]

@@ -180,17 +180,30 @@ impl Link {
                 async_nats::jetstream::with_domain(client.clone(), domain),
                 format!("$JS.{domain}.API"),
             ),
-            None => (async_nats::jetstream::new(client.clone()), "$JS.API".to_owned()),
+            None => (
+                async_nats::jetstream::new(client.clone()),
+                "$JS.API".to_owned(),
+            ),
         };
-        let link = Self { client, context, api: api.into(), host };
+        let link = Self {
+            client,
+            context,
+            api: api.into(),
+            host,
+        };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let owned = |work: futures::future::BoxFuture<'static, ()>| {
             let stop = stop.clone();
             tasks.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
         };
         let subscriptions = serve::Subscriptions::open(&link).await;
-        let listening =
-            serve::listen(link.clone(), subscriptions, shared.clone(), events.clone(), logs);
+        let listening = serve::listen(
+            link.clone(),
+            subscriptions,
+            shared.clone(),
+            events.clone(),
+            logs,
+        );
         owned(listening.boxed());
         owned(follow(link.clone(), shared.clone(), events).boxed());
         owned(beat(link.clone(), pulse).boxed());
@@ -224,7 +237,11 @@ impl Link {
 impl LinkTasks {
     /// Lets the last messages leave, then ends the connection and everything that used it.
     pub(crate) async fn close(self) {
-        if self.link.is_up() && timeout(FLUSH_TIMEOUT, self.link.client.flush()).await.is_err() {
+        if self.link.is_up()
+            && timeout(FLUSH_TIMEOUT, self.link.client.flush())
+                .await
+                .is_err()
+        {
             tracing::warn!("the last messages did not leave in time");
         }
         self.stop.cancel();
@@ -258,7 +275,9 @@ async fn connect(
         .retry_on_initial_connect()
         .reconnect_delay_callback(|attempts| {
             let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-            Duration::from_millis(20).saturating_mul(2u32.saturating_pow(exponent)).min(RECONNECT_DELAY_MAX)
+            Duration::from_millis(20)
+                .saturating_mul(2u32.saturating_pow(exponent))
+                .min(RECONNECT_DELAY_MAX)
         })
         .event_callback(move |event| {
             note(&event, &shared);
@@ -284,7 +303,9 @@ fn note(event: &async_nats::Event, shared: &Shared) {
         }
         Event::Disconnected | Event::Closed => {
             tracing::warn!("no connection to NATS: holding what runs, trying again");
-            shared.connection.send_modify(|connection| connection.up = false);
+            shared
+                .connection
+                .send_modify(|connection| connection.up = false);
         }
         // Messages were lost on our side.
         Event::SlowConsumer(_) => shared.lost.notify_one(),
@@ -366,7 +387,9 @@ async fn beat(link: Link, mut pulse: watch::Receiver<Option<Heartbeat>>) {
             continue;
         }
         known = true;
-        let Ok(body) = serde_json::to_vec(&heartbeat) else { continue };
+        let Ok(body) = serde_json::to_vec(&heartbeat) else {
+            continue;
+        };
         let publish = link.client.publish(subject.clone(), body.into());
         if timeout(HEARTBEAT_TIMEOUT, publish).await.is_err() {
             tracing::warn!("the connection to NATS is clogged: a heartbeat was dropped");
@@ -399,7 +422,10 @@ mod tests {
 
     #[test]
     fn passwords_stay_out_of_messages() {
-        assert_eq!(without_password("nats://u:secret@h:4222"), "nats://***@h:4222");
+        assert_eq!(
+            without_password("nats://u:secret@h:4222"),
+            "nats://***@h:4222"
+        );
         assert_eq!(without_password("u:secret@h,nats://h2"), "***@h,nats://h2");
         assert_eq!(without_password("nats://h:1"), "nats://h:1");
     }
@@ -412,14 +438,29 @@ mod tests {
             let logs = LogReader::new(PathBuf::new());
             Link::start(&options, "h1".parse().unwrap(), logs, events, pulse).await
         };
-        let options = |url: &str| NatsOptions { url: url.into(), ..NatsOptions::default() };
+        let options = |url: &str| NatsOptions {
+            url: url.into(),
+            ..NatsOptions::default()
+        };
         let error = start(options("nats://h:notaport")).await.unwrap_err();
-        assert!(error.to_string().contains("nats://127.0.0.1:4222"), "{error}");
-        let creds = NatsOptions { creds: Some("/nonexistent".into()), ..options("nats://127.0.0.1:1") };
-        assert!(matches!(start(creds).await.unwrap_err(), LinkError::Credentials { .. }));
+        assert!(
+            error.to_string().contains("nats://127.0.0.1:4222"),
+            "{error}"
+        );
+        let creds = NatsOptions {
+            creds: Some("/nonexistent".into()),
+            ..options("nats://127.0.0.1:1")
+        };
+        assert!(matches!(
+            start(creds).await.unwrap_err(),
+            LinkError::Credentials { .. }
+        ));
         let (link, tasks) = start(options("nats://127.0.0.1:1")).await.unwrap();
         assert!(!link.is_up());
-        assert!(!link.tell("x".into(), Vec::new()), "dropped at once, not kept");
+        assert!(
+            !link.tell("x".into(), Vec::new()),
+            "dropped at once, not kept"
+        );
         tasks.close().await;
     }
 }

@@ -57,7 +57,12 @@ impl LogStore {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let reader = LogReader::new(folder.clone());
         let writer = tokio::task::spawn_blocking(move || Writer::new(folder).run(jobs));
-        Self { queue, dropped: Arc::default(), writer, reader }
+        Self {
+            queue,
+            dropped: Arc::default(),
+            writer,
+            reader,
+        }
     }
 
     /// Keeps these lines; never waits. What does not fit the queue is counted.
@@ -103,7 +108,12 @@ struct Writer {
 
 impl Writer {
     fn new(folder: PathBuf) -> Self {
-        Self { folder, open: BTreeMap::new(), live: BTreeSet::new(), failing: false }
+        Self {
+            folder,
+            open: BTreeMap::new(),
+            live: BTreeSet::new(),
+            failing: false,
+        }
     }
 
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -156,7 +166,9 @@ impl Writer {
             self.open.insert(replica.clone(), (file, bytes));
             self.live.insert(path.clone());
         }
-        let Some((file, bytes)) = self.open.get_mut(replica) else { return Ok(()) };
+        let Some((file, bytes)) = self.open.get_mut(replica) else {
+            return Ok(());
+        };
         let written = file.write_all(text);
         *bytes += text.len() as u64;
         if *bytes >= HALF_BYTES_MAX {
@@ -173,7 +185,10 @@ impl Writer {
 
     fn prune_to(&self, bytes_max: u64, files_max: usize) {
         let mut ended: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for folder in folders(&self.folder).iter().flat_map(|namespace| folders(namespace)) {
+        for folder in folders(&self.folder)
+            .iter()
+            .flat_map(|namespace| folders(namespace))
+        {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let path = entry.path();
                 let newer = path.with_extension("");
@@ -202,11 +217,16 @@ impl Writer {
 
 fn folders(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 fn workload_folder(folder: &Path, workload: &WorkloadKey) -> PathBuf {
-    folder.join(workload.namespace.as_str()).join(workload.name.as_str())
+    folder
+        .join(workload.namespace.as_str())
+        .join(workload.name.as_str())
 }
 
 fn path(folder: &Path, replica: &ReplicaKey) -> PathBuf {
@@ -256,12 +276,18 @@ impl LogReader {
             fits
         });
         let skip = lines.len() - fits.count();
-        LogsReply { lines: lines.split_off(skip) }
+        LogsReply {
+            lines: lines.split_off(skip),
+        }
     }
 
     fn replicas(&self, workload: &WorkloadKey) -> BTreeSet<ReplicaId> {
         let entries = fs::read_dir(workload_folder(&self.folder, workload));
-        let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let names = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name());
         names
             .filter_map(|name| name.to_str()?.split_once(".log")?.0.parse().ok())
             .collect()
@@ -269,7 +295,9 @@ impl LogReader {
 }
 
 fn read_lines(path: &Path) -> Vec<LogLine> {
-    let Ok(file) = File::open(path) else { return Vec::new() };
+    let Ok(file) = File::open(path) else {
+        return Vec::new();
+    };
     BufReader::new(file)
         .split(b'\n')
         .map_while(Result::ok)
@@ -320,7 +348,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = LogStore::start(folder.path().to_owned());
         let reader = store.reader();
-        store.write(vec![line("1-1-1", 1, "a"), line("2-2-1", 2, "b"), line("1-1-1", 3, "c")]);
+        store.write(vec![
+            line("1-1-1", 1, "a"),
+            line("2-2-1", 2, "b"),
+            line("1-1-1", 3, "c"),
+        ]);
         store.close().await;
         assert_eq!(texts(reader.tail(&request(None, 10))), ["a", "b", "c"]);
         assert_eq!(texts(reader.tail(&request(None, 2))), ["b", "c"]);
@@ -338,8 +370,15 @@ mod tests {
         let file = path(folder.path(), &replica("1-1-1"));
         let bytes = |path: &Path| fs::metadata(path).map_or(0, |data| data.len());
         assert!(bytes(&file) + bytes(&older(&file)) <= 2 * HALF_BYTES_MAX + 2000);
-        File::options().append(true).open(&file).unwrap().write_all(b"{\"at\":").unwrap();
-        let reader = LogReader { folder: folder.path().to_owned() };
+        File::options()
+            .append(true)
+            .open(&file)
+            .unwrap()
+            .write_all(b"{\"at\":")
+            .unwrap();
+        let reader = LogReader {
+            folder: folder.path().to_owned(),
+        };
         let reply = reader.tail(&request(None, u32::MAX));
         assert_eq!(reply.lines.last().unwrap().at, Timestamp(2999));
         assert!(serde_json::to_vec(&reply).unwrap().len() < 512 * 1024);
@@ -353,7 +392,9 @@ mod tests {
         writer.lines(vec![line("1-1-1", 1, "old"), line("1-1-2", 2, "live")]);
         writer.live.remove(&path(folder.path(), &replica("1-1-1")));
         writer.prune_to(0, 0);
-        let reader = LogReader { folder: folder.path().to_owned() };
+        let reader = LogReader {
+            folder: folder.path().to_owned(),
+        };
         assert_eq!(texts(reader.tail(&request(None, 10))), ["live"]);
     }
 
@@ -361,8 +402,15 @@ mod tests {
     async fn a_full_queue_counts_what_it_drops() {
         let (queue, _jobs) = mpsc::channel(1);
         let writer = tokio::task::spawn_blocking(|| {});
-        let reader = LogReader { folder: PathBuf::new() };
-        let store = LogStore { queue, dropped: Arc::default(), writer, reader };
+        let reader = LogReader {
+            folder: PathBuf::new(),
+        };
+        let store = LogStore {
+            queue,
+            dropped: Arc::default(),
+            writer,
+            reader,
+        };
         store.write(vec![line("1-1-1", 1, "kept")]);
         store.write(vec![line("1-1-1", 2, "a"), line("1-1-1", 3, "b")]);
         assert_eq!(store.dropped(), 2);

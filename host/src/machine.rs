@@ -25,10 +25,21 @@ pub(crate) fn hostname() -> Name {
 
 /// Memory that replicas may book: a share of the machine's, or of what its control group allows.
 pub(crate) fn memory_bytes() -> u64 {
-    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text));
-    let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| mem_total(&text));
+    let group = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    .iter()
+    .find_map(|path| {
+        std::fs::read_to_string(path)
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     let all = match (machine, group) {
         (Some(machine), Some(group)) => machine.min(group),
         (Some(all), None) | (None, Some(all)) => all,
@@ -38,7 +49,9 @@ pub(crate) fn memory_bytes() -> u64 {
 }
 
 fn mem_total(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -63,13 +76,20 @@ fn local_address_towards(nats_url: &str) -> Option<IpAddr> {
     let server = first.split_once("://").map_or(first, |(_, rest)| rest);
     let server = server.rsplit_once('@').map_or(server, |(_, rest)| rest);
     let server = server.split('/').next()?;
-    let with_port = if server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+    let with_port = if server
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+    {
         server.to_owned()
     } else {
         format!("{server}:4222")
     };
     let target = with_port.to_socket_addrs().ok()?.next()?;
-    let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let any: SocketAddr = if target.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
     // Connecting a datagram socket sends nothing: it only asks the routing table.
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(target).ok()?;
@@ -89,7 +109,10 @@ mod tests {
 
     #[test]
     fn meminfo() {
-        assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:       2048 kB\n"), Some(2 << 20));
+        assert_eq!(
+            mem_total("MemFree: 1 kB\nMemTotal:       2048 kB\n"),
+            Some(2 << 20)
+        );
         assert_eq!(mem_total("MemTotal: much"), None);
     }
 
@@ -99,7 +122,10 @@ mod tests {
         assert_eq!(reachable(own, "nats://127.0.0.1"), Some(own));
         let every: SocketAddr = "0.0.0.0:80".parse().unwrap();
         let reached = |url: &str| reachable(every, url).map(|address| address.to_string());
-        assert_eq!(reached("nats://u:p@127.0.0.1:4222,other"), Some("127.0.0.1:80".into()));
+        assert_eq!(
+            reached("nats://u:p@127.0.0.1:4222,other"),
+            Some("127.0.0.1:80".into())
+        );
         assert_eq!(reached("127.0.0.1"), Some("127.0.0.1:80".into()));
         assert_eq!(reached("nats://"), None);
     }

@@ -44,7 +44,10 @@ struct Side<T> {
 
 impl<T> Default for Side<T> {
     fn default() -> Self {
-        Self { live: BTreeMap::new(), gone: BTreeMap::new() }
+        Self {
+            live: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        }
     }
 }
 
@@ -74,9 +77,12 @@ impl<T: Clone> Side<T> {
 
     /// Everything there is up to the sequence `as_of`.
     fn replace(&mut self, tables: Vec<(WorkloadKey, T, u64)>, as_of: u64) {
-        let read: BTreeMap<_, _> =
-            tables.into_iter().map(|(key, table, sequence)| (key, (table, sequence))).collect();
-        self.live.retain(|key, (_, sequence)| *sequence > as_of || read.contains_key(key));
+        let read: BTreeMap<_, _> = tables
+            .into_iter()
+            .map(|(key, table, sequence)| (key, (table, sequence)))
+            .collect();
+        self.live
+            .retain(|key, (_, sequence)| *sequence > as_of || read.contains_key(key));
         for (key, (table, sequence)) in read {
             self.put(key, table, sequence);
         }
@@ -126,9 +132,15 @@ impl Tables {
 
     /// Folds a full reading in, complete up to these sequences: (routes, endpoints).
     pub(crate) fn replace(&mut self, read: TablesFile, as_of: (u64, u64)) -> ToRunner {
-        let routes = read.routes.into_iter().map(|(table, seq)| (table.key(), table, seq));
+        let routes = read
+            .routes
+            .into_iter()
+            .map(|(table, seq)| (table.key(), table, seq));
         self.routes.replace(routes.collect(), as_of.0);
-        let endpoints = read.endpoints.into_iter().map(|(table, seq)| (table.key(), table, seq));
+        let endpoints = read
+            .endpoints
+            .into_iter()
+            .map(|(table, seq)| (table.key(), table, seq));
         self.endpoints.replace(endpoints.collect(), as_of.1);
         self.dirty = true;
         self.message()
@@ -136,7 +148,10 @@ impl Tables {
 
     /// Everything, for a runner that knows nothing yet.
     pub(crate) fn message(&self) -> ToRunner {
-        ToRunner::Tables { routes: self.routes.all(), endpoints: self.endpoints.all() }
+        ToRunner::Tables {
+            routes: self.routes.all(),
+            endpoints: self.endpoints.all(),
+        }
     }
 
     /// Everything, for the disk, if it has changed since the last call.
@@ -150,18 +165,22 @@ impl Tables {
 
 fn message(change: TableChange) -> ToRunner {
     match change {
-        TableChange::Routes(table, sequence) => {
-            ToRunner::Routes { changed: vec![(table, sequence)], removed: Vec::new() }
-        }
-        TableChange::RoutesGone(key, sequence) => {
-            ToRunner::Routes { changed: Vec::new(), removed: vec![(key, sequence)] }
-        }
-        TableChange::Endpoints(table, sequence) => {
-            ToRunner::Endpoints { changed: vec![(table, sequence)], removed: Vec::new() }
-        }
-        TableChange::EndpointsGone(key, sequence) => {
-            ToRunner::Endpoints { changed: Vec::new(), removed: vec![(key, sequence)] }
-        }
+        TableChange::Routes(table, sequence) => ToRunner::Routes {
+            changed: vec![(table, sequence)],
+            removed: Vec::new(),
+        },
+        TableChange::RoutesGone(key, sequence) => ToRunner::Routes {
+            changed: Vec::new(),
+            removed: vec![(key, sequence)],
+        },
+        TableChange::Endpoints(table, sequence) => ToRunner::Endpoints {
+            changed: vec![(table, sequence)],
+            removed: Vec::new(),
+        },
+        TableChange::EndpointsGone(key, sequence) => ToRunner::Endpoints {
+            changed: Vec::new(),
+            removed: vec![(key, sequence)],
+        },
     }
 }
 
@@ -190,7 +209,12 @@ mod tests {
     }
 
     fn names(tables: &Tables) -> Vec<(String, u64)> {
-        tables.endpoints.live.iter().map(|(key, (_, seq))| (key.name.to_string(), *seq)).collect()
+        tables
+            .endpoints
+            .live
+            .iter()
+            .map(|(key, (_, seq))| (key.name.to_string(), *seq))
+            .collect()
     }
 
     #[test]
@@ -198,9 +222,20 @@ mod tests {
         let mut tables = Tables::default();
         assert!(tables.change(put("a", 5)).is_some());
         assert!(tables.change(put("a", 4)).is_none());
-        assert!(tables.change(TableChange::EndpointsGone(key("a"), 4)).is_none());
-        assert!(tables.change(TableChange::EndpointsGone(key("a"), 6)).is_some());
-        assert!(tables.change(put("a", 5)).is_none(), "late, and deleted meanwhile");
+        assert!(
+            tables
+                .change(TableChange::EndpointsGone(key("a"), 4))
+                .is_none()
+        );
+        assert!(
+            tables
+                .change(TableChange::EndpointsGone(key("a"), 6))
+                .is_some()
+        );
+        assert!(
+            tables.change(put("a", 5)).is_none(),
+            "late, and deleted meanwhile"
+        );
         assert!(tables.change(put("a", 7)).is_some());
         assert_eq!(names(&tables), [("a".to_owned(), 7)]);
     }
@@ -217,7 +252,10 @@ mod tests {
             ..TablesFile::default()
         };
         tables.replace(read, (0, 10));
-        assert_eq!(names(&tables), [("kept".to_owned(), 4), ("new".to_owned(), 12)]);
+        assert_eq!(
+            names(&tables),
+            [("kept".to_owned(), 4), ("new".to_owned(), 12)]
+        );
     }
 
     #[test]

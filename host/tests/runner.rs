@@ -3,6 +3,8 @@
 //! Needs the sample guests (`cargo xtask setup`; `WASMORCH_GUESTS` names another folder) and, for
 //! messages, a nats-server (`WASMORCH_NATS_SERVER`, PATH, or the cache folder).
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::time::Duration;

@@ -85,11 +85,13 @@ fn corrupted_bytes_on_the_host_are_fetched_again() {
 fn corrupted_bytes_in_the_store_never_run() {
     let up = Up::start(1);
     up.deploy("hello-http", "hello", &[]);
-    // Replace the second version's bytes in the store by other bytes under the same digest.
-    let bytes = std::fs::read(guest("hello-http-v2")).expect("built");
+    // As many bytes under the second version's digest, one of them wrong: the upload is skipped.
+    let mut bytes = std::fs::read(guest("hello-http-v2")).expect("built");
     let digest = wasmorch_api::Digest::of(&bytes);
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
     let nats = Client::connect(&up.nats_url());
-    nats.put_object("wasmorch_artifacts", digest.as_str(), b"something else");
+    nats.put_object("wasmorch_artifacts", digest.as_str(), &bytes);
     let v2 = guest("hello-http-v2");
     let done = up.run(&["deploy", v2.to_str().expect("text"), "--name", "hello"]);
     assert_ne!(done.code, 0, "{done:?}");
@@ -132,7 +134,7 @@ fn a_deploy_interrupted_after_the_answer_goes_on_and_says_how_to_abort() {
     let command = up.home.command(&["deploy", crasher.to_str().expect("text")]);
     let mut deploy = Process::start(command, up.home.path(), "deploy");
     wait_for("the revision to be stored", || (up.ps()[0]["name"] == "crasher").then_some(()));
-    wait_for("the deploy to say so", || deploy.stdout().contains("revision").then_some(()));
+    wait_for("the deploy to say so", || deploy.stderr().contains("revision").then_some(()));
     deploy.signal(Signal::INT);
     assert_eq!(deploy.wait().code(), Some(130), "{}", deploy.stderr());
     let said = deploy.stderr() + &deploy.stdout();

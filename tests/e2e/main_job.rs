@@ -85,10 +85,10 @@ fn bodies_stream_both_ways() {
 #[test]
 fn a_route_and_a_fresh_instance_for_every_request() {
     let up = Up::start(1);
-    up.deploy("hello-http", "hello", &["--route", "shop.example/api"]);
+    up.deploy("hello-http", "hello", &["--route", "shop.example/status"]);
     let gateway = up.gateways().remove(0);
-    assert_eq!(http::get(&gateway, "shop.example", "/api").expect("answers").status, 200);
-    assert_eq!(http::get(&gateway, "shop.example", "/other").expect("answers").status, 404);
+    assert_eq!(http::get(&gateway, "shop.example", "/status?201").expect("answers").status, 201);
+    assert_eq!(http::get(&gateway, "shop.example", "/statuses").expect("answers").status, 404);
     for _ in 0..3 {
         assert_eq!(up.get("hello", "/instance").body.trim(), "1");
     }

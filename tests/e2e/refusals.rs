@@ -25,7 +25,7 @@ fn bad_bytes_and_names_leave_everything_as_it_was() {
     let missing = up.home.path().join("none.wasm");
 
     up.run(&["deploy", missing.to_str().expect("text")]).refused(66, &["none.wasm"]);
-    up.run(&["deploy", &file("page.wasm", b"<!doctype html>")]).refused(65, &["not Wasm"]);
+    up.run(&["deploy", &file("page.wasm", b"<!doctype html>")]).refused(65, &["not WebAssembly"]);
     up.run(&["deploy", &file("empty.wasm", b"")]).refused(65, &["empty"]);
     let half = &bytes[..bytes.len() / 2];
     up.run(&["deploy", &file("half.wasm", half)]).refused(65, &["truncated"]);
@@ -89,7 +89,7 @@ fn a_port_in_use_and_a_locked_folder() {
     let addr = taken.local_addr().expect("bound").to_string();
     let other = Home::new();
     other.run(&["up", "--http", &addr]).refused(73, &[&addr]);
-    up.run(&["up", "--http", "127.0.0.1:0"]).refused(73, &["lock"]);
+    up.run(&["up", "--http", "127.0.0.1:0"]).refused(73, &["in use", "pid"]);
 }
 
 #[test]

@@ -72,7 +72,10 @@ pub fn check(inspection: &Inspection, spec: &WorkloadSpec) -> CapabilityCheck {
     let mut missing = Vec::new();
     let mut unknown = Vec::new();
     if kind == Ok(Kind::Messages) && !granted(&spec.bindings, "subscribe") {
-        let export = inspection.exports.iter().find(|name| interfaces::makes(name) == Some(Kind::Messages));
+        let export = inspection
+            .exports
+            .iter()
+            .find(|name| interfaces::makes(name) == Some(Kind::Messages));
         missing.push(grant(export.map_or("", |name| name), "subscribe"));
     }
     for import in &inspection.imports {
@@ -87,23 +90,42 @@ pub fn check(inspection: &Inspection, spec: &WorkloadSpec) -> CapabilityCheck {
             None => unknown.push(import.clone()),
         }
     }
-    let problems = kind.as_ref().map_or_else(|_| Vec::new(), |kind| check_kind(spec, *kind));
+    let problems = kind
+        .as_ref()
+        .map_or_else(|_| Vec::new(), |kind| check_kind(spec, *kind));
     let bytes_refused = inspection.kind.is_none() || !unknown.is_empty();
-    CapabilityCheck { kind, missing, unknown, problems, bytes_refused }
+    CapabilityCheck {
+        kind,
+        missing,
+        unknown,
+        problems,
+        bytes_refused,
+    }
 }
 
 fn kind(inspection: &Inspection, spec: &WorkloadSpec) -> Result<Kind, Problem> {
-    let problem = |what: String| Problem { at: "kind".into(), line: None, column: None, what };
+    let problem = |what: String| Problem {
+        at: "kind".into(),
+        line: None,
+        column: None,
+        what,
+    };
     let Some(found) = inspection.kind else {
         let mut what = String::from("exports nothing that can be deployed");
-        let other = inspection.exports.iter().find(|name| !interfaces::export_versions(name).is_empty());
+        let other = inspection
+            .exports
+            .iter()
+            .find(|name| !interfaces::export_versions(name).is_empty());
         if let Some(other) = other {
             what.push_str(&format!(
                 " (`{other}` is of another version than {})",
                 interfaces::export_versions(other).join(", ")
             ));
         }
-        what.push_str(&format!(": one of {} is needed", interfaces::kind_exports()));
+        what.push_str(&format!(
+            ": one of {} is needed",
+            interfaces::kind_exports()
+        ));
         return Err(problem(what));
     };
     match spec.kind {
@@ -112,7 +134,13 @@ fn kind(inspection: &Inspection, spec: &WorkloadSpec) -> Result<Kind, Problem> {
         Some(kind) => {
             let kinds: Vec<&str> = inspection
                 .kinds()
-                .map(|kind| if kind == Kind::Service { "service or job" } else { kind.as_str() })
+                .map(|kind| {
+                    if kind == Kind::Service {
+                        "service or job"
+                    } else {
+                        kind.as_str()
+                    }
+                })
                 .collect();
             Err(problem(format!(
                 "is {kind}, but the component's exports make it {}: build it for {kind}, or change `kind`",
@@ -125,7 +153,10 @@ fn kind(inspection: &Inspection, spec: &WorkloadSpec) -> Result<Kind, Problem> {
 impl CapabilityCheck {
     /// Whether nothing stands in the way.
     pub fn passes(&self) -> bool {
-        self.kind.is_ok() && self.missing.is_empty() && self.unknown.is_empty() && self.problems.is_empty()
+        self.kind.is_ok()
+            && self.missing.is_empty()
+            && self.unknown.is_empty()
+            && self.problems.is_empty()
     }
 
     /// The refusal, when something stands in the way: `denied` when only grants are missing, else
@@ -142,7 +173,10 @@ impl CapabilityCheck {
         let (code, why) = if invalid {
             (ErrorCode::Invalid, "the component and the spec do not fit")
         } else {
-            (ErrorCode::Denied, "the component needs what the spec does not grant")
+            (
+                ErrorCode::Denied,
+                "the component needs what the spec does not grant",
+            )
         };
         Some(ApiError {
             code,
@@ -154,41 +188,72 @@ impl CapabilityCheck {
     }
 
     fn fix(&self, bindings: &Bindings) -> String {
-        let add: Vec<&MissingGrant> = distinct(&self.missing).filter(|missing| missing.runs).collect();
+        let add: Vec<&MissingGrant> = distinct(&self.missing)
+            .filter(|missing| missing.runs)
+            .collect();
         if add.is_empty() {
             return String::new();
         }
         let mut flags = grant_flags(bindings);
         flags.extend(add.iter().map(|missing| missing.flag.clone()));
-        let toml: Vec<String> = add.iter().map(|missing| format!("  {}", missing.toml)).collect();
-        format!("Grant it with {}\nor in wasmorch.toml:\n  [workload.bindings]\n{}", flags.join(" "), toml.join("\n"))
+        let toml: Vec<String> = add
+            .iter()
+            .map(|missing| format!("  {}", missing.toml))
+            .collect();
+        format!(
+            "Grant it with {}\nor in wasmorch.toml:\n  [workload.bindings]\n{}",
+            flags.join(" "),
+            toml.join("\n")
+        )
     }
 }
 
 /// One per binding.
 fn distinct(missing: &[MissingGrant]) -> impl Iterator<Item = &MissingGrant> {
     missing.iter().enumerate().filter_map(|(index, one)| {
-        (!missing[..index].iter().any(|other| other.binding == one.binding)).then_some(one)
+        (!missing[..index]
+            .iter()
+            .any(|other| other.binding == one.binding))
+        .then_some(one)
     })
 }
 
 fn unknown(import: &str) -> Problem {
     let versions = interfaces::import_versions(import);
-    let short: String = import.chars().take(200).flat_map(char::escape_debug).collect();
+    let short: String = import
+        .chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect();
     let what = if versions.is_empty() {
         format!("imports `{short}`, which no wasmorch host provides")
     } else {
-        format!("imports `{short}`; hosts provide it in version {}", versions.join(", "))
+        format!(
+            "imports `{short}`; hosts provide it in version {}",
+            versions.join(", ")
+        )
     };
-    Problem { at: "component".into(), line: None, column: None, what }
+    Problem {
+        at: "component".into(),
+        line: None,
+        column: None,
+        what,
+    }
 }
 
 fn missing(missing: &MissingGrant) -> Problem {
-    let MissingGrant { import, binding, .. } = missing;
+    let MissingGrant {
+        import, binding, ..
+    } = missing;
     let what = if missing.runs {
         format!("`{import}` needs the grant {binding}: {}", missing.flag)
     } else {
         format!("`{import}` needs the binding {binding}, which is not in this version yet")
     };
-    Problem { at: format!("bindings.{binding}"), line: None, column: None, what }
+    Problem {
+        at: format!("bindings.{binding}"),
+        line: None,
+        column: None,
+        what,
+    }
 }

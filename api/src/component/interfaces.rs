@@ -92,7 +92,10 @@ const KINDS: &[(&str, Kind)] = &[
 /// Whether a name (`wasi:http/types@0.2.4`) is one of this list's entry (`wasi:http/types@0.2`).
 fn fits(name: &str, entry: &str) -> bool {
     // A draft or a release candidate is another interface than any other version.
-    if entry.split_once('@').is_some_and(|(_, version)| version.contains('-')) {
+    if entry
+        .split_once('@')
+        .is_some_and(|(_, version)| version.contains('-'))
+    {
         return name == entry;
     }
     name.strip_prefix(entry)
@@ -106,12 +109,18 @@ pub(super) fn provided(name: &str) -> bool {
 
 /// The binding that grants this import.
 pub(super) fn granted_by(name: &str) -> Option<&'static str> {
-    GRANTED.iter().find(|(entry, _)| fits(name, entry)).map(|(_, binding)| *binding)
+    GRANTED
+        .iter()
+        .find(|(entry, _)| fits(name, entry))
+        .map(|(_, binding)| *binding)
 }
 
 /// The kind that this export makes.
 pub(super) fn makes(name: &str) -> Option<Kind> {
-    KINDS.iter().find(|(entry, _)| fits(name, entry)).map(|(_, kind)| *kind)
+    KINDS
+        .iter()
+        .find(|(entry, _)| fits(name, entry))
+        .map(|(_, kind)| *kind)
 }
 
 /// For an import that hosts know in other versions only: those.
@@ -128,12 +137,18 @@ pub(super) fn export_versions(name: &str) -> Vec<&'static str> {
 fn versions(name: &str, entries: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     let interface = name.split('@').next().unwrap_or(name);
     let entries = entries.filter_map(|entry| entry.split_once('@'));
-    entries.filter(|(known, _)| *known == interface).map(|(_, version)| version).collect()
+    entries
+        .filter(|(known, _)| *known == interface)
+        .map(|(_, version)| version)
+        .collect()
 }
 
 /// The exports that deploy, for the message to a component that has none of them.
 pub(super) fn kind_exports() -> String {
-    let list: Vec<String> = KINDS.iter().map(|(entry, _)| format!("{entry}.x")).collect();
+    let list: Vec<String> = KINDS
+        .iter()
+        .map(|(entry, _)| format!("{entry}.x"))
+        .collect();
     list.join(", ")
 }
 
@@ -144,21 +159,38 @@ mod tests {
     #[test]
     fn versions_match_as_linking_does() {
         for good in [
-            "wasi:http/types@0.2.0", "wasi:http/types@0.2.12", "wasi:http/types@0.3.0", "wasi:cli/types@0.3.2",
-            "wasi:config/store@0.2.0-rc.1", "wasi:logging/logging@0.1.0-draft",
+            "wasi:http/types@0.2.0",
+            "wasi:http/types@0.2.12",
+            "wasi:http/types@0.3.0",
+            "wasi:cli/types@0.3.2",
+            "wasi:config/store@0.2.0-rc.1",
+            "wasi:logging/logging@0.1.0-draft",
         ] {
             assert!(provided(good), "{good}");
         }
         for bad in [
-            "wasi:http/types@0.2.0-rc-2023-11-10", "wasi:http/types@0.2", "wasi:http/types", "wasi:http/types@1.0.0",
-            "wasi:http/types@0.20.1", "wasi:http/types@0.2.", "wasi:config/store@0.2.0", "wasi:config/store@0.2.0-rc.1.1",
-            "wasi:clocks/timezone@0.2.1", "wasi:http/types@0.3.0-rc-2025-09-16",
+            "wasi:http/types@0.2.0-rc-2023-11-10",
+            "wasi:http/types@0.2",
+            "wasi:http/types",
+            "wasi:http/types@1.0.0",
+            "wasi:http/types@0.20.1",
+            "wasi:http/types@0.2.",
+            "wasi:config/store@0.2.0",
+            "wasi:config/store@0.2.0-rc.1.1",
+            "wasi:clocks/timezone@0.2.1",
+            "wasi:http/types@0.3.0-rc-2025-09-16",
         ] {
             assert!(!provided(bad), "{bad}");
         }
         assert_eq!(granted_by("wasi:http/outgoing-handler@0.2.4"), Some("http"));
         assert_eq!(makes("wasi:cli/run@0.2.6"), Some(Kind::Service));
-        assert_eq!(import_versions("wasi:http/types@0.2.0-rc-2023-11-10"), ["0.2", "0.3"]);
-        assert_eq!(export_versions("wasi:http/handler@0.3.0-rc-2025-09-16"), ["0.3"]);
+        assert_eq!(
+            import_versions("wasi:http/types@0.2.0-rc-2023-11-10"),
+            ["0.2", "0.3"]
+        );
+        assert_eq!(
+            export_versions("wasi:http/handler@0.3.0-rc-2025-09-16"),
+            ["0.3"]
+        );
     }
 }

@@ -8,17 +8,32 @@ const HEADER_BYTES: usize = 8;
 
 /// Beginnings of files that people take for components.
 const BEGINNINGS: [(&[u8], &str); 11] = [
-    (b"\x7fELF", "it is a native program or a precompiled artifact (ELF); deploy the .wasm that it was made from"),
+    (
+        b"\x7fELF",
+        "it is a native program or a precompiled artifact (ELF); deploy the .wasm that it was made from",
+    ),
     (b"MZ", "it is a Windows program"),
     (b"\xcf\xfa\xed\xfe", "it is a macOS program"),
-    (b"\xca\xfe\xba\xbe", "it is a macOS program or Java class file"),
+    (
+        b"\xca\xfe\xba\xbe",
+        "it is a macOS program or Java class file",
+    ),
     (b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "it is compressed with zstd; unpack it first",
+    ),
     (b"BZh", "it is compressed with bzip2; unpack it first"),
     (b"PK\x03\x04", "it is a zip archive; unpack it first"),
-    (b"!<arch>", "it is a static library; link it into a component first"),
+    (
+        b"!<arch>",
+        "it is a static library; link it into a component first",
+    ),
     (b"#!", "it is a script"),
-    (b"BC\xc0\xde", "it is LLVM bitcode; link it into a component first"),
+    (
+        b"BC\xc0\xde",
+        "it is LLVM bitcode; link it into a component first",
+    ),
 ];
 
 pub(super) fn is_wasm(bytes: &[u8]) -> Result<(), ComponentProblem> {
@@ -29,11 +44,16 @@ pub(super) fn is_wasm(bytes: &[u8]) -> Result<(), ComponentProblem> {
     let magic = &MAGIC[..MAGIC.len().min(bytes.len())];
     if bytes.starts_with(magic) {
         if bytes.len() < HEADER_BYTES {
-            return Err(ComponentProblem::Truncated { bytes: bytes.len() as u64 });
+            return Err(ComponentProblem::Truncated {
+                bytes: bytes.len() as u64,
+            });
         }
         return Ok(());
     }
-    if let Some((_, what)) = BEGINNINGS.iter().find(|(beginning, _)| bytes.starts_with(beginning)) {
+    if let Some((_, what)) = BEGINNINGS
+        .iter()
+        .find(|(beginning, _)| bytes.starts_with(beginning))
+    {
         return not(what);
     }
     let head = &bytes[..bytes.len().min(4_096)];
@@ -52,7 +72,10 @@ fn text_of(text: &str) -> &'static str {
     let mut code = text.trim_start_matches('\u{feff}').trim_start();
     // Comments of WebAssembly text: `;;` to the end of the line. Block comments are rare in front.
     while let Some(comment) = code.strip_prefix(";;") {
-        code = comment.split_once('\n').map_or("", |(_, rest)| rest).trim_start();
+        code = comment
+            .split_once('\n')
+            .map_or("", |(_, rest)| rest)
+            .trim_start();
     }
     let lower = code.get(..200).unwrap_or(code).to_ascii_lowercase();
     if code.starts_with("(module") || code.starts_with("(component") || code.starts_with("(;") {

@@ -16,8 +16,8 @@ mod tests;
 use std::collections::BTreeSet;
 
 use wasmparser::{
-    Chunk, ComponentTypeRef, Encoding, ExternalKind, FuncValidatorAllocations, Parser, Payload,
-    TypeBounds, ValidPayload, Validator, WasmFeatures,
+    Chunk, ComponentTypeRef, Encoding, ExternalKind, Parser, Payload, TypeBounds, Validator,
+    WasmFeatures,
 };
 
 use crate::ARTIFACT_BYTES_MAX;
@@ -29,6 +29,8 @@ pub use self::interfaces::{GRANTED, PREVIEW1_MODULES, PROVIDED};
 
 /// Components within components within components: toolchains nest two or three deep.
 const NESTING_MAX: usize = 100;
+/// Functions of all modules together: the validator keeps a note of each until it is done.
+const FUNCTIONS_MAX: u64 = 1_000_000;
 
 /// Whether these bytes are a component or a core module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +78,15 @@ impl Inspection {
 
     /// Every kind that its exports allow, the most specific first; commands as service.
     fn kinds(&self) -> impl Iterator<Item = Kind> {
-        [Kind::Http, Kind::Messages, Kind::Service].into_iter().filter(|kind| match self.shape {
-            Shape::CoreModule => *kind == Kind::Service,
-            Shape::Component => self.exports.iter().any(|name| interfaces::makes(name) == Some(*kind)),
-        })
+        [Kind::Http, Kind::Messages, Kind::Service]
+            .into_iter()
+            .filter(|kind| match self.shape {
+                Shape::CoreModule => *kind == Kind::Service,
+                Shape::Component => self
+                    .exports
+                    .iter()
+                    .any(|name| interfaces::makes(name) == Some(*kind)),
+            })
     }
 }
 
@@ -93,7 +100,9 @@ pub enum ComponentProblem {
         looks_like: &'static str,
     },
     /// The beginning of WebAssembly.
-    #[error("WebAssembly that ends too early, after {bytes} bytes: it was not written or copied whole")]
+    #[error(
+        "WebAssembly that ends too early, after {bytes} bytes: it was not written or copied whole"
+    )]
     Truncated {
         /// Its length.
         bytes: u64,
@@ -129,7 +138,9 @@ impl ComponentProblem {
     /// What would help.
     pub const fn fix(&self) -> &'static str {
         match self {
-            Self::NotWasm { .. } => "Name a .wasm file: a component, or a core module built for WASI.",
+            Self::NotWasm { .. } => {
+                "Name a .wasm file: a component, or a core module built for WASI."
+            }
             Self::Truncated { .. } => "Build or copy it again.",
             Self::Invalid { .. } => "Build it again; `wasm-tools validate` shows the same mistake.",
             Self::ForeignImport { .. } | Self::NoStart => {
@@ -145,13 +156,21 @@ impl ComponentProblem {
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             _ => ErrorCode::Invalid,
         };
-        ApiError::new(code, format!("{what} cannot be deployed"), self.to_string(), self.fix())
+        ApiError::new(
+            code,
+            format!("{what} cannot be deployed"),
+            self.to_string(),
+            self.fix(),
+        )
     }
 }
 
 impl From<wasmparser::Error> for ComponentProblem {
     fn from(error: wasmparser::Error) -> Self {
-        Self::Invalid { offset: error.offset() as u64, reason: error.message().to_owned() }
+        Self::Invalid {
+            offset: error.offset() as u64,
+            reason: error.message().to_owned(),
+        }
     }
 }
 
@@ -164,11 +183,17 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentProblem> {
 pub fn inspect_within(bytes: &[u8], limit: u64) -> Result<Inspection, ComponentProblem> {
     let size_bytes = bytes.len() as u64;
     if size_bytes > limit {
-        return Err(ComponentProblem::TooLarge { bytes: size_bytes, limit });
+        return Err(ComponentProblem::TooLarge {
+            bytes: size_bytes,
+            limit,
+        });
     }
     look::is_wasm(bytes)?;
     let mut outermost = Outermost::default();
     walk(bytes, &mut outermost)?;
+    // The whole at once: function by function would be compiled unoptimised in a debug build of
+    // this crate, and take twenty times as long.
+    Validator::new_with_features(WasmFeatures::default()).validate_all(bytes)?;
     let mut inspection = Inspection {
         shape: outermost.shape.unwrap_or(Shape::CoreModule),
         exports: outermost.exports.into_iter().collect(),
@@ -177,9 +202,16 @@ pub fn inspect_within(bytes: &[u8], limit: u64) -> Result<Inspection, ComponentP
         size_bytes,
     };
     if inspection.shape == Shape::CoreModule {
-        let foreign = inspection.imports.iter().find(|module| !PREVIEW1_MODULES.contains(&module.as_str()));
+        let foreign = inspection
+            .imports
+            .iter()
+            .find(|module| !PREVIEW1_MODULES.contains(&module.as_str()));
         if let Some(module) = foreign {
-            let module = module.chars().take(100).flat_map(char::escape_debug).collect();
+            let module = module
+                .chars()
+                .take(100)
+                .flat_map(char::escape_debug)
+                .collect();
             return Err(ComponentProblem::ForeignImport { module });
         }
         if !outermost.start {
@@ -200,42 +232,57 @@ struct Outermost {
     start: bool,
 }
 
-/// Parses and validates all bytes, and notes what the outermost level holds.
+/// Parses all bytes and notes what the outermost level holds. What is inside functions and whether
+/// it all fits together is the validator's to say, after this.
 fn walk(bytes: &[u8], outermost: &mut Outermost) -> Result<(), ComponentProblem> {
     let features = WasmFeatures::default();
-    let mut validator = Validator::new_with_features(features);
     let mut parser = Parser::new(0);
     parser.set_features(features);
     // The levels around the current one, and where each ends.
     let mut outer: Vec<(Parser, usize)> = Vec::new();
     let mut end = bytes.len();
     let mut rest = bytes;
-    let mut allocations = FuncValidatorAllocations::default();
+    let mut functions = 0u64;
+    let beyond = |parser: &Parser, reason| {
+        Err(ComponentProblem::Invalid {
+            offset: parser.offset(),
+            reason,
+        })
+    };
     loop {
         // Said only at the end: else a section that is cut off would look like a wrong one.
         let ended = bytes.len() - rest.len() == end;
         let (payload, consumed) = match parser.parse(rest, ended)? {
             Chunk::Parsed { consumed, payload } => (payload, consumed),
             Chunk::NeedMoreData(_) => {
-                return Err(ComponentProblem::Truncated { bytes: bytes.len() as u64 });
+                return Err(ComponentProblem::Truncated {
+                    bytes: bytes.len() as u64,
+                });
             }
         };
         rest = &rest[consumed..];
-        if let ValidPayload::Func(function, body) = validator.payload(&payload)? {
-            let mut function = function.into_validator(allocations);
-            function.validate(&body)?;
-            allocations = function.into_allocations();
-        }
         match payload {
-            Payload::ModuleSection { parser: inner, unchecked_range: range }
-            | Payload::ComponentSection { parser: inner, unchecked_range: range } => {
+            Payload::ModuleSection {
+                parser: inner,
+                unchecked_range: range,
+            }
+            | Payload::ComponentSection {
+                parser: inner,
+                unchecked_range: range,
+            } => {
                 if outer.len() == NESTING_MAX {
                     let reason = format!("components are nested more than {NESTING_MAX} deep");
-                    return Err(ComponentProblem::Invalid { offset: parser.offset(), reason });
+                    return beyond(&parser, reason);
                 }
                 outer.push((std::mem::replace(&mut parser, inner), end));
                 parser.set_features(features);
                 end = range.end;
+            }
+            Payload::CodeSectionStart { count, .. } => {
+                functions += u64::from(count);
+                if functions > FUNCTIONS_MAX {
+                    return beyond(&parser, format!("more than {FUNCTIONS_MAX} functions"));
+                }
             }
             Payload::End(_) => match outer.pop() {
                 Some(level) => (parser, end) = level,

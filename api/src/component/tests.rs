@@ -9,16 +9,27 @@ use crate::spec::WorkloadSpec;
 
 /// A component with these imports and exports, as instances without anything in them.
 fn component(imports: &[&str], exports: &[&str]) -> Vec<u8> {
-    let imports = imports.iter().map(|name| format!("(import \"{name}\" (instance))\n"));
-    let exports = exports.iter().map(|name| format!("(export \"{name}\" (instance $none))\n"));
-    let body: String = imports.chain(["(instance $none)\n".to_owned()]).chain(exports).collect();
+    let imports = imports
+        .iter()
+        .map(|name| format!("(import \"{name}\" (instance))\n"));
+    let exports = exports
+        .iter()
+        .map(|name| format!("(export \"{name}\" (instance $none))\n"));
+    let body: String = imports
+        .chain(["(instance $none)\n".to_owned()])
+        .chain(exports)
+        .collect();
     wat::parse_str(format!("(component {body})")).unwrap()
 }
 
 const START: &str = "(module (func (export \"_start\")))";
 
 fn spec(kind: Option<Kind>, grants: &[&str]) -> WorkloadSpec {
-    let mut spec = WorkloadSpec { name: "web".parse().unwrap(), kind, ..WorkloadSpec::default() };
+    let mut spec = WorkloadSpec {
+        name: "web".parse().unwrap(),
+        kind,
+        ..WorkloadSpec::default()
+    };
     for grant in grants {
         read_grant(grant, &mut spec.bindings).unwrap();
     }
@@ -42,15 +53,25 @@ fn kinds_come_from_exports() {
         ("a:b/c", None),
     ] {
         let inspection = inspect(&component(&[], &[export])).unwrap();
-        assert_eq!((inspection.kind, inspection.shape), (kind, Shape::Component), "{export}");
+        assert_eq!(
+            (inspection.kind, inspection.shape),
+            (kind, Shape::Component),
+            "{export}"
+        );
         assert_eq!(inspection.exports, [export]);
     }
     // JavaScript components export both: the more specific counts, the other may be asked for.
-    let both = component(&[], &["wasi:cli/run@0.2.3", "wasi:http/incoming-handler@0.2.3"]);
+    let both = component(
+        &[],
+        &["wasi:cli/run@0.2.3", "wasi:http/incoming-handler@0.2.3"],
+    );
     let inspection = inspect(&both).unwrap();
     assert_eq!(inspection.kind, Some(Kind::Http));
     assert!(inspection.runs_as(Kind::Job) && !inspection.runs_as(Kind::Messages));
-    assert_eq!(checked(&both, &spec(Some(Kind::Service), &[])).kind, Ok(Kind::Service));
+    assert_eq!(
+        checked(&both, &spec(Some(Kind::Service), &[])).kind,
+        Ok(Kind::Service)
+    );
 }
 
 #[test]
@@ -74,15 +95,26 @@ fn core_modules() {
         (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
         (memory (export "memory") 1) (func (export "_start") (call 0 (i32.const 3))))"#;
     let inspection = inspect(&wat::parse_str(text).unwrap()).unwrap();
-    assert_eq!((inspection.shape, inspection.kind), (Shape::CoreModule, Some(Kind::Service)));
+    assert_eq!(
+        (inspection.shape, inspection.kind),
+        (Shape::CoreModule, Some(Kind::Service))
+    );
     assert_eq!(inspection.imports, ["wasi_snapshot_preview1"]);
     assert!(check(&inspection, &spec(Some(Kind::Job), &[])).passes());
     assert!(!check(&inspection, &spec(Some(Kind::Http), &[])).passes());
     let problem = |text: &str| inspect(&wat::parse_str(text).unwrap()).unwrap_err();
     assert_eq!(problem("(module)"), ComponentProblem::NoStart);
-    assert_eq!(problem("(module (memory (export \"_start\") 1))"), ComponentProblem::NoStart);
-    let env = ComponentProblem::ForeignImport { module: "env".into() };
-    assert_eq!(problem("(module (import \"env\" \"f\" (func)) (func (export \"_start\")))"), env);
+    assert_eq!(
+        problem("(module (memory (export \"_start\") 1))"),
+        ComponentProblem::NoStart
+    );
+    let env = ComponentProblem::ForeignImport {
+        module: "env".into(),
+    };
+    assert_eq!(
+        problem("(module (import \"env\" \"f\" (func)) (func (export \"_start\")))"),
+        env
+    );
 }
 
 #[test]
@@ -99,7 +131,10 @@ fn what_is_no_component() {
         ("elf", b"\x7fELF\x02\x01".to_vec()),
         ("wat", b";; a comment\n(module)".to_vec()),
         ("wit", b"package a:b;\nworld w {}".to_vec()),
-        ("lfs", b"version https://git-lfs.github.com/spec/v1\n".to_vec()),
+        (
+            "lfs",
+            b"version https://git-lfs.github.com/spec/v1\n".to_vec(),
+        ),
         ("text", "hallo, wörld".into()),
         ("binary", vec![0xff, 0, 1, 2]),
         ("gzip", vec![0x1f, 0x8b, 8]),
@@ -142,14 +177,24 @@ fn nesting_is_bounded() {
         inspect(&bytes)
     };
     assert!(nested(NESTING_MAX).is_ok());
-    assert!(matches!(nested(NESTING_MAX + 1), Err(ComponentProblem::Invalid { .. })));
+    assert!(matches!(
+        nested(NESTING_MAX + 1),
+        Err(ComponentProblem::Invalid { .. })
+    ));
 }
 
-const FETCHER: &[&str] =
-    &["wasi:http/types@0.2.4", "wasi:http/outgoing-handler@0.2.4", "wasi:sockets/tcp@0.2.4", "wasi:cli/stdout@0.2.4"];
+const FETCHER: &[&str] = &[
+    "wasi:http/types@0.2.4",
+    "wasi:http/outgoing-handler@0.2.4",
+    "wasi:sockets/tcp@0.2.4",
+    "wasi:cli/stdout@0.2.4",
+];
 const SERVES: &[&str] = &["wasi:http/incoming-handler@0.2.4"];
 const HANDLES: &[&str] = &["wasmcloud:messaging/handler@0.2.0"];
-const CONSUMER: &[&str] = &["wasmcloud:messaging/consumer@0.2.0", "wasmcloud:messaging/types@0.2.0"];
+const CONSUMER: &[&str] = &[
+    "wasmcloud:messaging/consumer@0.2.0",
+    "wasmcloud:messaging/types@0.2.0",
+];
 
 #[test]
 fn granted_and_not() {
@@ -158,7 +203,10 @@ fn granted_and_not() {
     assert!(checked(&fetcher, &spec(None, &["workloads=orders"])).passes());
     assert!(!checked(&fetcher, &spec(None, &["publish=a.b"])).passes());
     let newer = component(&["wasi:http/client@0.3.0"], &["wasi:http/handler@0.3.0"]);
-    assert_eq!(checked(&newer, &spec(None, &[])).missing[0].flag, "--grant http=HOST");
+    assert_eq!(
+        checked(&newer, &spec(None, &[])).missing[0].flag,
+        "--grant http=HOST"
+    );
     // Who handles messages may reply to them.
     let echo = component(CONSUMER, HANDLES);
     assert!(checked(&echo, &spec(None, &["subscribe=a.b"])).passes());
@@ -167,26 +215,52 @@ fn granted_and_not() {
     assert_eq!(missing[0].toml, "subscribe = [\"SUBJECT\"]");
     // Anyone else needs the grant.
     let teller = component(CONSUMER, SERVES);
-    assert_eq!(checked(&teller, &spec(None, &[])).missing[0].binding, "publish");
+    assert_eq!(
+        checked(&teller, &spec(None, &[])).missing[0].binding,
+        "publish"
+    );
     assert!(checked(&teller, &spec(None, &["publish=a.b"])).passes());
 }
 
 #[test]
 fn refusals_show_what_would_pass() {
     let run = &["wasi:cli/run@0.2.0"];
-    let stores = ["wasi:keyvalue/store@0.2.0-draft", "wasi:keyvalue/atomics@0.2.0-draft"];
-    let strange = ["my:db/query@1.0.0", "wasi:http/types@0.2.0-rc-2023-11-10", "wasi:http/outgoing-handler@0.2.4"];
+    let stores = [
+        "wasi:keyvalue/store@0.2.0-draft",
+        "wasi:keyvalue/atomics@0.2.0-draft",
+    ];
+    let strange = [
+        "my:db/query@1.0.0",
+        "wasi:http/types@0.2.0-rc-2023-11-10",
+        "wasi:http/outgoing-handler@0.2.4",
+    ];
     let mut web = spec(Some(Kind::Http), &[]);
     web.args = vec!["-v".into()];
     let cases = [
         ("not granted", component(FETCHER, SERVES), spec(None, &[])),
-        ("some granted", component(&[FETCHER, CONSUMER].concat(), SERVES), spec(None, &["publish=a.>"])),
+        (
+            "some granted",
+            component(&[FETCHER, CONSUMER].concat(), SERVES),
+            spec(None, &["publish=a.>"]),
+        ),
         ("no subject", component(CONSUMER, HANDLES), spec(None, &[])),
         ("not yet", component(&stores, SERVES), spec(None, &[])),
         ("unknown imports", component(&strange, run), spec(None, &[])),
-        ("no known export", component(&[], &["a:b/c"]), spec(None, &[])),
-        ("an old export", component(&[], &["wasi:http/handler@0.3.0-rc-2025-09-16"]), spec(None, &[])),
-        ("another kind", component(&[], run), spec(Some(Kind::Http), &[])),
+        (
+            "no known export",
+            component(&[], &["a:b/c"]),
+            spec(None, &[]),
+        ),
+        (
+            "an old export",
+            component(&[], &["wasi:http/handler@0.3.0-rc-2025-09-16"]),
+            spec(None, &[]),
+        ),
+        (
+            "another kind",
+            component(&[], run),
+            spec(Some(Kind::Http), &[]),
+        ),
         ("a contradiction", component(&[], SERVES), web),
     ];
     let mut shown = String::new();
@@ -195,11 +269,20 @@ fn refusals_show_what_would_pass() {
         let refusal = check.refusal(spec).unwrap();
         let code = refusal.code.as_str();
         let bytes = check.bytes_refused;
-        shown.push_str(&format!("# {what} ({code}, bytes refused: {bytes})\n{refusal}\n{}\n\n", refusal.fix));
+        shown.push_str(&format!(
+            "# {what} ({code}, bytes refused: {bytes})\n{refusal}\n{}\n\n",
+            refusal.fix
+        ));
     }
     insta::assert_snapshot!(shown);
-    let hello = component(&["wasi:cli/stdout@0.2.0", "wasi:logging/logging@0.1.0-draft"], SERVES);
-    assert_eq!(checked(&hello, &spec(None, &[])).refusal(&spec(None, &[])), None);
+    let hello = component(
+        &["wasi:cli/stdout@0.2.0", "wasi:logging/logging@0.1.0-draft"],
+        SERVES,
+    );
+    assert_eq!(
+        checked(&hello, &spec(None, &[])).refusal(&spec(None, &[])),
+        None
+    );
 }
 
 #[test]
@@ -207,11 +290,20 @@ fn the_printed_flags_pass() {
     let bytes = component(&[FETCHER, CONSUMER].concat(), SERVES);
     let mut spec = spec(None, &[]);
     for missing in checked(&bytes, &spec).missing {
-        let grant = missing.flag.strip_prefix("--grant ").unwrap().replace("HOST", "a.b").replace("SUBJECT", "a.b");
+        let grant = missing
+            .flag
+            .strip_prefix("--grant ")
+            .unwrap()
+            .replace("HOST", "a.b")
+            .replace("SUBJECT", "a.b");
         read_grant(&grant, &mut spec.bindings).unwrap();
         // The TOML says the same as the flag.
-        let toml = format!("[workload]\nname = \"a\"\ncomponent = \"a\"\n[workload.bindings]\n{}\n", missing.toml);
-        crate::manifest::read_manifest(&toml.replace("HOST", "a.b").replace("SUBJECT", "a.b")).unwrap();
+        let toml = format!(
+            "[workload]\nname = \"a\"\ncomponent = \"a\"\n[workload.bindings]\n{}\n",
+            missing.toml
+        );
+        crate::manifest::read_manifest(&toml.replace("HOST", "a.b").replace("SUBJECT", "a.b"))
+            .unwrap();
     }
     assert!(checked(&bytes, &spec).passes());
 }

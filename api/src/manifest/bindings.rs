@@ -17,8 +17,11 @@ const IN_FLIGHT_MAX: u32 = 1_000_000;
 /// A backend's word, and the settings it takes.
 type Backends = [(&'static str, &'static [&'static str])];
 
-const KEYVALUE: &Backends =
-    &[("jetstream", &["bucket"]), ("memory", &[]), ("redis", &["url", "prefix"])];
+const KEYVALUE: &Backends = &[
+    ("jetstream", &["bucket"]),
+    ("memory", &[]),
+    ("redis", &["url", "prefix"]),
+];
 const BLOBSTORE: &Backends = &[
     ("jetstream", &["container"]),
     ("disk", &["container", "path"]),
@@ -30,13 +33,27 @@ pub(super) const DEFAULT_BACKEND: &str = "jetstream";
 
 pub(super) fn read(field: &Field<'_>) -> Bindings {
     let mut bindings = Bindings::default();
-    let Some(mut table) = field.table() else { return bindings };
-    table.texts("http", ENTRIES_MAX, grammar::http_pattern, &mut bindings.http);
-    table.texts("workloads", ENTRIES_MAX, grammar::workload_reference, &mut bindings.workloads);
+    let Some(mut table) = field.table() else {
+        return bindings;
+    };
+    table.texts(
+        "http",
+        ENTRIES_MAX,
+        grammar::http_pattern,
+        &mut bindings.http,
+    );
+    table.texts(
+        "workloads",
+        ENTRIES_MAX,
+        grammar::workload_reference,
+        &mut bindings.workloads,
+    );
     let publish = |text: &str| grammar::subject(text, Wildcards::Allowed);
     table.texts("publish", ENTRIES_MAX, publish, &mut bindings.publish);
     if let Some(field) = table.take("subscribe") {
-        bindings.subscribe = field.list(ENTRIES_MAX, |field| subscription(&field)).unwrap_or_default();
+        bindings.subscribe = field
+            .list(ENTRIES_MAX, |field| subscription(&field))
+            .unwrap_or_default();
         for (index, subscription) in bindings.subscribe.iter().enumerate() {
             if bindings.subscribe[..index].contains(subscription) {
                 field.wrong(format!("names {} twice", echo(&subscription.subject)));
@@ -55,7 +72,11 @@ pub(super) fn read(field: &Field<'_>) -> Bindings {
         distinct_paths(&field, &bindings.volume);
     }
     bindings.sockets = table.take("sockets").and_then(|field| sockets(&field));
-    table.finish_with(&[("subscriptions", "subscribe"), ("kv", "keyvalue"), ("blob", "blobstore")]);
+    table.finish_with(&[
+        ("subscriptions", "subscribe"),
+        ("kv", "keyvalue"),
+        ("blob", "blobstore"),
+    ]);
     bindings
 }
 
@@ -63,12 +84,17 @@ fn subscription(field: &Field<'_>) -> Option<Subscription> {
     use crate::document::Value;
     let check = |field: &Field<'_>, wildcards| {
         let text = field.text()?;
-        grammar::subject(text, wildcards).map_err(|what| field.wrong(what)).ok()?;
+        grammar::subject(text, wildcards)
+            .map_err(|what| field.wrong(what))
+            .ok()?;
         Some(text.to_owned())
     };
     if let Value::String(_) = field.node.value {
         let subject = check(field, Wildcards::Allowed)?;
-        return Some(Subscription { subject, ..Subscription::default() });
+        return Some(Subscription {
+            subject,
+            ..Subscription::default()
+        });
     }
     let mut table = field.table()?;
     let subject = match table.take("subject") {
@@ -81,13 +107,17 @@ fn subscription(field: &Field<'_>) -> Option<Subscription> {
     let mut token = |key| {
         let field = table.take(key)?;
         let text = field.text()?;
-        grammar::binding_name(text).map_err(|what| field.wrong(what)).ok()?;
+        grammar::binding_name(text)
+            .map_err(|what| field.wrong(what))
+            .ok()?;
         Some(text.to_owned())
     };
     let (stream, durable) = (token("stream"), token("durable"));
     let max_in_flight = table.count_option("max_in_flight", 1..=IN_FLIGHT_MAX);
     let attempts = table.count_option("attempts", 1..=1_000);
-    let dead_letter = table.take("dead_letter").and_then(|field| check(&field, Wildcards::Refused));
+    let dead_letter = table
+        .take("dead_letter")
+        .and_then(|field| check(&field, Wildcards::Refused));
     if !table.has("stream") {
         for key in ["durable", "max_in_flight", "attempts", "dead_letter"] {
             if table.has(key) {
@@ -96,11 +126,20 @@ fn subscription(field: &Field<'_>) -> Option<Subscription> {
         }
     }
     table.finish();
-    Some(Subscription { subject: subject?, stream, durable, max_in_flight, attempts, dead_letter })
+    Some(Subscription {
+        subject: subject?,
+        stream,
+        durable,
+        max_in_flight,
+        attempts,
+        dead_letter,
+    })
 }
 
 fn stores(field: &Field<'_>, backends: &'static Backends) -> BTreeMap<String, StoreBinding> {
-    field.map(ENTRIES_MAX, |name, field| store(name, &field, backends)).unwrap_or_default()
+    field
+        .map(ENTRIES_MAX, |name, field| store(name, &field, backends))
+        .unwrap_or_default()
 }
 
 fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<StoreBinding> {
@@ -111,10 +150,15 @@ fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<S
     let words: Vec<(&str, &str)> = backends.iter().map(|(word, _)| (*word, *word)).collect();
     let mut backend = DEFAULT_BACKEND;
     table.choice("backend", &words, &mut backend);
-    let keys = backends.iter().find(|(word, _)| *word == backend).map_or(&[][..], |(_, keys)| keys);
+    let keys = backends
+        .iter()
+        .find(|(word, _)| *word == backend)
+        .map_or(&[][..], |(_, keys)| keys);
     let mut settings = BTreeMap::new();
     for key in keys {
-        let Some(field) = table.take(key) else { continue };
+        let Some(field) = table.take(key) else {
+            continue;
+        };
         let Some(text) = field.text() else { continue };
         if text.is_empty() || text.len() > 512 || text.chars().any(char::is_control) {
             field.wrong("must be 1 to 512 bytes, without control characters");
@@ -122,13 +166,19 @@ fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<S
         }
         settings.insert((*key).to_owned(), text.to_owned());
     }
-    for (other, key) in backends.iter().flat_map(|(word, keys)| keys.iter().map(move |key| (word, *key))) {
+    for (other, key) in backends
+        .iter()
+        .flat_map(|(word, keys)| keys.iter().map(move |key| (word, *key)))
+    {
         if !keys.contains(&key) && table.take(key).is_some() {
             table.wrong_at(key, format!("is a setting of backend = \"{other}\""));
         }
     }
     table.finish();
-    Some(StoreBinding { backend: backend.to_owned(), settings })
+    Some(StoreBinding {
+        backend: backend.to_owned(),
+        settings,
+    })
 }
 
 fn volume(name: &str, field: Field<'_>) -> Option<Volume> {
@@ -151,9 +201,18 @@ fn volume(name: &str, field: Field<'_>) -> Option<Volume> {
     let mut mode = "rw";
     table.choice("mode", &[("ro", "ro"), ("rw", "rw")], &mut mode);
     let mut on_host_loss = "wait";
-    table.choice("on_host_loss", &[("wait", "wait"), ("new", "new")], &mut on_host_loss);
+    table.choice(
+        "on_host_loss",
+        &[("wait", "wait"), ("new", "new")],
+        &mut on_host_loss,
+    );
     table.finish_with(&[("read_only", "mode = \"ro\"")]);
-    Some(Volume { path, size, mode: mode.into(), on_host_loss: on_host_loss.into() })
+    Some(Volume {
+        path,
+        size,
+        mode: mode.into(),
+        on_host_loss: on_host_loss.into(),
+    })
 }
 
 fn distinct_paths(field: &Field<'_>, volumes: &BTreeMap<String, Volume>) {
@@ -163,7 +222,10 @@ fn distinct_paths(field: &Field<'_>, volumes: &BTreeMap<String, Volume>) {
             continue;
         }
         if let Some(other) = seen.insert(volume.path.trim_end_matches('/'), name) {
-            field.wrong(format!("`{other}` and `{name}` have the same path {}", echo(&volume.path)));
+            field.wrong(format!(
+                "`{other}` and `{name}` have the same path {}",
+                echo(&volume.path)
+            ));
         }
     }
 }
@@ -171,10 +233,21 @@ fn distinct_paths(field: &Field<'_>, volumes: &BTreeMap<String, Volume>) {
 fn sockets(field: &Field<'_>) -> Option<Sockets> {
     let mut sockets = Sockets::default();
     let mut table = field.table()?;
-    table.texts("connect", ENTRIES_MAX, grammar::socket_target, &mut sockets.connect);
+    table.texts(
+        "connect",
+        ENTRIES_MAX,
+        grammar::socket_target,
+        &mut sockets.connect,
+    );
     if let Some(field) = table.take("listen") {
-        let ports: Vec<u16> = field.list(ENTRIES_MAX, |field| field.integer(1..=u16::MAX)).unwrap_or_default();
-        if let Some((_, port)) = ports.iter().enumerate().find(|(at, port)| ports[..*at].contains(port)) {
+        let ports: Vec<u16> = field
+            .list(ENTRIES_MAX, |field| field.integer(1..=u16::MAX))
+            .unwrap_or_default();
+        if let Some((_, port)) = ports
+            .iter()
+            .enumerate()
+            .find(|(at, port)| ports[..*at].contains(port))
+        {
             field.wrong(format!("names port {port} twice"));
         }
         sockets.listen = ports;

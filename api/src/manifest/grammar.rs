@@ -61,7 +61,12 @@ pub fn subject(text: &str, wildcards: Wildcards) -> Result<(), String> {
 /// `host`, `host:port` or `[v6]:port`, split; `None` when what follows the last `:` is no port.
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
     let port = |text: &str| {
-        text.bytes().all(|b| b.is_ascii_digit()).then_some(text)?.parse().ok().filter(|port| *port > 0)
+        text.bytes()
+            .all(|b| b.is_ascii_digit())
+            .then_some(text)?
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
     };
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;
@@ -81,7 +86,9 @@ fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
 fn host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
 }
@@ -89,7 +96,10 @@ fn host_name(name: &str) -> bool {
 /// Where outbound HTTP may go: `host[:port]`, `*.host[:port]`, an address, or `*`.
 pub fn http_pattern(text: &str) -> Result<(), String> {
     let not = |why: &str| {
-        Err(format!("{} is not a host: {why}; write it like api.example.com, *.example.com:8443 or *", echo(text)))
+        Err(format!(
+            "{} is not a host: {why}; write it like api.example.com, *.example.com:8443 or *",
+            echo(text)
+        ))
     };
     if text.contains("://") {
         return not("leave out the scheme");
@@ -97,8 +107,13 @@ pub fn http_pattern(text: &str) -> Result<(), String> {
     if text.contains('/') {
         return not("leave out the path");
     }
-    let Some((host, _)) = split_port(text) else { return not("its port is no number from 1 to 65535") };
-    if host == "*" || host.parse::<IpAddr>().is_ok() || host_name(host.strip_prefix("*.").unwrap_or(host)) {
+    let Some((host, _)) = split_port(text) else {
+        return not("its port is no number from 1 to 65535");
+    };
+    if host == "*"
+        || host.parse::<IpAddr>().is_ok()
+        || host_name(host.strip_prefix("*.").unwrap_or(host))
+    {
         return Ok(());
     }
     not("its name is not one of letters, digits, `-` and `.`")
@@ -107,9 +122,14 @@ pub fn http_pattern(text: &str) -> Result<(), String> {
 /// Where a socket may connect to: a name, an address or a range, and a port.
 pub fn socket_target(text: &str) -> Result<(), String> {
     let not = |why: &str| {
-        Err(format!("{} is not an address: {why}; write it like 10.0.0.5:5432, db.example:5432 or 10.0.0.0/8:53", echo(text)))
+        Err(format!(
+            "{} is not an address: {why}; write it like 10.0.0.5:5432, db.example:5432 or 10.0.0.0/8:53",
+            echo(text)
+        ))
     };
-    let Some((host, port)) = split_port(text) else { return not("its port is no number from 1 to 65535") };
+    let Some((host, port)) = split_port(text) else {
+        return not("its port is no number from 1 to 65535");
+    };
     if port.is_none() {
         return not("it has no port");
     }
@@ -136,14 +156,26 @@ pub fn workload_reference(text: &str) -> Result<(), String> {
     if name.parse::<Name>().is_ok() && namespace.parse::<Name>().is_ok() {
         return Ok(());
     }
-    Err(format!("{} is not a workload: write its name, or NAME.NAMESPACE", echo(text)))
+    Err(format!(
+        "{} is not a workload: write its name, or NAME.NAMESPACE",
+        echo(text)
+    ))
 }
 
 /// A host label's name, or `host`.
 pub fn label(text: &str) -> Result<(), String> {
     let legal = (1..=128).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
-    if legal { Ok(()) } else { Err(format!("{} is not a label: use letters, digits, `-`, `_`, `.`, `/`", echo(text))) }
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+    if legal {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} is not a label: use letters, digits, `-`, `_`, `.`, `/`",
+            echo(text)
+        ))
+    }
 }
 
 /// A label's value: one line, no control characters.
@@ -151,7 +183,10 @@ pub fn label_value(text: &str) -> Result<(), String> {
     if text.len() <= 256 && !text.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(format!("{} is not a label's value: at most 256 bytes on one line", echo(text)))
+    Err(format!(
+        "{} is not a label's value: at most 256 bytes on one line",
+        echo(text)
+    ))
 }
 
 /// A taint that is tolerated: `KEY` or `KEY=VALUE`.
@@ -166,7 +201,10 @@ pub fn variable_name(text: &str) -> Result<(), String> {
         return Err("a variable needs a name".into());
     }
     if text.contains(['=', '\0']) || text.len() > 256 {
-        return Err(format!("{} cannot name a variable: no `=`, no NUL, at most 256 bytes", echo(text)));
+        return Err(format!(
+            "{} cannot name a variable: no `=`, no NUL, at most 256 bytes",
+            echo(text)
+        ));
     }
     Ok(())
 }
@@ -182,8 +220,17 @@ pub fn variable_value(text: &str) -> Result<(), String> {
 /// A volume's or store's name.
 pub fn binding_name(text: &str) -> Result<(), String> {
     let legal = (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    if legal { Ok(()) } else { Err(format!("{} cannot name a binding: use 1 to 63 letters, digits, `-`, `_`", echo(text))) }
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if legal {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} cannot name a binding: use 1 to 63 letters, digits, `-`, `_`",
+            echo(text)
+        ))
+    }
 }
 
 /// Where a guest sees a volume.
@@ -206,19 +253,47 @@ pub fn guest_path(text: &str) -> Result<(), String> {
 
 /// The path that a probe asks for.
 pub fn probe_path(text: &str) -> Result<(), String> {
-    let legal = text.starts_with('/') && text.len() <= TEXT_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
-    if legal { Ok(()) } else { Err(format!("{} is not a path to ask for: write it like /healthz", echo(text))) }
+    let legal = text.starts_with('/')
+        && text.len() <= TEXT_BYTES_MAX
+        && text.bytes().all(|b| b.is_ascii_graphic());
+    if legal {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} is not a path to ask for: write it like /healthz",
+            echo(text)
+        ))
+    }
 }
 
 /// A cron schedule: five fields of numbers, `*`, ranges, steps and lists, or `@daily` and its like.
 pub fn schedule(text: &str) -> Result<(), String> {
-    const WORDS: [&str; 6] = ["@yearly", "@monthly", "@weekly", "@daily", "@hourly", "@midnight"];
+    const WORDS: [&str; 6] = [
+        "@yearly",
+        "@monthly",
+        "@weekly",
+        "@daily",
+        "@hourly",
+        "@midnight",
+    ];
     const FIELDS: [(&str, u32, u32, &[&str]); 5] = [
         ("minute", 0, 59, &[]),
         ("hour", 0, 23, &[]),
         ("day of month", 1, 31, &[]),
-        ("month", 1, 12, &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]),
-        ("day of week", 0, 7, &["sun", "mon", "tue", "wed", "thu", "fri", "sat"]),
+        (
+            "month",
+            1,
+            12,
+            &[
+                "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+            ],
+        ),
+        (
+            "day of week",
+            0,
+            7,
+            &["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
+        ),
     ];
     if WORDS.contains(&text) {
         return Ok(());
@@ -232,22 +307,38 @@ pub fn schedule(text: &str) -> Result<(), String> {
     }
     for (field, (what, low, high, words)) in fields.iter().zip(FIELDS) {
         let number = |text: &str| {
-            let named = words.iter().position(|word| text.eq_ignore_ascii_case(word));
-            let named = named.and_then(|at| u32::try_from(at).ok()).map(|at| at + low);
-            named.or_else(|| text.parse().ok()).filter(|number| (low..=high).contains(number))
+            let named = words
+                .iter()
+                .position(|word| text.eq_ignore_ascii_case(word));
+            let named = named
+                .and_then(|at| u32::try_from(at).ok())
+                .map(|at| at + low);
+            named
+                .or_else(|| text.parse().ok())
+                .filter(|number| (low..=high).contains(number))
         };
         let part = |part: &str| {
-            let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
-            let step_fits = step.is_none_or(|step| step.parse::<u32>().is_ok_and(|step| (1..=high).contains(&step)));
+            let (range, step) = part
+                .split_once('/')
+                .map_or((part, None), |(range, step)| (range, Some(step)));
+            let step_fits = step.is_none_or(|step| {
+                step.parse::<u32>()
+                    .is_ok_and(|step| (1..=high).contains(&step))
+            });
             let range_fits = range == "*"
                 || match range.split_once('-') {
-                    Some((from, to)) => number(from).zip(number(to)).is_some_and(|(from, to)| from <= to),
+                    Some((from, to)) => number(from)
+                        .zip(number(to))
+                        .is_some_and(|(from, to)| from <= to),
                     None => number(range).is_some(),
                 };
             step_fits && range_fits
         };
         if !field.split(',').all(part) {
-            return Err(format!("{} is no {what} of a schedule: {low} to {high}, `*`, `a-b`, `a,b` or `*/n`", echo(field)));
+            return Err(format!(
+                "{} is no {what} of a schedule: {low} to {high}, `*`, `a-b`, `a,b` or `*/n`",
+                echo(field)
+            ));
         }
     }
     Ok(())
@@ -256,9 +347,18 @@ pub fn schedule(text: &str) -> Result<(), String> {
 /// The form of a time zone's name; whether it exists is known where the schedule runs.
 pub fn timezone(text: &str) -> Result<(), String> {
     let legal = (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b))
         && !text.starts_with('/');
-    if legal { Ok(()) } else { Err(format!("{} is not a time zone: write it like UTC or Europe/Berlin", echo(text))) }
+    if legal {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} is not a time zone: write it like UTC or Europe/Berlin",
+            echo(text)
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -277,38 +377,117 @@ mod tests {
     #[test]
     fn subjects() {
         let wild = |text: &str| subject(text, Wildcards::Allowed);
-        all(wild, &["a", "shop.orders.*", "a.>", "a.*.b", "wasmorchid.x"], &[
-            "", "a..b", ".a", "a.", "a b", "a.>.b", "a.b*", ">", "*.a", "$SYS.a", "$JS.API", "wasmorch.v1.x",
-            "_INBOX.x", "_INBOX_abc.x", "a\n.b", &"a".repeat(513),
-        ]);
+        all(
+            wild,
+            &["a", "shop.orders.*", "a.>", "a.*.b", "wasmorchid.x"],
+            &[
+                "",
+                "a..b",
+                ".a",
+                "a.",
+                "a b",
+                "a.>.b",
+                "a.b*",
+                ">",
+                "*.a",
+                "$SYS.a",
+                "$JS.API",
+                "wasmorch.v1.x",
+                "_INBOX.x",
+                "_INBOX_abc.x",
+                "a\n.b",
+                &"a".repeat(513),
+            ],
+        );
         assert!(subject("a.*", Wildcards::Refused).is_err());
         assert!(subject("a.b", Wildcards::Refused).is_ok());
     }
 
     #[test]
     fn hosts_and_addresses() {
-        all(http_pattern, &["a.b", "*.a.b:8443", "*", "10.0.0.5", "10.0.0.5:80", "[::1]:80", "::1", "localhost:1"], &[
-            "", "https://a.b", "a.b/c", "a.b:0", "a.b:99999", "a.b:+1", "a b", "a.*", "*.", "a..b", "[::1",
-        ]);
-        all(socket_target, &["db:5432", "10.0.0.5:5432", "10.0.0.0/8:53", "[::1]:53", "[fd00::/8]:53", "*:443"], &[
-            "db", "db:", ":1", "10.0.0.0/33:1", "x/8:1", "::1", "a b:1",
-        ]);
-        all(workload_reference, &["orders", "orders.erp"], &["", "a.b.c", "A", "a.", "*"]);
+        all(
+            http_pattern,
+            &[
+                "a.b",
+                "*.a.b:8443",
+                "*",
+                "10.0.0.5",
+                "10.0.0.5:80",
+                "[::1]:80",
+                "::1",
+                "localhost:1",
+            ],
+            &[
+                "",
+                "https://a.b",
+                "a.b/c",
+                "a.b:0",
+                "a.b:99999",
+                "a.b:+1",
+                "a b",
+                "a.*",
+                "*.",
+                "a..b",
+                "[::1",
+            ],
+        );
+        all(
+            socket_target,
+            &[
+                "db:5432",
+                "10.0.0.5:5432",
+                "10.0.0.0/8:53",
+                "[::1]:53",
+                "[fd00::/8]:53",
+                "*:443",
+            ],
+            &["db", "db:", ":1", "10.0.0.0/33:1", "x/8:1", "::1", "a b:1"],
+        );
+        all(
+            workload_reference,
+            &["orders", "orders.erp"],
+            &["", "a.b.c", "A", "a.", "*"],
+        );
     }
 
     #[test]
     fn names_and_paths() {
         all(variable_name, &["A", "a.b", "ü"], &["", "A=B", "A\0"]);
-        all(guest_path, &["/", "/data", "/a/b"], &["", "data", "/a/../b", "/a\n", "/a:ro"]);
+        all(
+            guest_path,
+            &["/", "/data", "/a/b"],
+            &["", "data", "/a/../b", "/a\n", "/a:ro"],
+        );
         all(taint, &["edge", "gpu=yes"], &["", "=x", "a b"]);
         all(probe_path, &["/", "/healthz?x=1"], &["", "x", "/a b", "/ü"]);
     }
 
     #[test]
     fn schedules() {
-        all(schedule, &["0 3 * * *", "*/5 0-6,12 1 jan-mar mon", "@daily", "0 0 * * 7"], &[
-            "", "* * * *", "60 * * * *", "* * 0 * *", "*/0 * * * *", "5-1 * * * *", "@never", "a * * * *", "0 3 * * * *",
-        ]);
-        all(timezone, &["UTC", "Europe/Berlin", "Etc/GMT+1"], &["", "/etc/passwd", "a b"]);
+        all(
+            schedule,
+            &[
+                "0 3 * * *",
+                "*/5 0-6,12 1 jan-mar mon",
+                "@daily",
+                "0 0 * * 7",
+            ],
+            &[
+                "",
+                "* * * *",
+                "60 * * * *",
+                "* * 0 * *",
+                "*/0 * * * *",
+                "5-1 * * * *",
+                "@never",
+                "a * * * *",
+                "0 3 * * * *",
+            ],
+        );
+        all(
+            timezone,
+            &["UTC", "Europe/Berlin", "Etc/GMT+1"],
+            &["", "/etc/passwd", "a b"],
+        );
     }
 }

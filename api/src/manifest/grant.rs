@@ -8,13 +8,27 @@ use super::reader::{echo, nearest};
 use crate::error::Problem;
 use crate::spec::{Bindings, Sockets, StoreBinding, Subscription, Volume};
 
-const NAMES: [&str; 8] =
-    ["http", "workloads", "publish", "subscribe", "keyvalue", "blobstore", "volume", "sockets"];
+const NAMES: [&str; 8] = [
+    "http",
+    "workloads",
+    "publish",
+    "subscribe",
+    "keyvalue",
+    "blobstore",
+    "volume",
+    "sockets",
+];
 
 /// Adds what one `--grant NAME=VALUE` grants; the same grant twice changes nothing.
 pub fn read_grant(text: &str, bindings: &mut Bindings) -> Result<(), Problem> {
     add(text, bindings).map_err(|what| Problem {
-        at: format!("--grant {}", text.chars().take(80).flat_map(char::escape_debug).collect::<String>()),
+        at: format!(
+            "--grant {}",
+            text.chars()
+                .take(80)
+                .flat_map(char::escape_debug)
+                .collect::<String>()
+        ),
         line: None,
         column: None,
         what,
@@ -28,19 +42,30 @@ fn add(text: &str, bindings: &mut Bindings) -> Result<(), String> {
     match name {
         "http" => add_text(&mut bindings.http, value, grammar::http_pattern),
         "workloads" => add_text(&mut bindings.workloads, value, grammar::workload_reference),
-        "publish" => {
-            add_text(&mut bindings.publish, value, |text| grammar::subject(text, Wildcards::Allowed))
-        }
+        "publish" => add_text(&mut bindings.publish, value, |text| {
+            grammar::subject(text, Wildcards::Allowed)
+        }),
         "subscribe" => {
             grammar::subject(value, Wildcards::Allowed)?;
-            if !bindings.subscribe.iter().any(|other| other.subject == value) {
-                bindings.subscribe.push(Subscription { subject: value.into(), ..Subscription::default() });
+            if !bindings
+                .subscribe
+                .iter()
+                .any(|other| other.subject == value)
+            {
+                bindings.subscribe.push(Subscription {
+                    subject: value.into(),
+                    ..Subscription::default()
+                });
             }
             Ok(())
         }
         "keyvalue" | "blobstore" => {
             grammar::binding_name(value)?;
-            let stores = if name == "keyvalue" { &mut bindings.keyvalue } else { &mut bindings.blobstore };
+            let stores = if name == "keyvalue" {
+                &mut bindings.keyvalue
+            } else {
+                &mut bindings.blobstore
+            };
             stores.entry(value.into()).or_insert_with(|| StoreBinding {
                 backend: DEFAULT_BACKEND.into(),
                 ..StoreBinding::default()
@@ -50,8 +75,10 @@ fn add(text: &str, bindings: &mut Bindings) -> Result<(), String> {
         "volume" => add_volume(value, bindings),
         "sockets" => add_socket(value, bindings),
         _ => {
-            let hint = nearest(name, NAMES.into_iter())
-                .map_or_else(|| format!("the grants are {}", NAMES.join(", ")), |word| format!("did you mean `{word}`?"));
+            let hint = nearest(name, NAMES.into_iter()).map_or_else(
+                || format!("the grants are {}", NAMES.join(", ")),
+                |word| format!("did you mean `{word}`?"),
+            );
             Err(format!("{} is no grant: {hint}", echo(name)))
         }
     }
@@ -80,16 +107,25 @@ fn add_volume(value: &str, bindings: &mut Bindings) -> Result<(), String> {
     };
     grammar::binding_name(name)?;
     grammar::guest_path(path)?;
-    if let Some((other, _)) =
-        bindings.volume.iter().find(|(other, volume)| *other != name && volume.path == path)
+    if let Some((other, _)) = bindings
+        .volume
+        .iter()
+        .find(|(other, volume)| *other != name && volume.path == path)
     {
-        return Err(format!("{} is already the path of volume {}", echo(path), echo(other)));
+        return Err(format!(
+            "{} is already the path of volume {}",
+            echo(path),
+            echo(other)
+        ));
     }
     // The size and the rest of a volume that the manifest has already described stay.
     let volume = bindings
         .volume
         .entry(name.into())
-        .or_insert_with(|| Volume { on_host_loss: "wait".into(), ..Volume::default() });
+        .or_insert_with(|| Volume {
+            on_host_loss: "wait".into(),
+            ..Volume::default()
+        });
     path.clone_into(&mut volume.path);
     mode.clone_into(&mut volume.mode);
     Ok(())
@@ -124,21 +160,38 @@ fn add_socket(value: &str, bindings: &mut Bindings) -> Result<(), String> {
 pub fn grant_flags(bindings: &Bindings) -> Vec<String> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: &str| flags.push(format!("--grant {}", quoted(name, value)));
-    for (name, list) in
-        [("http", &bindings.http), ("workloads", &bindings.workloads), ("publish", &bindings.publish)]
-    {
+    for (name, list) in [
+        ("http", &bindings.http),
+        ("workloads", &bindings.workloads),
+        ("publish", &bindings.publish),
+    ] {
         list.iter().for_each(|text| flag(name, text));
     }
-    bindings.subscribe.iter().for_each(|subscription| flag("subscribe", &subscription.subject));
-    bindings.keyvalue.keys().for_each(|name| flag("keyvalue", name));
-    bindings.blobstore.keys().for_each(|name| flag("blobstore", name));
+    bindings
+        .subscribe
+        .iter()
+        .for_each(|subscription| flag("subscribe", &subscription.subject));
+    bindings
+        .keyvalue
+        .keys()
+        .for_each(|name| flag("keyvalue", name));
+    bindings
+        .blobstore
+        .keys()
+        .for_each(|name| flag("blobstore", name));
     for (name, volume) in &bindings.volume {
         let suffix = if volume.mode == "ro" { ":ro" } else { "" };
         flag("volume", &format!("{name}:{}{suffix}", volume.path));
     }
     if let Some(sockets) = &bindings.sockets {
-        sockets.connect.iter().for_each(|target| flag("sockets", &format!("connect:{target}")));
-        sockets.listen.iter().for_each(|port| flag("sockets", &format!("listen:{port}")));
+        sockets
+            .connect
+            .iter()
+            .for_each(|target| flag("sockets", &format!("connect:{target}")));
+        sockets
+            .listen
+            .iter()
+            .for_each(|port| flag("sockets", &format!("listen:{port}")));
     }
     flags
 }

@@ -20,28 +20,83 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
     let mut later = |asked: bool, at: &str, what: &str, instead: &str| {
         if asked {
             let what = format!("{what} not in this version yet: {instead}");
-            problems.push(Problem { at: at.to_owned(), line: None, column: None, what });
+            problems.push(Problem {
+                at: at.to_owned(),
+                line: None,
+                column: None,
+                what,
+            });
         }
     };
-    later(kind == Kind::Cron, "kind", "cron is", "use kind = \"job\" and start it with `wasmorch start`");
-    later(spec.schedule.is_some() && kind != Kind::Cron, "schedule", "schedules are", "leave it out");
-    later(spec.scale.is_some(), "scale", "autoscaling is", "use replicas = N");
+    later(
+        kind == Kind::Cron,
+        "kind",
+        "cron is",
+        "use kind = \"job\" and start it with `wasmorch start`",
+    );
+    later(
+        spec.schedule.is_some() && kind != Kind::Cron,
+        "schedule",
+        "schedules are",
+        "leave it out",
+    );
+    later(
+        spec.scale.is_some(),
+        "scale",
+        "autoscaling is",
+        "use replicas = N",
+    );
     let per_host = matches!(spec.replicas, Some(Replicas::PerHost(_)));
     later(per_host, "replicas", "per-host is", "use replicas = N");
-    later(!spec.depends_on.is_empty(), "depends_on", "dependencies are", "deploy in order, and leave it out");
-    later(spec.instance.reuse != 1, "instance.reuse", "reusing instances is", "use reuse = 1");
+    later(
+        !spec.depends_on.is_empty(),
+        "depends_on",
+        "dependencies are",
+        "deploy in order, and leave it out",
+    );
+    later(
+        spec.instance.reuse != 1,
+        "instance.reuse",
+        "reusing instances is",
+        "use reuse = 1",
+    );
     later(
         spec.disconnect != Disconnect::default(),
         "disconnect",
         "policies for silent hosts are",
         "leave it out",
     );
-    later(spec.health.live.is_some(), "health.live", "a live probe is", "use health.ready");
-    later(spec.update.by.is_some(), "update.by", "rolling by label is", "leave it out");
-    later(spec.update.canary.is_some(), "update.canary", "a canary is", "leave it out");
-    later(spec.update.fail_when.is_some(), "update.fail_when", "judging by answers is", "leave it out");
+    later(
+        spec.health.live.is_some(),
+        "health.live",
+        "a live probe is",
+        "use health.ready",
+    );
+    later(
+        spec.update.by.is_some(),
+        "update.by",
+        "rolling by label is",
+        "leave it out",
+    );
+    later(
+        spec.update.canary.is_some(),
+        "update.canary",
+        "a canary is",
+        "leave it out",
+    );
+    later(
+        spec.update.fail_when.is_some(),
+        "update.fail_when",
+        "judging by answers is",
+        "leave it out",
+    );
     let several = spec.job.completions != 1 || spec.job.parallelism != 1;
-    later(several, "job", "more than one completion is", "use completions = 1, parallelism = 1");
+    later(
+        several,
+        "job",
+        "more than one completion is",
+        "use completions = 1, parallelism = 1",
+    );
     let bound = [
         !spec.bindings.workloads.is_empty(),
         !spec.bindings.keyvalue.is_empty(),
@@ -50,11 +105,19 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         spec.bindings.sockets.is_some(),
     ];
     for (name, bound) in BINDINGS.into_iter().zip(bound) {
-        later(bound, &format!("bindings.{name}"), &format!("the binding {name} is"), "leave it out");
+        later(
+            bound,
+            &format!("bindings.{name}"),
+            &format!("the binding {name} is"),
+            "leave it out",
+        );
     }
     for (index, subscription) in spec.bindings.subscribe.iter().enumerate() {
         let Subscription { subject, .. } = subscription;
-        let plain = Subscription { subject: subject.clone(), ..Subscription::default() };
+        let plain = Subscription {
+            subject: subject.clone(),
+            ..Subscription::default()
+        };
         later(
             *subscription != plain,
             &format!("bindings.subscribe[{index}]"),
@@ -74,6 +137,7 @@ pub fn not_yet_together(atomic: bool, workloads: usize) -> Vec<Problem> {
         at: "atomic".into(),
         line: None,
         column: None,
-        what: "reverting several workloads together is not in this version yet: leave it out".into(),
+        what: "reverting several workloads together is not in this version yet: leave it out"
+            .into(),
     }]
 }

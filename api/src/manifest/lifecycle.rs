@@ -14,7 +14,9 @@ const SHARES: std::ops::RangeInclusive<Share> = Share(0)..=Share(100_000);
 
 pub(super) fn restart(field: &Field<'_>) -> Restart {
     let mut restart = Restart::default();
-    let Some(mut table) = field.table() else { return restart };
+    let Some(mut table) = field.table() else {
+        return restart;
+    };
     restart.policy = table.take("policy").and_then(|field| {
         field.choice(&[
             ("always", RestartPolicy::Always),
@@ -27,7 +29,10 @@ pub(super) fn restart(field: &Field<'_>) -> Restart {
     restart.backoff_max = backoff_max.unwrap_or(restart.backoff_max.max(restart.backoff));
     table.count("starts_per_host", 1..=1_000, &mut restart.starts_per_host);
     if restart.backoff > restart.backoff_max {
-        let what = format!("must be at least backoff ({}), not {}", restart.backoff, restart.backoff_max);
+        let what = format!(
+            "must be at least backoff ({}), not {}",
+            restart.backoff, restart.backoff_max
+        );
         table.wrong_at("backoff_max", what);
     }
     table.finish();
@@ -36,7 +41,9 @@ pub(super) fn restart(field: &Field<'_>) -> Restart {
 
 pub(super) fn health(field: &Field<'_>) -> Health {
     let mut health = Health::default();
-    let Some(mut table) = field.table() else { return health };
+    let Some(mut table) = field.table() else {
+        return health;
+    };
     table.unit("start_grace", DURATIONS, &mut health.start_grace);
     if let Some(field) = table.take("ready") {
         health.ready = probe(&field);
@@ -67,11 +74,22 @@ fn probe(field: &Field<'_>) -> Option<Probe> {
             Err(what) => field.wrong(what),
         }
     }
-    if let Some(status) = table.take("status").and_then(|field| field.parsed::<StatusRange>()) {
+    if let Some(status) = table
+        .take("status")
+        .and_then(|field| field.parsed::<StatusRange>())
+    {
         probe.status = status;
     }
-    table.unit("interval", HumanDuration::millis(10)..=HumanDuration::secs(86_400), &mut probe.interval);
-    table.unit("timeout", HumanDuration::millis(1)..=HumanDuration::secs(3_600), &mut probe.timeout);
+    table.unit(
+        "interval",
+        HumanDuration::millis(10)..=HumanDuration::secs(86_400),
+        &mut probe.interval,
+    );
+    table.unit(
+        "timeout",
+        HumanDuration::millis(1)..=HumanDuration::secs(3_600),
+        &mut probe.timeout,
+    );
     table.count("pass", 1..=1_000, &mut probe.pass);
     table.count("fail", 1..=1_000, &mut probe.fail);
     table.finish();
@@ -81,7 +99,11 @@ fn probe(field: &Field<'_>) -> Option<Probe> {
 /// Reads `update` and fills in what follows from the rest of the spec, bindings and replicas read.
 pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
     // One slot, one host: the old one has to go before the new one can have the volume or the seat.
-    let writes = spec.bindings.volume.values().any(|volume| volume.mode == "rw");
+    let writes = spec
+        .bindings
+        .volume
+        .values()
+        .any(|volume| volume.mode == "rw");
     let seated = writes || matches!(spec.replicas, Some(Replicas::PerHost(_)));
     let mut update = Update::default();
     let stop_first = |update: &mut Update| {
@@ -92,27 +114,42 @@ pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
     if seated {
         stop_first(&mut update);
     }
-    let Some(mut table) = field.and_then(|field| field.table()) else { return update };
-    const ORDERS: [(&str, UpdateOrder); 2] =
-        [("start-first", UpdateOrder::StartFirst), ("stop-first", UpdateOrder::StopFirst)];
+    let Some(mut table) = field.and_then(|field| field.table()) else {
+        return update;
+    };
+    const ORDERS: [(&str, UpdateOrder); 2] = [
+        ("start-first", UpdateOrder::StartFirst),
+        ("stop-first", UpdateOrder::StopFirst),
+    ];
     table.choice("order", &ORDERS, &mut update.order);
     if update.order == UpdateOrder::StopFirst {
         stop_first(&mut update);
     }
     table.count("max_surge", 0..=COUNT_MAX, &mut update.max_surge);
-    table.count("max_unavailable", 0..=COUNT_MAX, &mut update.max_unavailable);
+    table.count(
+        "max_unavailable",
+        0..=COUNT_MAX,
+        &mut update.max_unavailable,
+    );
     if update.max_surge == 0 && update.max_unavailable > 0 && !table.has("order") {
         update.order = UpdateOrder::StopFirst;
     }
     table.unit("min_ready", DURATIONS, &mut update.min_ready);
-    table.unit("progress_deadline", SOME_TIME, &mut update.progress_deadline);
+    table.unit(
+        "progress_deadline",
+        SOME_TIME,
+        &mut update.progress_deadline,
+    );
     update.by = table.take("by").and_then(|field| {
         let text = field.text()?;
-        grammar::label(text).map_err(|what| field.wrong(what)).ok()?;
+        grammar::label(text)
+            .map_err(|what| field.wrong(what))
+            .ok()?;
         Some(text.to_owned())
     });
     table.unit("drain", DURATIONS, &mut update.drain);
-    const FAILURES: [(&str, OnFailure); 2] = [("revert", OnFailure::Revert), ("pause", OnFailure::Pause)];
+    const FAILURES: [(&str, OnFailure); 2] =
+        [("revert", OnFailure::Revert), ("pause", OnFailure::Pause)];
     table.choice("on_failure", &FAILURES, &mut update.on_failure);
     update.fail_when = table.take("fail_when").and_then(|field| fail_when(&field));
     update.canary = table.take("canary").and_then(|field| canary(&field));
@@ -123,14 +160,29 @@ pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
 
 fn check_update(table: &Fields<'_>, update: &Update, writes: bool) {
     if writes && (update.order == UpdateOrder::StartFirst || update.max_surge > 0) {
-        table.wrong("a slot with a rw volume cannot run twice: order = \"stop-first\", max_surge = 0");
+        table.wrong(
+            "a slot with a rw volume cannot run twice: order = \"stop-first\", max_surge = 0",
+        );
     } else if update.max_surge == 0 && update.max_unavailable == 0 {
-        let key = if table.has("max_unavailable") { "max_unavailable" } else { "max_surge" };
-        table.wrong_at(key, "max_surge and max_unavailable are both 0: nothing could ever be replaced");
+        let key = if table.has("max_unavailable") {
+            "max_unavailable"
+        } else {
+            "max_surge"
+        };
+        table.wrong_at(
+            key,
+            "max_surge and max_unavailable are both 0: nothing could ever be replaced",
+        );
     } else if update.order == UpdateOrder::StopFirst && update.max_unavailable == 0 {
-        table.wrong_at("max_unavailable", "must be at least 1 with order = \"stop-first\"");
+        table.wrong_at(
+            "max_unavailable",
+            "must be at least 1 with order = \"stop-first\"",
+        );
     } else if update.order == UpdateOrder::StartFirst && update.max_surge == 0 {
-        table.wrong_at("max_surge", "must be at least 1 with order = \"start-first\"; or write order = \"stop-first\"");
+        table.wrong_at(
+            "max_surge",
+            "must be at least 1 with order = \"start-first\"; or write order = \"stop-first\"",
+        );
     }
     if update.progress_deadline <= update.min_ready {
         let what = format!(
@@ -157,7 +209,11 @@ fn canary(field: &Field<'_>) -> Option<Canary> {
     table.count("replicas", 1..=COUNT_MAX, &mut canary.replicas);
     canary.percent = table.count_option("percent", 1..=100);
     table.unit("bake", DURATIONS, &mut canary.bake);
-    table.choice("promote", &[("auto", Promote::Auto), ("manual", Promote::Manual)], &mut canary.promote);
+    table.choice(
+        "promote",
+        &[("auto", Promote::Auto), ("manual", Promote::Manual)],
+        &mut canary.promote,
+    );
     table.finish();
     Some(canary)
 }
@@ -168,7 +224,9 @@ pub(super) fn scale(field: &Field<'_>) -> Option<Scale> {
     table.count("min", 0..=COUNT_MAX, &mut min);
     for key in ["max", "target"] {
         if !table.has(key) {
-            table.wrong(format!("has no `{key}`: write {{ min = 1, max = 10, target = {{ concurrency = 50 }} }}"));
+            table.wrong(format!(
+                "has no `{key}`: write {{ min = 1, max = 10, target = {{ concurrency = 50 }} }}"
+            ));
         }
     }
     table.count("max", 1..=COUNT_MAX, &mut max);
@@ -194,15 +252,27 @@ pub(super) fn scale(field: &Field<'_>) -> Option<Scale> {
         table.wrong_at("max", format!("must be at least min ({min}), not {max}"));
     }
     if panic > window {
-        table.wrong_at("panic", format!("must be at most window ({window}), not {panic}"));
+        table.wrong_at(
+            "panic",
+            format!("must be at most window ({window}), not {panic}"),
+        );
     }
     table.finish();
-    Some(Scale { min, max, target, window, panic, tolerance })
+    Some(Scale {
+        min,
+        max,
+        target,
+        window,
+        panic,
+        tolerance,
+    })
 }
 
 pub(super) fn job(field: &Field<'_>) -> Job {
     let mut job = Job::default();
-    let Some(mut table) = field.table() else { return job };
+    let Some(mut table) = field.table() else {
+        return job;
+    };
     table.count("completions", 1..=COUNT_MAX, &mut job.completions);
     table.count("parallelism", 1..=COUNT_MAX, &mut job.parallelism);
     table.count("attempts", 1..=1_000, &mut job.attempts);
@@ -222,7 +292,11 @@ pub(super) fn cron(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
     spec.schedule = checked(table.take("schedule"), grammar::schedule);
     spec.timezone = checked(table.take("timezone"), grammar::timezone);
     spec.overlap = table.take("overlap").and_then(|field| {
-        field.choice(&[("skip", Overlap::Skip), ("allow", Overlap::Allow), ("replace", Overlap::Replace)])
+        field.choice(&[
+            ("skip", Overlap::Skip),
+            ("allow", Overlap::Allow),
+            ("replace", Overlap::Replace),
+        ])
     });
     spec.catch_up = table.unit_option("catch_up", DURATIONS);
 }

@@ -97,7 +97,12 @@ impl ManifestWorkload {
         // What is not in the text itself (a default, an entry of a list) has its parent's place.
         let place = reader::place_of(&self.places, &at, &self.path);
         let place = place.map_or(self.at, |place| (place.line, place.column));
-        Problem { line: Some(place.0), column: Some(place.1), at, what: problem.what }
+        Problem {
+            line: Some(place.0),
+            column: Some(place.1),
+            at,
+            what: problem.what,
+        }
     }
 }
 
@@ -105,16 +110,23 @@ impl ManifestWorkload {
 pub fn read_manifest(text: &str) -> Result<Manifest, Vec<Problem>> {
     let root = document::from_toml(text)?;
     let reader = Reader::default();
-    let mut manifest = Manifest { namespace: None, atomic: false, workloads: Vec::new() };
+    let mut manifest = Manifest {
+        namespace: None,
+        atomic: false,
+        workloads: Vec::new(),
+    };
     let mut named = Vec::new();
     if let Some(mut table) = Field::root(&reader, &root).table() {
         manifest.namespace = table.take("namespace").and_then(|field| field.parsed());
         table.flag("atomic", &mut manifest.atomic);
         match table.take("workload") {
             Some(field) => {
-                (manifest.workloads, named) = manifest_workloads(&reader, &field).into_iter().unzip();
+                (manifest.workloads, named) =
+                    manifest_workloads(&reader, &field).into_iter().unzip();
             }
-            None => table.wrong("has no workload: write [[workload]] with a `name` and a `component`"),
+            None => {
+                table.wrong("has no workload: write [[workload]] with a `name` and a `component`")
+            }
         }
         table.finish_with(&[("workloads", "workload"), ("name", "workload.name")]);
     }
@@ -131,14 +143,22 @@ pub fn read_manifest(text: &str) -> Result<Manifest, Vec<Problem>> {
 
 fn refuse_or<T>(reader: Reader, value: T) -> Result<T, Vec<Problem>> {
     let problems = reader.finish();
-    if problems.is_empty() { Ok(value) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(value)
+    } else {
+        Err(problems)
+    }
 }
 
 /// `[workload]` alone, or each `[[workload]]`; and whether it has a legal name.
 fn manifest_workloads(reader: &Reader, field: &Field<'_>) -> Vec<(ManifestWorkload, bool)> {
     let one = |field: &Field<'_>| {
         reader.take_places();
-        let workload::Read { spec, component, named } = workload::read(field, Form::Manifest);
+        let workload::Read {
+            spec,
+            component,
+            named,
+        } = workload::read(field, Form::Manifest);
         let at = field.node.at.unwrap_or(Position { line: 1, column: 1 });
         let workload = ManifestWorkload {
             spec,
@@ -155,7 +175,9 @@ fn manifest_workloads(reader: &Reader, field: &Field<'_>) -> Vec<(ManifestWorklo
             field.wrong("is empty: write [[workload]] with a `name` and a `component`");
             Vec::new()
         }
-        Value::Array(_) => field.list(WORKLOADS_MAX, |field| Some(one(&field))).unwrap_or_default(),
+        Value::Array(_) => field
+            .list(WORKLOADS_MAX, |field| Some(one(&field)))
+            .unwrap_or_default(),
         _ => {
             field.wrong("must be a table: write [[workload]]");
             Vec::new()
@@ -185,7 +207,9 @@ pub fn read_deploy(body: &[u8]) -> Result<DeployRequest, Vec<Problem>> {
             None => table.wrong("has no `workloads`"),
         }
         table.flag("atomic", &mut request.atomic);
-        request.if_index = table.take("if_index").and_then(|field| field.integer(0..=u64::MAX));
+        request.if_index = table
+            .take("if_index")
+            .and_then(|field| field.integer(0..=u64::MAX));
         request.request_id = table.take("request_id").and_then(|field| field.parsed());
         request.by = table.take("by").and_then(|field| {
             let text = field.text()?;
@@ -197,9 +221,16 @@ pub fn read_deploy(body: &[u8]) -> Result<DeployRequest, Vec<Problem>> {
         });
         table.finish_with(&[("workload", "workloads"), ("spec", "workloads")]);
     }
-    let paths: Vec<String> = (0..request.workloads.len()).map(|index| format!("workloads[{index}]")).collect();
+    let paths: Vec<String> = (0..request.workloads.len())
+        .map(|index| format!("workloads[{index}]"))
+        .collect();
     let asked = request.workloads.iter().zip(&paths).zip(named);
-    let asked = asked.map(|((spec, path), named)| Located { spec, path, named, written: None });
+    let asked = asked.map(|((spec, path), named)| Located {
+        spec,
+        path,
+        named,
+        written: None,
+    });
     together(&reader, asked.collect());
     refuse_or(reader, request)
 }
@@ -218,7 +249,11 @@ impl Located<'_> {
         let at = reader::join(self.path, key);
         let place = self.written.map(|workload| {
             let (line, column) = workload.at;
-            workload.places.get(&at).copied().unwrap_or(Position { line, column })
+            workload
+                .places
+                .get(&at)
+                .copied()
+                .unwrap_or(Position { line, column })
         });
         reader.problem(&at, place, what);
     }
@@ -230,15 +265,23 @@ fn together(reader: &Reader, workloads: Vec<Located<'_>>) {
     let mut routes: BTreeMap<Route, &str> = BTreeMap::new();
     for workload in &workloads {
         let name = &workload.spec.name;
-        if workload.named && let Some(other) = names.insert(name, workload.path) {
+        if workload.named
+            && let Some(other) = names.insert(name, workload.path)
+        {
             let what = format!("{} is the name of {other} already", echo(name.as_str()));
             workload.wrong(reader, "name", what);
         }
         for text in &workload.spec.routes {
-            let Ok(route) = Route::parse(text) else { continue };
+            let Ok(route) = Route::parse(text) else {
+                continue;
+            };
             match routes.insert(route, workload.path) {
                 Some(other) if other != workload.path => {
-                    workload.wrong(reader, "routes", format!("{} is a route of {other} already", echo(text)));
+                    workload.wrong(
+                        reader,
+                        "routes",
+                        format!("{} is a route of {other} already", echo(text)),
+                    );
                 }
                 _ => {}
             }
@@ -254,11 +297,16 @@ fn together(reader: &Reader, workloads: Vec<Located<'_>>) {
 fn circle(workloads: &[Located<'_>]) -> Option<usize> {
     let mut waiting: Vec<usize> = (0..workloads.len()).collect();
     loop {
-        let names: BTreeSet<&Name> = waiting.iter().map(|index| &workloads[*index].spec.name).collect();
+        let names: BTreeSet<&Name> = waiting
+            .iter()
+            .map(|index| &workloads[*index].spec.name)
+            .collect();
         let waits = |index: &usize| {
             let spec = workloads[*index].spec;
             // One that depends on itself has been reported.
-            spec.depends_on.iter().any(|name| *name != spec.name && names.contains(name))
+            spec.depends_on
+                .iter()
+                .any(|name| *name != spec.name && names.contains(name))
         };
         let still: Vec<usize> = waiting.iter().copied().filter(waits).collect();
         if still.is_empty() {
@@ -273,6 +321,14 @@ fn circle(workloads: &[Located<'_>]) -> Option<usize> {
 
 /// What of this spec contradicts the kind that its component turned out to have.
 pub fn check_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
-    let problem = |(key, what): (&str, String)| Problem { at: key.to_owned(), line: None, column: None, what };
-    rules::of_kind(spec, kind).into_iter().map(problem).collect()
+    let problem = |(key, what): (&str, String)| Problem {
+        at: key.to_owned(),
+        line: None,
+        column: None,
+        what,
+    };
+    rules::of_kind(spec, kind)
+        .into_iter()
+        .map(problem)
+        .collect()
 }

@@ -19,7 +19,9 @@ pub(super) fn read(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
         spec.constraints = constraints.unwrap_or_default();
     }
     if let Some(field) = table.take("affinity") {
-        spec.affinity = field.list(CONSTRAINTS_MAX, |field| affinity(&field)).unwrap_or_default();
+        spec.affinity = field
+            .list(CONSTRAINTS_MAX, |field| affinity(&field))
+            .unwrap_or_default();
     }
     table.texts("tolerate", VALUES_MAX, grammar::taint, &mut spec.tolerate);
     table.texts("spread", SPREAD_MAX, grammar::label, &mut spec.spread);
@@ -39,7 +41,10 @@ fn constraint(field: &Field<'_>) -> Option<Constraint> {
             table.wrong("has both `label` and `distinct`: write two constraints");
         }
         table.finish();
-        return Some(Constraint::Distinct { distinct: distinct?, max });
+        return Some(Constraint::Distinct {
+            distinct: distinct?,
+            max,
+        });
     }
     if !table.has("label") {
         table.wrong("names no host label: write { label = \"zone\", eq = \"a\" } or { distinct = \"host\" }");
@@ -47,7 +52,10 @@ fn constraint(field: &Field<'_>) -> Option<Constraint> {
     let label = label(table.take("label"));
     let test = label_test(&mut table);
     table.finish();
-    Some(Constraint::Label { label: label?, test: test? })
+    Some(Constraint::Label {
+        label: label?,
+        test: test?,
+    })
 }
 
 fn affinity(field: &Field<'_>) -> Option<Affinity> {
@@ -65,19 +73,27 @@ fn affinity(field: &Field<'_>) -> Option<Affinity> {
         }
     };
     table.finish();
-    Some(Affinity { label: label?, weight: weight?, test: test? })
+    Some(Affinity {
+        label: label?,
+        weight: weight?,
+        test: test?,
+    })
 }
 
 fn label(field: Option<Field<'_>>) -> Option<String> {
     let field = field?;
     let text = field.text()?;
-    grammar::label(text).map_err(|what| field.wrong(what)).ok()?;
+    grammar::label(text)
+        .map_err(|what| field.wrong(what))
+        .ok()?;
     Some(text.to_owned())
 }
 
 fn value(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
-    grammar::label_value(text).map_err(|what| field.wrong(what)).ok()?;
+    grammar::label_value(text)
+        .map_err(|what| field.wrong(what))
+        .ok()?;
     Some(text.to_owned())
 }
 
@@ -94,17 +110,33 @@ fn label_test(table: &mut Fields<'_>) -> Option<LabelTest> {
     let given = ["eq", "ne", "in", "not_in", "matches", "exists"].map(|key| table.has(key));
     let given = given.into_iter().filter(|given| *given).count();
     let tests = [
-        table.take("eq").and_then(|field| value(&field)).map(LabelTest::Eq),
-        table.take("ne").and_then(|field| value(&field)).map(LabelTest::Ne),
+        table
+            .take("eq")
+            .and_then(|field| value(&field))
+            .map(LabelTest::Eq),
+        table
+            .take("ne")
+            .and_then(|field| value(&field))
+            .map(LabelTest::Ne),
         table.take("in").and_then(values).map(LabelTest::In),
         table.take("not_in").and_then(values).map(LabelTest::NotIn),
-        table.take("matches").and_then(|field| value(&field)).map(LabelTest::Matches),
-        table.take("exists").and_then(|field| field.flag()).map(LabelTest::Exists),
+        table
+            .take("matches")
+            .and_then(|field| value(&field))
+            .map(LabelTest::Matches),
+        table
+            .take("exists")
+            .and_then(|field| field.flag())
+            .map(LabelTest::Exists),
     ];
     if given != 1 {
         table.wrong(format!(
             "has {} conditions: exactly one of eq, ne, in, not_in, matches, exists is needed",
-            if given == 0 { "no".to_owned() } else { given.to_string() }
+            if given == 0 {
+                "no".to_owned()
+            } else {
+                given.to_string()
+            }
         ));
         return None;
     }
@@ -119,20 +151,28 @@ fn disconnect(field: &Field<'_>) -> Disconnect {
         ("best_score", Reconcile::BestScore),
     ];
     let mut disconnect = Disconnect::default();
-    let Some(mut table) = field.table() else { return disconnect };
+    let Some(mut table) = field.table() else {
+        return disconnect;
+    };
     table.unit("lost_after", DURATIONS, &mut disconnect.lost_after);
     table.flag("replace", &mut disconnect.replace);
     table.choice("reconcile", &RECONCILE, &mut disconnect.reconcile);
     disconnect.stop_after = table.unit_option("stop_after", DURATIONS);
     table.flag("exclusive", &mut disconnect.exclusive);
-    if let Some(stop_after) = disconnect.stop_after.filter(|stop| *stop >= disconnect.lost_after) {
+    if let Some(stop_after) = disconnect
+        .stop_after
+        .filter(|stop| *stop >= disconnect.lost_after)
+    {
         table.wrong_at("stop_after", format!(
             "must be less than lost_after ({}), not {stop_after}: the host ends it before another may replace it",
             disconnect.lost_after
         ));
     }
     if disconnect.exclusive && !table.has("stop_after") {
-        table.wrong_at("exclusive", "needs `stop_after`: without it a silent host keeps the replica running");
+        table.wrong_at(
+            "exclusive",
+            "needs `stop_after`: without it a silent host keeps the replica running",
+        );
     }
     table.finish();
     disconnect

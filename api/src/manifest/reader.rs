@@ -53,7 +53,12 @@ impl Reader {
         let uncounted = self.uncounted.into_inner();
         if uncounted > 0 {
             let what = format!("and {uncounted} more mistakes");
-            problems.push(Problem { at: String::new(), line: None, column: None, what });
+            problems.push(Problem {
+                at: String::new(),
+                line: None,
+                column: None,
+                what,
+            });
         }
         problems
     }
@@ -68,7 +73,11 @@ fn put<T>(slot: &mut T, value: Option<T>) {
 
 /// At most [`ECHO_CHARS_MAX`] characters of the input, in backticks, control characters escaped.
 pub(super) fn echo(text: &str) -> String {
-    let mut short: String = text.chars().take(ECHO_CHARS_MAX).flat_map(char::escape_debug).collect();
+    let mut short: String = text
+        .chars()
+        .take(ECHO_CHARS_MAX)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().nth(ECHO_CHARS_MAX).is_some() {
         short.push_str("...");
     }
@@ -84,7 +93,11 @@ pub(super) struct Field<'a> {
 
 impl<'a> Field<'a> {
     pub(super) fn root(reader: &'a Reader, node: &'a Node) -> Self {
-        Self { reader, node, path: String::new() }
+        Self {
+            reader,
+            node,
+            path: String::new(),
+        }
     }
 
     pub(super) fn wrong(&self, what: impl Into<String>) {
@@ -124,9 +137,15 @@ impl<'a> Field<'a> {
             self.mismatch("a whole number");
             return None;
         };
-        let legal = T::try_from(number).ok().filter(|number| range.contains(number));
+        let legal = T::try_from(number)
+            .ok()
+            .filter(|number| range.contains(number));
         if legal.is_none() {
-            self.wrong(format!("must be {} to {}, not {number}", range.start(), range.end()));
+            self.wrong(format!(
+                "must be {} to {}, not {number}",
+                range.start(),
+                range.end()
+            ));
         }
         legal
     }
@@ -148,7 +167,11 @@ impl<'a> Field<'a> {
         T: FromStr<Err: Display> + PartialOrd + Display,
     {
         if let Value::Integer(_) | Value::Float(_) = self.node.value {
-            let example = "".parse::<T>().err().map(|error| error.to_string()).unwrap_or_default();
+            let example = ""
+                .parse::<T>()
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
             let example = example.rsplit(": ").next().unwrap_or_default();
             self.wrong(format!("must be a text with its unit: {example}"));
             return None;
@@ -157,31 +180,49 @@ impl<'a> Field<'a> {
         if range.contains(&value) {
             return Some(value);
         }
-        self.wrong(format!("must be {} to {}, not {value}", range.start(), range.end()));
+        self.wrong(format!(
+            "must be {} to {}, not {value}",
+            range.start(),
+            range.end()
+        ));
         None
     }
 
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
-        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        let found = words
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value);
         if found.is_none() {
             let all: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             let hint = nearest(text, words.iter().map(|(word, _)| *word))
                 .map_or_else(String::new, |word| format!(": did you mean `{word}`?"));
-            self.wrong(format!("must be {}, not {}{hint}", all.join(" or "), echo(text)));
+            self.wrong(format!(
+                "must be {}, not {}{hint}",
+                all.join(" or "),
+                echo(text)
+            ));
         }
         found
     }
 
     /// A list of at most so many; what is wrong in it is reported and left out.
-    pub(super) fn list<T>(&self, most: usize, each: impl Fn(Field<'a>) -> Option<T>) -> Option<Vec<T>> {
+    pub(super) fn list<T>(
+        &self,
+        most: usize,
+        each: impl Fn(Field<'a>) -> Option<T>,
+    ) -> Option<Vec<T>> {
         let Value::Array(items) = &self.node.value else {
             self.mismatch("a list");
             return None;
         };
         if items.len() > most {
-            self.wrong(format!("has {} entries; at most {most} are accepted", items.len()));
+            self.wrong(format!(
+                "has {} entries; at most {most} are accepted",
+                items.len()
+            ));
             return None;
         }
         let field = |(index, node)| Field {
@@ -189,7 +230,14 @@ impl<'a> Field<'a> {
             node,
             path: format!("{}[{index}]", self.path),
         };
-        Some(items.iter().enumerate().map(field).filter_map(each).collect())
+        Some(
+            items
+                .iter()
+                .enumerate()
+                .map(field)
+                .filter_map(each)
+                .collect(),
+        )
     }
 
     /// A table whose keys the user chooses.
@@ -200,7 +248,10 @@ impl<'a> Field<'a> {
     ) -> Option<BTreeMap<String, T>> {
         let entries = self.entries()?;
         if entries.len() > most {
-            self.wrong(format!("has {} keys; at most {most} are accepted", entries.len()));
+            self.wrong(format!(
+                "has {} keys; at most {most} are accepted",
+                entries.len()
+            ));
             return None;
         }
         let entry = |entry: &'a Entry| {
@@ -236,7 +287,11 @@ impl Reader {
         if let Some(at) = entry.at {
             self.places.borrow_mut().insert(path.clone(), at);
         }
-        Field { reader: self, node: &entry.node, path }
+        Field {
+            reader: self,
+            node: &entry.node,
+            path,
+        }
     }
 }
 
@@ -263,7 +318,11 @@ pub(super) fn join(path: &str, key: &str) -> String {
         } else {
             format!("\"{}\"", echo(key).trim_matches('`')).into()
         };
-    if path.is_empty() { key.into_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.into_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// The likeliest of these words, when one is near enough to be meant.
@@ -274,7 +333,12 @@ pub(super) fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> O
     }
     let word = word.to_ascii_lowercase().replace('-', "_");
     words
-        .map(|candidate| (strsim::jaro_winkler(&word, &candidate.replace('-', "_")), candidate))
+        .map(|candidate| {
+            (
+                strsim::jaro_winkler(&word, &candidate.replace('-', "_")),
+                candidate,
+            )
+        })
         .filter(|(likeness, _)| *likeness >= 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -298,7 +362,11 @@ impl<'a> Fields<'a> {
     /// A mistake of one key (`max`) or of one below (`update.canary`): at its place when it has been
     /// read, else at the nearest place above.
     pub(super) fn wrong_at(&self, key: &str, what: impl Into<String>) {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
         let at = place_of(&self.reader.places.borrow(), &path, &self.path).or(self.at);
         self.reader.problem(&path, at, what);
     }
@@ -322,7 +390,11 @@ impl<'a> Fields<'a> {
         put(slot, self.take(key).and_then(|field| field.integer(range)));
     }
 
-    pub(super) fn count_option(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+    pub(super) fn count_option(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
         self.take(key)?.integer(range)
     }
 
@@ -333,7 +405,11 @@ impl<'a> Fields<'a> {
         put(slot, self.unit_option(key, range));
     }
 
-    pub(super) fn unit_option<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
+    pub(super) fn unit_option<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+    ) -> Option<T>
     where
         T: FromStr<Err: Display> + PartialOrd + Display,
     {
@@ -373,7 +449,11 @@ impl<'a> Fields<'a> {
     ///
     /// `elsewhere` names what people write here for what stands elsewhere: `("env", "environment")`.
     pub(super) fn finish_with(self, elsewhere: &[(&str, &str)]) {
-        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| !self.known.contains(&entry.key.as_str()))
+        {
             let meant = elsewhere
                 .iter()
                 .find(|(word, _)| *word == entry.key)
@@ -384,7 +464,8 @@ impl<'a> Fields<'a> {
                 None => format!("the keys here are {}", self.known.join(", ")),
             };
             let path = join(&self.path, &entry.key);
-            self.reader.problem(&path, entry.at, format!("unknown key: {hint}"));
+            self.reader
+                .problem(&path, entry.at, format!("unknown key: {hint}"));
         }
     }
 

@@ -14,8 +14,16 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
             broken.push((key, format!("{what}; this is kind = \"{kind}\"")));
         }
     };
-    rule(command || spec.args.is_empty(), "args", "are for service, job and cron");
-    rule(kind == Kind::Http || spec.routes.is_empty(), "routes", "are for http");
+    rule(
+        command || spec.args.is_empty(),
+        "args",
+        "are for service, job and cron",
+    );
+    rule(
+        kind == Kind::Http || spec.routes.is_empty(),
+        "routes",
+        "are for http",
+    );
     rule(
         kind == Kind::Messages || spec.bindings.subscribe.is_empty(),
         "bindings.subscribe",
@@ -29,7 +37,11 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
     } else if spec.schedule.is_none() {
         rule(false, "schedule", "is missing: write it like `0 3 * * *`");
     }
-    rule(kind.ends() || spec.job == Job::default(), "job", "is for job and cron");
+    rule(
+        kind.ends() || spec.job == Job::default(),
+        "job",
+        "is for job and cron",
+    );
     if kind.ends() {
         rule(
             matches!(spec.replicas, None | Some(Replicas::Count(1))),
@@ -43,14 +55,38 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
             "must be on-failure or never for what ends",
         );
     }
-    rule(kind == Kind::Http || spec.health.live.is_none(), "health.live", "asks by HTTP");
+    rule(
+        kind == Kind::Http || spec.health.live.is_none(),
+        "health.live",
+        "asks by HTTP",
+    );
     if let Some(scale) = &spec.scale {
         let has = |measure| scale.target.contains_key(measure);
-        rule(kind == Kind::Http || !has("requests_per_second"), "scale.target", "requests_per_second is for http");
-        rule(kind == Kind::Messages || !has("pending"), "scale.target", "pending is for messages");
+        rule(
+            kind == Kind::Http || !has("requests_per_second"),
+            "scale.target",
+            "requests_per_second is for http",
+        );
+        rule(
+            kind == Kind::Messages || !has("pending"),
+            "scale.target",
+            "pending is for messages",
+        );
     }
-    let percent = spec.update.canary.as_ref().is_some_and(|canary| canary.percent.is_some());
-    rule(kind == Kind::Http || !percent, "update.canary.percent", "shares out HTTP requests");
-    rule(kind == Kind::Http || spec.update.fail_when.is_none(), "update.fail_when", "judges HTTP answers");
+    let percent = spec
+        .update
+        .canary
+        .as_ref()
+        .is_some_and(|canary| canary.percent.is_some());
+    rule(
+        kind == Kind::Http || !percent,
+        "update.canary.percent",
+        "shares out HTTP requests",
+    );
+    rule(
+        kind == Kind::Http || spec.update.fail_when.is_none(),
+        "update.fail_when",
+        "judges HTTP answers",
+    );
     broken
 }

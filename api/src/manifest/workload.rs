@@ -6,9 +6,7 @@ use super::reader::{Field, Fields, echo};
 use super::{COUNT_MAX, ComponentRef, DURATIONS, LIST_MAX, SOME_TIME, SPEC_BYTES_MAX};
 use super::{bindings, grammar, lifecycle, placing, rules};
 use crate::ids::{Digest, Name};
-use crate::spec::{
-    InstanceReuse, Kind, PerHost, Replicas, Reserve, Resources, WorkloadSpec,
-};
+use crate::spec::{InstanceReuse, Kind, PerHost, Replicas, Reserve, Resources, WorkloadSpec};
 use crate::table::Route;
 use crate::units::{ByteSize, Cpu};
 
@@ -56,7 +54,13 @@ pub(super) struct Read {
 
 pub(super) fn read(field: &Field<'_>, form: Form) -> Read {
     let mut spec = WorkloadSpec::default();
-    let Some(mut table) = field.table() else { return Read { spec, component: None, named: false } };
+    let Some(mut table) = field.table() else {
+        return Read {
+            spec,
+            component: None,
+            named: false,
+        };
+    };
     if !table.has("name") {
         table.wrong("has no `name`");
     }
@@ -64,7 +68,9 @@ pub(super) fn read(field: &Field<'_>, form: Form) -> Read {
     let named = name.is_some();
     spec.name = name.unwrap_or_default();
     let component = component(&mut table, form, &mut spec);
-    spec.kind = table.take("kind").and_then(|field| field.choice(&Kind::ALL.map(|kind| (kind.as_str(), kind))));
+    spec.kind = table
+        .take("kind")
+        .and_then(|field| field.choice(&Kind::ALL.map(|kind| (kind.as_str(), kind))));
     values(&mut table, &mut spec);
     depends_on(&mut table, &mut spec);
     routes(&mut table, &mut spec);
@@ -104,7 +110,11 @@ pub(super) fn read(field: &Field<'_>, form: Form) -> Read {
         Form::Api => [("component", "artifact"), ("image", "artifact")],
     };
     table.finish_with(&[&ELSEWHERE[..], &bytes].concat());
-    Read { spec, component, named }
+    Read {
+        spec,
+        component,
+        named,
+    }
 }
 
 fn component(table: &mut Fields<'_>, form: Form, spec: &mut WorkloadSpec) -> Option<ComponentRef> {
@@ -126,7 +136,10 @@ fn component(table: &mut Fields<'_>, form: Form, spec: &mut WorkloadSpec) -> Opt
         return Some(ComponentRef::Digest(digest));
     }
     if text.trim().is_empty() || text.contains('\0') || text.contains("://") {
-        field.wrong(format!("{} is not a path: write one from this file, as in \"web.wasm\"", echo(text)));
+        field.wrong(format!(
+            "{} is not a path: write one from this file, as in \"web.wasm\"",
+            echo(text)
+        ));
         return None;
     }
     Some(ComponentRef::Path(text.to_owned()))
@@ -136,11 +149,15 @@ fn component(table: &mut Fields<'_>, form: Form, spec: &mut WorkloadSpec) -> Opt
 fn values(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
     let value = |field: &Field<'_>| {
         let text = field.text()?;
-        grammar::variable_value(text).map_err(|what| field.wrong(what)).ok()?;
+        grammar::variable_value(text)
+            .map_err(|what| field.wrong(what))
+            .ok()?;
         Some(text.to_owned())
     };
     if let Some(field) = table.take("args") {
-        spec.args = field.list(LIST_MAX, |field| value(&field)).unwrap_or_default();
+        spec.args = field
+            .list(LIST_MAX, |field| value(&field))
+            .unwrap_or_default();
     }
     let variable = |name: &str, field: Field<'_>| {
         if let Err(what) = grammar::variable_name(name) {
@@ -157,8 +174,12 @@ fn values(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
 }
 
 fn depends_on(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
-    let Some(field) = table.take("depends_on") else { return };
-    spec.depends_on = field.list(LIST_MAX, |field| field.parsed::<Name>()).unwrap_or_default();
+    let Some(field) = table.take("depends_on") else {
+        return;
+    };
+    spec.depends_on = field
+        .list(LIST_MAX, |field| field.parsed::<Name>())
+        .unwrap_or_default();
     for (index, name) in spec.depends_on.iter().enumerate() {
         if *name == spec.name {
             field.wrong(format!("{} depends on itself", echo(name.as_str())));
@@ -169,7 +190,9 @@ fn depends_on(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
 }
 
 fn routes(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
-    let Some(field) = table.take("routes") else { return };
+    let Some(field) = table.take("routes") else {
+        return;
+    };
     let route = |field: Field<'_>| {
         let text = field.text()?;
         if text.len() > 1_024 {
@@ -192,15 +215,22 @@ fn routes(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
 /// `replicas`, `scale`, `priority`, `min_available`.
 fn counts(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
     use crate::document::Value;
-    spec.replicas = table.take("replicas").and_then(|field| match &field.node.value {
-        Value::String(text) if text == "per-host" => Some(Replicas::PerHost(PerHost::PerHost)),
-        Value::Integer(_) => field.integer(0..=COUNT_MAX).map(Replicas::Count),
-        _ => {
-            field.wrong(format!("must be 0 to {COUNT_MAX} or \"per-host\", not {}", field.node.value.kind()));
-            None
-        }
-    });
-    spec.scale = table.take("scale").and_then(|field| lifecycle::scale(&field));
+    spec.replicas = table
+        .take("replicas")
+        .and_then(|field| match &field.node.value {
+            Value::String(text) if text == "per-host" => Some(Replicas::PerHost(PerHost::PerHost)),
+            Value::Integer(_) => field.integer(0..=COUNT_MAX).map(Replicas::Count),
+            _ => {
+                field.wrong(format!(
+                    "must be 0 to {COUNT_MAX} or \"per-host\", not {}",
+                    field.node.value.kind()
+                ));
+                None
+            }
+        });
+    spec.scale = table
+        .take("scale")
+        .and_then(|field| lifecycle::scale(&field));
     if table.has("replicas") && table.has("scale") {
         table.wrong_at("scale", "stands beside `replicas`: write one of them");
     }
@@ -212,14 +242,19 @@ fn counts(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
         _ => None,
     };
     if let Some(most) = most.filter(|most| spec.min_available > *most) {
-        let what = format!("must be at most the {most} replicas, not {}: no host could be drained", spec.min_available);
+        let what = format!(
+            "must be at most the {most} replicas, not {}: no host could be drained",
+            spec.min_available
+        );
         table.wrong_at("min_available", what);
     }
 }
 
 fn resources(field: &Field<'_>) -> Resources {
     let mut resources = Resources::default();
-    let Some(mut table) = field.table() else { return resources };
+    let Some(mut table) = field.table() else {
+        return resources;
+    };
     table.unit("memory", MEMORY_MIN..=MEMORY_MAX, &mut resources.memory);
     table.unit("cpu", Cpu(1)..=CPU_MAX, &mut resources.cpu);
     table.count("concurrency", 1..=COUNT_MAX, &mut resources.concurrency);
@@ -237,15 +272,23 @@ fn resources(field: &Field<'_>) -> Resources {
 
 fn reserve(field: &Field<'_>, resources: &Resources) -> Reserve {
     let mut reserve = resources.reserve.clone();
-    let Some(mut table) = field.table() else { return reserve };
+    let Some(mut table) = field.table() else {
+        return reserve;
+    };
     table.unit("memory", ByteSize(0)..=MEMORY_MAX, &mut reserve.memory);
     table.unit("cpu", Cpu(0)..=CPU_MAX, &mut reserve.cpu);
     if reserve.memory > resources.memory {
-        let what = format!("must be at most the limit ({}), not {}", resources.memory, reserve.memory);
+        let what = format!(
+            "must be at most the limit ({}), not {}",
+            resources.memory, reserve.memory
+        );
         table.wrong_at("memory", what);
     }
     if reserve.cpu > resources.cpu {
-        let what = format!("must be at most the limit ({}), not {}", resources.cpu, reserve.cpu);
+        let what = format!(
+            "must be at most the limit ({}), not {}",
+            resources.cpu, reserve.cpu
+        );
         table.wrong_at("cpu", what);
     }
     table.finish();
@@ -254,7 +297,9 @@ fn reserve(field: &Field<'_>, resources: &Resources) -> Reserve {
 
 fn instance(field: &Field<'_>) -> InstanceReuse {
     let mut instance = InstanceReuse::default();
-    let Some(mut table) = field.table() else { return instance };
+    let Some(mut table) = field.table() else {
+        return instance;
+    };
     table.count("reuse", 1..=COUNT_MAX, &mut instance.reuse);
     table.unit("idle", DURATIONS, &mut instance.idle);
     table.finish();

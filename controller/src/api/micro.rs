@@ -179,12 +179,27 @@ impl Service {
     }
 
     fn body(&self, question: Question) -> Vec<u8> {
-        let kind = format!("io.nats.micro.v1.{}_response", question.word().to_lowercase());
+        let kind = format!(
+            "io.nats.micro.v1.{}_response",
+            question.word().to_lowercase()
+        );
         let standard = &self.standard;
         let body = match question {
-            Question::Ping => serde_json::to_vec(&Answer { kind, standard, more: Nothing {} }),
-            Question::Info => serde_json::to_vec(&Answer { kind, standard, more: self.info() }),
-            Question::Stats => serde_json::to_vec(&Answer { kind, standard, more: self.stats() }),
+            Question::Ping => serde_json::to_vec(&Answer {
+                kind,
+                standard,
+                more: Nothing {},
+            }),
+            Question::Info => serde_json::to_vec(&Answer {
+                kind,
+                standard,
+                more: self.info(),
+            }),
+            Question::Stats => serde_json::to_vec(&Answer {
+                kind,
+                standard,
+                more: self.stats(),
+            }),
         };
         body.expect("our own types have string keys and serialise")
     }
@@ -199,7 +214,10 @@ impl Service {
                 metadata: Default::default(),
             })
             .collect();
-        InfoPart { description: DESCRIPTION, endpoints }
+        InfoPart {
+            description: DESCRIPTION,
+            endpoints,
+        }
     }
 
     fn stats(&self) -> StatsPart {
@@ -215,13 +233,19 @@ impl Service {
                     queue_group: self.queue_group.clone(),
                     num_requests: count.requests,
                     num_errors: count.errors,
-                    last_error: count.last_error.map(|code| code.to_string()).unwrap_or_default(),
+                    last_error: count
+                        .last_error
+                        .map(|code| code.to_string())
+                        .unwrap_or_default(),
                     processing_time: nanos,
                     average_processing_time: nanos.checked_div(count.requests).unwrap_or(0),
                 }
             })
             .collect();
-        StatsPart { started: self.started.to_string(), endpoints }
+        StatsPart {
+            started: self.started.to_string(),
+            endpoints,
+        }
     }
 }
 
@@ -260,7 +284,12 @@ mod tests {
 
     fn service() -> Service {
         let cluster = "c1".parse().unwrap();
-        Service::new(&cluster, Term(7), &"l1".parse().unwrap(), Timestamp(1_700_000_000_000))
+        Service::new(
+            &cluster,
+            Term(7),
+            &"l1".parse().unwrap(),
+            Timestamp(1_700_000_000_000),
+        )
     }
 
     fn body(service: &Service, question: Question) -> Value {
@@ -289,8 +318,10 @@ mod tests {
         let endpoints = info["endpoints"].as_array().unwrap();
         assert_eq!(endpoints.len(), Verb::ALL.len());
         assert_eq!(endpoints[0]["queue_group"], "term-7");
-        let subjects: Vec<_> =
-            endpoints.iter().map(|endpoint| endpoint["subject"].as_str().unwrap()).collect();
+        let subjects: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| endpoint["subject"].as_str().unwrap())
+            .collect();
         assert!(subjects.contains(&"wasmorch.v1.api.*.host-rm"));
     }
 

@@ -28,9 +28,8 @@ fn page_within<T: Serialize>(
     let limit = request.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX) as usize;
     let mut body = b"{\"items\":[".to_vec();
     let mut last: Option<String> = None;
-    let mut count = 0;
     let mut more = false;
-    for (cursor, item) in items {
+    for (count, (cursor, item)) in items.enumerate() {
         let item = serde_json::to_vec(&item).expect("our own types have string keys");
         // The first item goes whatever its size, or the list would never move on.
         if count == limit || (count > 0 && body.len() + item.len() + 200 > bytes_max) {
@@ -42,7 +41,6 @@ fn page_within<T: Serialize>(
         }
         body.extend(item);
         last = Some(cursor);
-        count += 1;
     }
     body.extend(b"],\"next\":");
     let next = last.filter(|_| more);
@@ -68,7 +66,11 @@ pub(crate) fn status(mut reply: StatusReply) -> Result<(Vec<u8>, usize), ApiErro
 
 /// An answer that cannot be paged either fits or is refused.
 pub(crate) fn fits(body: Vec<u8>) -> Result<Vec<u8>, ApiError> {
-    if body.len() <= REPLY_BYTES_MAX { Ok(body) } else { Err(too_large(body.len())) }
+    if body.len() <= REPLY_BYTES_MAX {
+        Ok(body)
+    } else {
+        Err(too_large(body.len()))
+    }
 }
 
 fn too_large(bytes: usize) -> ApiError {
@@ -87,7 +89,10 @@ mod tests {
     use super::*;
 
     fn ask(limit: Option<u32>, bytes_max: usize) -> Value {
-        let request = ListRequest { limit, cursor: None };
+        let request = ListRequest {
+            limit,
+            cursor: None,
+        };
         let items = (0..10).map(|n| (format!("c{n}"), format!("item {n}")));
         serde_json::from_slice(&page_within(&request, items, bytes_max)).unwrap()
     }
@@ -107,6 +112,10 @@ mod tests {
         let page = ask(None, 240);
         assert_eq!(page["items"].as_array().unwrap().len(), 3);
         assert_eq!(page["next"], "c2");
-        assert_eq!(ask(None, 1)["items"].as_array().unwrap().len(), 1, "it moves on");
+        assert_eq!(
+            ask(None, 1)["items"].as_array().unwrap().len(),
+            1,
+            "it moves on"
+        );
     }
 }

@@ -96,10 +96,15 @@ fn in_scope(namespace: Option<Name>, verb: Verb) -> Result<Option<Name>, ApiErro
 
 /// Reads a body for its verb. An empty one is `{}`.
 pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
-    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+    let body = if body.iter().all(u8::is_ascii_whitespace) {
+        b"{}"
+    } else {
+        body
+    };
     Ok(match verb {
         Verb::Deploy | Verb::Plan => {
-            let request = manifest::read_deploy(body).map_err(|problems| refused(verb, problems))?;
+            let request =
+                manifest::read_deploy(body).map_err(|problems| refused(verb, problems))?;
             let later = manifest::not_yet_together(request.atomic, request.workloads.len());
             if !later.is_empty() {
                 return Err(refused(verb, later));
@@ -134,8 +139,19 @@ fn json<T: DeserializeOwned>(verb: Verb, body: &[u8]) -> Result<T, ApiError> {
         let (line, column) = (place(error.line()), place(error.column()));
         // The place stands in its own fields.
         let what = error.to_string();
-        let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what).to_owned();
-        refused(verb, vec![Problem { at: String::new(), line, column, what }])
+        let what = what
+            .rsplit_once(" at line ")
+            .map_or(what.as_str(), |(what, _)| what)
+            .to_owned();
+        refused(
+            verb,
+            vec![Problem {
+                at: String::new(),
+                line,
+                column,
+                what,
+            }],
+        )
     })
 }
 
@@ -156,11 +172,18 @@ fn only_its_own(verb: Verb, request: &ChangeRequest) -> Result<(), ApiError> {
             what: format!("belongs to {}, not to {}", owner.as_str(), verb.as_str()),
         })
         .collect();
-    if problems.is_empty() { Ok(()) } else { Err(refused(verb, problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(refused(verb, problems))
+    }
 }
 
 pub(super) fn refused(verb: Verb, problems: Vec<Problem>) -> ApiError {
-    ApiError::invalid(format!("the {} request is refused", verb.as_str()), problems)
+    ApiError::invalid(
+        format!("the {} request is refused", verb.as_str()),
+        problems,
+    )
 }
 
 /// What came from outside, short and on one line.
@@ -183,11 +206,24 @@ mod tests {
         assert_eq!(list.verb, Some(Verb::List));
         assert_eq!(list.namespace.unwrap().unwrap().as_str(), "shop");
         assert_eq!(target("wasmorch.v1.api._.list").namespace.unwrap(), None);
-        assert_eq!(refusal("wasmorch.v1.api.shop.explode").code, ErrorCode::NotFound);
+        assert_eq!(
+            refusal("wasmorch.v1.api.shop.explode").code,
+            ErrorCode::NotFound
+        );
         assert_eq!(refusal("wasmorch.v1.api._.deploy").code, ErrorCode::Invalid);
-        assert!(refusal("wasmorch.v1.api.shop.hosts").fix.contains("api._.hosts"));
-        assert_eq!(refusal("wasmorch.v1.api.Shop.list").code, ErrorCode::Invalid);
-        assert_eq!(refusal("wasmorch.v1.api.a.b.c.list").code, ErrorCode::Invalid);
+        assert!(
+            refusal("wasmorch.v1.api.shop.hosts")
+                .fix
+                .contains("api._.hosts")
+        );
+        assert_eq!(
+            refusal("wasmorch.v1.api.Shop.list").code,
+            ErrorCode::Invalid
+        );
+        assert_eq!(
+            refusal("wasmorch.v1.api.a.b.c.list").code,
+            ErrorCode::Invalid
+        );
     }
 
     #[test]
@@ -200,7 +236,10 @@ mod tests {
     fn mistakes_have_their_place() {
         let error = read(Verb::Scale, b"{\"workload\":\"web\",\n \"desire\":3}").unwrap_err();
         assert_eq!(error.code, ErrorCode::Invalid);
-        assert!(error.problems[0].what.contains("unknown field `desire`"), "{error}");
+        assert!(
+            error.problems[0].what.contains("unknown field `desire`"),
+            "{error}"
+        );
         assert_eq!(error.problems[0].line, Some(2));
         let error = read(Verb::Status, b"{").unwrap_err();
         assert!(error.problems[0].what.contains("EOF"), "{error}");
@@ -212,7 +251,11 @@ mod tests {
     fn what_belongs_to_another_verb_is_refused() {
         let body = b"{\"workload\":\"web\",\"desired\":3,\"data\":true}";
         let error = read(Verb::Stop, body).unwrap_err();
-        let places: Vec<&str> = error.problems.iter().map(|problem| problem.at.as_str()).collect();
+        let places: Vec<&str> = error
+            .problems
+            .iter()
+            .map(|problem| problem.at.as_str())
+            .collect();
         assert_eq!(places, ["desired", "data"]);
     }
 }

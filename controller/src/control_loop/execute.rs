@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 use wasmorch_api::messages::{
     DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
 };
-use wasmorch_api::{
-    ApiError, ErrorCode, Name, RequestId, Timestamp, VERSION, WorkloadKey,
-};
+use wasmorch_api::{ApiError, ErrorCode, Name, RequestId, Timestamp, VERSION, WorkloadKey};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
 use wasmorch_planner::{Cluster, EventDraft, Write, queries};
 
@@ -99,8 +97,16 @@ pub(super) fn execute(
             if asked.verb == Verb::Rollout {
                 settled(commands::rollout(cluster, request, &call)?)
             } else {
-                let Outcome { writes, events, reply } = commands::rollback(cluster, request, &call)?;
-                Done { writes, events, answer: Pending::Deploy(reply, vec![key]) }
+                let Outcome {
+                    writes,
+                    events,
+                    reply,
+                } = commands::rollback(cluster, request, &call)?;
+                Done {
+                    writes,
+                    events,
+                    answer: Pending::Deploy(reply, vec![key]),
+                }
             }
         }
         Request::Why(request) => why(cluster, request, &call)?,
@@ -124,7 +130,11 @@ pub(super) fn execute(
 
 fn ready(body: Vec<u8>) -> Done {
     let answer = Pending::Ready(Reply::new(body));
-    Done { writes: Vec::new(), events: Vec::new(), answer }
+    Done {
+        writes: Vec::new(),
+        events: Vec::new(),
+        answer,
+    }
 }
 
 fn value<T: Serialize>(reply: &T) -> Done {
@@ -133,7 +143,11 @@ fn value<T: Serialize>(reply: &T) -> Done {
 
 fn settled<R: Serialize>(outcome: Outcome<R>) -> Done {
     let answer = Pending::Ready(Reply::new(body(&outcome.reply)));
-    Done { writes: outcome.writes, events: outcome.events, answer }
+    Done {
+        writes: outcome.writes,
+        events: outcome.events,
+        answer,
+    }
 }
 
 fn deploy(
@@ -142,7 +156,10 @@ fn deploy(
     if_index: Option<u64>,
     call: &Call,
 ) -> Result<Done, ApiError> {
-    let input = DeployInput { workloads: asked.workloads.clone(), if_index };
+    let input = DeployInput {
+        workloads: asked.workloads.clone(),
+        if_index,
+    };
     if asked.verb == Verb::Plan {
         let preview = queries::preview(cluster, &input, call)?;
         return Ok(ready(page::fits(body(&preview))?));
@@ -154,10 +171,22 @@ fn deploy(
         .collect();
     if let Some(first) = first_deploy(cluster, &keys, call) {
         let answer = Pending::Deploy(first, keys);
-        return Ok(Done { writes: Vec::new(), events: Vec::new(), answer });
+        return Ok(Done {
+            writes: Vec::new(),
+            events: Vec::new(),
+            answer,
+        });
     }
-    let Outcome { writes, events, reply } = commands::deploy(cluster, &input, call)?;
-    Ok(Done { writes, events, answer: Pending::Deploy(reply, keys) })
+    let Outcome {
+        writes,
+        events,
+        reply,
+    } = commands::deploy(cluster, &input, call)?;
+    Ok(Done {
+        writes,
+        events,
+        answer: Pending::Deploy(reply, keys),
+    })
 }
 
 /// The first answer to a repeated deploy: kept with each workload that it changed; the others were
@@ -168,7 +197,10 @@ fn first_deploy(cluster: &Cluster, keys: &[WorkloadKey], call: &Call) -> Option<
         .map(|key| {
             let reply = commands::answered(cluster, key, "deploy", call)?;
             let reply: DeployReply = serde_json::from_value(reply).ok()?;
-            reply.workloads.into_iter().find(|deployed| deployed.name == key.name)
+            reply
+                .workloads
+                .into_iter()
+                .find(|deployed| deployed.name == key.name)
         })
         .collect();
     if kept.iter().all(Option::is_none) {
@@ -178,11 +210,23 @@ fn first_deploy(cluster: &Cluster, keys: &[WorkloadKey], call: &Call) -> Option<
         let workload = cluster.workload(key)?;
         let urls = queries::summary(cluster, key, workload).urls;
         let revision = workload.record.revision;
-        Some(Deployed { name: key.name.clone(), revision, changed: false, rollout: None, urls })
+        Some(Deployed {
+            name: key.name.clone(),
+            revision,
+            changed: false,
+            rollout: None,
+            urls,
+        })
     };
-    let workloads =
-        keys.iter().zip(kept).filter_map(|(key, kept)| kept.or_else(|| unchanged(key))).collect();
-    Some(DeployReply { index: 0, workloads })
+    let workloads = keys
+        .iter()
+        .zip(kept)
+        .filter_map(|(key, kept)| kept.or_else(|| unchanged(key)))
+        .collect();
+    Some(DeployReply {
+        index: 0,
+        workloads,
+    })
 }
 
 fn list(
@@ -202,7 +246,10 @@ fn list(
 
 fn list_cursor(cursor: &str) -> Result<WorkloadKey, ApiError> {
     let key = cursor.split_once('/').and_then(|(namespace, name)| {
-        Some(WorkloadKey::new(namespace.parse().ok()?, name.parse().ok()?))
+        Some(WorkloadKey::new(
+            namespace.parse().ok()?,
+            name.parse().ok()?,
+        ))
     });
     key.ok_or_else(|| {
         ApiError::new(
@@ -221,22 +268,21 @@ fn hosts(cluster: &Cluster, request: &ListRequest, now: Timestamp) -> Vec<u8> {
         .skip_while(|(cursor, _)| {
             // Sorted by name, then id; `/` sorts before all that a name is made of but `-`, so the
             // parts are compared apart.
-            request.cursor.as_deref().is_some_and(|after| {
-                cursor.split_once('/') <= after.split_once('/')
-            })
+            request
+                .cursor
+                .as_deref()
+                .is_some_and(|after| cursor.split_once('/') <= after.split_once('/'))
         });
     page::page(request, items)
 }
 
-fn workload(
-    cluster: &Cluster,
-    verb: Verb,
-    key: &WorkloadKey,
-    all: bool,
-) -> Result<Done, ApiError> {
+fn workload(cluster: &Cluster, verb: Verb, key: &WorkloadKey, all: bool) -> Result<Done, ApiError> {
     let reply = if verb == Verb::History {
-        queries::history(cluster, key)
-            .map(|items| Ok(Reply::new(page::fits(body(&json!({"items": items, "next": null})))?)))
+        queries::history(cluster, key).map(|items| {
+            Ok(Reply::new(page::fits(body(
+                &json!({"items": items, "next": null}),
+            ))?))
+        })
     } else {
         queries::status(cluster, key, all).map(|reply| {
             let (body, left_out) = page::status(reply)?;
@@ -245,11 +291,18 @@ fn workload(
     };
     let reply = reply.unwrap_or_else(|| Err(no_workload(cluster, key)))?;
     let answer = Pending::Ready(reply);
-    Ok(Done { writes: Vec::new(), events: Vec::new(), answer })
+    Ok(Done {
+        writes: Vec::new(),
+        events: Vec::new(),
+        answer,
+    })
 }
 
 fn no_workload(cluster: &Cluster, key: &WorkloadKey) -> ApiError {
-    let elsewhere = cluster.workloads().keys().find(|other| other.name == key.name);
+    let elsewhere = cluster
+        .workloads()
+        .keys()
+        .find(|other| other.name == key.name);
     let fix = match elsewhere {
         Some(other) => format!("there is one in namespace {}: pass -n {0}", other.namespace),
         None => "list what there is: `wasmorch ps -A`".to_owned(),
@@ -294,8 +347,14 @@ fn host(
             "drain",
             "cordon the host and restart its workloads: their new replicas go elsewhere",
         )),
-        Verb::Rebalance => Err(not_yet("rebalance", "restart a workload: it is placed anew")),
-        _ => Err(not_yet("recover", "bring the store's data back from a copy of its folder")),
+        Verb::Rebalance => Err(not_yet(
+            "rebalance",
+            "restart a workload: it is placed anew",
+        )),
+        _ => Err(not_yet(
+            "recover",
+            "bring the store's data back from a copy of its folder",
+        )),
     }
 }
 
@@ -335,9 +394,14 @@ impl Answers {
 
     /// Keeps an answer.
     pub(super) fn keep(&mut self, asked: &ApiCall, now: Timestamp, reply: &Reply) {
-        let Some(id) = asked.request.caller().0 else { return };
+        let Some(id) = asked.request.caller().0 else {
+            return;
+        };
         while self.0.len() >= REMEMBER_MAX
-            || self.0.front().is_some_and(|one| now.since(one.at) > REMEMBER)
+            || self
+                .0
+                .front()
+                .is_some_and(|one| now.since(one.at) > REMEMBER)
         {
             self.0.pop_front();
         }

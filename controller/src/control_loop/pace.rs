@@ -25,7 +25,11 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: Some(now), not_before: now, restless: 0 }
+        Self {
+            due: Some(now),
+            not_before: now,
+            restless: 0,
+        }
     }
 
     /// Something changed that a plan may depend on.
@@ -112,7 +116,11 @@ mod tests {
         pace.changed(now);
         assert_eq!(pace.due(), Some(now + ms(60)));
         pace.urgent(now + ms(1));
-        assert_eq!(pace.due(), Some(now + ms(1)), "a user goes first all the same");
+        assert_eq!(
+            pace.due(),
+            Some(now + ms(1)),
+            "a user goes first all the same"
+        );
     }
 
     #[test]
@@ -129,7 +137,11 @@ mod tests {
         pace.changed(now);
         pace.begin();
         pace.done(now, ms(0), true);
-        assert_eq!(pace.due(), Some(now + BREATH_MIN), "until something happens");
+        assert_eq!(
+            pace.due(),
+            Some(now + BREATH_MIN),
+            "until something happens"
+        );
     }
 
     #[test]

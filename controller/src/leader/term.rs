@@ -3,34 +3,32 @@
 //! A clean stop goes in order: no new calls, those in hand are answered, the loop ends, the lease is
 //! given back. A lost lease ends everything at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use wasmorch_api::record::{Lease, TermRecord};
+use wasmorch_api::record::TermRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{ClusterId, LeaderId, Term};
 use wasmorch_planner::{Cluster, Stored};
 
+use super::keeper::Keeper;
 use super::{Controller, Won};
-use crate::api::{Api, CALLS_MAX, Identity};
+use crate::api::{Api, ApiCall, CALLS_MAX, Identity};
 use crate::clock::Clock;
 use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs};
 use crate::ears::{Asker, Ears, OBSERVATIONS_MAX};
 use crate::events;
 use crate::guard::Guard;
-use crate::lease::{LeaseClock, LeaseTimes};
-use crate::store::{LeaseView, Loaded, Store, StoreError};
+use crate::lease::LeaseClock;
+use crate::link::LinkError;
+use crate::store::{Loaded, StoreError};
 
 /// Calls in hand have so long to finish at a clean stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Minting is tried again when `term` changed between reading and writing.
 const MINT_TRIES: u32 = 5;
-/// A renewal that failed is tried again so soon.
-const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
 /// The term as minted.
 struct Minted {
@@ -48,14 +46,13 @@ impl Controller {
         shutdown: &CancellationToken,
     ) -> Result<End, StoreError> {
         let clock = LeaseClock::won(self.times, won.sent);
-        let keeper = Keeper {
-            store: self.store.clone(),
-            leader: self.leader.clone(),
-            times: self.times,
-            clock: clock.clone(),
-            term: Arc::new(AtomicU64::new(0)),
-            sequence: Arc::new(AtomicU64::new(won.sequence)),
-        };
+        let keeper = Keeper::new(
+            self.store.clone(),
+            self.leader.clone(),
+            self.times,
+            clock.clone(),
+            won.sequence,
+        );
         let (lost, released) = (CancellationToken::new(), CancellationToken::new());
         // Dropped with this future, should that be dropped: no lease is kept for nobody.
         let renewing = keeper.clone().renew(lost.clone(), released.clone());
@@ -66,10 +63,7 @@ impl Controller {
         let _ = renewing.await;
         clock.drop_now();
         if !lost.is_cancelled() {
-            let sequence = keeper.sequence.load(Ordering::Relaxed);
-            if let Err(error) = self.store.drop_lease(sequence).await {
-                tracing::debug!(%error, "the lease was not given back: it ends by itself");
-            }
+            keeper.give_back().await;
         }
         end
     }
@@ -85,7 +79,7 @@ impl Controller {
         let clock = Clock::new();
         let loading = async {
             let minted = self.mint(floor, &clock).await?;
-            keeper.term.store(minted.record.term.0, Ordering::Relaxed);
+            keeper.leads(minted.record.term);
             let loaded = self.store.load(minted.fence).await?;
             Ok::<_, StoreError>((minted, loaded))
         };
@@ -99,9 +93,12 @@ impl Controller {
         let (hosts, workloads) = (cluster.hosts().len(), cluster.workloads().len());
         let took_ms = began.elapsed().as_millis();
         tracing::info!(%term, hosts, workloads, took_ms, "leading");
-        let end = self.serve(minted, cluster, guard, keeper, clock, lost, shutdown).await;
+        let state = (cluster, guard);
+        let running = self.begin(&minted, state, keeper, clock, lost).await?;
+        self.open_api(&running, &minted.record, keeper).await?;
+        let end = running.until_over(shutdown).await;
         self.metrics.led(0);
-        end
+        Ok(end)
     }
 
     /// Begins the next term, and the cluster with the first.
@@ -120,99 +117,140 @@ impl Controller {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of a term, put together once")]
-    async fn serve(
+    /// Starts the control loop on what was loaded, and everything that feeds it.
+    async fn begin(
         &self,
-        minted: Minted,
-        cluster: Cluster,
-        guard: Guard,
+        minted: &Minted,
+        state: (Cluster, Guard),
         keeper: &Keeper,
         clock: Clock,
         lost: &CancellationToken,
-        shutdown: &CancellationToken,
-    ) -> Result<End, StoreError> {
-        let TermRecord { cluster: cluster_id, term, leader, at } = minted.record;
-        let unavailable = |error: crate::link::LinkError| StoreError::Unavailable(error.to_string());
-        let (call_sender, calls) = mpsc::channel(CALLS_MAX);
-        let (heard_sender, heard) = mpsc::channel(OBSERVATIONS_MAX);
-        let (finding_sender, findings) = mpsc::channel(FINDINGS_MAX);
-        let (events, publisher) = events::queue(term, self.link.clone(), self.metrics.clone());
-
-        // Ends with the term, however it ends; dropped on an early return too.
-        let over = lost.child_token();
-        let _over = over.clone().drop_guard();
-        let (hearing, calling) = (TaskTracker::new(), TaskTracker::new());
-        let ears =
-            Ears { link: self.link.clone(), clock, queue: heard_sender, metrics: self.metrics.clone() };
+    ) -> Result<Running, StoreError> {
+        let (calls_in, calls) = mpsc::channel(CALLS_MAX);
+        let (heard_in, heard) = mpsc::channel(OBSERVATIONS_MAX);
+        let (findings_in, findings) = mpsc::channel(FINDINGS_MAX);
+        let (term, link) = (minted.record.term, self.link.clone());
+        let (events, publisher) = events::queue(term, link.clone(), self.metrics.clone());
+        let (over, stop) = (lost.child_token(), CancellationToken::new());
+        let guard = over.clone().drop_guard();
+        let hearing = TaskTracker::new();
+        let ears = Ears {
+            link,
+            clock,
+            queue: heard_in,
+            metrics: self.metrics.clone(),
+        };
         ears.listen(&hearing, &over).await.map_err(unavailable)?;
-        let asker = Asker::new(&ears, &hearing, &over);
-        drop(ears);
-
         let begin = Begin {
-            cluster,
-            guard,
+            cluster: state.0,
+            guard: state.1,
             fence: minted.fence,
             store: self.store.clone(),
-            lease: keeper.clock.clone(),
+            lease: keeper.clock().clone(),
             clock,
             events,
-            asker,
-            findings: finding_sender,
+            asker: Asker::new(&ears, &hearing, &over),
+            findings: findings_in,
             metrics: self.metrics.clone(),
         };
-        let stop = CancellationToken::new();
-        let inputs = Inputs { calls, heard, findings };
+        let inputs = Inputs {
+            calls,
+            heard,
+            findings,
+        };
         let main = ControlLoop::new(begin).run(inputs, stop.clone(), lost.clone());
-        let mut main = AbortOnDropHandle::new(tokio::spawn(main));
-        let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
+        Ok(Running {
+            intake: over.child_token(),
+            _over: guard,
+            over,
+            stop,
+            calling: TaskTracker::new(),
+            hearing,
+            main: AbortOnDropHandle::new(tokio::spawn(main)),
+            publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
+            calls: calls_in,
+        })
+    }
 
+    /// Opens the API of a running term.
+    async fn open_api(
+        &self,
+        running: &Running,
+        record: &TermRecord,
+        keeper: &Keeper,
+    ) -> Result<(), StoreError> {
         let api = Api {
             link: self.link.clone(),
-            lease: keeper.clock.clone(),
+            lease: keeper.clock().clone(),
             artifacts: self.artifacts.clone(),
-            calls: call_sender.clone(),
+            calls: running.calls.clone(),
             metrics: self.metrics.clone(),
         };
-        let intake = over.child_token();
-        let identity = Identity { cluster: cluster_id, term, leader, since: at };
-        let serving = api.serve(&identity, &calling, &intake).await.map_err(unavailable);
-        if serving.is_ok() {
-            self.metrics.led(term.0);
-        }
+        let identity = Identity {
+            cluster: record.cluster.clone(),
+            term: record.term,
+            leader: record.leader.clone(),
+            since: record.at,
+        };
+        let opened = api
+            .serve(&identity, &running.calling, &running.intake)
+            .await;
+        opened.map_err(unavailable)?;
+        self.metrics.led(record.term.0);
+        Ok(())
+    }
+}
 
+fn unavailable(error: LinkError) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+/// The tasks of a term. Dropping it ends them.
+struct Running {
+    /// Ends everything but the loop and the publisher, which end by themselves.
+    over: CancellationToken,
+    _over: DropGuard,
+    /// Ends the taking of calls.
+    intake: CancellationToken,
+    /// Ends the loop, after what it has in hand.
+    stop: CancellationToken,
+    calling: TaskTracker,
+    hearing: TaskTracker,
+    main: AbortOnDropHandle<End>,
+    publishing: AbortOnDropHandle<()>,
+    /// Kept until the loop has ended: it never reads from a queue that nobody can write to.
+    calls: mpsc::Sender<ApiCall>,
+}
+
+impl Running {
+    /// Waits for the end of the term, or ends it in order.
+    async fn until_over(mut self, shutdown: &CancellationToken) -> End {
         let joined = tokio::select! {
-            joined = &mut main => joined,
-            () = async {
-                if serving.is_ok() {
-                    shutdown.cancelled().await;
-                }
-            } => {
-                intake.cancel();
-                calling.close();
-                if tokio::time::timeout(DRAIN, calling.wait()).await.is_err() {
+            joined = &mut self.main => joined,
+            () = shutdown.cancelled() => {
+                self.intake.cancel();
+                self.calling.close();
+                if tokio::time::timeout(DRAIN, self.calling.wait()).await.is_err() {
                     tracing::warn!("calls are left unanswered");
                 }
-                stop.cancel();
-                main.await
+                self.stop.cancel();
+                (&mut self.main).await
             }
         };
-        // Until here, so that the loop never reads from a queue that nobody can write to.
-        drop(call_sender);
-        over.cancel();
-        calling.close();
-        hearing.close();
-        let _ = tokio::time::timeout(DRAIN, async {
-            calling.wait().await;
-            hearing.wait().await;
+        self.over.cancel();
+        self.calling.close();
+        self.hearing.close();
+        let ending = async {
+            self.calling.wait().await;
+            self.hearing.wait().await;
             // The loop is gone, and with it the events' sender: what was said is published.
-            let _ = publishing.await;
-        })
-        .await;
-        serving?;
-        match joined {
-            Ok(end) => Ok(end),
-            Err(panic) => Ok(End::Deposed(format!("the control loop broke off: {panic}"))),
+            // A panic there has been reported by the runtime.
+            let _ = (&mut self.publishing).await;
+        };
+        if tokio::time::timeout(DRAIN, ending).await.is_err() {
+            tracing::warn!("tasks of the term were broken off");
         }
+        joined.unwrap_or_else(|panic| End::Deposed(format!("the control loop broke off: {panic}")))
     }
 }
 
@@ -228,12 +266,22 @@ fn next_term(
         Some(record) => (record.cluster, record.term),
         None => (ClusterId::from_random(random), Term(0)),
     };
-    TermRecord { cluster, term: last.max(floor).next(), leader: leader.clone(), at: clock.now() }
+    TermRecord {
+        cluster,
+        term: last.max(floor).next(),
+        leader: leader.clone(),
+        at: clock.now(),
+    }
 }
 
 /// The state as loaded. Records come first: what belongs to an unknown workload is a leftover.
 fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
-    let TermRecord { cluster, term, leader, .. } = &minted.record;
+    let TermRecord {
+        cluster,
+        term,
+        leader,
+        ..
+    } = &minted.record;
     let mut unreadable = Vec::new();
     let mut entries: Vec<(u8, Stored, u64)> = Vec::with_capacity(loaded.entries.len());
     for entry in loaded.entries {
@@ -268,80 +316,6 @@ fn rank(stored: &Stored) -> u8 {
     }
 }
 
-/// Keeps the lease.
-#[derive(Debug, Clone)]
-struct Keeper {
-    store: Store,
-    leader: LeaderId,
-    times: LeaseTimes,
-    clock: LeaseClock,
-    /// 0 until the term is minted.
-    term: Arc<AtomicU64>,
-    /// What the next write of the lease must expect.
-    sequence: Arc<AtomicU64>,
-}
-
-impl Keeper {
-    /// Renews until `released`, or cancels `lost` when the lease is over.
-    async fn renew(self, lost: CancellationToken, released: CancellationToken) {
-        loop {
-            let due = self.clock.renewal_due().min(self.clock.holds_until());
-            tokio::select! {
-                () = released.cancelled() => return,
-                () = tokio::time::sleep_until(due.into()) => {}
-            }
-            tokio::select! {
-                () = released.cancelled() => return,
-                kept = self.renew_once() => if !kept {
-                    break;
-                }
-            }
-        }
-        self.clock.drop_now();
-        lost.cancel();
-    }
-
-    /// One renewal, tried until it is stored, or the lease is another's, or time is up.
-    async fn renew_once(&self) -> bool {
-        while self.clock.holds(Instant::now()) {
-            let term = Term(self.term.load(Ordering::Relaxed));
-            let lease = Lease { leader: self.leader.clone(), term };
-            let sequence = self.sequence.load(Ordering::Relaxed);
-            let sent = Instant::now();
-            let rest = self.clock.holds_until().saturating_duration_since(sent);
-            let write = self.store.write_lease(&lease, sequence, &self.times);
-            match tokio::time::timeout(rest, write).await {
-                Ok(Ok(sequence)) => {
-                    self.sequence.store(sequence, Ordering::Relaxed);
-                    self.clock.renewed(sent, Instant::now());
-                    return self.clock.holds(Instant::now());
-                }
-                Ok(Err(StoreError::Fenced)) => match self.still_ours(rest).await {
-                    // An earlier renewal got through although its answer did not.
-                    Some(sequence) => self.sequence.store(sequence, Ordering::Relaxed),
-                    None => return false,
-                },
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "the lease was not renewed");
-                    tokio::time::sleep(RENEW_AGAIN).await;
-                }
-                Err(_) => return false,
-            }
-        }
-        false
-    }
-
-    /// The sequence to expect when the stored lease is ours.
-    async fn still_ours(&self, within: Duration) -> Option<u64> {
-        match tokio::time::timeout(within, self.store.read_lease()).await {
-            Ok(Ok(LeaseView::Held { lease, sequence })) if lease.leader == self.leader => {
-                Some(sequence)
-            }
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -357,7 +331,10 @@ mod tests {
     fn terms_only_grow_and_the_cluster_stays() {
         let clock = Clock::new();
         let first = next_term(None, Term(0), &leader(), &clock, [7; 10]);
-        assert_eq!((first.term, first.cluster.as_str()), (Term(1), "07070707070707070707"));
+        assert_eq!(
+            (first.term, first.cluster.as_str()),
+            (Term(1), "07070707070707070707")
+        );
         let second = next_term(Some(first.clone()), Term(0), &leader(), &clock, [8; 10]);
         assert_eq!((second.term, &second.cluster), (Term(2), &first.cluster));
         let after_loss = next_term(Some(first), Term(9), &leader(), &clock, [8; 10]);
@@ -370,16 +347,26 @@ mod tests {
     }
 
     fn entry(key: &str, value: &'static str, sequence: u64) -> LoadedEntry {
-        LoadedEntry { key: key.to_owned(), value: Bytes::from(value), sequence }
+        LoadedEntry {
+            key: key.to_owned(),
+            value: Bytes::from(value),
+            sequence,
+        }
     }
 
     #[test]
     fn a_value_that_cannot_be_read_freezes_the_leader() {
-        let loaded =
-            Loaded { entries: vec![entry("workload.shop.web", "{", 3)], last_sequence: 5 };
+        let loaded = Loaded {
+            entries: vec![entry("workload.shop.web", "{", 3)],
+            last_sequence: 5,
+        };
         let (cluster, guard) = restore(&minted(), loaded, &Clock::new());
         assert!(cluster.workloads().is_empty());
-        assert!(guard.frozen().is_some_and(|why| why.contains("workload.shop.web")));
+        assert!(
+            guard
+                .frozen()
+                .is_some_and(|why| why.contains("workload.shop.web"))
+        );
     }
 
     #[test]

@@ -81,11 +81,18 @@ impl Store {
             return Ok(BatchAck { last_sequence: 0 });
         };
         if entries.len() > BATCH_MESSAGES_MAX {
-            return Err(StoreError::TooMany { count: entries.len() });
+            return Err(StoreError::TooMany {
+                count: entries.len(),
+            });
         }
         let batch = format!("{:032x}", rand::random::<u128>());
         let headers = |at: usize| {
-            let write = Headers { batch: &batch, at, of: entries.len(), fence };
+            let write = Headers {
+                batch: &batch,
+                at,
+                of: entries.len(),
+                fence,
+            };
             write.of(&entries[at])
         };
         for (at, entry) in entries.iter().enumerate() {
@@ -104,24 +111,36 @@ impl Store {
                     .map_err(|error| StoreError::Unavailable(error.to_string()))?;
             }
             let headers = headers(entries.len() - 1);
-            self.put(&last.key, &headers, last.value.clone().unwrap_or_default()).await
+            self.put(&last.key, &headers, last.value.clone().unwrap_or_default())
+                .await
         };
         let ack = tokio::time::timeout(BATCH_TIMEOUT, sending)
             .await
             .map_err(|_| StoreError::Unknown("timed out".to_owned()))??;
         match ack.count {
             // A server that knows no batches stores the messages one by one and counts none.
-            None => Err(StoreError::Unknown("the server ignored the batch".to_owned())),
-            Some(_) => Ok(BatchAck { last_sequence: ack.seq }),
+            None => Err(StoreError::Unknown(
+                "the server ignored the batch".to_owned(),
+            )),
+            Some(_) => Ok(BatchAck {
+                last_sequence: ack.seq,
+            }),
         }
     }
 
     fn fits(&self, entry: &Entry, headers: &[(&str, String)]) -> Result<(), StoreError> {
         let value = entry.value.as_ref().map_or(0, Bytes::len);
-        let framing: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let framing: usize = headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 4)
+            .sum();
         let (bytes, max) = (value + framing + 12, self.link.message_bytes_max());
         if bytes > max {
-            return Err(StoreError::TooLarge { key: entry.key.clone(), bytes, max });
+            return Err(StoreError::TooLarge {
+                key: entry.key.clone(),
+                bytes,
+                max,
+            });
         }
         Ok(())
     }
@@ -137,7 +156,11 @@ impl Store {
             .payload(body)
             .headers(to_map(headers))
             .timeout(Some(BATCH_TIMEOUT));
-        let reply = self.link.client().send_request(self.put_subject(key), request).await;
+        let reply = self
+            .link
+            .client()
+            .send_request(self.put_subject(key), request)
+            .await;
         let reply = reply.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => {
                 StoreError::Unavailable("no stream takes this subject".to_owned())
@@ -150,8 +173,10 @@ impl Store {
 }
 
 fn to_map(headers: &[(&str, String)]) -> async_nats::HeaderMap {
-    let pairs: Vec<(&str, &str)> =
-        headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let pairs: Vec<(&str, &str)> = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
     header_map(&pairs)
 }
 
@@ -173,7 +198,10 @@ impl Headers<'_> {
             headers.extend(expected(self.fence, Some(key::TERM)));
         }
         if self.at + 1 == self.of {
-            headers.push(("Nats-Batch-Commit", header::NATS_BATCH_COMMIT_FINAL.to_owned()));
+            headers.push((
+                "Nats-Batch-Commit",
+                header::NATS_BATCH_COMMIT_FINAL.to_owned(),
+            ));
         }
         if entry.value.is_none() {
             headers.extend(delete_marker());
@@ -191,12 +219,17 @@ pub(super) fn expected(sequence: u64, of: Option<&str>) -> Vec<(&'static str, St
 
 /// What makes an empty message a delete for every KV client.
 pub(super) fn delete_marker() -> Vec<(&'static str, String)> {
-    vec![(OPERATION, "DEL".to_owned()), ("Nats-TTL", MARKER_TTL.to_owned())]
+    vec![
+        (OPERATION, "DEL".to_owned()),
+        ("Nats-TTL", MARKER_TTL.to_owned()),
+    ]
 }
 
 /// Whether a stored message marks that its key is deleted or has ended.
 pub(super) fn is_marker(headers: &async_nats::HeaderMap) -> bool {
-    headers.get(OPERATION).is_some_and(|value| matches!(value.as_str(), "DEL" | "PURGE"))
+    headers
+        .get(OPERATION)
+        .is_some_and(|value| matches!(value.as_str(), "DEL" | "PURGE"))
         || headers.get(header::NATS_MARKER_REASON).is_some()
 }
 
@@ -228,16 +261,27 @@ mod tests {
     use super::*;
 
     fn entry(key: &str, value: Option<&'static str>) -> Entry {
-        Entry { key: key.to_owned(), value: value.map(Bytes::from) }
+        Entry {
+            key: key.to_owned(),
+            value: value.map(Bytes::from),
+        }
     }
 
     fn names(headers: &[(&str, String)]) -> Vec<String> {
-        headers.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        headers
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
     }
 
     #[test]
     fn the_first_message_is_fenced_and_the_last_commits() {
-        let headers = |at| Headers { batch: "b", at, of: 3, fence: 7 };
+        let headers = |at| Headers {
+            batch: "b",
+            at,
+            of: 3,
+            fence: 7,
+        };
         assert_eq!(
             names(&headers(0).of(&entry("a", Some("1")))),
             [
@@ -249,19 +293,38 @@ mod tests {
         );
         assert_eq!(
             names(&headers(1).of(&entry("b", None))),
-            ["Nats-Batch-Id=b", "Nats-Batch-Sequence=2", "KV-Operation=DEL", "Nats-TTL=3600s"]
+            [
+                "Nats-Batch-Id=b",
+                "Nats-Batch-Sequence=2",
+                "KV-Operation=DEL",
+                "Nats-TTL=3600s"
+            ]
         );
         assert_eq!(
             names(&headers(2).of(&entry("c", Some("3")))),
-            ["Nats-Batch-Id=b", "Nats-Batch-Sequence=3", "Nats-Batch-Commit=1"]
+            [
+                "Nats-Batch-Id=b",
+                "Nats-Batch-Sequence=3",
+                "Nats-Batch-Commit=1"
+            ]
         );
     }
 
     #[test]
     fn a_batch_of_one_is_fenced_and_commits() {
-        let only = Headers { batch: "b", at: 0, of: 1, fence: 7 }.of(&entry("a", Some("1")));
+        let only = Headers {
+            batch: "b",
+            at: 0,
+            of: 1,
+            fence: 7,
+        }
+        .of(&entry("a", Some("1")));
         let names = names(&only);
-        assert!(names.iter().any(|header| header.starts_with("Nats-Expected-Last-Subject")));
+        assert!(
+            names
+                .iter()
+                .any(|header| header.starts_with("Nats-Expected-Last-Subject"))
+        );
         assert!(names.contains(&"Nats-Batch-Commit=1".to_owned()));
     }
 
@@ -276,8 +339,14 @@ mod tests {
         assert!(matches!(read(10071), StoreError::Fenced));
         assert!(matches!(read(10077), StoreError::Full(_)));
         assert!(matches!(read(10176), StoreError::NotReady(_)));
-        assert!(matches!(read(10999), StoreError::Refused { code: 10999, .. }));
-        assert!(matches!(read_ack(b"?").unwrap_err(), StoreError::Unknown(_)));
+        assert!(matches!(
+            read(10999),
+            StoreError::Refused { code: 10999, .. }
+        ));
+        assert!(matches!(
+            read_ack(b"?").unwrap_err(),
+            StoreError::Unknown(_)
+        ));
         assert!(read(10071).ends_leadership() && !read(10077).ends_leadership());
         let ack = read_ack(br#"{"stream":"s","seq":12,"batch":"b","count":3}"#).unwrap();
         assert_eq!((ack.seq, ack.count), (12, Some(3)));

@@ -62,7 +62,9 @@ impl Store {
     pub async fn drop_lease(&self, sequence: u64) -> Result<(), StoreError> {
         let mut headers = expected(sequence, None);
         headers.extend(delete_marker());
-        self.put(key::LEASE, &headers, Bytes::new()).await.map(|_| ())
+        self.put(key::LEASE, &headers, Bytes::new())
+            .await
+            .map(|_| ())
     }
 
     /// Reads the term in force, with the sequence to expect.
@@ -72,7 +74,9 @@ impl Store {
 
     /// Begins a term. The sequence that it gets fences every write of it.
     pub async fn write_term(&self, term: &TermRecord, sequence: u64) -> Result<u64, StoreError> {
-        let ack = self.put(key::TERM, &expected(sequence, None), json(term)).await?;
+        let ack = self
+            .put(key::TERM, &expected(sequence, None), json(term))
+            .await?;
         Ok(ack.seq)
     }
 
@@ -99,12 +103,17 @@ impl Store {
         if is_marker(&message.headers) {
             return Ok((None, message.sequence));
         }
-        let value = serde_json::from_slice(&message.payload)
-            .map_err(|error| StoreError::Unreadable { key: key.into(), what: error.to_string() })?;
+        let value =
+            serde_json::from_slice(&message.payload).map_err(|error| StoreError::Unreadable {
+                key: key.into(),
+                what: error.to_string(),
+            })?;
         Ok((Some(value), message.sequence))
     }
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Bytes {
-    serde_json::to_vec(value).expect("our own types have string keys and serialise").into()
+    serde_json::to_vec(value)
+        .expect("our own types have string keys and serialise")
+        .into()
 }

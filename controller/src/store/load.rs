@@ -48,8 +48,13 @@ impl Store {
             deliver_policy: DeliverPolicy::LastPerSubject,
             ..OrderedConfig::default()
         };
-        let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
-        let consumer = self.state.create_consumer(config).await.map_err(|e| unavailable(&e))?;
+        let unavailable =
+            |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
+        let consumer = self
+            .state
+            .create_consumer(config)
+            .await
+            .map_err(|e| unavailable(&e))?;
         let mut messages = consumer.messages().await.map_err(|e| unavailable(&e))?;
         let mut loaded = Loaded::default();
         loop {
@@ -62,7 +67,9 @@ impl Store {
             };
             let info = message.info().map_err(|error| unavailable(&error))?;
             let (sequence, subject) = (info.stream_sequence, message.subject.as_str());
-            let Some(key) = subjects::state_key(subject) else { continue };
+            let Some(key) = subjects::state_key(subject) else {
+                continue;
+            };
             loaded.last_sequence = loaded.last_sequence.max(sequence);
             match key {
                 key::TERM if sequence > fence => return Err(StoreError::Fenced),
@@ -70,7 +77,11 @@ impl Store {
                 _ if message.headers.as_ref().is_some_and(is_marker) => {}
                 key => {
                     let (key, value) = (key.to_owned(), message.payload.clone());
-                    loaded.entries.push(LoadedEntry { key, value, sequence });
+                    loaded.entries.push(LoadedEntry {
+                        key,
+                        value,
+                        sequence,
+                    });
                 }
             }
             if sequence >= fence {

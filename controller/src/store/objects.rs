@@ -44,7 +44,9 @@ impl Store {
     pub async fn object(&self, digest: &Digest) -> Result<Object, ObjectError> {
         match self.objects.info(digest.as_str()).await {
             Ok(info) if info.deleted => Err(ObjectError::Missing),
-            Ok(info) => Ok(Object { bytes: info.size as u64 }),
+            Ok(info) => Ok(Object {
+                bytes: info.size as u64,
+            }),
             Err(error) => Err(match error.kind() {
                 InfoErrorKind::NotFound => ObjectError::Missing,
                 _ => ObjectError::Failed(error.to_string()),
@@ -64,15 +66,21 @@ impl Store {
         }
         let reading = async {
             let failed = |error: &dyn std::fmt::Display| ObjectError::Failed(error.to_string());
-            let object =
-                self.objects.get(digest.as_str()).await.map_err(|error| failed(&error))?;
+            let object = self
+                .objects
+                .get(digest.as_str())
+                .await
+                .map_err(|error| failed(&error))?;
             // One byte more than allowed shows that there is more.
             let mut object = object.take(bytes_max + 1);
             let mut bytes = Vec::with_capacity(usize::try_from(said).unwrap_or(0));
-            object.read_to_end(&mut bytes).await.map_err(|error| match error.kind() {
-                std::io::ErrorKind::InvalidData => ObjectError::Corrupt,
-                _ => failed(&error),
-            })?;
+            object
+                .read_to_end(&mut bytes)
+                .await
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::InvalidData => ObjectError::Corrupt,
+                    _ => failed(&error),
+                })?;
             if bytes.len() as u64 > bytes_max {
                 return Err(ObjectError::TooLarge(bytes_max));
             }

@@ -7,10 +7,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
-use async_nats::jetstream::context::{
-    AccountErrorKind, CreateStreamErrorKind, GetStreamErrorKind,
-};
 use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType, Stream,
@@ -59,7 +57,9 @@ pub(super) async fn check_jetstream(
     link: &Link,
     js: &jetstream::Context,
 ) -> Result<(), ControllerError> {
-    let no_jetstream = || ControllerError::NoJetStream { url: link.url().to_owned() };
+    let no_jetstream = || ControllerError::NoJetStream {
+        url: link.url().to_owned(),
+    };
     match js.query_account().await {
         Ok(_) => Ok(()),
         Err(error) => Err(match error.kind() {
@@ -80,7 +80,11 @@ pub(super) async fn check_jetstream(
 
 /// Three in a cluster; a server alone can keep one.
 pub(super) fn replicas(link: &Link) -> usize {
-    if link.client().server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 }
+    if link.client().server_info().cluster.is_some() {
+        CLUSTER_REPLICAS
+    } else {
+        1
+    }
 }
 
 /// The stream behind the KV bucket of all state.
@@ -194,7 +198,10 @@ pub(super) async fn ensure(
     let config = found.cached_info().config.clone();
     if let Some(why) = unusable(&config) {
         let why = why.to_owned();
-        return Err(ControllerError::WrongStream { stream: wanted.name, why });
+        return Err(ControllerError::WrongStream {
+            stream: wanted.name,
+            why,
+        });
     }
     let target = merged(&config, &wanted);
     if target == config {
@@ -202,18 +209,31 @@ pub(super) async fn ensure(
     }
     tracing::info!(stream = wanted.name, "changing the stream's settings");
     match js.update_stream(&target).await {
-        Ok(_) => js.get_stream(&wanted.name).await.map_err(|error| store_failed(&error)),
+        Ok(_) => js
+            .get_stream(&wanted.name)
+            .await
+            .map_err(|error| store_failed(&error)),
         // More replicas than there are servers now: the stream is sound as it is.
         Err(error)
             if lacks_peers(&error.kind())
-                && merged(&config, &Config { num_replicas: 1, ..wanted.clone() }) == config =>
+                && merged(
+                    &config,
+                    &Config {
+                        num_replicas: 1,
+                        ..wanted.clone()
+                    },
+                ) == config =>
         {
-            tracing::warn!(stream = wanted.name, "too few NATS servers for three replicas");
+            tracing::warn!(
+                stream = wanted.name,
+                "too few NATS servers for three replicas"
+            );
             Ok(found)
         }
-        Err(error) => {
-            Err(ControllerError::WrongStream { stream: wanted.name, why: error.to_string() })
-        }
+        Err(error) => Err(ControllerError::WrongStream {
+            stream: wanted.name,
+            why: error.to_string(),
+        }),
     }
 }
 
@@ -221,8 +241,15 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, Contr
     let name = wanted.name.clone();
     let created = match js.create_stream(wanted.clone()).await {
         Err(error) if wanted.num_replicas > 1 && lacks_peers(&error.kind()) => {
-            tracing::warn!(stream = name, "too few NATS servers for three replicas: keeping one");
-            js.create_stream(Config { num_replicas: 1, ..wanted }).await
+            tracing::warn!(
+                stream = name,
+                "too few NATS servers for three replicas: keeping one"
+            );
+            js.create_stream(Config {
+                num_replicas: 1,
+                ..wanted
+            })
+            .await
         }
         other => other,
     };
@@ -231,17 +258,21 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, Contr
         // Another controller came first, or another stream has our subjects.
         Err(error) => match js.get_stream(&name).await {
             Ok(stream) => Ok(stream),
-            Err(_) => Err(ControllerError::WrongStream { stream: name, why: error.to_string() }),
+            Err(_) => Err(ControllerError::WrongStream {
+                stream: name,
+                why: error.to_string(),
+            }),
         },
     }
 }
 
 fn lacks_peers(kind: &CreateStreamErrorKind) -> bool {
     match kind {
-        CreateStreamErrorKind::JetStream(answer) => {
-            [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED]
-                .contains(&answer.error_code())
-        }
+        CreateStreamErrorKind::JetStream(answer) => [
+            ErrorCode::CLUSTER_NO_PEERS,
+            ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED,
+        ]
+        .contains(&answer.error_code()),
         _ => false,
     }
 }
@@ -267,10 +298,16 @@ pub(super) async fn ensure_objects(
     }
     match made {
         Ok(store) => Ok(store),
-        Err(error) => js.get_object_store(subjects::ARTIFACT_BUCKET).await.map_err(|_| {
-            let stream = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
-            ControllerError::WrongStream { stream, why: chain(&error) }
-        }),
+        Err(error) => js
+            .get_object_store(subjects::ARTIFACT_BUCKET)
+            .await
+            .map_err(|_| {
+                let stream = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
+                ControllerError::WrongStream {
+                    stream,
+                    why: chain(&error),
+                }
+            }),
     }
 }
 
@@ -332,7 +369,10 @@ mod tests {
 
     #[test]
     fn state_in_memory_is_refused() {
-        let found = Config { storage: StorageType::Memory, ..state_stream(1) };
+        let found = Config {
+            storage: StorageType::Memory,
+            ..state_stream(1)
+        };
         assert!(unusable(&found).is_some_and(|why| why.contains("memory")));
         assert_eq!(unusable(&state_stream(3)), None);
     }

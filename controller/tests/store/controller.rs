@@ -11,9 +11,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::status::Capacity;
 use wasmorch_api::{
-    ClusterId, Digest, Heartbeat, HostId, HostInfo, PlacementSet, ReplicaId,
-    ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp, subjects,
+    ClusterId, Digest, Heartbeat, HostId, HostInfo, PlacementSet, ReplicaId, ReplicaState,
+    ReplicaStatus, StatusReport, Term, Timestamp, subjects,
 };
+use wasmorch_controller::store::LeaseView;
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
 
 use crate::server::{DEADLINE, Server, eventually};
@@ -37,25 +38,46 @@ impl Controller {
         };
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(wasmorch_controller::run(config, shutdown.clone()));
-        let started = tokio::time::timeout(DEADLINE, started).await.unwrap().unwrap();
-        Self { started, shutdown, running }
+        let started = tokio::time::timeout(DEADLINE, started)
+            .await
+            .unwrap()
+            .unwrap();
+        Self {
+            started,
+            shutdown,
+            running,
+        }
     }
 
     async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(DEADLINE, self.running).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 }
 
 /// Calls the API as any NATS client would, again while nobody leads.
 async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16, Value)> {
     let subject = format!("wasmorch.v1.api.{subject}");
-    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body).unwrap() };
+    let body = if body.is_null() {
+        Vec::new()
+    } else {
+        serde_json::to_vec(&body).unwrap()
+    };
     let message = eventually("an answer", || async {
-        client.request(subject.clone(), body.clone().into()).await.ok()
+        client
+            .request(subject.clone(), body.clone().into())
+            .await
+            .ok()
     })
     .await;
-    let code = message.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
+    let code = message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get("Nats-Service-Error-Code"));
     let value = serde_json::from_slice(&message.payload).unwrap();
     match code {
         Some(code) => Err((code.as_str().parse().unwrap(), value)),
@@ -64,12 +86,17 @@ async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16
 }
 
 async fn term_of(client: &Client) -> u64 {
-    call(client, "_.version", Value::Null).await.unwrap()["term"].as_u64().unwrap()
+    call(client, "_.version", Value::Null).await.unwrap()["term"]
+        .as_u64()
+        .unwrap()
 }
 
 async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
     let js = jetstream::new(client.clone());
-    let objects = js.get_object_store(subjects::ARTIFACT_BUCKET).await.unwrap();
+    let objects = js
+        .get_object_store(subjects::ARTIFACT_BUCKET)
+        .await
+        .unwrap();
     objects.put(name.as_str(), &mut bytes).await.unwrap();
 }
 
@@ -106,8 +133,14 @@ impl FakeHost {
             status_seq: 0,
             set: set.clone(),
         };
-        let placements = client.subscribe(subjects::placements(&voice.host)).await.unwrap();
-        let questions = client.subscribe(subjects::host(&voice.host, "status")).await.unwrap();
+        let placements = client
+            .subscribe(subjects::placements(&voice.host))
+            .await
+            .unwrap();
+        let questions = client
+            .subscribe(subjects::host(&voice.host, "status"))
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(voice.live(placements, questions, stop.clone()));
         Self { set, stop }
@@ -165,12 +198,19 @@ impl Voice {
             info: HostInfo {
                 name: self.host.as_str().parse().unwrap(),
                 arch: "x86_64".into(),
-                capacity: Capacity { memory_bytes: 1 << 30, cpu_millis: 4_000, replicas: 100 },
+                capacity: Capacity {
+                    memory_bytes: 1 << 30,
+                    cpu_millis: 4_000,
+                    replicas: 100,
+                },
                 ..HostInfo::default()
             },
         };
         let body = serde_json::to_vec(&beat).unwrap();
-        self.client.publish(subjects::heartbeat(&self.host), body.into()).await.unwrap();
+        self.client
+            .publish(subjects::heartbeat(&self.host), body.into())
+            .await
+            .unwrap();
     }
 
     async fn report(&self, full: bool) -> bytes::Bytes {
@@ -181,7 +221,11 @@ impl Voice {
             .map(|(group, slot)| ReplicaStatus {
                 namespace: group.namespace.clone(),
                 workload: group.workload.clone(),
-                replica: ReplicaId { slot: slot.slot, placement: slot.placement, start: 1 },
+                replica: ReplicaId {
+                    slot: slot.slot,
+                    placement: slot.placement,
+                    start: 1,
+                },
                 revision: group.revision,
                 state: ReplicaState::Running,
                 ready: true,
@@ -228,18 +272,31 @@ async fn a_deploy_reaches_a_host_and_survives_its_leader() {
     .await;
 
     let digest = Digest::of(SERVICE);
-    let missing = call(&client, "default.deploy", deploy(&digest, 2, "r0")).await.unwrap_err();
+    let missing = call(&client, "default.deploy", deploy(&digest, 2, "r0"))
+        .await
+        .unwrap_err();
     assert_eq!(missing.0, 404, "{missing:?}");
-    assert!(missing.1["error"]["fix"].as_str().unwrap().contains("upload it first"));
+    assert!(
+        missing.1["error"]["fix"]
+            .as_str()
+            .unwrap()
+            .contains("upload it first")
+    );
     upload(&client, &digest, SERVICE).await;
-    let plan = call(&client, "default.plan", deploy(&digest, 2, "r0")).await.unwrap();
+    let plan = call(&client, "default.plan", deploy(&digest, 2, "r0"))
+        .await
+        .unwrap();
     assert_eq!(plan["start"].as_array().unwrap().len(), 2, "{plan}");
-    let deployed = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
+    let deployed = call(&client, "default.deploy", deploy(&digest, 2, "r1"))
+        .await
+        .unwrap();
     assert_eq!(deployed["workloads"][0]["changed"], true, "{deployed}");
     assert!(deployed["index"].as_u64().unwrap() > 0);
 
     let ready = || async {
-        let status = call(&client, "default.status", json!({"workload": "web"})).await.unwrap();
+        let status = call(&client, "default.status", json!({"workload": "web"}))
+            .await
+            .unwrap();
         (status["ready"] == 2 && status["state"] == "ready").then_some(status)
     };
     let status = eventually("two ready replicas", ready).await;
@@ -250,19 +307,31 @@ async fn a_deploy_reaches_a_host_and_survives_its_leader() {
     let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
 
     // The same again: the same request is not done twice, another one changes nothing.
-    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
+    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1"))
+        .await
+        .unwrap();
     assert_eq!(again, deployed);
-    let same = call(&client, "default.deploy", deploy(&digest, 2, "r2")).await.unwrap();
+    let same = call(&client, "default.deploy", deploy(&digest, 2, "r2"))
+        .await
+        .unwrap();
     assert_eq!(same["workloads"][0]["changed"], false);
 
     // The next leader knows all of it, the answers too.
     controller.stop().await;
-    assert!(bucket.get("lease").await.unwrap().is_none(), "the lease was given back");
+    assert!(
+        bucket.get("lease").await.unwrap().is_none(),
+        "the lease was given back"
+    );
     let controller = Controller::start(&server).await;
     assert_eq!(term_of(&client).await, 2);
     eventually("two ready replicas", ready).await;
-    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1")).await.unwrap();
-    assert_eq!(again["workloads"][0]["changed"], true, "the first answer: {again}");
+    let again = call(&client, "default.deploy", deploy(&digest, 2, "r1"))
+        .await
+        .unwrap();
+    assert_eq!(
+        again["workloads"][0]["changed"], true,
+        "the first answer: {again}"
+    );
     let scale = json!({"workload": "web", "desired": 1});
     call(&client, "default.scale", scale).await.unwrap();
     eventually("one slot in the host's set", || async {
@@ -274,7 +343,9 @@ async fn a_deploy_reaches_a_host_and_survives_its_leader() {
     let removed = call(&client, "default.rm", remove.clone()).await.unwrap();
     assert_eq!(removed["changed"], true);
     assert_eq!(call(&client, "default.rm", remove).await.unwrap(), removed);
-    let gone = call(&client, "default.status", json!({"workload": "web"})).await.unwrap_err();
+    let gone = call(&client, "default.status", json!({"workload": "web"}))
+        .await
+        .unwrap_err();
     assert_eq!(gone.0, 404);
     controller.stop().await;
 }
@@ -292,12 +363,27 @@ async fn every_call_is_answered() {
         ("default.hosts", json!({}), 400, "whole cluster"),
         ("NOT.list", json!({}), 400, "no subject"),
         ("a.b.c.list", json!({}), 400, "no subject"),
-        ("default.status", json!({"workload": "nope"}), 404, "no workload"),
+        (
+            "default.status",
+            json!({"workload": "nope"}),
+            404,
+            "no workload",
+        ),
         ("default.status", json!({"worklod": "nope"}), 400, "worklod"),
-        ("default.scale", json!({"workload": "nope", "desired": -1}), 400, "desired"),
+        (
+            "default.scale",
+            json!({"workload": "nope", "desired": -1}),
+            400,
+            "desired",
+        ),
         ("default.deploy", json!({"workloads": []}), 400, "empty"),
         ("default.deploy", json!("what"), 400, ""),
-        ("_.drain", json!({"host": "h1"}), 400, "not in this version yet"),
+        (
+            "_.drain",
+            json!({"host": "h1"}),
+            400,
+            "not in this version yet",
+        ),
         ("_.cordon", json!({"host": "h1"}), 404, "no host"),
         ("_.cordon", json!({}), 400, "no host"),
     ] {
@@ -305,18 +391,26 @@ async fn every_call_is_answered() {
         assert_eq!(found, code, "{subject}: {body}");
         let text = body.to_string();
         // A refusal of -1 names the type, with its place.
-        let says = if says == "desired" { "invalid value" } else { says };
+        let says = if says == "desired" {
+            "invalid value"
+        } else {
+            says
+        };
         assert!(text.contains(says), "{subject}: {text}");
     }
 
     let corrupt = Digest::of(b"something else");
     upload(&client, &corrupt, SERVICE).await;
-    let (code, body) = call(&client, "default.deploy", deploy(&corrupt, 1, "r")).await.unwrap_err();
+    let (code, body) = call(&client, "default.deploy", deploy(&corrupt, 1, "r"))
+        .await
+        .unwrap_err();
     assert_eq!(code, 400);
     assert!(body.to_string().contains("corrupt"), "{body}");
     let text = Digest::of(b"#!/bin/sh");
     upload(&client, &text, b"#!/bin/sh").await;
-    let (code, body) = call(&client, "default.deploy", deploy(&text, 1, "r")).await.unwrap_err();
+    let (code, body) = call(&client, "default.deploy", deploy(&text, 1, "r"))
+        .await
+        .unwrap_err();
     assert_eq!(code, 400, "{body}");
     let list = call(&client, "_.list", Value::Null).await.unwrap();
     assert_eq!(list["items"], json!([]), "nothing is half done");
@@ -330,7 +424,10 @@ async fn every_call_is_answered() {
         let answer = client.request(subject, "".into()).await.unwrap();
         let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
         assert_eq!(answer["type"], kind);
-        assert_eq!(answer["metadata"]["leader"], controller.started.leader.as_str());
+        assert_eq!(
+            answer["metadata"]["leader"],
+            controller.started.leader.as_str()
+        );
     }
 
     // Health, as a machine asks.
@@ -346,7 +443,11 @@ async fn every_call_is_answered() {
     };
     assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(ask("/readyz").await.contains("\"leading\":true"));
-    assert!(ask("/metrics").await.contains("\nwasmorch_controller_term 1\n"));
+    assert!(
+        ask("/metrics")
+            .await
+            .contains("\nwasmorch_controller_term 1\n")
+    );
     assert!(ask("/x").await.starts_with("HTTP/1.1 404"));
     controller.stop().await;
 }
@@ -366,12 +467,19 @@ async fn another_controller_takes_over() {
     let began = Instant::now();
     first.stop().await;
     assert_eq!(term_of(&client).await, 2);
-    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(1_500),
+        "{:?}",
+        began.elapsed()
+    );
 
     // One that dies is waited for, no longer than the lease lasts.
     let leader = call(&client, "_.version", Value::Null).await.unwrap()["leader"].clone();
-    let (dies, lives) =
-        if leader == second.started.leader.as_str() { (second, third) } else { (third, second) };
+    let (dies, lives) = if leader == second.started.leader.as_str() {
+        (second, third)
+    } else {
+        (third, second)
+    };
     let began = Instant::now();
     dies.running.abort();
     let term = eventually("the next leader", || async {
@@ -380,7 +488,11 @@ async fn another_controller_takes_over() {
     })
     .await;
     assert_eq!(term, 3);
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        began.elapsed()
+    );
     lives.stop().await;
 }
 
@@ -394,11 +506,15 @@ async fn a_wiped_store_freezes_and_a_restarted_one_goes_on() {
     let digest = Digest::of(SERVICE);
     upload(&client, &digest, SERVICE).await;
     let host = FakeHost::start(&client, cluster.clone(), "h1").await;
-    call(&client, "default.deploy", deploy(&digest, 1, "r1")).await.unwrap();
+    call(&client, "default.deploy", deploy(&digest, 1, "r1"))
+        .await
+        .unwrap();
 
     server.restart(false);
     let status = eventually("the workload after a restart of NATS", || async {
-        call(&client, "default.status", json!({"workload": "web"})).await.ok()
+        call(&client, "default.status", json!({"workload": "web"}))
+            .await
+            .ok()
     })
     .await;
     assert_eq!(status["revision"], 1);
@@ -416,8 +532,71 @@ async fn a_wiped_store_freezes_and_a_restarted_one_goes_on() {
     })
     .await;
     assert!(frozen.to_string().contains("wiped"), "{frozen}");
-    call(&client, "_.hosts", Value::Null).await.expect("questions are answered");
-    assert!(host.set.lock().await.as_ref().is_none_or(|set| set.cluster == cluster));
+    call(&client, "_.hosts", Value::Null)
+        .await
+        .expect("questions are answered");
+    assert!(
+        host.set
+            .lock()
+            .await
+            .as_ref()
+            .is_none_or(|set| set.cluster == cluster)
+    );
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_deposed_changes_nothing_and_comes_back_later() {
+    let server = Server::start();
+    let controller = Controller::start(&server).await;
+    let client = super::client(&server).await;
+    assert_eq!(term_of(&client).await, 1);
+    let digest = Digest::of(SERVICE);
+    upload(&client, &digest, SERVICE).await;
+
+    // Another leader has begun a term; this one does not know, and its lease still holds.
+    let store = super::open(&server).await;
+    let (_, sequence) = store.read_term().await.unwrap();
+    store
+        .write_term(&super::term(7, "other"), sequence)
+        .await
+        .unwrap();
+    let (code, body) = call(&client, "default.deploy", deploy(&digest, 1, "r1"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (code, body["error"]["code"].as_str()),
+        (503, Some("unavailable")),
+        "{body}"
+    );
+    assert_eq!(term_of(&client).await, 8);
+    assert!(
+        store
+            .load(store.read_term().await.unwrap().1)
+            .await
+            .unwrap()
+            .entries
+            .is_empty()
+    );
+    let deployed = call(&client, "default.deploy", deploy(&digest, 1, "r1"))
+        .await
+        .unwrap();
+    assert_eq!(deployed["workloads"][0]["revision"], 1);
+
+    // Another one holds the lease: nobody answers until that has ended.
+    let LeaseView::Held { sequence, .. } = store.read_lease().await.unwrap() else {
+        panic!("somebody leads")
+    };
+    let stolen = store
+        .write_lease(&super::lease("other"), sequence, &super::times())
+        .await;
+    if stolen.is_ok() {
+        eventually("a later term", || async {
+            let version = call(&client, "_.version", Value::Null).await.ok()?;
+            (version["term"] == 9).then_some(())
+        })
+        .await;
+    }
     controller.stop().await;
 }
 
@@ -425,5 +604,9 @@ async fn upload_again(client: &Client, digest: &Digest) -> Option<()> {
     let js = jetstream::new(client.clone());
     let objects = js.get_object_store(subjects::ARTIFACT_BUCKET).await.ok()?;
     let mut bytes = SERVICE;
-    objects.put(digest.as_str(), &mut bytes).await.ok().map(|_| ())
+    objects
+        .put(digest.as_str(), &mut bytes)
+        .await
+        .ok()
+        .map(|_| ())
 }

@@ -29,14 +29,21 @@ impl Server {
     }
 
     fn with(dir: TempDir, port: u16, jetstream: bool) -> Self {
-        let port = if port == 0 { "-1".to_owned() } else { port.to_string() };
+        let port = if port == 0 {
+            "-1".to_owned()
+        } else {
+            port.to_string()
+        };
         let mut command = Command::new(binary());
         command.args(["-a", "127.0.0.1", "-p", &port, "-D"]);
         if jetstream {
             command.arg("-js").arg("-sd").arg(dir.path());
         }
-        let mut child =
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("nats-server starts");
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("nats-server starts");
         let log = child.stderr.take().unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         // Reads to the end, so that a full pipe never stops the server.
@@ -66,7 +73,10 @@ impl Server {
 
     /// How to reach it.
     pub(crate) fn options(&self) -> wasmorch_api::NatsOptions {
-        wasmorch_api::NatsOptions { url: self.url.clone(), ..Default::default() }
+        wasmorch_api::NatsOptions {
+            url: self.url.clone(),
+            ..Default::default()
+        }
     }
 
     /// Kills it and starts it again at the same port: with the same folder, or with an empty one.

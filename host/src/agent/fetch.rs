@@ -66,7 +66,8 @@ impl Fetches {
     }
 
     pub(super) fn keep(&mut self, revision: Arc<Revision>) {
-        self.known.insert((revision.key(), revision.number), revision);
+        self.known
+            .insert((revision.key(), revision.number), revision);
     }
 
     pub(super) fn drop_revision(&mut self, workload: &WorkloadKey, number: RevisionNumber) {
@@ -77,8 +78,14 @@ impl Fetches {
 
     /// The timer of each fetch that waits for its next try.
     pub(super) fn waiting(&self) -> Vec<Timer> {
-        let revisions = self.revisions.iter().filter(|(_, fetch)| fetch.retry_at.is_some());
-        let artifacts = self.artifacts.iter().filter(|(_, (fetch, _))| fetch.retry_at.is_some());
+        let revisions = self
+            .revisions
+            .iter()
+            .filter(|(_, fetch)| fetch.retry_at.is_some());
+        let artifacts = self
+            .artifacts
+            .iter()
+            .filter(|(_, (fetch, _))| fetch.retry_at.is_some());
         revisions
             .map(|((workload, number), _)| Timer::Revision(workload.clone(), *number))
             .chain(artifacts.map(|(digest, _)| Timer::Artifact(digest.clone())))
@@ -107,7 +114,10 @@ impl Agent {
             return;
         }
         self.fetches.revisions.insert(key, Fetch::default());
-        self.effects.push(Effect::FetchRevision { workload: workload.clone(), number });
+        self.effects.push(Effect::FetchRevision {
+            workload: workload.clone(),
+            number,
+        });
     }
 
     /// Asks for the artifact (fetched or only hashed again: the driver's matter) unless an answer
@@ -118,8 +128,12 @@ impl Agent {
             return;
         }
         let waiting = BTreeSet::from([placement.clone()]);
-        self.fetches.artifacts.insert(digest.clone(), (Fetch::default(), waiting));
-        self.effects.push(Effect::FetchArtifact { digest: digest.clone() });
+        self.fetches
+            .artifacts
+            .insert(digest.clone(), (Fetch::default(), waiting));
+        self.effects.push(Effect::FetchArtifact {
+            digest: digest.clone(),
+        });
     }
 
     pub(super) fn revision_arrived(&mut self, revision: Arc<Revision>, now: Timestamp) {
@@ -148,20 +162,39 @@ impl Agent {
         };
         let at = fetch.failed(now);
         for key in self.placements_of(&workload, number) {
-            self.explain_waiting(&key, ReplicaState::Assigned, &format!("waiting for revision {number}: {reason}"));
+            self.explain_waiting(
+                &key,
+                ReplicaState::Assigned,
+                &format!("waiting for revision {number}: {reason}"),
+            );
         }
         self.timers.insert((at, Timer::Revision(workload, number)));
     }
 
-    pub(super) fn revision_due(&mut self, workload: WorkloadKey, number: RevisionNumber, at: Timestamp) {
+    pub(super) fn revision_due(
+        &mut self,
+        workload: WorkloadKey,
+        number: RevisionNumber,
+        at: Timestamp,
+    ) {
         let key = (workload, number);
-        if self.fetches.revisions.get_mut(&key).is_some_and(|fetch| fetch.due(at)) {
-            self.effects.push(Effect::FetchRevision { workload: key.0, number });
+        if self
+            .fetches
+            .revisions
+            .get_mut(&key)
+            .is_some_and(|fetch| fetch.due(at))
+        {
+            self.effects.push(Effect::FetchRevision {
+                workload: key.0,
+                number,
+            });
         }
     }
 
     pub(super) fn artifact_arrived(&mut self, digest: &Digest, path: &Path, _now: Timestamp) {
-        let Some((_, waiting)) = self.fetches.artifacts.remove(digest) else { return };
+        let Some((_, waiting)) = self.fetches.artifacts.remove(digest) else {
+            return;
+        };
         for key in waiting {
             self.launch(&key, digest, path);
         }
@@ -175,7 +208,9 @@ impl Agent {
         now: Timestamp,
     ) {
         if !retryable {
-            let Some((_, waiting)) = self.fetches.artifacts.remove(digest) else { return };
+            let Some((_, waiting)) = self.fetches.artifacts.remove(digest) else {
+                return;
+            };
             for key in waiting {
                 if self.waits_for(&key, digest) {
                     self.ended(&key, ReplicaState::Rejected, None, Some(reason), now);
@@ -183,7 +218,9 @@ impl Agent {
             }
             return;
         }
-        let Some((fetch, waiting)) = self.fetches.artifacts.get_mut(digest) else { return };
+        let Some((fetch, waiting)) = self.fetches.artifacts.get_mut(digest) else {
+            return;
+        };
         let at = fetch.failed(now);
         let reason = format!("waiting for its artifact: {reason}");
         for key in waiting.clone() {
@@ -193,7 +230,9 @@ impl Agent {
     }
 
     pub(super) fn artifact_due(&mut self, digest: Digest, at: Timestamp) {
-        let Some((fetch, waiting)) = self.fetches.artifacts.get_mut(&digest) else { return };
+        let Some((fetch, waiting)) = self.fetches.artifacts.get_mut(&digest) else {
+            return;
+        };
         if !fetch.due(at) {
             return;
         }
@@ -207,7 +246,9 @@ impl Agent {
 
     /// Whether the placement's replica stands where this artifact is what it lacks.
     fn waits_for(&self, key: &PlacementKey, digest: &Digest) -> bool {
-        let Some(placement) = self.placements.get(key) else { return false };
+        let Some(placement) = self.placements.get(key) else {
+            return false;
+        };
         let revision = self.fetches.revision(&key.workload, placement.revision);
         placement
             .live()
@@ -220,13 +261,20 @@ impl Agent {
         if !self.waits_for(key, digest) {
             return;
         }
-        let Some(placement) = self.placements.get_mut(key) else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
         let revision = self.fetches.revision(&key.workload, placement.revision);
-        let (Some(revision), args) = (revision.cloned(), placement.args.clone()) else { return };
-        let Some(replica) = placement.live_mut() else { return };
+        let (Some(revision), args) = (revision.cloned(), placement.args.clone()) else {
+            return;
+        };
+        let Some(replica) = placement.live_mut() else {
+            return;
+        };
         replica.with_runner = true;
         if replica.reason.take().is_some() {
-            self.changed.insert(ReplicaKey::new(key.workload.clone(), replica.id));
+            self.changed
+                .insert(ReplicaKey::new(key.workload.clone(), replica.id));
         }
         let launch = Launch {
             revision: revision.number,
@@ -237,16 +285,25 @@ impl Agent {
             args,
         };
         let replica = ReplicaKey::new(key.workload.clone(), replica.id);
-        let prepare = ToRunner::Prepare { replica, launch: Box::new(launch) };
+        let prepare = ToRunner::Prepare {
+            replica,
+            launch: Box::new(launch),
+        };
         self.effects.push(Effect::ToRunner(prepare));
     }
 
     /// Says why a replica that stands in `state` waits.
     fn explain_waiting(&mut self, key: &PlacementKey, state: ReplicaState, reason: &str) {
-        let live = self.placements.get_mut(key).and_then(|placement| placement.live_mut());
-        let Some(replica) = live.filter(|replica| replica.state == state) else { return };
+        let live = self
+            .placements
+            .get_mut(key)
+            .and_then(|placement| placement.live_mut());
+        let Some(replica) = live.filter(|replica| replica.state == state) else {
+            return;
+        };
         if replica.explain(reason) {
-            self.changed.insert(ReplicaKey::new(key.workload.clone(), replica.id));
+            self.changed
+                .insert(ReplicaKey::new(key.workload.clone(), replica.id));
         }
     }
 }

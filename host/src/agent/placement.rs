@@ -107,25 +107,34 @@ impl Placement {
 
     /// The replica that has not ended.
     pub(super) fn live(&self) -> Option<&Replica> {
-        self.current.as_ref().filter(|replica| !replica.state.ended())
+        self.current
+            .as_ref()
+            .filter(|replica| !replica.state.ended())
     }
 
     /// The replica that has not ended.
     pub(super) fn live_mut(&mut self) -> Option<&mut Replica> {
-        self.current.as_mut().filter(|replica| !replica.state.ended())
+        self.current
+            .as_mut()
+            .filter(|replica| !replica.state.ended())
     }
 
     /// Started once, or ended in trying.
     pub(super) fn settled(&self) -> bool {
         let running = |replica: &Replica| replica.state >= ReplicaState::Running;
-        !self.wanted || self.finished || self.starts > 0 && self.current.as_ref().is_some_and(running)
+        !self.wanted
+            || self.finished
+            || self.starts > 0 && self.current.as_ref().is_some_and(running)
             || !self.past.is_empty()
     }
 
     /// Numbers the next start and makes it the current replica.
     pub(super) fn next_replica(&mut self, key: &PlacementKey, now: Timestamp) -> ReplicaKey {
         if let Some(ended) = self.current.take() {
-            debug_assert!(ended.state.ended(), "{key:?} is started while {ended:?} lives");
+            debug_assert!(
+                ended.state.ended(),
+                "{key:?} is started while {ended:?} lives"
+            );
             let status = self.status(key, &ended);
             self.past.push_back(status);
             while self.past.len() > PAST_MAX {
@@ -135,7 +144,11 @@ impl Placement {
         self.start_at = None;
         self.starts = self.starts.saturating_add(1);
         self.tries = self.tries.saturating_add(1);
-        let id = ReplicaId { slot: key.slot, placement: key.placement, start: self.starts };
+        let id = ReplicaId {
+            slot: key.slot,
+            placement: key.placement,
+            start: self.starts,
+        };
         self.current = Some(Replica::new(id, now));
         ReplicaKey::new(key.workload.clone(), id)
     }
@@ -145,7 +158,9 @@ impl Placement {
         let Some(state) = self.current.as_ref().map(|replica| replica.state) else {
             return Next::Done;
         };
-        let Some(revision) = revision else { return Next::GiveUp };
+        let Some(revision) = revision else {
+            return Next::GiveUp;
+        };
         let spec = &revision.spec;
         let ends = revision.kind.ends();
         // The spec's own kind may be empty; the revision's word counts.
@@ -171,7 +186,11 @@ impl Placement {
         if self.tries >= limit.max(1) {
             return Next::GiveUp;
         }
-        Next::Again(backoff(spec.restart.backoff.0, spec.restart.backoff_max.0, self.tries))
+        Next::Again(backoff(
+            spec.restart.backoff.0,
+            spec.restart.backoff_max.0,
+            self.tries,
+        ))
     }
 
     /// A replica of this placement as the leader sees it.
@@ -196,7 +215,9 @@ impl Placement {
 
 /// Doubles from `first` with every try, up to `max`.
 pub(super) fn backoff(first: Duration, max: Duration, tries: u32) -> Duration {
-    let factor = 1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX);
+    let factor = 1u32
+        .checked_shl(tries.saturating_sub(1))
+        .unwrap_or(u32::MAX);
     first.saturating_mul(factor).min(max.max(first))
 }
 

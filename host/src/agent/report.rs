@@ -5,9 +5,7 @@
 
 use std::ops::Bound;
 
-use wasmorch_api::{
-    Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term,
-};
+use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term};
 
 use super::{Agent, PlacementKey};
 use crate::runner::protocol::ReplicaKey;
@@ -45,7 +43,9 @@ impl Agent {
         let mut pages: Vec<Vec<ReplicaStatus>> = Vec::new();
         let mut room = 0;
         for key in changed {
-            let Some(status) = self.status_of(&key) else { continue };
+            let Some(status) = self.status_of(&key) else {
+                continue;
+            };
             self.note_told(&key);
             let bytes = encoded_bytes(&status);
             match pages.last_mut() {
@@ -67,11 +67,16 @@ impl Agent {
     /// Everything the host knows of replicas, a page of it: `cursor` is a page's `next`, nothing
     /// for the first. `None` before the host belongs to a cluster.
     pub fn status_page(&self, cursor: Option<&str>) -> Option<StatusReport> {
-        let after = cursor.and_then(parse_cursor).map_or(Bound::Unbounded, Bound::Excluded);
+        let after = cursor
+            .and_then(parse_cursor)
+            .map_or(Bound::Unbounded, Bound::Excluded);
         let mut replicas = Vec::new();
         let mut room = REPLICAS_BYTES_MAX;
         for (key, placement) in self.placements.range((after, Bound::Unbounded)) {
-            let current = placement.current.as_ref().map(|replica| placement.status(key, replica));
+            let current = placement
+                .current
+                .as_ref()
+                .map(|replica| placement.status(key, replica));
             let here: Vec<_> = placement.past.iter().cloned().chain(current).collect();
             let bytes = here.iter().map(encoded_bytes).sum::<usize>();
             if bytes > room && !replicas.is_empty() {
@@ -109,7 +114,11 @@ impl Agent {
             status_seq: self.status_seq,
             ..Pulse::default()
         };
-        for replica in self.placements.values().filter_map(|placement| placement.live()) {
+        for replica in self
+            .placements
+            .values()
+            .filter_map(|placement| placement.live())
+        {
             pulse.memory_bytes += replica.usage.memory_bytes;
             pulse.cpu_millis += replica.usage.cpu_millis;
             pulse.replicas += 1;
@@ -140,8 +149,14 @@ impl Agent {
         let placement_key = PlacementKey::of(key);
         let placement = self.placements.get(&placement_key)?;
         match &placement.current {
-            Some(current) if current.id == key.id => Some(placement.status(&placement_key, current)),
-            _ => placement.past.iter().find(|status| status.replica == key.id).cloned(),
+            Some(current) if current.id == key.id => {
+                Some(placement.status(&placement_key, current))
+            }
+            _ => placement
+                .past
+                .iter()
+                .find(|status| status.replica == key.id)
+                .cloned(),
         }
     }
 
@@ -167,5 +182,93 @@ fn parse_cursor(cursor: &str) -> Option<PlacementKey> {
     let namespace = parts.next()?.parse().ok()?;
     let name = parts.next()?.parse().ok()?;
     let id = parts.next()?.parse().ok()?;
-    Some(PlacementKey::of(&ReplicaKey::new(wasmorch_api::WorkloadKey::new(namespace, name), id)))
+    Some(PlacementKey::of(&ReplicaKey::new(
+        wasmorch_api::WorkloadKey::new(namespace, name),
+        id,
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wasmorch_api::Kind;
+
+    use super::super::REASON_BYTES_MAX;
+    use super::super::tests::{Stage, replica, reports, set, status, told};
+    use crate::runner::protocol::{FromRunner, Outcome, ReplicaUsage, Usage};
+
+    #[test]
+    fn usage_is_told_when_it_moves_and_not_too_often() {
+        let mut stage = Stage::running("web", Kind::Http);
+        let used = |memory_bytes| {
+            let replica = replica("web", "1-7-1");
+            let usage = ReplicaUsage {
+                replica,
+                memory_bytes,
+                cpu_millis: 0,
+                in_flight: 0,
+            };
+            FromRunner::Usage(Usage {
+                replicas: vec![usage],
+                ..Usage::default()
+            })
+        };
+        stage.now = stage.now.after(Duration::from_secs(60));
+        assert_eq!(
+            status(&stage.runner(used(8 << 20)), "1-7-1").memory_bytes,
+            8 << 20
+        );
+        assert!(
+            stage.runner(used(32 << 20)).is_empty(),
+            "five seconds have not passed"
+        );
+        assert_eq!(stage.agent.pulse().memory_bytes, 32 << 20);
+        stage.now = stage.now.after(Duration::from_secs(5));
+        assert_eq!(
+            status(&stage.runner(used(32 << 20)), "1-7-1").memory_bytes,
+            32 << 20
+        );
+        stage.now = stage.now.after(Duration::from_secs(5));
+        assert!(stage.runner(used(33 << 20)).is_empty(), "hardly moved");
+    }
+
+    #[test]
+    fn reports_are_numbered_and_large_ones_are_split() {
+        let mut stage = Stage::new();
+        let placements: Vec<_> = (1..=3000).map(|slot| ("web", slot, slot)).collect();
+        let effects = stage.event(told(set(1, "l1", &placements), 10));
+        let reports = reports(&effects);
+        assert!(reports.len() > 1);
+        for (report, number) in reports.iter().zip(1..) {
+            assert_eq!(report.status_seq, number);
+            assert!(serde_json::to_vec(report).unwrap().len() < 512 * 1024);
+        }
+        let mut cursor = None;
+        let mut replicas = 0;
+        loop {
+            let page = stage.agent.status_page(cursor.as_deref()).unwrap();
+            assert!(page.full && serde_json::to_vec(&page).unwrap().len() < 512 * 1024);
+            replicas += page.replicas.len();
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(replicas, 3000);
+    }
+
+    #[test]
+    fn a_very_long_reason_is_cut() {
+        let mut stage = Stage::running("web", Kind::Http);
+        let outcome = Outcome::Failed {
+            exit_code: None,
+            reason: "ä".repeat(10_000),
+        };
+        let effects = stage.runner(FromRunner::Ended {
+            replica: replica("web", "1-7-1"),
+            outcome,
+        });
+        assert!(status(&effects, "1-7-1").reason.unwrap().len() <= REASON_BYTES_MAX);
+    }
 }

@@ -34,15 +34,20 @@ impl Agent {
     /// Takes up what the disk held: every placement, its numbering, and how it ended.
     pub(super) fn take_up(&mut self, held: Held) {
         // A data folder's host.json may be older than its placements (a crash between the two).
-        self.identity.cluster.get_or_insert_with(|| held.set.cluster.clone());
+        self.identity
+            .cluster
+            .get_or_insert_with(|| held.set.cluster.clone());
         for (key, (revision, args)) in wanted(&held.set) {
-            self.timers.insert((Timestamp(0), Timer::Start(key.clone())));
+            self.timers
+                .insert((Timestamp(0), Timer::Start(key.clone())));
             let mut placement = Placement::new(revision, args);
             placement.start_at = Some(Timestamp(0));
             self.placements.insert(key, placement);
         }
         for memory in held.placements {
-            let Some(placement) = self.placements.get_mut(&memory.key) else { continue };
+            let Some(placement) = self.placements.get_mut(&memory.key) else {
+                continue;
+            };
             placement.starts = memory.starts;
             if let Some(status) = memory.ended.filter(|status| status.state.ended()) {
                 placement.current = Some(Replica::ended_before(&status));
@@ -51,7 +56,10 @@ impl Agent {
             }
         }
         for revision in held.revisions {
-            if !self.placements_of(&revision.key(), revision.number).is_empty() {
+            if !self
+                .placements_of(&revision.key(), revision.number)
+                .is_empty()
+            {
                 self.fetches.keep(revision);
             }
         }
@@ -61,13 +69,14 @@ impl Agent {
     }
 
     pub(super) fn apply_set(&mut self, set: PlacementSet, sequence: u64, now: Timestamp) {
+        // Read from a server that lags behind: late, and nobody's fault.
+        let late = |held: &PlacementSet| set.term <= held.term && sequence <= self.sequence;
+        if self.set.as_ref().is_some_and(late) {
+            return;
+        }
         if let Err(refusal) = self.check(&set) {
             // The first set of all also names the cluster.
             self.effects.extend(refusal.map(Effect::Refused));
-            return;
-        }
-        let same_term = self.set.as_ref().is_some_and(|held| held.term == set.term);
-        if same_term && sequence <= self.sequence {
             return;
         }
         let wanted = wanted(&set);
@@ -111,7 +120,11 @@ impl Agent {
                 }));
             }
         }
-        if self.join(&set.cluster) { Ok(()) } else { Err(None) }
+        if self.join(&set.cluster) {
+            Ok(())
+        } else {
+            Err(None)
+        }
     }
 
     fn take_placement(
@@ -123,7 +136,8 @@ impl Agent {
     ) {
         match self.placements.get_mut(&key) {
             None => {
-                self.placements.insert(key.clone(), Placement::new(revision, args));
+                self.placements
+                    .insert(key.clone(), Placement::new(revision, args));
                 self.start(&key, now);
             }
             // Dropped and wanted again while it drains: started anew once that has ended.
@@ -150,7 +164,9 @@ impl Agent {
     /// No longer in the set: ended if it lives, forgotten once that has been told. When it had
     /// ended before, the drop is the leader's acknowledgement.
     fn drop_placement(&mut self, key: &PlacementKey, now: Timestamp) {
-        let Some(placement) = self.placements.get_mut(key) else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
         placement.wanted = false;
         placement.start_at = None;
         if placement.live().is_none() {
@@ -167,9 +183,15 @@ impl Agent {
             if !self.placements.get(&key).is_some_and(gone) {
                 continue;
             }
-            let Some(placement) = self.placements.remove(&key) else { continue };
-            if self.placements_of(&key.workload, placement.revision).is_empty() {
-                self.fetches.drop_revision(&key.workload, placement.revision);
+            let Some(placement) = self.placements.remove(&key) else {
+                continue;
+            };
+            if self
+                .placements_of(&key.workload, placement.revision)
+                .is_empty()
+            {
+                self.fetches
+                    .drop_revision(&key.workload, placement.revision);
             }
         }
     }

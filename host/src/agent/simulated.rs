@@ -13,20 +13,32 @@ use wasmorch_api::{Kind, ReplicaState};
 
 use super::tests::{identity, key, revision, set};
 use super::*;
-use crate::runner::protocol::Outcome;
+use crate::runner::protocol::{FromRunner, Outcome, ToRunner};
 
-const WORKLOADS: [(&str, Kind); 3] =
-    [("web", Kind::Http), ("tick", Kind::Service), ("sum", Kind::Job)];
+const WORKLOADS: [(&str, Kind); 3] = [
+    ("web", Kind::Http),
+    ("tick", Kind::Service),
+    ("sum", Kind::Job),
+];
 
 #[derive(Debug, Clone)]
 enum Step {
     /// A set with the placements whose bit is set; `renewed` gives them new numbers.
-    Set { slots: u8, renewed: bool },
+    Set {
+        slots: u8,
+        renewed: bool,
+    },
     Stale,
     /// The answer to one thing that is open, good or bad.
-    Answer { which: usize, good: bool },
+    Answer {
+        which: usize,
+        good: bool,
+    },
     /// The runner says something that nobody asked for.
-    Noise { which: usize, what: u8 },
+    Noise {
+        which: usize,
+        what: u8,
+    },
     Pass(u32),
     RunnerDied,
     Restart,
@@ -117,7 +129,11 @@ impl World {
                 for status in report.replicas {
                     let key = ReplicaKey::new(status.key(), status.replica);
                     let before = self.told.insert(key.clone(), status.state);
-                    assert!(before.is_none_or(|before| before <= status.state), "{key}: {before:?} > {}", status.state);
+                    assert!(
+                        before.is_none_or(|before| before <= status.state),
+                        "{key}: {before:?} > {}",
+                        status.state
+                    );
                     assert!(!status.ready || status.state == ReplicaState::Running);
                 }
             }
@@ -129,10 +145,18 @@ impl World {
         match message {
             ToRunner::Prepare { replica, .. } => {
                 let memory = self.disk.as_ref().and_then(|held| {
-                    held.placements.iter().find(|held| held.key == PlacementKey::of(&replica))
+                    held.placements
+                        .iter()
+                        .find(|held| held.key == PlacementKey::of(&replica))
                 });
-                assert!(memory.is_some_and(|memory| memory.starts >= replica.id.start), "{replica} is not on disk");
-                assert!(self.given.insert(replica.clone()), "{replica} is made twice");
+                assert!(
+                    memory.is_some_and(|memory| memory.starts >= replica.id.start),
+                    "{replica} is not on disk"
+                );
+                assert!(
+                    self.given.insert(replica.clone()),
+                    "{replica} is made twice"
+                );
                 self.runner.insert(replica, There::Preparing);
             }
             ToRunner::Start { replica } => {
@@ -142,7 +166,10 @@ impl World {
             ToRunner::Drain { replica, .. } => {
                 let there = self.runner.get_mut(&replica);
                 if let Some(there) = there {
-                    assert!(matches!(there, There::Starting | There::Running), "{there:?}");
+                    assert!(
+                        matches!(there, There::Starting | There::Running),
+                        "{there:?}"
+                    );
                     *there = There::Ending;
                 }
             }
@@ -170,7 +197,10 @@ impl World {
             let (name, _) = WORKLOADS[slot % 3];
             let number = self.numbers.entry(slot).or_insert_with(&mut fresh);
             // A leader gives a number out once; one that comes back is back before it was forgotten.
-            let forgotten = self.agent.state_of(&key(name, slot as u64 + 1, *number)).is_none();
+            let forgotten = self
+                .agent
+                .state_of(&key(name, slot as u64 + 1, *number))
+                .is_none();
             if renewed || forgotten {
                 *number = fresh();
             }
@@ -179,7 +209,10 @@ impl World {
         }
         self.sequence += 1;
         let set = Box::new(set(2, "l2", &placements));
-        self.event(Event::Set { set, sequence: self.sequence });
+        self.event(Event::Set {
+            set,
+            sequence: self.sequence,
+        });
     }
 
     /// Everything that waits for an answer, in a stable order.
@@ -191,12 +224,18 @@ impl World {
         let mut which = which % total;
         if let Some((workload, number)) = self.revisions.iter().nth(which).cloned() {
             self.revisions.remove(&(workload.clone(), number));
-            let kind = WORKLOADS.iter().find(|(name, _)| *name == workload.name.as_str());
+            let kind = WORKLOADS
+                .iter()
+                .find(|(name, _)| *name == workload.name.as_str());
             let event = if good {
                 let kind = kind.expect("one of ours").1;
                 Event::Revision(Arc::new(revision(workload.name.as_str(), number.0, kind)))
             } else {
-                Event::RevisionMissing { workload, number, reason: "away".into() }
+                Event::RevisionMissing {
+                    workload,
+                    number,
+                    reason: "away".into(),
+                }
             };
             self.event(event);
             return true;
@@ -205,40 +244,97 @@ impl World {
         if let Some(digest) = self.artifacts.iter().nth(which).cloned() {
             self.artifacts.remove(&digest);
             let event = if good {
-                Event::Fetched { digest, path: PathBuf::from("x") }
+                Event::Fetched {
+                    digest,
+                    path: PathBuf::from("x"),
+                }
             } else {
                 let retryable = self.sequence.is_multiple_of(2);
-                Event::FetchFailed { digest, reason: "broken".into(), retryable }
+                Event::FetchFailed {
+                    digest,
+                    reason: "broken".into(),
+                    retryable,
+                }
             };
             self.event(event);
             return true;
         }
         which -= self.artifacts.len();
-        let (replica, there) = self.runner.iter().nth(which).map(|(r, t)| (r.clone(), *t)).expect("in range");
+        let (replica, there) = self
+            .runner
+            .iter()
+            .nth(which)
+            .map(|(r, t)| (r.clone(), *t))
+            .expect("in range");
         self.runner_answer(replica, there, good)
     }
 
     fn runner_answer(&mut self, replica: ReplicaKey, there: There, good: bool) -> bool {
         let job = replica.workload.name.as_str() == "sum";
-        let failed = Outcome::Failed { exit_code: None, reason: "trap".into() };
+        let failed = Outcome::Failed {
+            exit_code: None,
+            reason: "trap".into(),
+        };
         let (message, next) = match (there, good) {
-            (There::Preparing, true) => (FromRunner::Prepared { replica: replica.clone() }, Some(There::Prepared)),
+            (There::Preparing, true) => (
+                FromRunner::Prepared {
+                    replica: replica.clone(),
+                },
+                Some(There::Prepared),
+            ),
             (There::Prepared, _) => return false,
-            (There::Starting, true) => (FromRunner::Started { replica: replica.clone() }, Some(There::Running)),
-            (There::Preparing | There::Starting, false) => {
-                (FromRunner::Rejected { replica: replica.clone(), reason: "no".into() }, None)
-            }
+            (There::Starting, true) => (
+                FromRunner::Started {
+                    replica: replica.clone(),
+                },
+                Some(There::Running),
+            ),
+            (There::Preparing | There::Starting, false) => (
+                FromRunner::Rejected {
+                    replica: replica.clone(),
+                    reason: "no".into(),
+                },
+                None,
+            ),
             (There::Running, true) if job => {
                 let outcome = Outcome::Completed { exit_code: 0 };
-                (FromRunner::Ended { replica: replica.clone(), outcome }, None)
+                (
+                    FromRunner::Ended {
+                        replica: replica.clone(),
+                        outcome,
+                    },
+                    None,
+                )
             }
-            (There::Running, true) => {
-                (FromRunner::Health { replica: replica.clone(), ready: true, reason: None }, Some(there))
-            }
-            (There::Running, false) => (FromRunner::Ended { replica: replica.clone(), outcome: failed }, None),
-            (There::Ending, true) => (FromRunner::Stopped { replica: replica.clone() }, None),
+            (There::Running, true) => (
+                FromRunner::Health {
+                    replica: replica.clone(),
+                    ready: true,
+                    reason: None,
+                },
+                Some(there),
+            ),
+            (There::Running, false) => (
+                FromRunner::Ended {
+                    replica: replica.clone(),
+                    outcome: failed,
+                },
+                None,
+            ),
+            (There::Ending, true) => (
+                FromRunner::Stopped {
+                    replica: replica.clone(),
+                },
+                None,
+            ),
             // `Ended` crossed with `Drain`.
-            (There::Ending, false) => (FromRunner::Ended { replica: replica.clone(), outcome: failed }, None),
+            (There::Ending, false) => (
+                FromRunner::Ended {
+                    replica: replica.clone(),
+                    outcome: failed,
+                },
+                None,
+            ),
         };
         match next {
             Some(next) => self.runner.insert(replica, next),
@@ -250,14 +346,28 @@ impl World {
 
     /// Late or double answers about ids that were given out and are gone.
     fn noise(&mut self, which: usize, what: u8) {
-        let gone: Vec<_> = self.given.iter().filter(|id| !self.runner.contains_key(id)).cloned().collect();
-        let Some(replica) = gone.get(which % gone.len().max(1)).cloned() else { return };
+        let gone: Vec<_> = self
+            .given
+            .iter()
+            .filter(|id| !self.runner.contains_key(id))
+            .cloned()
+            .collect();
+        let Some(replica) = gone.get(which % gone.len().max(1)).cloned() else {
+            return;
+        };
         let message = match what % 5 {
             0 => FromRunner::Prepared { replica },
             1 => FromRunner::Started { replica },
-            2 => FromRunner::Health { replica, ready: true, reason: None },
+            2 => FromRunner::Health {
+                replica,
+                ready: true,
+                reason: None,
+            },
             3 => FromRunner::Stopped { replica },
-            _ => FromRunner::Ended { replica, outcome: Outcome::Completed { exit_code: 0 } },
+            _ => FromRunner::Ended {
+                replica,
+                outcome: Outcome::Completed { exit_code: 0 },
+            },
         };
         self.event(Event::Runner(message));
     }
@@ -267,7 +377,10 @@ impl World {
             Step::Set { slots, renewed } => self.tell(slots, renewed),
             Step::Stale => {
                 let set = Box::new(set(1, "l1", &[]));
-                self.event(Event::Set { set, sequence: self.sequence + 1000 });
+                self.event(Event::Set {
+                    set,
+                    sequence: self.sequence + 1000,
+                });
                 // Before the first set of term 2 it is no stale one, and holds nothing.
             }
             Step::Answer { which, good } => {
@@ -280,7 +393,9 @@ impl World {
             }
             Step::RunnerDied => {
                 self.runner.clear();
-                self.event(Event::RunnerDied { reason: "killed".into() });
+                self.event(Event::RunnerDied {
+                    reason: "killed".into(),
+                });
             }
             Step::Restart => {
                 self.runner.clear();
@@ -291,7 +406,10 @@ impl World {
                 self.event(Event::Tick);
             }
             Step::Reconnect => {
-                self.event(Event::Connected { cluster: identity().cluster.expect("set"), term: Term(2) });
+                self.event(Event::Connected {
+                    cluster: identity().cluster.expect("set"),
+                    term: Term(2),
+                });
             }
         }
     }

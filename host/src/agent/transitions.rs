@@ -18,7 +18,11 @@ const USAGE_EVERY: Duration = Duration::from_secs(5);
 
 impl Agent {
     pub(super) fn start_due(&mut self, key: &PlacementKey, at: Timestamp, now: Timestamp) {
-        if self.placements.get(key).is_some_and(|placement| placement.start_at == Some(at)) {
+        if self
+            .placements
+            .get(key)
+            .is_some_and(|placement| placement.start_at == Some(at))
+        {
             self.start(key, now);
         }
     }
@@ -28,7 +32,9 @@ impl Agent {
         if !self.may_start(key) {
             return;
         }
-        let Some(placement) = self.placements.get_mut(key) else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
         let replica = placement.next_replica(key, now);
         let number = placement.revision;
         tracing::info!(%replica, revision = %number, to = "assigned", "replica");
@@ -43,12 +49,17 @@ impl Agent {
 
     /// The revision is known: get the artifact.
     pub(super) fn prepare(&mut self, key: &PlacementKey, now: Timestamp) {
-        let Some(placement) = self.placements.get(key) else { return };
-        if !placement.live().is_some_and(|replica| replica.state == ReplicaState::Assigned) {
+        let Some(placement) = self.placements.get(key) else {
+            return;
+        };
+        let assigned = |replica: &Replica| replica.state == ReplicaState::Assigned;
+        if !placement.live().is_some_and(assigned) {
             return;
         }
         let revision = self.fetches.revision(&key.workload, placement.revision);
-        let Some(digest) = revision.map(|revision| revision.artifact.clone()) else { return };
+        let Some(digest) = revision.map(|revision| revision.artifact.clone()) else {
+            return;
+        };
         self.advance(key, ReplicaState::Preparing, now);
         self.want_artifact(&digest, key);
     }
@@ -60,7 +71,11 @@ impl Agent {
                 self.moved(&replica, ReplicaState::Starting, ReplicaState::Running, now);
             }
             FromRunner::Rejected { replica, reason } => self.rejected(&replica, &reason, now),
-            FromRunner::Health { replica, ready, reason } => {
+            FromRunner::Health {
+                replica,
+                ready,
+                reason,
+            } => {
                 self.health(&replica, ready, reason.as_deref(), now);
             }
             FromRunner::Ended { replica, outcome } => self.outcome(&replica, outcome, now),
@@ -71,8 +86,15 @@ impl Agent {
     }
 
     fn prepared(&mut self, replica: &ReplicaKey, now: Timestamp) {
-        if self.moved(replica, ReplicaState::Preparing, ReplicaState::Starting, now) {
-            let start = ToRunner::Start { replica: replica.clone() };
+        if self.moved(
+            replica,
+            ReplicaState::Preparing,
+            ReplicaState::Starting,
+            now,
+        ) {
+            let start = ToRunner::Start {
+                replica: replica.clone(),
+            };
             self.effects.push(Effect::ToRunner(start));
         }
     }
@@ -85,7 +107,9 @@ impl Agent {
         to: ReplicaState,
         now: Timestamp,
     ) -> bool {
-        let stands = self.with_runner(replica).is_some_and(|live| live.state == from);
+        let stands = self
+            .with_runner(replica)
+            .is_some_and(|live| live.state == from);
         if stands {
             self.advance(&PlacementKey::of(replica), to, now);
         }
@@ -95,11 +119,15 @@ impl Agent {
     /// The replica while it lives and the runner knows it.
     fn with_runner(&mut self, replica: &ReplicaKey) -> Option<&mut Replica> {
         let placement = self.placements.get_mut(&PlacementKey::of(replica))?;
-        placement.live_mut().filter(|live| live.id == replica.id && live.with_runner)
+        placement
+            .live_mut()
+            .filter(|live| live.id == replica.id && live.with_runner)
     }
 
     fn rejected(&mut self, replica: &ReplicaKey, reason: &str, now: Timestamp) {
-        let Some(live) = self.with_runner(replica) else { return };
+        let Some(live) = self.with_runner(replica) else {
+            return;
+        };
         // One that was being stopped anyway did not fail.
         let to = match live.state {
             ReplicaState::Draining => ReplicaState::Stopped,
@@ -110,7 +138,9 @@ impl Agent {
     }
 
     fn health(&mut self, replica: &ReplicaKey, ready: bool, reason: Option<&str>, now: Timestamp) {
-        let Some(live) = self.with_runner(replica) else { return };
+        let Some(live) = self.with_runner(replica) else {
+            return;
+        };
         if live.state != ReplicaState::Running {
             return;
         }
@@ -146,7 +176,13 @@ impl Agent {
 
     fn stopped(&mut self, replica: &ReplicaKey, now: Timestamp) {
         if self.with_runner(replica).is_some() {
-            self.ended(&PlacementKey::of(replica), ReplicaState::Stopped, None, None, now);
+            self.ended(
+                &PlacementKey::of(replica),
+                ReplicaState::Stopped,
+                None,
+                None,
+                now,
+            );
         }
     }
 
@@ -159,14 +195,26 @@ impl Agent {
         reason: Option<&str>,
         now: Timestamp,
     ) {
-        let Some(placement) = self.placements.get_mut(key) else { return };
-        let Some(live) = placement.live_mut() else { return };
-        let well_for = if live.ready { now.since(live.since) } else { Duration::ZERO };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
+        let Some(live) = placement.live_mut() else {
+            return;
+        };
+        let well_for = if live.ready {
+            now.since(live.since)
+        } else {
+            Duration::ZERO
+        };
         let told_to_stop = live.state == ReplicaState::Draining;
         let replica = ReplicaKey::new(key.workload.clone(), live.id);
         self.advance(key, state, now);
-        let Some(placement) = self.placements.get_mut(key) else { return };
-        let Some(ended) = placement.current.as_mut() else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
+        let Some(ended) = placement.current.as_mut() else {
+            return;
+        };
         ended.exit_code = exit_code;
         if let Some(reason) = reason {
             ended.explain(reason);
@@ -216,9 +264,13 @@ impl Agent {
         at_most: Option<Duration>,
         now: Timestamp,
     ) {
-        let Some(placement) = self.placements.get_mut(key) else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
         let number = placement.revision;
-        let Some(live) = placement.live_mut() else { return };
+        let Some(live) = placement.live_mut() else {
+            return;
+        };
         let replica = ReplicaKey::new(key.workload.clone(), live.id);
         if !live.with_runner {
             self.ended(key, ReplicaState::Stopped, None, None, now);
@@ -249,7 +301,10 @@ impl Agent {
     }
 
     fn overdue(&mut self, key: &PlacementKey, at: Timestamp) {
-        if let Some(live) = self.placements.get_mut(key).and_then(|placement| placement.live_mut())
+        if let Some(live) = self
+            .placements
+            .get_mut(key)
+            .and_then(|placement| placement.live_mut())
         {
             live.overdue_at = Some(at);
             self.timers.insert((at, Timer::DrainOverdue(key.clone())));
@@ -258,7 +313,10 @@ impl Agent {
 
     /// The drain should long be over: stop it without asking, again until the runner says so.
     pub(super) fn drain_overdue(&mut self, key: &PlacementKey, at: Timestamp, now: Timestamp) {
-        let Some(live) = self.placements.get_mut(key).and_then(|placement| placement.live_mut())
+        let Some(live) = self
+            .placements
+            .get_mut(key)
+            .and_then(|placement| placement.live_mut())
         else {
             return;
         };
@@ -267,7 +325,8 @@ impl Agent {
         }
         let replica = ReplicaKey::new(key.workload.clone(), live.id);
         tracing::warn!(%replica, "still there after its drain: stopping it");
-        self.effects.push(Effect::ToRunner(ToRunner::Stop { replica }));
+        self.effects
+            .push(Effect::ToRunner(ToRunner::Stop { replica }));
         self.overdue(key, now.after(DRAIN_GRACE));
     }
 
@@ -282,8 +341,12 @@ impl Agent {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            let Some(placement) = self.placements.get_mut(&key) else { continue };
-            let Some(live) = placement.live_mut() else { continue };
+            let Some(placement) = self.placements.get_mut(&key) else {
+                continue;
+            };
+            let Some(live) = placement.live_mut() else {
+                continue;
+            };
             let replica = ReplicaKey::new(key.workload.clone(), live.id);
             let state = match live.state {
                 ReplicaState::Draining => ReplicaState::Stopped,
@@ -293,7 +356,11 @@ impl Agent {
             placement.tries = placement.tries.saturating_sub(1);
             let wanted = placement.wanted;
             self.advance(&key, state, now);
-            if let Some(ended) = self.placements.get_mut(&key).and_then(|p| p.current.as_mut()) {
+            if let Some(ended) = self
+                .placements
+                .get_mut(&key)
+                .and_then(|p| p.current.as_mut())
+            {
                 ended.explain(&format!("the runner ended: {reason}"));
             }
             self.effects.push(Effect::Ended(replica));
@@ -309,7 +376,9 @@ impl Agent {
         let tell = now.since(self.usage_reported) >= USAGE_EVERY;
         let mut told = false;
         for usage in usages {
-            let Some(live) = self.with_runner(&usage.replica) else { continue };
+            let Some(live) = self.with_runner(&usage.replica) else {
+                continue;
+            };
             live.usage = Usage::from(usage);
             if tell && live.usage.moved_from(live.usage_told) {
                 self.changed.insert(usage.replica.clone());
@@ -322,8 +391,12 @@ impl Agent {
     }
 
     fn advance(&mut self, key: &PlacementKey, to: ReplicaState, now: Timestamp) {
-        let Some(placement) = self.placements.get_mut(key) else { return };
-        let Some(replica) = placement.current.as_mut() else { return };
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
+        let Some(replica) = placement.current.as_mut() else {
+            return;
+        };
         let name = ReplicaKey::new(key.workload.clone(), replica.id);
         tracing::info!(replica = %name, from = %replica.state, %to, "replica");
         replica.advance(to, now);

@@ -19,7 +19,10 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self { wall: SystemTime::now().into(), at: Instant::now() }
+        Self {
+            wall: SystemTime::now().into(),
+            at: Instant::now(),
+        }
     }
 
     pub(crate) fn now(&mut self) -> Timestamp {
@@ -45,11 +48,28 @@ mod tests {
     #[test]
     fn follows_forward_and_never_back() {
         let start = Instant::now();
-        let mut clock = Clock { wall: Timestamp(10_000), at: start };
+        let mut clock = Clock {
+            wall: Timestamp(10_000),
+            at: start,
+        };
         let after = |ms| start + Duration::from_millis(ms);
-        assert_eq!(clock.follow(Timestamp(10_100), after(100)), Timestamp(10_100));
-        assert_eq!(clock.follow(Timestamp(5_000), after(200)), Timestamp(10_200), "set back");
-        assert_eq!(clock.follow(Timestamp(90_000), after(300)), Timestamp(90_000), "set forward");
-        assert_eq!(clock.follow(Timestamp(10_400), after(400)), Timestamp(90_100));
+        assert_eq!(
+            clock.follow(Timestamp(10_100), after(100)),
+            Timestamp(10_100)
+        );
+        assert_eq!(
+            clock.follow(Timestamp(5_000), after(200)),
+            Timestamp(10_200),
+            "set back"
+        );
+        assert_eq!(
+            clock.follow(Timestamp(90_000), after(300)),
+            Timestamp(90_000),
+            "set forward"
+        );
+        assert_eq!(
+            clock.follow(Timestamp(10_400), after(400)),
+            Timestamp(90_100)
+        );
     }
 }

@@ -39,7 +39,9 @@ enum Slot {
     Up(RunnerHandle),
     /// Its channel is closed; why, comes here.
     Ending(JoinHandle<Result<(), RunnerError>>),
-    Down { again_at: Instant },
+    Down {
+        again_at: Instant,
+    },
 }
 
 /// See the module's head.
@@ -148,7 +150,9 @@ impl Keeper {
                         Ok(Err(error)) => error.to_string(),
                         Err(error) => error.to_string(),
                     };
-                    self.slot = Slot::Down { again_at: Instant::now() + self.delay };
+                    self.slot = Slot::Down {
+                        again_at: Instant::now() + self.delay,
+                    };
                     self.outbox.clear();
                     return Said::Died(reason);
                 }
@@ -164,7 +168,9 @@ impl Keeper {
                         Err(error) => {
                             tracing::error!(%error, "the runner did not start again");
                             self.delay = (self.delay * 2).min(RESPAWN.1);
-                            self.slot = Slot::Down { again_at: Instant::now() + self.delay };
+                            self.slot = Slot::Down {
+                                again_at: Instant::now() + self.delay,
+                            };
                         }
                     }
                 }
@@ -174,7 +180,9 @@ impl Keeper {
 
     /// What the runner has said already, without waiting.
     pub(crate) fn try_next(&mut self) -> Option<Said> {
-        let Slot::Up(runner) = &mut self.slot else { return None };
+        let Slot::Up(runner) = &mut self.slot else {
+            return None;
+        };
         let message = runner.from.try_recv().ok()?;
         Some(self.noted(message))
     }
@@ -189,7 +197,9 @@ impl Keeper {
     }
 
     fn channel_closed(&mut self) {
-        let down = Slot::Down { again_at: Instant::now() };
+        let down = Slot::Down {
+            again_at: Instant::now(),
+        };
         if let Slot::Up(runner) = std::mem::replace(&mut self.slot, down) {
             self.slot = Slot::Ending(tokio::spawn(runner.shutdown(END)));
         }

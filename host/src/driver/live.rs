@@ -27,7 +27,9 @@ impl LiveLines {
     }
 
     pub(super) fn tell(&mut self, link: &Link, replica: &ReplicaKey, line: &LogLine) {
-        let Some(line) = self.admit(replica, line) else { return };
+        let Some(line) = self.admit(replica, line) else {
+            return;
+        };
         let subject = subjects::logs(&replica.workload, replica.id);
         if let Ok(body) = serde_json::to_vec(&line) {
             // Nobody keeps live lines; what does not leave is in the log store.
@@ -43,7 +45,10 @@ impl LiveLines {
         }
         self.told += 1;
         let left_out = self.left_out.remove(replica).unwrap_or_default();
-        Some(LogLine { dropped: line.dropped + left_out, ..line.clone() })
+        Some(LogLine {
+            dropped: line.dropped + left_out,
+            ..line.clone()
+        })
     }
 
     pub(super) fn forget(&mut self, replica: &ReplicaKey) {
@@ -70,7 +75,9 @@ mod tests {
             dropped: 0,
         };
         let mut live = LiveLines::default();
-        let admitted = (0..LINES_MAX + 5).filter(|_| live.admit(&replica, &line).is_some()).count();
+        let admitted = (0..LINES_MAX + 5)
+            .filter(|_| live.admit(&replica, &line).is_some())
+            .count();
         assert_eq!(admitted, LINES_MAX as usize);
         live.next_second();
         assert_eq!(live.admit(&replica, &line).unwrap().dropped, 5);

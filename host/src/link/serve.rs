@@ -13,9 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::messages::{HostStatusRequest, LogsRequest, SyncRequest};
-use wasmorch_api::{
-    ApiError, ErrorCode, PlacementSet, StatusReport, WorkloadKey, subjects,
-};
+use wasmorch_api::{ApiError, ErrorCode, PlacementSet, StatusReport, WorkloadKey, subjects};
 
 use super::store::Stored;
 use super::{Link, LinkEvent, Shared};
@@ -39,7 +37,10 @@ impl Subscriptions {
     /// Subscribes; the server knows of it before anything that is asked afterwards.
     pub(super) async fn open(link: &Link) -> Self {
         let subscribe = async |subject: String| {
-            link.client.subscribe(subject).await.expect("the subject is made of validated ids")
+            link.client
+                .subscribe(subject)
+                .await
+                .expect("the subject is made of validated ids")
         };
         Self {
             placements: subscribe(subjects::placements(&link.host)).await,
@@ -102,9 +103,14 @@ pub(super) async fn listen(
 fn placements(message: &Message) -> Result<LinkEvent, String> {
     let stored = Stored::read(message.headers.as_ref(), &message.payload)
         .ok_or_else(|| format!("{} without a sequence", message.subject))?;
-    let set = stored.decode::<PlacementSet>(&message.subject).map_err(|error| error.to_string())?;
+    let set = stored
+        .decode::<PlacementSet>(&message.subject)
+        .map_err(|error| error.to_string())?;
     Ok(match set {
-        Some(set) => LinkEvent::Set { set: Box::new(set), sequence: stored.sequence },
+        Some(set) => LinkEvent::Set {
+            set: Box::new(set),
+            sequence: stored.sequence,
+        },
         None => LinkEvent::NoSet,
     })
 }
@@ -119,7 +125,9 @@ fn table<T: DeserializeOwned>(
         .ok_or_else(|| format!("{} names no workload", message.subject))?;
     let stored = Stored::read(message.headers.as_ref(), &message.payload)
         .ok_or_else(|| format!("{} without a sequence", message.subject))?;
-    let table = stored.decode::<T>(&message.subject).map_err(|error| error.to_string())?;
+    let table = stored
+        .decode::<T>(&message.subject)
+        .map_err(|error| error.to_string())?;
     Ok(LinkEvent::Table(match table {
         Some(table) => changed(table, stored.sequence),
         None => gone(key, stored.sequence),
@@ -162,7 +170,10 @@ async fn status(
 ) -> Result<StatusReport, ApiError> {
     let (reply, answer) = oneshot::channel();
     let ending = || internal("the host is shutting down");
-    events.send(LinkEvent::Status { cursor, reply }).await.map_err(|_| ending())?;
+    events
+        .send(LinkEvent::Status { cursor, reply })
+        .await
+        .map_err(|_| ending())?;
     answer.await.map_err(|_| ending())?.ok_or_else(|| {
         ApiError::new(
             ErrorCode::Unavailable,
@@ -175,10 +186,19 @@ async fn status(
 
 /// Reads a request; an empty body is `{}`, as tools send it.
 fn request<T: DeserializeOwned>(message: &Message) -> Result<T, ApiError> {
-    let body: &[u8] = if message.payload.is_empty() { b"{}" } else { &message.payload };
+    let body: &[u8] = if message.payload.is_empty() {
+        b"{}"
+    } else {
+        &message.payload
+    };
     serde_json::from_slice(body).map_err(|error| {
         let what = format!("the request on {} cannot be read", message.subject);
-        ApiError::new(ErrorCode::Invalid, what, error.to_string(), "see docs/reference.md, NATS API")
+        ApiError::new(
+            ErrorCode::Invalid,
+            what,
+            error.to_string(),
+            "see docs/reference.md, NATS API",
+        )
     })
 }
 
@@ -187,7 +207,12 @@ fn encode(reply: &impl Serialize) -> Result<Vec<u8>, ApiError> {
 }
 
 fn internal(why: &str) -> ApiError {
-    ApiError::new(ErrorCode::Internal, "the host could not answer", why, "try again")
+    ApiError::new(
+        ErrorCode::Internal,
+        "the host could not answer",
+        why,
+        "try again",
+    )
 }
 
 fn busy() -> ApiError {
@@ -206,10 +231,18 @@ async fn reply(link: &Link, message: Message, answer: Result<Vec<u8>, ApiError>)
         Err(error) => {
             let mut headers = HeaderMap::new();
             // A header is one line; the body has the rest.
-            headers.insert("Nats-Service-Error", error.what.lines().next().unwrap_or_default());
-            headers.insert("Nats-Service-Error-Code", error.code.number().to_string().as_str());
+            headers.insert(
+                "Nats-Service-Error",
+                error.what.lines().next().unwrap_or_default(),
+            );
+            headers.insert(
+                "Nats-Service-Error-Code",
+                error.code.number().to_string().as_str(),
+            );
             let body = serde_json::to_vec(&ErrorBody { error }).unwrap_or_default();
-            link.client.publish_with_headers(to, headers, body.into()).await
+            link.client
+                .publish_with_headers(to, headers, body.into())
+                .await
         }
     };
     if let Err(error) = sent {

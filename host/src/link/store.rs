@@ -19,8 +19,7 @@ use tokio::time::timeout;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::subjects::{ARTIFACT_BUCKET, STATE_STREAM, key, parse_table, state};
 use wasmorch_api::{
-    Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable,
-    WorkloadKey,
+    Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable, WorkloadKey,
 };
 
 use super::{Link, LinkEvent, REQUEST_TIMEOUT};
@@ -84,7 +83,10 @@ impl Stored {
             || headers
                 .get("KV-Operation")
                 .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"));
-        Some(Self { sequence, body: (!deleted).then(|| body.clone()) })
+        Some(Self {
+            sequence,
+            body: (!deleted).then(|| body.clone()),
+        })
     }
 
     pub(super) fn decode<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
@@ -118,7 +120,15 @@ impl Link {
             None => return Err(StoreError::NoState),
         };
         let (term, leader, cluster) = (term.term, term.leader, term.cluster);
-        send(events, LinkEvent::Connected { cluster: cluster.clone(), term, leader }).await?;
+        send(
+            events,
+            LinkEvent::Connected {
+                cluster: cluster.clone(),
+                term,
+                leader,
+            },
+        )
+        .await?;
         send(events, self.placements(wanted).await?).await?;
         let routes = self.tables::<RouteTable>(ROUTES, 0).await?;
         let endpoints = self.tables::<EndpointTable>(ENDPOINTS, 0).await?;
@@ -145,7 +155,9 @@ impl Link {
         for change in routes.changes("routes", TableChange::Routes, TableChange::RoutesGone) {
             send(events, LinkEvent::Table(change)).await?;
         }
-        let endpoints = self.tables::<EndpointTable>(ENDPOINTS, reading.as_of.1).await?;
+        let endpoints = self
+            .tables::<EndpointTable>(ENDPOINTS, reading.as_of.1)
+            .await?;
         reading.as_of.1 = endpoints.as_of;
         let (changed, gone) = (TableChange::Endpoints, TableChange::EndpointsGone);
         for change in endpoints.changes("endpoints", changed, gone) {
@@ -166,9 +178,14 @@ impl Link {
                 tokio::time::sleep(LAG_DELAY * tries).await;
                 continue;
             }
-            let set = stored.map(|stored| stored.decode::<PlacementSet>(&key)).transpose()?;
+            let set = stored
+                .map(|stored| stored.decode::<PlacementSet>(&key))
+                .transpose()?;
             return Ok(match set.flatten() {
-                Some(set) => LinkEvent::Set { set: Box::new(set), sequence },
+                Some(set) => LinkEvent::Set {
+                    set: Box::new(set),
+                    sequence,
+                },
                 None => LinkEvent::NoSet,
             });
         }
@@ -191,7 +208,10 @@ impl Link {
         if revision.key() == *workload && revision.number == number {
             Ok(Arc::new(revision))
         } else {
-            Err(StoreError::Unreadable { key, why: "it is another revision's".into() })
+            Err(StoreError::Unreadable {
+                key,
+                why: "it is another revision's".into(),
+            })
         }
     }
 
@@ -201,25 +221,35 @@ impl Link {
             return Err(FetchError::retryable(StoreError::Disconnected.to_string()));
         }
         let opening = async {
-            let store = self.context.get_object_store(ARTIFACT_BUCKET).await.map_err(|error| {
-                FetchError::retryable(format!("the object store cannot be opened: {error}"))
-            })?;
-            store.get(digest.as_str()).await.map_err(|error| match error.kind() {
-                GetErrorKind::NotFound => FetchError::lasting(format!(
-                    "artifact {} is not in the store: deploy it again",
-                    digest.short()
-                )),
-                _ => FetchError::retryable(format!(
-                    "artifact {} cannot be opened: {error}",
-                    digest.short()
-                )),
-            })
+            let store = self
+                .context
+                .get_object_store(ARTIFACT_BUCKET)
+                .await
+                .map_err(|error| {
+                    FetchError::retryable(format!("the object store cannot be opened: {error}"))
+                })?;
+            store
+                .get(digest.as_str())
+                .await
+                .map_err(|error| match error.kind() {
+                    GetErrorKind::NotFound => FetchError::lasting(format!(
+                        "artifact {} is not in the store: deploy it again",
+                        digest.short()
+                    )),
+                    _ => FetchError::retryable(format!(
+                        "artifact {} cannot be opened: {error}",
+                        digest.short()
+                    )),
+                })
         };
         let object = timeout(REQUEST_TIMEOUT * 2, opening)
             .await
             .map_err(|_| FetchError::retryable(StoreError::TimedOut.to_string()))??;
         let bytes = u64::try_from(object.info().size).unwrap_or(u64::MAX);
-        Ok(Source { bytes, reader: Box::new(object) })
+        Ok(Source {
+            bytes,
+            reader: Box::new(object),
+        })
     }
 
     /// One key, by direct get.
@@ -228,14 +258,18 @@ impl Link {
             return Err(StoreError::Disconnected);
         }
         let subject = format!("{}.DIRECT.GET.{STATE_STREAM}.{}", self.api, state(key));
-        let message = self.client.request(subject, Bytes::new()).await.map_err(|error| {
-            use async_nats::RequestErrorKind;
-            match error.kind() {
-                RequestErrorKind::NoResponders => StoreError::NoState,
-                RequestErrorKind::TimedOut => StoreError::TimedOut,
-                _ => StoreError::Refused(error.to_string()),
-            }
-        })?;
+        let message = self
+            .client
+            .request(subject, Bytes::new())
+            .await
+            .map_err(|error| {
+                use async_nats::RequestErrorKind;
+                match error.kind() {
+                    RequestErrorKind::NoResponders => StoreError::NoState,
+                    RequestErrorKind::TimedOut => StoreError::TimedOut,
+                    _ => StoreError::Refused(error.to_string()),
+                }
+            })?;
         match status(&message) {
             None | Some(200) => Stored::read(message.headers.as_ref(), &message.payload)
                 .map(Some)
@@ -253,7 +287,10 @@ impl Link {
         after: u64,
     ) -> Result<Read<T>, StoreError> {
         let filter = state(keys);
-        let mut read = Read { values: Vec::new(), as_of: after };
+        let mut read = Read {
+            values: Vec::new(),
+            as_of: after,
+        };
         loop {
             let page = self.page(&filter, read.as_of + 1).await?;
             for (subject, stored) in page.messages {
@@ -273,9 +310,16 @@ impl Link {
     async fn page(&self, filter: &str, from: u64) -> Result<Page, StoreError> {
         let refused = |error: &dyn std::fmt::Display| StoreError::Refused(error.to_string());
         let inbox = self.client.new_inbox();
-        let mut answers =
-            self.client.subscribe(inbox.clone()).await.map_err(|error| refused(&error))?;
-        let request = BatchRequest { seq: from, batch: PAGE, next_by_subj: filter };
+        let mut answers = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| refused(&error))?;
+        let request = BatchRequest {
+            seq: from,
+            batch: PAGE,
+            next_by_subj: filter,
+        };
         let body = serde_json::to_vec(&request).map_err(|error| refused(&error))?;
         let subject = format!("{}.DIRECT.GET.{STATE_STREAM}", self.api);
         self.client
@@ -302,7 +346,12 @@ impl Link {
                     let last = messages.is_empty() || pending(&message) == Some(0);
                     return Ok(Page { messages, last });
                 }
-                Some(404) => return Ok(Page { messages, last: true }),
+                Some(404) => {
+                    return Ok(Page {
+                        messages,
+                        last: true,
+                    });
+                }
                 Some(503) => return Err(StoreError::NoState),
                 Some(code) => return Err(self::refused(&message, code)),
             }
@@ -323,7 +372,10 @@ struct Read<T> {
 
 impl<T> Read<T> {
     fn live(self, wanted: impl Fn(&T) -> bool) -> Vec<(T, u64)> {
-        let live = self.values.into_iter().filter_map(|(_, value, at)| Some((value?, at)));
+        let live = self
+            .values
+            .into_iter()
+            .filter_map(|(_, value, at)| Some((value?, at)));
         live.filter(|(value, _)| wanted(value)).collect()
     }
 
@@ -343,7 +395,10 @@ impl<T> Read<T> {
 
 /// The daemon is ending when nobody takes events; the tasks end with it.
 async fn send(events: &mpsc::Sender<LinkEvent>, event: LinkEvent) -> Result<(), StoreError> {
-    events.send(event).await.map_err(|_| StoreError::Disconnected)
+    events
+        .send(event)
+        .await
+        .map_err(|_| StoreError::Disconnected)
 }
 
 fn status(message: &Message) -> Option<u16> {
@@ -351,7 +406,13 @@ fn status(message: &Message) -> Option<u16> {
 }
 
 fn pending(message: &Message) -> Option<u64> {
-    message.headers.as_ref()?.get("Nats-Num-Pending")?.as_str().parse().ok()
+    message
+        .headers
+        .as_ref()?
+        .get("Nats-Num-Pending")?
+        .as_str()
+        .parse()
+        .ok()
 }
 
 fn refused(message: &Message, code: u16) -> StoreError {

@@ -6,7 +6,10 @@ use crate::manifest::{
 use crate::spec::Kind;
 
 fn messages(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("{problem}\n")).collect()
+    problems
+        .iter()
+        .map(|problem| format!("{problem}\n"))
+        .collect()
 }
 
 /// A file of `testdata/`, read.
@@ -57,7 +60,10 @@ fn not_yet_has_a_place() {
     for workload in &manifest.workloads {
         let kind = workload.spec.kind.unwrap_or(Kind::Messages);
         let problems = not_yet(&workload.spec, kind);
-        let located: Vec<_> = problems.into_iter().map(|problem| workload.locate(problem)).collect();
+        let located: Vec<_> = problems
+            .into_iter()
+            .map(|problem| workload.locate(problem))
+            .collect();
         shown.push_str(&messages(&located));
     }
     let manifest = read_manifest(include_str!("../testdata/digest.toml")).unwrap();
@@ -83,8 +89,15 @@ fn requests() {
     assert_eq!(request.workloads[0].health.ready, None);
     let mut shown = String::new();
     for bad in [
-        "", "[]", "{}", "null", r#"{"workloads":[]}"#, r#"{"workloads":{}}"#, r#"{"workloads":[1]}"#,
-        r#"{"workloads":[{}, {}]}"#, r#"{"workloads":[],"workloads":[]}"#,
+        "",
+        "[]",
+        "{}",
+        "null",
+        r#"{"workloads":[]}"#,
+        r#"{"workloads":{}}"#,
+        r#"{"workloads":[1]}"#,
+        r#"{"workloads":[{}, {}]}"#,
+        r#"{"workloads":[],"workloads":[]}"#,
         r#"{"workloads":[{"name":"web","component":"web.wasm","replicas":null}],"atomic":1}"#,
         r#"{"workload":[],"if_index":-1,"request_id":"a b","by":"a\nb"}"#,
         &format!(
@@ -92,7 +105,10 @@ fn requests() {
                 {{"name":"web","artifact":"sha256:1","routes":["A.B/"]}}]}}"#
         ),
     ] {
-        shown.push_str(&format!("{bad}\n{}\n", messages(&read_deploy(bad.as_bytes()).unwrap_err())));
+        shown.push_str(&format!(
+            "{bad}\n{}\n",
+            messages(&read_deploy(bad.as_bytes()).unwrap_err())
+        ));
     }
     insta::assert_snapshot!("requests", shown);
 }
@@ -106,26 +122,47 @@ fn what_is_too_much_is_refused_shortly() {
         problems.last().unwrap().what.clone()
     };
     let constraints = "{ distinct = \"host\" }, ".repeat(1_001);
-    assert_eq!(what(&format!("constraints = [{constraints}]")), "has 1001 entries; at most 1000 are accepted");
+    assert_eq!(
+        what(&format!("constraints = [{constraints}]")),
+        "has 1001 entries; at most 1000 are accepted"
+    );
     let wrong = "{ distinct = 1 }, ".repeat(1_000);
-    assert_eq!(what(&format!("constraints = [{wrong}]")), "and 900 more mistakes");
+    assert_eq!(
+        what(&format!("constraints = [{wrong}]")),
+        "and 900 more mistakes"
+    );
     let large = format!("config = {{ a = \"{}\" }}", "x".repeat(128 * 1024));
-    assert!(what(&large).contains("at most 131072 are accepted"), "{}", what(&large));
+    assert!(
+        what(&large).contains("at most 131072 are accepted"),
+        "{}",
+        what(&large)
+    );
     let many = "[[workload]]\nname = \"a\"\ncomponent = \"a\"\n".repeat(301);
-    assert_eq!(read_manifest(&many).unwrap_err()[0].what, "has 301 entries; at most 300 are accepted");
+    assert_eq!(
+        read_manifest(&many).unwrap_err()[0].what,
+        "has 301 entries; at most 300 are accepted"
+    );
 }
 
 /// Every manifest in the reference is read, and runs in this version.
 #[test]
 fn the_reference_holds() {
     let page = include_str!("../../../../docs/reference.md");
-    let examples: Vec<&str> =
-        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let examples: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
     assert!(examples.len() >= 2);
     for example in examples {
-        let manifest = read_manifest(example).unwrap_or_else(|problems| panic!("{}", messages(&problems)));
+        let manifest =
+            read_manifest(example).unwrap_or_else(|problems| panic!("{}", messages(&problems)));
         for workload in manifest.workloads {
-            let kind = if workload.spec.bindings.subscribe.is_empty() { Kind::Http } else { Kind::Messages };
+            let kind = if workload.spec.bindings.subscribe.is_empty() {
+                Kind::Http
+            } else {
+                Kind::Messages
+            };
             assert_eq!(not_yet(&workload.spec, kind), []);
         }
     }

@@ -16,11 +16,24 @@ fn read(grants: &[&str]) -> Bindings {
 #[test]
 fn every_line_of_the_contract() {
     let grants = [
-        "http=api.x.com", "http=*.x.com:8443", "workloads=orders", "publish=a.>", "subscribe=a.b", "keyvalue=cart",
-        "blobstore=img", "volume=data:/data", "volume=ro:/ro:ro", "sockets=connect:db:5432", "sockets=listen:9000",
+        "http=api.x.com",
+        "http=*.x.com:8443",
+        "workloads=orders",
+        "publish=a.>",
+        "subscribe=a.b",
+        "keyvalue=cart",
+        "blobstore=img",
+        "volume=data:/data",
+        "volume=ro:/ro:ro",
+        "sockets=connect:db:5432",
+        "sockets=listen:9000",
     ];
     let bindings = read(&grants);
-    assert_eq!(read(&[grants, grants].concat()), bindings, "a second time changes nothing");
+    assert_eq!(
+        read(&[grants, grants].concat()),
+        bindings,
+        "a second time changes nothing"
+    );
     assert_eq!(bindings.keyvalue["cart"].backend, "jetstream");
     assert_eq!(bindings.volume["ro"].mode, "ro");
     insta::assert_snapshot!("grant-flags", grant_flags(&bindings).join("\n"));
@@ -30,9 +43,25 @@ fn every_line_of_the_contract() {
 fn what_is_no_grant() {
     let mut shown = String::new();
     for bad in [
-        "", "http", "http=", "htp=a.b", "xyz=1", "http=https://a.b", "workloads=a.b.c", "publish=>", "subscribe=a..b",
-        "keyvalue=a b", "blobstore=", "volume=data", "volume=data:rel", "volume=data:/d:rx", "sockets=db:5432",
-        "sockets=connect:db", "sockets=listen:+1", "sockets=listen:0", "\u{1b}[31m=x",
+        "",
+        "http",
+        "http=",
+        "htp=a.b",
+        "xyz=1",
+        "http=https://a.b",
+        "workloads=a.b.c",
+        "publish=>",
+        "subscribe=a..b",
+        "keyvalue=a b",
+        "blobstore=",
+        "volume=data",
+        "volume=data:rel",
+        "volume=data:/d:rx",
+        "sockets=db:5432",
+        "sockets=connect:db",
+        "sockets=listen:+1",
+        "sockets=listen:0",
+        "\u{1b}[31m=x",
     ] {
         let problem = read_grant(bad, &mut Bindings::default()).unwrap_err();
         shown.push_str(&format!("{problem}\n"));

@@ -41,34 +41,56 @@ fn constraint() -> impl Strategy<Value = Constraint> {
 }
 
 fn affinity() -> impl Strategy<Value = Affinity> {
-    (word(), -100..=100, label_test()).prop_map(|(label, weight, test)| Affinity { label, weight, test })
+    (word(), -100..=100, label_test()).prop_map(|(label, weight, test)| Affinity {
+        label,
+        weight,
+        test,
+    })
 }
 
 fn probe() -> impl Strategy<Value = Probe> {
-    ("/[a-z]{0,8}", 100u16..300, 300u16..600, duration(), 1u64..3_600_000, 1u32..9, 1u32..9).prop_map(
-        |(path, from, to, interval, timeout, pass, fail)| Probe {
+    (
+        "/[a-z]{0,8}",
+        100u16..300,
+        300u16..600,
+        duration(),
+        1u64..3_600_000,
+        1u32..9,
+        1u32..9,
+    )
+        .prop_map(|(path, from, to, interval, timeout, pass, fail)| Probe {
             path,
             status: StatusRange { from, to },
             interval: HumanDuration(interval.0 + std::time::Duration::from_millis(10)),
             timeout: HumanDuration::millis(timeout),
             pass,
             fail,
-        },
-    )
+        })
 }
 
 fn resources() -> impl Strategy<Value = Resources> {
-    (65_536u64..1 << 40, 1u64..64_000, 1u32..1_000, 0u32..1_000, duration(), 0u64..1 << 30).prop_map(
-        |(memory, cpu, concurrency, queue, timeout, body)| Resources {
-            memory: ByteSize(memory),
-            cpu: Cpu(cpu),
-            concurrency,
-            queue,
-            timeout,
-            body: ByteSize(body),
-            reserve: Reserve { memory: ByteSize(memory / 2), cpu: Cpu(cpu / 2) },
-        },
+    (
+        65_536u64..1 << 40,
+        1u64..64_000,
+        1u32..1_000,
+        0u32..1_000,
+        duration(),
+        0u64..1 << 30,
     )
+        .prop_map(
+            |(memory, cpu, concurrency, queue, timeout, body)| Resources {
+                memory: ByteSize(memory),
+                cpu: Cpu(cpu),
+                concurrency,
+                queue,
+                timeout,
+                body: ByteSize(body),
+                reserve: Reserve {
+                    memory: ByteSize(memory / 2),
+                    cpu: Cpu(cpu / 2),
+                },
+            },
+        )
 }
 
 fn disconnect() -> impl Strategy<Value = Disconnect> {
@@ -78,53 +100,107 @@ fn disconnect() -> impl Strategy<Value = Disconnect> {
         Reconcile::LongestRunning,
         Reconcile::BestScore,
     ]);
-    (duration(), option::of(Just(HumanDuration::secs(0))), any::<bool>(), reconcile, any::<bool>()).prop_map(
-        |(lost_after, stop_after, replace, reconcile, exclusive)| Disconnect {
-            lost_after,
-            replace,
-            reconcile,
-            stop_after,
-            exclusive: exclusive && stop_after.is_some(),
-        },
+    (
+        duration(),
+        option::of(Just(HumanDuration::secs(0))),
+        any::<bool>(),
+        reconcile,
+        any::<bool>(),
     )
+        .prop_map(
+            |(lost_after, stop_after, replace, reconcile, exclusive)| Disconnect {
+                lost_after,
+                replace,
+                reconcile,
+                stop_after,
+                exclusive: exclusive && stop_after.is_some(),
+            },
+        )
 }
 
 fn subscription() -> impl Strategy<Value = Subscription> {
-    let consumer = (word(), option::of(word()), option::of(1u32..99), option::of(1u32..99), option::of(word()));
-    ("[a-z]{1,9}(\\.[a-z]{1,4}|\\.\\*){0,3}(\\.>)?", option::of(consumer)).prop_map(|(subject, consumer)| {
-        let Some((stream, durable, max_in_flight, attempts, dead_letter)) = consumer else {
-            return Subscription { subject, ..Subscription::default() };
-        };
-        Subscription { subject, stream: Some(stream), durable, max_in_flight, attempts, dead_letter }
-    })
+    let consumer = (
+        word(),
+        option::of(word()),
+        option::of(1u32..99),
+        option::of(1u32..99),
+        option::of(word()),
+    );
+    (
+        "[a-z]{1,9}(\\.[a-z]{1,4}|\\.\\*){0,3}(\\.>)?",
+        option::of(consumer),
+    )
+        .prop_map(|(subject, consumer)| {
+            let Some((stream, durable, max_in_flight, attempts, dead_letter)) = consumer else {
+                return Subscription {
+                    subject,
+                    ..Subscription::default()
+                };
+            };
+            Subscription {
+                subject,
+                stream: Some(stream),
+                durable,
+                max_in_flight,
+                attempts,
+                dead_letter,
+            }
+        })
 }
 
 fn bindings() -> impl Strategy<Value = Bindings> {
     let store = |setting: &'static str| {
         let settings = btree_map(Just(setting.to_owned()), word(), 0..2);
-        btree_map(word(), settings.prop_map(|settings| StoreBinding { backend: "jetstream".into(), settings }), 0..3)
+        btree_map(
+            word(),
+            settings.prop_map(|settings| StoreBinding {
+                backend: "jetstream".into(),
+                settings,
+            }),
+            0..3,
+        )
     };
     let volume = (option::of(4_096u64..1 << 40), select(vec!["ro", "rw"]));
     let sockets = (vec("[a-z]{1,5}:[1-9][0-9]{0,3}", 0..3), vec(1u16.., 0..3));
-    let lists = (vec("[a-z]{1,5}\\.[a-z]{2}(:80)?", 0..3), vec(word(), 0..3), vec(word(), 0..3), vec(subscription(), 0..3));
-    let tables = (store("bucket"), store("container"), btree_map(word(), volume, 0..3), option::of(sockets));
-    (lists, tables).prop_map(|((http, workloads, publish, subscribe), (keyvalue, blobstore, volumes, sockets))| {
-        let volume = |(name, (size, mode)): (String, (Option<u64>, &str))| {
-            let path = format!("/{name}");
-            let size = size.map(ByteSize);
-            (name, Volume { path, size, mode: mode.into(), on_host_loss: "wait".into() })
-        };
-        Bindings {
-            http,
-            workloads,
-            publish,
-            subscribe,
-            keyvalue,
-            blobstore,
-            volume: volumes.into_iter().map(volume).collect(),
-            sockets: sockets.map(|(connect, listen)| Sockets { connect, listen }),
-        }
-    })
+    let lists = (
+        vec("[a-z]{1,5}\\.[a-z]{2}(:80)?", 0..3),
+        vec(word(), 0..3),
+        vec(word(), 0..3),
+        vec(subscription(), 0..3),
+    );
+    let tables = (
+        store("bucket"),
+        store("container"),
+        btree_map(word(), volume, 0..3),
+        option::of(sockets),
+    );
+    (lists, tables).prop_map(
+        |((http, workloads, publish, subscribe), (keyvalue, blobstore, volumes, sockets))| {
+            let volume = |(name, (size, mode)): (String, (Option<u64>, &str))| {
+                let path = format!("/{name}");
+                let size = size.map(ByteSize);
+                (
+                    name,
+                    Volume {
+                        path,
+                        size,
+                        mode: mode.into(),
+                        on_host_loss: "wait".into(),
+                    },
+                )
+            };
+            Bindings {
+                http,
+                workloads,
+                publish,
+                subscribe,
+                keyvalue,
+                blobstore,
+                volume: volumes.into_iter().map(volume).collect(),
+                sockets: sockets.map(|(connect, listen)| Sockets { connect, listen }),
+            }
+        },
+    )
 }
 
 fn update() -> impl Strategy<Value = Update> {
@@ -133,23 +209,49 @@ fn update() -> impl Strategy<Value = Update> {
             replicas,
             percent,
             bake,
-            promote: if manual { Promote::Manual } else { Promote::Auto },
+            promote: if manual {
+                Promote::Manual
+            } else {
+                Promote::Auto
+            },
         },
     );
-    let fail_when = (0u32..=100_000, 1u32..99, option::of(duration()))
-        .prop_map(|(errors, min_requests, p99)| FailWhen { errors: Share(errors), min_requests, p99 });
+    let fail_when = (0u32..=100_000, 1u32..99, option::of(duration())).prop_map(
+        |(errors, min_requests, p99)| FailWhen {
+            errors: Share(errors),
+            min_requests,
+            p99,
+        },
+    );
     let numbers = (1u32..9, 1u32..9, 0u64..1_000, 1_001u64..9_000, duration());
-    let rest = (option::of(word()), any::<bool>(), any::<bool>(), option::of(fail_when), option::of(canary));
+    let rest = (
+        option::of(word()),
+        any::<bool>(),
+        any::<bool>(),
+        option::of(fail_when),
+        option::of(canary),
+    );
     (numbers, rest).prop_map(
-        |((max_surge, max_unavailable, min_ready, deadline, drain), (by, stop_first, pause, fail_when, canary))| Update {
+        |(
+            (max_surge, max_unavailable, min_ready, deadline, drain),
+            (by, stop_first, pause, fail_when, canary),
+        )| Update {
             max_surge: if stop_first { 0 } else { max_surge },
             max_unavailable,
             min_ready: HumanDuration::millis(min_ready),
             progress_deadline: HumanDuration::millis(deadline),
-            order: if stop_first { UpdateOrder::StopFirst } else { UpdateOrder::StartFirst },
+            order: if stop_first {
+                UpdateOrder::StopFirst
+            } else {
+                UpdateOrder::StartFirst
+            },
             by,
             drain,
-            on_failure: if pause { OnFailure::Pause } else { OnFailure::Revert },
+            on_failure: if pause {
+                OnFailure::Pause
+            } else {
+                OnFailure::Revert
+            },
             fail_when,
             canary,
         },
@@ -157,14 +259,17 @@ fn update() -> impl Strategy<Value = Update> {
 }
 
 fn amount() -> impl Strategy<Value = (Option<Replicas>, Option<Scale>)> {
-    let scale = (0u32..9, 9u32..99, 1u32..99, 0u32..=100_000).prop_map(|(min, max, target, tolerance)| Scale {
-        min,
-        max,
-        target: [("concurrency".to_owned(), target)].into(),
-        window: HumanDuration::secs(60),
-        panic: HumanDuration::secs(6),
-        tolerance: Share(tolerance),
-    });
+    let scale =
+        (0u32..9, 9u32..99, 1u32..99, 0u32..=100_000).prop_map(|(min, max, target, tolerance)| {
+            Scale {
+                min,
+                max,
+                target: [("concurrency".to_owned(), target)].into(),
+                window: HumanDuration::secs(60),
+                panic: HumanDuration::secs(6),
+                tolerance: Share(tolerance),
+            }
+        });
     prop_oneof![
         Just((None, None)),
         (0u32..=1_000_000).prop_map(|count| (Some(Replicas::Count(count)), None)),
@@ -175,48 +280,93 @@ fn amount() -> impl Strategy<Value = (Option<Replicas>, Option<Scale>)> {
 
 /// Any legal spec without a kind: what a kind rules out is tested by the corpus.
 fn spec() -> impl Strategy<Value = WorkloadSpec> {
-    let texts = (vec(any_text(), 0..4), btree_map(word(), any_text(), 0..4), btree_map(word(), any_text(), 0..4));
-    let places = (vec(constraint(), 0..4), vec(affinity(), 0..4), vec(word(), 0..4), disconnect());
-    let life = (option::of(probe()), option::of(probe()), update(), duration(), 1u32..9);
-    let policy = option::of(select(vec![RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never]));
-    (texts, places, life, amount(), bindings(), resources(), policy).prop_map(
-        |(texts, places, life, (replicas, scale), bindings, resources, policy)| {
-            let (args, environment, config) = texts;
-            let (constraints, affinity, mut tolerate, disconnect) = places;
-            let (ready, live, update, start_grace, attempts) = life;
-            tolerate.sort();
-            tolerate.dedup();
-            let mut spec = WorkloadSpec {
-                name: "web".parse().unwrap(),
-                artifact: Some(Digest::of(b"web")),
-                args,
-                depends_on: vec!["orders".parse::<Name>().unwrap()],
-                routes: vec!["a.b/c".into()],
-                replicas,
-                scale,
-                environment,
-                config,
-                resources,
-                restart: Restart { policy, ..Restart::default() },
-                constraints,
-                affinity,
-                tolerate,
-                disconnect,
-                health: Health { start_grace, ready, live },
-                update,
-                bindings,
-                job: Job { attempts, ..Job::default() },
-                ..WorkloadSpec::default()
-            };
-            repair(&mut spec);
-            spec
-        },
+    let texts = (
+        vec(any_text(), 0..4),
+        btree_map(word(), any_text(), 0..4),
+        btree_map(word(), any_text(), 0..4),
+    );
+    let places = (
+        vec(constraint(), 0..4),
+        vec(affinity(), 0..4),
+        vec(word(), 0..4),
+        disconnect(),
+    );
+    let life = (
+        option::of(probe()),
+        option::of(probe()),
+        update(),
+        duration(),
+        1u32..9,
+    );
+    let policy = option::of(select(vec![
+        RestartPolicy::Always,
+        RestartPolicy::OnFailure,
+        RestartPolicy::Never,
+    ]));
+    (
+        texts,
+        places,
+        life,
+        amount(),
+        bindings(),
+        resources(),
+        policy,
     )
+        .prop_map(
+            |(texts, places, life, (replicas, scale), bindings, resources, policy)| {
+                let (args, environment, config) = texts;
+                let (constraints, affinity, mut tolerate, disconnect) = places;
+                let (ready, live, update, start_grace, attempts) = life;
+                tolerate.sort();
+                tolerate.dedup();
+                let mut spec = WorkloadSpec {
+                    name: "web".parse().unwrap(),
+                    artifact: Some(Digest::of(b"web")),
+                    args,
+                    depends_on: vec!["orders".parse::<Name>().unwrap()],
+                    routes: vec!["a.b/c".into()],
+                    replicas,
+                    scale,
+                    environment,
+                    config,
+                    resources,
+                    restart: Restart {
+                        policy,
+                        ..Restart::default()
+                    },
+                    constraints,
+                    affinity,
+                    tolerate,
+                    disconnect,
+                    health: Health {
+                        start_grace,
+                        ready,
+                        live,
+                    },
+                    update,
+                    bindings,
+                    job: Job {
+                        attempts,
+                        ..Job::default()
+                    },
+                    ..WorkloadSpec::default()
+                };
+                repair(&mut spec);
+                spec
+            },
+        )
 }
 
 /// Makes what was drawn independently fit together.
 fn repair(spec: &mut WorkloadSpec) {
-    let Bindings { http, workloads, publish, subscribe, sockets, .. } = &mut spec.bindings;
+    let Bindings {
+        http,
+        workloads,
+        publish,
+        subscribe,
+        sockets,
+        ..
+    } = &mut spec.bindings;
     for list in [http, workloads, publish] {
         list.sort();
         list.dedup();
@@ -229,7 +379,12 @@ fn repair(spec: &mut WorkloadSpec) {
         sockets.listen.sort_unstable();
         sockets.listen.dedup();
     }
-    if spec.bindings.volume.values().any(|volume| volume.mode == "rw") {
+    if spec
+        .bindings
+        .volume
+        .values()
+        .any(|volume| volume.mode == "rw")
+    {
         spec.update.order = UpdateOrder::StopFirst;
         spec.update.max_surge = 0;
     }
