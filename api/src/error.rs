@@ -115,7 +115,13 @@ impl ApiError {
         why: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self { code, what: what.into(), why: why.into(), fix: fix.into(), problems: Vec::new() }
+        Self {
+            code,
+            what: what.into(),
+            why: why.into(),
+            fix: fix.into(),
+            problems: Vec::new(),
+        }
     }
 
     /// A refused document.

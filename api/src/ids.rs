@@ -61,7 +61,13 @@ impl Name {
         let folded: String = text
             .to_ascii_lowercase()
             .chars()
-            .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+            .map(|c| {
+                if c.is_ascii_lowercase() || c.is_ascii_digit() {
+                    c
+                } else {
+                    '-'
+                }
+            })
             .take(63)
             .collect();
         folded.trim_matches('-').parse().ok()
@@ -73,10 +79,16 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let bytes = text.as_bytes();
         let legal = (1..=63).contains(&bytes.len())
-            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+            && bytes
+                .iter()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
             && bytes.first() != Some(&b'-')
             && bytes.last() != Some(&b'-');
-        if legal { Ok(Self(text.into())) } else { Err(IdError::NotALabel(shortened(text))) }
+        if legal {
+            Ok(Self(text.into()))
+        } else {
+            Err(IdError::NotALabel(shortened(text)))
+        }
     }
 }
 
@@ -182,10 +194,12 @@ minted_id!(
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// A counter that only grows.
@@ -311,9 +325,16 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let digits = text.strip_prefix(Self::PREFIX);
         let legal = digits.is_some_and(|digits| {
-            digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            digits.len() == 64
+                && digits
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         });
-        if legal { Ok(Self(text.into())) } else { Err(IdError::NotADigest(shortened(text))) }
+        if legal {
+            Ok(Self(text.into()))
+        } else {
+            Err(IdError::NotADigest(shortened(text)))
+        }
     }
 }
 
@@ -345,7 +366,16 @@ mod tests {
     #[test]
     fn replica_ids_refuse_signs_and_rests() {
         assert_eq!("2-7-1".parse::<ReplicaId>().unwrap().to_string(), "2-7-1");
-        for bad in ["", "2-7", "2-7-1-", "2-7-1-4", "+2-7-1", "a-7-1", "2--1", "2-7-4294967296"] {
+        for bad in [
+            "",
+            "2-7",
+            "2-7-1-",
+            "2-7-1-4",
+            "+2-7-1",
+            "a-7-1",
+            "2--1",
+            "2-7-4294967296",
+        ] {
             assert!(bad.parse::<ReplicaId>().is_err(), "{bad}");
         }
     }

@@ -100,7 +100,9 @@ impl Record {
 
     /// The rollout when it still moves.
     pub fn active_rollout(&self) -> Option<&Rollout> {
-        self.rollout.as_ref().filter(|rollout| !rollout.state.ended())
+        self.rollout
+            .as_ref()
+            .filter(|rollout| !rollout.state.ended())
     }
 }
 
@@ -195,7 +197,10 @@ pub enum RolloutState {
 impl RolloutState {
     /// Whether nothing more happens by itself.
     pub const fn ended(self) -> bool {
-        matches!(self, Self::Completed | Self::Reverted | Self::Aborted | Self::Failed)
+        matches!(
+            self,
+            Self::Completed | Self::Reverted | Self::Aborted | Self::Failed
+        )
     }
 
     /// The word in JSON and listings.

@@ -32,7 +32,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the docs.
-    pub const ALL: [Self; 5] = [Self::Http, Self::Messages, Self::Service, Self::Job, Self::Cron];
+    pub const ALL: [Self; 5] = [
+        Self::Http,
+        Self::Messages,
+        Self::Service,
+        Self::Job,
+        Self::Cron,
+    ];
 
     /// The word for it in manifests, JSON and listings.
     pub const fn as_str(self) -> &'static str {
@@ -175,7 +181,10 @@ impl WorkloadSpec {
     /// The part that makes a revision: all but how many are wanted.
     #[must_use]
     pub fn without_desired(&self) -> Self {
-        Self { replicas: None, ..self.clone() }
+        Self {
+            replicas: None,
+            ..self.clone()
+        }
     }
 
     /// How many replicas this spec names, if it names any.
@@ -293,7 +302,10 @@ pub struct Reserve {
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self { memory: ByteSize::mib(1), cpu: Cpu(0) }
+        Self {
+            memory: ByteSize::mib(1),
+            cpu: Cpu(0),
+        }
     }
 }
 
@@ -309,7 +321,10 @@ pub struct InstanceReuse {
 
 impl Default for InstanceReuse {
     fn default() -> Self {
-        Self { reuse: 1, idle: HumanDuration::secs(10) }
+        Self {
+            reuse: 1,
+            idle: HumanDuration::secs(10),
+        }
     }
 }
 
@@ -503,15 +518,28 @@ impl std::str::FromStr for StatusRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let error = || format!("`{text}` is not a range of statuses: write it like 200-399");
         let (from, to) = text.split_once('-').unwrap_or((text, text));
-        let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|n| (100..=599).contains(n));
+        let parse = |part: &str| {
+            part.trim()
+                .parse::<u16>()
+                .ok()
+                .filter(|n| (100..=599).contains(n))
+        };
         let (from, to) = (parse(from).ok_or_else(error)?, parse(to).ok_or_else(error)?);
-        if from > to { Err(error()) } else { Ok(Self { from, to }) }
+        if from > to {
+            Err(error())
+        } else {
+            Ok(Self { from, to })
+        }
     }
 }
 
 impl std::fmt::Display for StatusRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.from == self.to { write!(f, "{}", self.from) } else { write!(f, "{}-{}", self.from, self.to) }
+        if self.from == self.to {
+            write!(f, "{}", self.from)
+        } else {
+            write!(f, "{}-{}", self.from, self.to)
+        }
     }
 }
 
@@ -544,7 +572,11 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Self {
-        Self { start_grace: HumanDuration::secs(10), ready: Some(Probe::default()), live: None }
+        Self {
+            start_grace: HumanDuration::secs(10),
+            ready: Some(Probe::default()),
+            live: None,
+        }
     }
 }
 
@@ -561,14 +593,19 @@ mod probe_or_false {
         Probe(Probe),
     }
 
-    pub(super) fn serialize<S: Serializer>(probe: &Option<Probe>, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        probe: &Option<Probe>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match probe {
             Some(probe) => probe.serialize(to),
             None => to.serialize_bool(false),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Probe>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Probe>, D::Error> {
         Ok(match Option::<Form>::deserialize(from)? {
             Some(Form::Probe(probe)) => Some(probe),
             Some(Form::Flag(true)) => Some(Probe::default()),
@@ -660,7 +697,11 @@ pub struct FailWhen {
 
 impl Default for FailWhen {
     fn default() -> Self {
-        Self { errors: Share(10_000), min_requests: 20, p99: None }
+        Self {
+            errors: Share(10_000),
+            min_requests: 20,
+            p99: None,
+        }
     }
 }
 
@@ -681,7 +722,12 @@ pub struct Canary {
 
 impl Default for Canary {
     fn default() -> Self {
-        Self { replicas: 1, percent: None, bake: HumanDuration::secs(300), promote: Promote::Auto }
+        Self {
+            replicas: 1,
+            percent: None,
+            bake: HumanDuration::secs(300),
+            promote: Promote::Auto,
+        }
     }
 }
 
@@ -823,7 +869,12 @@ pub struct Job {
 
 impl Default for Job {
     fn default() -> Self {
-        Self { completions: 1, parallelism: 1, attempts: 3, keep: 10 }
+        Self {
+            completions: 1,
+            parallelism: 1,
+            attempts: 3,
+            keep: 10,
+        }
     }
 }
 
@@ -835,18 +886,31 @@ mod tests {
     fn a_spec_survives_the_store() {
         let spec = WorkloadSpec {
             constraints: vec![
-                Constraint::Label { label: "zone".into(), test: LabelTest::In(vec!["a".into()]) },
-                Constraint::Distinct { distinct: "host".into(), max: 1 },
+                Constraint::Label {
+                    label: "zone".into(),
+                    test: LabelTest::In(vec!["a".into()]),
+                },
+                Constraint::Distinct {
+                    distinct: "host".into(),
+                    max: 1,
+                },
             ],
             replicas: Some(Replicas::PerHost(PerHost::PerHost)),
-            health: Health { ready: None, ..Health::default() },
+            health: Health {
+                ready: None,
+                ..Health::default()
+            },
             ..WorkloadSpec::default()
         };
         let json = serde_json::to_string(&spec).unwrap();
-        assert!(json.contains(r#""ready":false"#), "as in a manifest: {json}");
+        assert!(
+            json.contains(r#""ready":false"#),
+            "as in a manifest: {json}"
+        );
         assert_eq!(serde_json::from_str::<WorkloadSpec>(&json).unwrap(), spec);
         // Version N reads what N-1 wrote: absent fields are defaults, unknown ones are ignored.
-        let old: WorkloadSpec = serde_json::from_str(r#"{"name":"web","from_the_future":1}"#).unwrap();
+        let old: WorkloadSpec =
+            serde_json::from_str(r#"{"name":"web","from_the_future":1}"#).unwrap();
         assert_eq!(old.priority, 50);
     }
 }

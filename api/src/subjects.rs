@@ -26,7 +26,10 @@ pub fn state(key: &str) -> String {
 
 /// The key behind a subject of the state bucket.
 pub fn state_key(subject: &str) -> Option<&str> {
-    subject.strip_prefix("$KV.")?.strip_prefix(STATE_BUCKET)?.strip_prefix('.')
+    subject
+        .strip_prefix("$KV.")?
+        .strip_prefix(STATE_BUCKET)?
+        .strip_prefix('.')
 }
 
 /// Store keys.
@@ -66,7 +69,10 @@ pub mod key {
 
 /// `api.<namespace>.<verb>`; `None` is the whole cluster.
 pub fn api(namespace: Option<&Name>, verb: &str) -> String {
-    format!("{PREFIX}.api.{}.{verb}", namespace.map_or(CLUSTER_TOKEN, Name::as_str))
+    format!(
+        "{PREFIX}.api.{}.{verb}",
+        namespace.map_or(CLUSTER_TOKEN, Name::as_str)
+    )
 }
 
 /// A request's namespace (`None`: the whole cluster) and verb, from its subject.
@@ -95,10 +101,18 @@ pub const ROUTES_ALL: &str = "wasmorch.v1.routes.>";
 
 /// The workload in `wasmorch.v1.<table>.<ns>.<name>` or in a store key `pub.<table>.<ns>.<name>`.
 pub fn parse_table(subject: &str, table: &str) -> Option<WorkloadKey> {
-    let rest = subject.strip_prefix(PREFIX).or_else(|| subject.strip_prefix("$KV.wasmorch_state.pub"))?;
-    let rest = rest.strip_prefix('.')?.strip_prefix(table)?.strip_prefix('.')?;
+    let rest = subject
+        .strip_prefix(PREFIX)
+        .or_else(|| subject.strip_prefix("$KV.wasmorch_state.pub"))?;
+    let rest = rest
+        .strip_prefix('.')?
+        .strip_prefix(table)?
+        .strip_prefix('.')?;
     let (namespace, name) = rest.split_once('.')?;
-    Some(WorkloadKey::new(namespace.parse().ok()?, name.parse().ok()?))
+    Some(WorkloadKey::new(
+        namespace.parse().ok()?,
+        name.parse().ok()?,
+    ))
 }
 
 /// A host's heartbeats.
@@ -127,7 +141,10 @@ pub fn invoke(workload: &WorkloadKey) -> String {
 
 /// Live log lines of one replica.
 pub fn logs(workload: &WorkloadKey, replica: ReplicaId) -> String {
-    format!("{PREFIX}.logs.{}.{}.{replica}", workload.namespace, workload.name)
+    format!(
+        "{PREFIX}.logs.{}.{}.{replica}",
+        workload.namespace, workload.name
+    )
 }
 /// Live log lines of every replica of a workload.
 pub fn logs_all(workload: &WorkloadKey) -> String {
@@ -136,7 +153,10 @@ pub fn logs_all(workload: &WorkloadKey) -> String {
 
 /// Events of one kind.
 pub fn event(namespace: Option<&Name>, kind: &str) -> String {
-    format!("{PREFIX}.events.{}.{kind}", namespace.map_or(CLUSTER_TOKEN, Name::as_str))
+    format!(
+        "{PREFIX}.events.{}.{kind}",
+        namespace.map_or(CLUSTER_TOKEN, Name::as_str)
+    )
 }
 /// Every event of a namespace; `None`: of all.
 pub fn events(namespace: Option<&Name>) -> String {
@@ -160,15 +180,29 @@ mod tests {
     fn what_is_made_reads_back() {
         assert_eq!(parse_api(&api(None, "hosts")), Some((None, "hosts")));
         let shop: Name = "shop".parse().unwrap();
-        assert_eq!(parse_api(&api(Some(&shop), "list")), Some((Some(shop), "list")));
-        assert_eq!(parse_table("wasmorch.v1.routes.shop.web", "routes"), Some(web()));
-        assert_eq!(parse_table(&state(&key::endpoints(&web())), "endpoints"), Some(web()));
+        assert_eq!(
+            parse_api(&api(Some(&shop), "list")),
+            Some((Some(shop), "list"))
+        );
+        assert_eq!(
+            parse_table("wasmorch.v1.routes.shop.web", "routes"),
+            Some(web())
+        );
+        assert_eq!(
+            parse_table(&state(&key::endpoints(&web())), "endpoints"),
+            Some(web())
+        );
         assert_eq!(state_key(&state("term")), Some("term"));
     }
 
     #[test]
     fn what_is_no_call_is_refused() {
-        for bad in ["wasmorch.v1.api.list", "wasmorch.v1.api.a.b.c", "wasmorch.v1.api.A.list", "x"] {
+        for bad in [
+            "wasmorch.v1.api.list",
+            "wasmorch.v1.api.a.b.c",
+            "wasmorch.v1.api.A.list",
+            "x",
+        ] {
             assert_eq!(parse_api(bad), None, "{bad}");
         }
     }

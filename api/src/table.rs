@@ -53,20 +53,37 @@ impl Route {
         let labels = host.strip_prefix("*.").unwrap_or(&host);
         let legal_label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
         if labels.len() > 253 || !labels.split('.').all(legal_label) {
-            return Err(format!("`{text}` is not a route: write HOST/PATH, as in shop.example.com/api (no port, `*.` only in front)"));
+            return Err(format!(
+                "`{text}` is not a route: write HOST/PATH, as in shop.example.com/api (no port, `*.` only in front)"
+            ));
         }
-        if !path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b)) {
-            return Err(format!("`{text}` is not a route: its path holds a character that a URL path cannot"));
+        if !path
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b))
+        {
+            return Err(format!(
+                "`{text}` is not a route: its path holds a character that a URL path cannot"
+            ));
         }
-        if path.split('/').any(|segment| segment == "." || segment == "..") {
-            return Err(format!("`{text}` is not a route: its path holds `.` or `..`"));
+        if path
+            .split('/')
+            .any(|segment| segment == "." || segment == "..")
+        {
+            return Err(format!(
+                "`{text}` is not a route: its path holds `.` or `..`"
+            ));
         }
-        Ok(Self { host, path: path.to_owned() })
+        Ok(Self {
+            host,
+            path: path.to_owned(),
+        })
     }
 
     /// Whether a request for this host (lower case, no port) and path is the route's.
@@ -77,9 +94,9 @@ impl Route {
         };
         let prefix = self.path.trim_end_matches('/');
         host_fits
-            && path
-                .strip_prefix(prefix)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest.starts_with('?'))
+            && path.strip_prefix(prefix).is_some_and(|rest| {
+                rest.is_empty() || rest.starts_with('/') || rest.starts_with('?')
+            })
     }
 }
 
@@ -145,7 +162,9 @@ mod tests {
 
     #[test]
     fn what_is_no_route_is_refused() {
-        for bad in ["", "/x", "a:80/", "a..b/", "a.*.b/", "-a/", "a/x y", "a/../b", "a/?q"] {
+        for bad in [
+            "", "/x", "a:80/", "a..b/", "a.*.b/", "-a/", "a/x y", "a/../b", "a/?q",
+        ] {
             assert!(Route::parse(bad).is_err(), "{bad}");
         }
     }

@@ -18,19 +18,27 @@ pub struct UnitError {
 }
 
 fn wrong(text: &str, what: &'static str, example: &'static str) -> UnitError {
-    UnitError { text: text.chars().take(40).collect(), what, example }
+    UnitError {
+        text: text.chars().take(40).collect(),
+        what,
+        example,
+    }
 }
 
 /// `12.5MiB` -> (12.5, "MiB"); only plain decimal digits and one dot.
 fn split_number(text: &str) -> Option<(f64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit.trim_start()))
 }
 
 fn whole(value: f64) -> Option<u64> {
     // 2^53: beyond it an f64 no longer holds every integer.
-    (0.0..=9_007_199_254_740_992.0).contains(&value).then_some(value.round() as u64)
+    (0.0..=9_007_199_254_740_992.0)
+        .contains(&value)
+        .then_some(value.round() as u64)
 }
 
 macro_rules! unit_serde {
@@ -53,8 +61,13 @@ macro_rules! unit_serde {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(pub u64);
 
-const SIZES: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZES: [(&str, u64); 5] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 impl ByteSize {
     /// This many mebibytes.
@@ -76,7 +89,13 @@ impl FromStr for ByteSize {
             "K" | "Ki" => 1 << 10,
             "M" | "Mi" => 1 << 20,
             "G" | "Gi" => 1 << 30,
-            unit => SIZES.iter().find(|(name, _)| *name == unit).ok_or_else(error)?.1,
+            unit => {
+                SIZES
+                    .iter()
+                    .find(|(name, _)| *name == unit)
+                    .ok_or_else(error)?
+                    .1
+            }
         };
         whole(number * factor as f64).map(Self).ok_or_else(error)
     }
@@ -97,8 +116,10 @@ unit_serde!(ByteSize);
 impl ByteSize {
     /// For a listing: three significant digits, `12.4 MiB`.
     pub fn approximate(self) -> String {
-        let (unit, factor) =
-            SIZES.iter().find(|(_, factor)| self.0 >= *factor).unwrap_or(&("B", 1));
+        let (unit, factor) = SIZES
+            .iter()
+            .find(|(_, factor)| self.0 >= *factor)
+            .unwrap_or(&("B", 1));
         let value = self.0 as f64 / *factor as f64;
         let digits = if *factor == 1 || value >= 100.0 { 0 } else { 1 };
         format!("{value:.digits$} {unit}")
@@ -109,8 +130,13 @@ impl ByteSize {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HumanDuration(pub Duration);
 
-const TIMES: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const TIMES: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 
 impl HumanDuration {
     /// This many seconds.
@@ -134,13 +160,20 @@ impl FromStr for HumanDuration {
         let mut total_ms = 0.0;
         while !rest.is_empty() {
             let (number, after) = split_number(rest).ok_or_else(error)?;
-            let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+            let end = after
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(after.len());
             let (unit, tail) = after.split_at(end);
-            let (_, factor) = TIMES.iter().find(|(name, _)| *name == unit).ok_or_else(error)?;
+            let (_, factor) = TIMES
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(error)?;
             total_ms += number * *factor as f64;
             rest = tail.trim_start();
         }
-        whole(total_ms).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(error)
+        whole(total_ms)
+            .map(|ms| Self(Duration::from_millis(ms)))
+            .ok_or_else(error)
     }
 }
 
@@ -218,12 +251,24 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("64MiB", 64 << 20), ("1GiB", 1 << 30), ("1.5KiB", 1536), ("12", 12), ("1MB", 1_000_000)]
-        {
+        for (text, bytes) in [
+            ("64MiB", 64 << 20),
+            ("1GiB", 1 << 30),
+            ("1.5KiB", 1536),
+            ("12", 12),
+            ("1MB", 1_000_000),
+        ] {
             assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes, "{text}");
         }
-        for bad in ["", "MiB", "-1MiB", "1XiB", "1e3", "999999999999TiB", "1..2MiB"] {
+        for bad in [
+            "",
+            "MiB",
+            "-1MiB",
+            "1XiB",
+            "1e3",
+            "999999999999TiB",
+            "1..2MiB",
+        ] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
         assert_eq!(ByteSize(13_000_000).approximate(), "12.4 MiB");
@@ -232,8 +277,18 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms) in [("30s", 30_000), ("1m30s", 90_000), ("500ms", 500), ("0.5s", 500), ("1d", 86_400_000)] {
-            assert_eq!(text.parse::<HumanDuration>().unwrap().0.as_millis(), ms, "{text}");
+        for (text, ms) in [
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("500ms", 500),
+            ("0.5s", 500),
+            ("1d", 86_400_000),
+        ] {
+            assert_eq!(
+                text.parse::<HumanDuration>().unwrap().0.as_millis(),
+                ms,
+                "{text}"
+            );
         }
         for bad in ["", "30", "s", "-1s", "1y", "1s-"] {
             assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");

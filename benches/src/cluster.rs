@@ -18,6 +18,10 @@ use wasmorch_tests::up::Home;
 
 /// Whatever takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Between two looks at first: the error of a short time.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(1);
+/// Between two looks of a long wait.
+const LOOK_EVERY_MAX: Duration = Duration::from_millis(20);
 
 /// The binary that is measured: the one that `cargo xtask bench` names, else the one beside this.
 pub(crate) fn binary() -> Result<PathBuf> {
@@ -207,9 +211,8 @@ impl Cluster {
     }
 }
 
-/// Asks until there is an answer. Looks every millisecond at first and then ever more rarely: the
-/// error stays under a millisecond or one part in a hundred, and looking costs what it measures
-/// little time.
+/// Asks until there is an answer. Looks every millisecond at first and then more rarely, up to
+/// [`LOOK_EVERY_MAX`]: looking shares the machine with what it measures.
 fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let began = Instant::now();
     loop {
@@ -220,6 +223,7 @@ fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T>
             began.elapsed() < PATIENCE,
             "waited {PATIENCE:?} in vain for {what}"
         );
-        std::thread::park_timeout((began.elapsed() / 100).max(Duration::from_millis(1)));
+        let pause = (began.elapsed() / 100).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);
+        std::thread::park_timeout(pause);
     }
 }

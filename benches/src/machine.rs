@@ -28,7 +28,7 @@ pub(crate) fn describe(
         ("load before", load()),
         (
             "wasmorch",
-            format!("{} ({} profile)", version(wasmorch), profile(wasmorch)),
+            format!("{} ({})", version(wasmorch), profile(wasmorch)),
         ),
         (
             "nats-server",
@@ -122,8 +122,8 @@ fn profile(program: &Path) -> String {
         .parent()
         .and_then(|folder| folder.file_name()?.to_str())
     {
-        Some("debug") => "dev: our crates unoptimised, dependencies at opt-level 2".into(),
-        Some(name) => name.to_owned(),
-        None => "unknown".into(),
+        Some("debug") => "dev profile: our crates unoptimised, dependencies at opt-level 2".into(),
+        Some(name) => format!("{name} profile"),
+        None => "unknown profile".into(),
     }
 }

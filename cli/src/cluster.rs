@@ -44,6 +44,14 @@ impl Current {
         write_whole(&file, &json)
     }
 
+    /// Whether that process is still there.
+    fn runs(&self) -> bool {
+        // A process of another user is there too, and may not be signalled.
+        rustix::process::Pid::from_raw(self.pid).is_some_and(|pid| {
+            rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
+        })
+    }
+
     /// Removes the note when it is still this one.
     pub(crate) fn remove(&self) {
         if Self::read().as_ref() == Some(self) {
@@ -117,6 +125,17 @@ pub(crate) fn find(global: &Global) -> Result<NatsOptions, CliError> {
             "start one with `wasmorch up` or pass --nats",
         )
     })?;
+    if !current.runs() {
+        return Err(CliError::new(
+            Exit::UNAVAILABLE,
+            "no cluster",
+            format!(
+                "the `up` that was started last (pid {}) has ended",
+                current.pid
+            ),
+            "start it again with `wasmorch up` or pass --nats",
+        ));
+    }
     Ok(NatsOptions {
         url: current.url,
         creds: global.creds.clone().or(current.creds),
@@ -131,4 +150,34 @@ pub(crate) fn user() -> String {
         .find_map(|name| env::var(name).ok());
     user.filter(|user| !user.is_empty())
         .unwrap_or_else(|| "unknown".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_up_that_has_ended_is_noticed() {
+        let current = |pid| Current {
+            url: "nats://127.0.0.1:1".into(),
+            pid,
+            data: "/".into(),
+            creds: None,
+            js_domain: None,
+        };
+        assert!(current(std::process::id() as i32).runs());
+        // Beyond what any kernel hands out.
+        assert!(!current(i32::MAX).runs());
+        assert!(!current(0).runs());
+    }
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("below/current.json");
+        write_whole(&file, b"one").unwrap();
+        write_whole(&file, b"two").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
+    }
 }

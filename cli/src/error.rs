@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::{ApiError, ErrorCode, Problem};
@@ -80,7 +80,7 @@ pub(crate) struct CliError {
     pub(crate) fix: String,
     /// Every mistake of a document, and the file it was read from.
     pub(crate) problems: Vec<Problem>,
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) file: Option<Box<Path>>,
     /// The API's own code when it refused.
     pub(crate) code: Option<ErrorCode>,
     /// There is nobody left to tell: the reader of our output has gone.
@@ -169,7 +169,7 @@ impl CliError {
     #[must_use]
     pub(crate) fn with_problems(mut self, file: Option<&Path>, problems: Vec<Problem>) -> Self {
         self.problems = problems;
-        self.file = file.map(Path::to_owned);
+        self.file = file.map(Into::into);
         self
     }
 

@@ -44,7 +44,7 @@ fn run() -> Exit {
         return error.exit;
     }
     panic_hook();
-    log_to_stderr(&cli.command);
+    log_to_stderr(&cli);
     let json = cli.global.json;
     let threads = if works_much(&cli.command) {
         tokio::runtime::Builder::new_multi_thread()
@@ -93,16 +93,19 @@ fn works_much(command: &Command) -> bool {
     )
 }
 
-fn log_to_stderr(command: &Command) {
-    let default = match command {
+fn log_to_stderr(cli: &Cli) {
+    let default = match cli.command {
         Command::Host(_) | Command::Controller(_) => "info",
+        // It tells by itself when its own server comes and goes.
+        Command::Up(_) if cli.global.nats.is_none() => {
+            "warn,wasmorch_controller::link=error,wasmorch_host::link=error,\
+             wasmorch_host::runner::link=error"
+        }
         Command::Up(_) => "warn",
         _ => "error",
     };
-    let filter = EnvFilter::try_from_env("WASMORCH_LOG").unwrap_or_else(|_| {
-        // What async_nats logs, the parts log in their own words.
-        EnvFilter::new(format!("{default},async_nats=error"))
-    });
+    let filter = EnvFilter::try_from_env("WASMORCH_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("{default},{}", link::CLIENT_LOG)));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -140,7 +140,7 @@ impl Answer {
     /// A replica's response.
     pub(crate) fn local(response: Response<Body>) -> Self {
         let mut response = response.map(Source::Local);
-        
+        headers::scrub_local_response(response.headers_mut());
         Self {
             response,
             class: None,
@@ -171,7 +171,7 @@ impl Answer {
     pub(crate) fn finish(self, method: &Method, held: Held) -> Response<Outgoing> {
         let head_only = *method == Method::HEAD;
         self.response.map(|source| {
-            let source = source;
+            let source = if head_only { Source::Nothing } else { source };
             Outgoing {
                 source,
                 _held: held,

@@ -92,7 +92,7 @@ impl Endpoints {
         };
         let (first, second) = (&self.candidates[first], &self.candidates[second]);
         let weighed = |own: &Candidate, other: &Candidate| u64::from(load(own)) * other.weight;
-        Some(if weighed(second, first) > weighed(first, second) {
+        Some(if weighed(second, first) < weighed(first, second) {
             second
         } else {
             first

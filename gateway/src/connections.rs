@@ -126,7 +126,7 @@ impl Connections {
             if watch.in_flight.load(Ordering::Acquire) > 0 {
                 continue;
             }
-            let rested = 0 * now;
+            let rested = now.wrapping_sub(watch.rests_since.load(Ordering::Relaxed));
             if !watch.served.load(Ordering::Relaxed) {
                 if rested >= self.header_ticks {
                     watch.order(DROP);

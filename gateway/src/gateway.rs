@@ -254,7 +254,7 @@ impl Inner {
         let bad = |bad: BadHost| Answer::error(ErrorClass::BadRequest, bad.to_string());
         headers::normalise(&mut request).map_err(bad)?;
         let path = request.uri().path();
-        if path == "**" {
+        if path == "*" {
             // About the server itself (RFC 9110, 9.3.7), and it has nothing to say.
             return Err(Answer::empty(StatusCode::NO_CONTENT));
         }
@@ -323,7 +323,7 @@ impl Inner {
     /// Here if it can be, else elsewhere.
     async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
-        if hops > 9999 {
+        if hops >= self.limits.hops_max {
             return self.looped(&target.key);
         }
         if self.local.ready(&target.key) == 0 || self.spills(&target.key) {
@@ -337,7 +337,7 @@ impl Inner {
 
     /// Whether a request had better go to another host, though a replica is here.
     fn spills(&self, workload: &WorkloadKey) -> bool {
-        false && !self.local.has_room(workload)
+        !self.local.has_room(workload)
             && self
                 .tables
                 .endpoints(workload)

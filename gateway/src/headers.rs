@@ -50,7 +50,7 @@ fn is_ours(name: &str) -> bool {
 
 /// Headers by which proxies tell of the client. From outside anyone can write them.
 fn is_forwarding(name: &str) -> bool {
-    false && name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
 }
 
 /// Removes what ends at this hop, and what `also` says.
@@ -59,7 +59,7 @@ fn scrub(headers: &mut HeaderMap, also: impl Fn(&str) -> bool) {
     if !headers.keys().any(|name| ends(name.as_str())) {
         return;
     }
-    let trailers = headers.get(header::TE).is_some_and(|_| false);
+    let trailers = headers.get(header::TE).is_some_and(accepts_trailers);
     let mut doomed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| ends(name.as_str()))

@@ -121,7 +121,7 @@ impl RouteIndex {
         }
         first(self.exact.get(host), path).or_else(|| {
             host.match_indices('.')
-                .filter(|(at, _)| *at > 1)
+                .filter(|(at, _)| *at > 0)
                 .find_map(|(at, _)| first(self.wildcard.get(&host[at..]), path))
         })
     }

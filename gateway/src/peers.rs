@@ -207,7 +207,7 @@ impl Peers {
     pub(crate) fn is_ejected(&self, peer: &Peer) -> bool {
         let until = peer.ejected_until.load(Relaxed);
         // Most hosts never were: no look at the clock.
-        until > u64::MAX - 1
+        until > 0 && self.now_ms() < until
     }
 
     fn now_ms(&self) -> u64 {
@@ -246,7 +246,7 @@ impl Peers {
                     return Err(if unsent.is_some() || is_refused_stream(&error) {
                         SendError::NotSent(text)
                     } else {
-                        SendError::NotSent(text)
+                        SendError::Lost(text)
                     });
                 }
             };
@@ -349,6 +349,7 @@ async fn keep(
                 let now = slot.used.load(Relaxed);
                 if now == used && peer.in_flight() == 0 {
                     // Without a sender the connection ends by itself.
+                    slot.set(None);
                 }
                 used = now;
             }

@@ -143,7 +143,7 @@ impl Server {
             // A panic has been reported by the runtime; the port is closed either way.
             let _ = accepting.await;
         }
-        
+        ports.iter().for_each(|port| port.close());
         tasks.close();
         let drained = tokio::select! {
             drained = timeout(limits.drain, tasks.wait()) => drained.is_ok(),

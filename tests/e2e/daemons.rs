@@ -18,7 +18,12 @@ impl Daemons {
     fn start(hosts: usize) -> Self {
         let home = Home::new();
         let nats = Nats::start(&home.path().join("nats"));
-        let mut daemons = Self { home, nats, controller: None, hosts: Vec::new() };
+        let mut daemons = Self {
+            home,
+            nats,
+            controller: None,
+            hosts: Vec::new(),
+        };
         daemons.start_controller();
         for n in 0..hosts {
             daemons.hosts.push(None);
@@ -33,7 +38,9 @@ impl Daemons {
     }
 
     fn start_controller(&mut self) {
-        let command = self.home.command(&["--nats", &self.nats.url(), "controller"]);
+        let command = self
+            .home
+            .command(&["--nats", &self.nats.url(), "controller"]);
         self.controller = Some(Process::start(command, self.home.path(), "controller"));
     }
 
@@ -42,14 +49,27 @@ impl Daemons {
         let data = self.home.path().join(&name);
         let data = data.to_str().expect("text");
         let url = self.nats.url();
-        let args = ["--nats", &url, "host", "--data", data, "--http", "127.0.0.1:0", "--name", &name];
+        let args = [
+            "--nats",
+            &url,
+            "host",
+            "--data",
+            data,
+            "--http",
+            "127.0.0.1:0",
+            "--name",
+            &name,
+        ];
         let command = self.home.command(&args);
         self.hosts[n] = Some(Process::start(command, self.home.path(), &name));
     }
 
     fn run(&self, args: &[&str]) -> wasmorch_tests::process::Done {
         let url = self.nats.url();
-        let args: Vec<&str> = ["--nats", &url].into_iter().chain(args.iter().copied()).collect();
+        let args: Vec<&str> = ["--nats", &url]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
         self.home.run(&args)
     }
 
@@ -62,7 +82,11 @@ impl Daemons {
         let alive = |host: &&serde_json::Value| host["state"] == "alive";
         let hosts = listed.json();
         let hosts = hosts.as_array().expect("a list is an array");
-        hosts.iter().filter(alive).filter_map(|h| Some(h["http"].as_str()?.to_owned())).collect()
+        hosts
+            .iter()
+            .filter(alive)
+            .filter_map(|h| Some(h["http"].as_str()?.to_owned()))
+            .collect()
     }
 
     fn answers(&self, gateway: &str) -> bool {
@@ -84,15 +108,22 @@ fn any_gateway_answers_and_every_part_may_be_killed() {
     let mut daemons = Daemons::start(3);
     let hello = guest("hello-http");
     // One replica on one of three hosts: two gateways have to go to another host.
-    daemons.run(&["deploy", hello.to_str().expect("text"), "--name", "hello"]).ok();
+    daemons
+        .run(&["deploy", hello.to_str().expect("text"), "--name", "hello"])
+        .ok();
     daemons.serve_everywhere(3);
 
     // The controller: nothing is disturbed, and a new one takes over.
     let gateways = daemons.gateways();
     daemons.controller.take().expect("runs").kill();
-    assert!(gateways.iter().all(|one| daemons.answers(one)), "law 3: no controller, still served");
+    assert!(
+        gateways.iter().all(|one| daemons.answers(one)),
+        "law 3: no controller, still served"
+    );
     daemons.start_controller();
-    wait_for("a leader", || (daemons.run(&["scale", "hello=3"]).code == 0).then_some(()));
+    wait_for("a leader", || {
+        (daemons.run(&["scale", "hello=3"]).code == 0).then_some(())
+    });
     wait_for("three ready replicas", || {
         let listed = daemons.run(&["ps", "--json"]);
         (listed.code == 0 && listed.json()[0]["ready"] == 3).then_some(())
@@ -101,14 +132,21 @@ fn any_gateway_answers_and_every_part_may_be_killed() {
     // The server: every request is answered while it is away.
     daemons.nats.kill();
     for _ in 0..20 {
-        assert!(gateways.iter().all(|one| daemons.answers(one)), "law 3: no NATS, still served");
+        assert!(
+            gateways.iter().all(|one| daemons.answers(one)),
+            "law 3: no NATS, still served"
+        );
     }
     // A host that restarts meanwhile starts what it held.
     daemons.hosts[0].take().expect("runs").kill();
     daemons.start_host(0);
     let first = daemons.hosts[0].as_ref().expect("started");
-    let addr = wait_for("the host to tell its gateway", || gateway_in_log(&first.stderr()));
-    wait_for("the host to serve what it held", || daemons.answers(&addr).then_some(()));
+    let addr = wait_for("the host to tell its gateway", || {
+        gateway_in_log(&first.stderr())
+    });
+    wait_for("the host to serve what it held", || {
+        daemons.answers(&addr).then_some(())
+    });
     daemons.nats.start_again();
     daemons.serve_everywhere(3);
     daemons.run(&["scale", "hello=2"]).ok();
@@ -124,8 +162,10 @@ fn any_gateway_answers_and_every_part_may_be_killed() {
 /// The address after `http=` in a host's log.
 fn gateway_in_log(log: &str) -> Option<String> {
     let rest = log.split("http=").nth(1)?;
-    let addr: String =
-        rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.' || *c == ':').collect();
+    let addr: String = rest
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.' || *c == ':')
+        .collect();
     (!addr.is_empty()).then_some(addr)
 }
 
@@ -133,7 +173,14 @@ fn gateway_in_log(log: &str) -> Option<String> {
 fn a_dead_hosts_replicas_are_served_elsewhere() {
     let mut daemons = Daemons::start(2);
     let hello = guest("hello-http");
-    let flags = ["deploy", hello.to_str().expect("text"), "--name", "hello", "--replicas", "2"];
+    let flags = [
+        "deploy",
+        hello.to_str().expect("text"),
+        "--name",
+        "hello",
+        "--replicas",
+        "2",
+    ];
     daemons.run(&flags).ok();
     daemons.serve_everywhere(2);
     daemons.hosts[0].take().expect("runs").kill();

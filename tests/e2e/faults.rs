@@ -15,11 +15,16 @@ fn nats_of(up: &Up) -> Option<u32> {
     let mut threads: Vec<u32> = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{parent}/task")).ok()? {
         let children = std::fs::read_to_string(task.ok()?.path().join("children")).ok()?;
-        threads.extend(children.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+        threads.extend(
+            children
+                .split_whitespace()
+                .filter_map(|id| id.parse::<u32>().ok()),
+        );
     }
     drop(children);
     threads.into_iter().find(|id| {
-        std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.contains("nats-server"))
+        std::fs::read_to_string(format!("/proc/{id}/comm"))
+            .is_ok_and(|name| name.contains("nats-server"))
     })
 }
 
@@ -62,7 +67,11 @@ fn a_nats_server_that_dies_is_started_again() {
 /// The files of a host's artifact cache.
 fn cached(up: &Up) -> Vec<std::path::PathBuf> {
     let folder = up.home.path().join("data/wasmorch/up/h1/artifacts");
-    std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect()
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|e| Some(e.ok()?.path()))
+        .collect()
 }
 
 #[test]
@@ -77,8 +86,14 @@ fn corrupted_bytes_on_the_host_are_fetched_again() {
     process.wait();
     std::fs::write(&files[0], b"rubbish").expect("writable");
     up.start_again();
-    wait_for("the workload again", || (up.get("hello", "/").status == 200).then_some(()));
-    assert_eq!(std::fs::read(&files[0]).expect("cached"), good, "fetched again");
+    wait_for("the workload again", || {
+        (up.get("hello", "/").status == 200).then_some(())
+    });
+    assert_eq!(
+        std::fs::read(&files[0]).expect("cached"),
+        good,
+        "fetched again"
+    );
 }
 
 #[test]
@@ -96,7 +111,11 @@ fn corrupted_bytes_in_the_store_never_run() {
     let done = up.run(&["deploy", v2.to_str().expect("text"), "--name", "hello"]);
     assert_ne!(done.code, 0, "{done:?}");
     assert!(done.err.contains("digest"), "{done:?}");
-    assert_eq!(up.get("hello", "/").body, "Hello from wasmorch, v1\n", "the old one serves");
+    assert_eq!(
+        up.get("hello", "/").body,
+        "Hello from wasmorch, v1\n",
+        "the old one serves"
+    );
     assert_eq!(up.status("hello")["revision"], 1);
 }
 
@@ -117,12 +136,17 @@ fn a_deploy_interrupted_before_the_answer_leaves_nothing() {
     wait_for("the deploy to have begun", || {
         let sockets = std::fs::read_dir(format!("/proc/{}/fd", deploy.id())).ok()?;
         let connected = sockets.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-        connected.into_iter().any(|to| to.to_string_lossy().starts_with("socket:")).then_some(())
+        connected
+            .into_iter()
+            .any(|to| to.to_string_lossy().starts_with("socket:"))
+            .then_some(())
     });
     deploy.signal(Signal::INT);
     assert_eq!(deploy.wait().code(), Some(130), "{}", deploy.stderr());
     signal("-CONT");
-    wait_for("the cluster to answer", || (up.run(&["ps"]).code == 0).then_some(()));
+    wait_for("the cluster to answer", || {
+        (up.run(&["ps"]).code == 0).then_some(())
+    });
     assert_eq!(up.ps(), serde_json::json!([]));
 }
 
@@ -131,10 +155,16 @@ fn a_deploy_interrupted_after_the_answer_goes_on_and_says_how_to_abort() {
     let up = Up::start(1);
     // `crasher` is never ready: the rollout waits.
     let crasher = guest("crasher");
-    let command = up.home.command(&["deploy", crasher.to_str().expect("text")]);
+    let command = up
+        .home
+        .command(&["deploy", crasher.to_str().expect("text")]);
     let mut deploy = Process::start(command, up.home.path(), "deploy");
-    wait_for("the revision to be stored", || (up.ps()[0]["name"] == "crasher").then_some(()));
-    wait_for("the deploy to say so", || deploy.stderr().contains("revision").then_some(()));
+    wait_for("the revision to be stored", || {
+        (up.ps()[0]["name"] == "crasher").then_some(())
+    });
+    wait_for("the deploy to say so", || {
+        deploy.stderr().contains("revision").then_some(())
+    });
     deploy.signal(Signal::INT);
     assert_eq!(deploy.wait().code(), Some(130), "{}", deploy.stderr());
     let said = deploy.stderr() + &deploy.stdout();
@@ -153,17 +183,39 @@ fn a_full_disk_is_named_and_survived() {
     let script = "mount -t tmpfs -o size=128k tmpfs \"$1\" && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
     command
-        .args(["--user", "--map-root-user", "--mount", "--kill-child", "sh", "-c", script, "sh"])
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--kill-child",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
         .arg(&data)
         .arg(wasmorch_tests::wasmorch())
-        .args(["--nats", &up.nats_url(), "host", "--name", "small", "--http", "127.0.0.1:0", "--data"])
+        .args([
+            "--nats",
+            &up.nats_url(),
+            "host",
+            "--name",
+            "small",
+            "--http",
+            "127.0.0.1:0",
+            "--data",
+        ])
         .arg(&data);
     let mut host = Process::start(command, up.home.path(), "small");
     wait_for("the small host to join", || {
         if let Some(status) = host.ended() {
             panic!("the host ended with {status}: {}", host.stderr());
         }
-        up.run(&["hosts", "--json"]).ok().out.contains("small").then_some(())
+        up.run(&["hosts", "--json"])
+            .ok()
+            .out
+            .contains("small")
+            .then_some(())
     });
     // Larger than the disk: a valid component with a custom section of zeros at its end.
     let mut large = std::fs::read(guest("hello-http")).expect("built");
@@ -175,7 +227,11 @@ fn a_full_disk_is_named_and_survived() {
     let large = up.home.write("large.wasm", large);
     let command = up.home.command(&["deploy", large.to_str().expect("text")]);
     let mut deploy = Process::start(command, up.home.path(), "deploy");
-    wait_for("the reason", || up.status_if_any("large")?.contains("disk full").then_some(()));
+    wait_for("the reason", || {
+        up.status_if_any("large")?
+            .contains("disk full")
+            .then_some(())
+    });
     // Another host takes it.
     up.run(&["uncordon", "h1"]).ok();
     deploy.signal(Signal::INT);

@@ -12,14 +12,24 @@ fn a_wasi_03_component_answers() {
     up.deploy("hello-http-p3", "p3", &[]);
     assert_eq!(up.get("p3", "/").body, "Hello from wasmorch, p3\n");
     let gateway = up.gateways().remove(0);
-    let echoed = http::request(&gateway, "POST", "p3.default.localhost", "/echo", b"to and fro");
+    let echoed = http::request(
+        &gateway,
+        "POST",
+        "p3.default.localhost",
+        "/echo",
+        b"to and fro",
+    );
     assert_eq!(echoed.expect("answers").body, "to and fro");
 }
 
 #[test]
 fn a_messages_component_answers_a_subject() {
     let up = Up::start(1);
-    up.deploy("echo-messages", "echo", &["--grant", "subscribe=ask.*", "--replicas", "2"]);
+    up.deploy(
+        "echo-messages",
+        "echo",
+        &["--grant", "subscribe=ask.*", "--replicas", "2"],
+    );
     let nats = Client::connect(&up.nats_url());
     assert_eq!(nats.request("ask.one", b"hello"), b"echo: hello");
     // A guest that traps loses its message, not its replica.
@@ -35,7 +45,11 @@ fn a_service_runs_and_its_lines_can_be_followed() {
     up.deploy("ticker", "tick", &["--", "50"]);
     assert_eq!(up.ps()[0]["kind"], "service");
     wait_for("ticks in the log", || {
-        up.run(&["logs", "tick"]).ok().out.contains("tick 3").then_some(())
+        up.run(&["logs", "tick"])
+            .ok()
+            .out
+            .contains("tick 3")
+            .then_some(())
     });
 }
 
@@ -48,7 +62,8 @@ fn jobs_of_every_shape_complete_or_fail_with_a_reason() {
     }
     let path = guest("command-p3");
     let path = path.to_str().expect("text");
-    up.run(&["deploy", path, "--name", "fails", "--job", "--", "fail"]).refused(1, &["exit"]);
+    up.run(&["deploy", path, "--name", "fails", "--job", "--", "fail"])
+        .refused(1, &["exit"]);
     assert_eq!(up.status("fails")["state"], "failed");
     // A job runs once more when it is started.
     up.run(&["start", "wordcount"]).ok();
@@ -86,7 +101,8 @@ fn median_ms(up: &Up, gateway: &str, count: usize) -> Duration {
 fn hungry_and_spinner_end_and_their_neighbour_keeps_answering() {
     let up = Up::start(1);
     up.deploy("hello-http", "hello", &[]);
-    let ok = "[workload.health]\nready = { path = \"/ok\" }\n[workload.resources]\ntimeout = \"1s\"\n";
+    let ok =
+        "[workload.health]\nready = { path = \"/ok\" }\n[workload.resources]\ntimeout = \"1s\"\n";
     for sample in ["hungry", "spinner", "crasher"] {
         let component = guest(sample);
         let text = format!(
@@ -104,7 +120,10 @@ fn hungry_and_spinner_end_and_their_neighbour_keeps_answering() {
         let answered = median_ms(&up, &gateway, 20);
         // Not a measurement: a neighbour that waits for a spinner waits for its whole second.
         assert!(answered < Duration::from_millis(900), "{answered:?}");
-        spinners.into_iter().map(|one| one.join().expect("joins")).collect::<Vec<_>>()
+        spinners
+            .into_iter()
+            .map(|one| one.join().expect("joins"))
+            .collect::<Vec<_>>()
     });
     for answer in spins {
         let answer = answer.expect("answers");
@@ -113,7 +132,10 @@ fn hungry_and_spinner_end_and_their_neighbour_keeps_answering() {
     }
     let hungry = up.get("hungry", "/");
     assert_eq!(hungry.status, 502, "{hungry:?}");
-    assert!(hungry.body.contains("memory") && hungry.body.contains("64"), "{hungry:?}");
+    assert!(
+        hungry.body.contains("memory") && hungry.body.contains("64"),
+        "{hungry:?}"
+    );
     let crasher = up.get("crasher", "/");
     assert_eq!(crasher.status, 502, "{crasher:?}");
     assert_eq!(up.get("hello", "/").status, 200);

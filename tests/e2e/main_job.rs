@@ -9,7 +9,11 @@ use wasmorch_tests::{guest, wait_for};
 fn deploy_request_scale_roll_and_stop() {
     let mut up = Up::start(1);
     let done = up.deploy("hello-http", "hello", &[]);
-    assert!(done.out.contains("http://hello.default.localhost:"), "the URL is shown:\n{}", done.out);
+    assert!(
+        done.out.contains("http://hello.default.localhost:"),
+        "the URL is shown:\n{}",
+        done.out
+    );
     assert_eq!(up.get("hello", "/").body, "Hello from wasmorch, v1\n");
 
     up.run(&["scale", "hello=3"]).ok();
@@ -20,7 +24,10 @@ fn deploy_request_scale_roll_and_stop() {
     up.deploy("hello-http-v2", "hello", &[]);
     assert_eq!(up.get("hello", "/").body, "Hello from wasmorch, v2\n");
     let status = up.status("hello");
-    assert_eq!((&status["revision"], &status["desired"]), (&2.into(), &3.into()));
+    assert_eq!(
+        (&status["revision"], &status["desired"]),
+        (&2.into(), &3.into())
+    );
 
     let history = up.run(&["history", "hello", "--json"]).ok().json();
     assert_eq!(history.as_array().expect("a list is an array").len(), 2);
@@ -32,18 +39,30 @@ fn deploy_request_scale_roll_and_stop() {
 
     assert_eq!(up.get("hello", "/log?seen").status, 200);
     wait_for("the line in the log", || {
-        up.run(&["logs", "hello"]).ok().out.contains("seen").then_some(())
+        up.run(&["logs", "hello"])
+            .ok()
+            .out
+            .contains("seen")
+            .then_some(())
     });
 
     up.run(&["stop", "hello"]).ok();
-    wait_for("no replica", || (up.ps()[0]["state"] == "stopped").then_some(()));
-    wait_for("503 from the gateway", || (up.get("hello", "/").status == 503).then_some(()));
+    wait_for("no replica", || {
+        (up.ps()[0]["state"] == "stopped").then_some(())
+    });
+    wait_for("503 from the gateway", || {
+        (up.get("hello", "/").status == 503).then_some(())
+    });
     up.run(&["start", "hello"]).ok();
-    wait_for("an answer again", || (up.get("hello", "/").status == 200).then_some(()));
+    wait_for("an answer again", || {
+        (up.get("hello", "/").status == 200).then_some(())
+    });
     up.run(&["restart", "hello"]).ok();
     up.run(&["rm", "hello"]).ok();
     assert_eq!(up.ps(), serde_json::json!([]));
-    wait_for("404 from the gateway", || (up.get("hello", "/").status == 404).then_some(()));
+    wait_for("404 from the gateway", || {
+        (up.get("hello", "/").status == 404).then_some(())
+    });
 
     let mut process = up.process.take().expect("up runs");
     process.signal(Signal::INT);
@@ -60,7 +79,10 @@ fn the_same_deploy_twice_changes_nothing_and_says_so() {
     assert!(again.out.contains("unchanged"), "{}", again.out);
     let after = up.status("hello");
     assert_eq!(before["revision"], after["revision"]);
-    assert_eq!(before["replicas"][0]["replica"], after["replicas"][0]["replica"]);
+    assert_eq!(
+        before["replicas"][0]["replica"],
+        after["replicas"][0]["replica"]
+    );
     // A deploy of bytes alone keeps the rest of the spec.
     up.deploy("hello-http-v2", "hello", &[]);
     assert_eq!(up.get("hello", "/env?A").body.trim(), "1");
@@ -74,7 +96,13 @@ fn bodies_stream_both_ways() {
     let mut exchange =
         Exchange::begin(&gateway, "POST", "hello.default.localhost", "/echo").expect("begins");
     exchange.send(b"first").expect("sends");
-    assert_eq!(exchange.head().expect("answers before the request has ended").status, 200);
+    assert_eq!(
+        exchange
+            .head()
+            .expect("answers before the request has ended")
+            .status,
+        200
+    );
     assert_eq!(exchange.piece().expect("a piece comes back"), b"first");
     exchange.send(b"second").expect("sends");
     assert_eq!(exchange.piece().expect("a piece comes back"), b"second");
@@ -87,8 +115,18 @@ fn a_route_and_a_fresh_instance_for_every_request() {
     let up = Up::start(1);
     up.deploy("hello-http", "hello", &["--route", "shop.example/status"]);
     let gateway = up.gateways().remove(0);
-    assert_eq!(http::get(&gateway, "shop.example", "/status?201").expect("answers").status, 201);
-    assert_eq!(http::get(&gateway, "shop.example", "/statuses").expect("answers").status, 404);
+    assert_eq!(
+        http::get(&gateway, "shop.example", "/status?201")
+            .expect("answers")
+            .status,
+        201
+    );
+    assert_eq!(
+        http::get(&gateway, "shop.example", "/statuses")
+            .expect("answers")
+            .status,
+        404
+    );
     for _ in 0..3 {
         assert_eq!(up.get("hello", "/instance").body.trim(), "1");
     }
@@ -109,7 +147,12 @@ fn a_manifest_of_two_workloads_commits_in_one_batch() {
     let file = file.to_str().expect("text");
     up.run(&["deploy", file]).ok();
     let listed = up.ps();
-    let names: Vec<_> = listed.as_array().expect("array").iter().map(|w| w["name"].clone()).collect();
+    let names: Vec<_> = listed
+        .as_array()
+        .expect("array")
+        .iter()
+        .map(|w| w["name"].clone())
+        .collect();
     assert_eq!(names, ["echo", "web"]);
     let again = up.run(&["deploy", file]).ok();
     assert!(again.out.contains("unchanged"), "{}", again.out);

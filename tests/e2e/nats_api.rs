@@ -14,12 +14,19 @@ fn every_request_is_answered() {
     let nats = Client::connect(&up.nats_url());
     let listed = nats.json("wasmorch.v1.api.default.list", &json!({}));
     assert_eq!(listed["items"][0]["name"], "hello");
-    let wrong = nats.json("wasmorch.v1.api.default.scale", &json!({"workload": "hello", "wish": 3}));
+    let wrong = nats.json(
+        "wasmorch.v1.api.default.scale",
+        &json!({"workload": "hello", "wish": 3}),
+    );
     assert_eq!(wrong["error"]["code"], "invalid", "{wrong}");
-    let nobody = nats.json("wasmorch.v1.api.default.status", &json!({"workload": "nobody"}));
+    let nobody = nats.json(
+        "wasmorch.v1.api.default.status",
+        &json!({"workload": "nobody"}),
+    );
     assert_eq!(nobody["error"]["code"], "not_found", "{nobody}");
     let rubbish: Value =
-        serde_json::from_slice(&nats.request("wasmorch.v1.api.default.deploy", b"\xff{")).expect("JSON");
+        serde_json::from_slice(&nats.request("wasmorch.v1.api.default.deploy", b"\xff{"))
+            .expect("JSON");
     assert_eq!(rubbish["error"]["code"], "invalid", "{rubbish}");
     let hosts = nats.json("wasmorch.v1.api._.hosts", &json!({}));
     assert_eq!(hosts["items"][0]["state"], "alive", "{hosts}");
@@ -39,18 +46,27 @@ fn a_repeated_write_is_applied_once() {
     let first = scale(2, "one");
     scale(3, "two");
     assert_eq!(scale(2, "one"), first, "the first answer");
-    assert_eq!(up.status("hello")["desired"], 3, "and nothing applied again");
+    assert_eq!(
+        up.status("hello")["desired"],
+        3,
+        "and nothing applied again"
+    );
 }
 
 #[test]
 fn the_service_is_found_by_micro_tools() {
     let up = Up::start(1);
     let nats = Client::connect(&up.nats_url());
-    let info: Value = serde_json::from_slice(&nats.request("$SRV.INFO.wasmorch", b"")).expect("JSON");
+    let info: Value =
+        serde_json::from_slice(&nats.request("$SRV.INFO.wasmorch", b"")).expect("JSON");
     assert_eq!(info["name"], "wasmorch", "{info}");
     let endpoints = info["endpoints"].as_array().expect("endpoints");
-    assert!(endpoints.iter().any(|one| one["name"] == "deploy"), "{info}");
-    let stats: Value = serde_json::from_slice(&nats.request("$SRV.STATS.wasmorch", b"")).expect("JSON");
+    assert!(
+        endpoints.iter().any(|one| one["name"] == "deploy"),
+        "{info}"
+    );
+    let stats: Value =
+        serde_json::from_slice(&nats.request("$SRV.STATS.wasmorch", b"")).expect("JSON");
     assert_eq!(stats["type"], "io.nats.micro.v1.stats_response", "{stats}");
 }
 
@@ -64,7 +80,10 @@ fn a_workload_is_invoked_by_request() {
     let (status, body) = nats.invoke(subject, &[("Wasmorch-Path", "/status?418")], b"");
     assert_eq!(status.as_deref(), Some("418"), "{body:?}");
     let (status, body) = nats.invoke(subject, &[("Wasmorch-Path", "/echo")], b"by message");
-    assert_eq!((status.as_deref(), body.as_slice()), (Some("200"), b"by message".as_slice()));
+    assert_eq!(
+        (status.as_deref(), body.as_slice()),
+        (Some("200"), b"by message".as_slice())
+    );
 }
 
 /// The README's Python, as it stands there, against a real cluster.
@@ -81,14 +100,28 @@ fn the_python_in_the_readme_runs() {
     assert!(!snippets.is_empty(), "the README shows Python");
     let packages = up.home.path().join("python");
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
-        .arg(&packages)
-        .arg("nats-py");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--target",
+    ])
+    .arg(&packages)
+    .arg("nats-py");
     Done::run(pip).ok();
     for snippet in snippets {
         let mut python = Command::new("python3");
-        python.arg("-c").arg(snippet).env("PYTHONPATH", &packages).env("NATS_URL", up.nats_url());
+        python
+            .arg("-c")
+            .arg(snippet)
+            .env("PYTHONPATH", &packages)
+            .env("NATS_URL", up.nats_url());
         let done = Done::run(python).ok();
-        assert!(done.out.contains("hello") || done.out.contains("Hello"), "{done:?}");
+        assert!(
+            done.out.contains("hello") || done.out.contains("Hello"),
+            "{done:?}"
+        );
     }
 }

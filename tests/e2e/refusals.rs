@@ -20,23 +20,35 @@ fn bad_bytes_and_names_leave_everything_as_it_was() {
     let bytes = std::fs::read(&hello).expect("built");
     let hello = hello.to_str().expect("text").to_owned();
     let file = |name: &str, bytes: &[u8]| {
-        up.home.write(name, bytes).to_str().expect("text").to_owned()
+        up.home
+            .write(name, bytes)
+            .to_str()
+            .expect("text")
+            .to_owned()
     };
     let missing = up.home.path().join("none.wasm");
 
-    up.run(&["deploy", missing.to_str().expect("text")]).refused(66, &["none.wasm"]);
-    up.run(&["deploy", &file("page.wasm", b"<!doctype html>")]).refused(65, &["not WebAssembly"]);
-    up.run(&["deploy", &file("empty.wasm", b"")]).refused(65, &["empty"]);
+    up.run(&["deploy", missing.to_str().expect("text")])
+        .refused(66, &["none.wasm"]);
+    up.run(&["deploy", &file("page.wasm", b"<!doctype html>")])
+        .refused(65, &["not WebAssembly"]);
+    up.run(&["deploy", &file("empty.wasm", b"")])
+        .refused(65, &["empty"]);
     let half = &bytes[..bytes.len() / 2];
-    up.run(&["deploy", &file("half.wasm", half)]).refused(65, &["truncated"]);
-    up.run(&["deploy", &file("nothing.wasm", NO_KNOWN_EXPORT)]).refused(65, &["export"]);
-    up.run(&["deploy", &hello, "--name", "Not_A_Label"]).refused(64, &["DNS label"]);
-    up.run(&["deploy", &hello, "--replicas", "-1"]).refused(64, &[]);
+    up.run(&["deploy", &file("half.wasm", half)])
+        .refused(65, &["truncated"]);
+    up.run(&["deploy", &file("nothing.wasm", NO_KNOWN_EXPORT)])
+        .refused(65, &["export"]);
+    up.run(&["deploy", &hello, "--name", "Not_A_Label"])
+        .refused(64, &["DNS label"]);
+    up.run(&["deploy", &hello, "--replicas", "-1"])
+        .refused(64, &[]);
     let large = up.home.path().join("large.wasm");
     std::fs::File::create(&large)
         .and_then(|file| file.set_len(257 << 20))
         .expect("a sparse file needs no room");
-    up.run(&["deploy", large.to_str().expect("text")]).refused(65, &["256"]);
+    up.run(&["deploy", large.to_str().expect("text")])
+        .refused(65, &["256"]);
     let fetcher = guest("fetcher-http");
     up.run(&["deploy", fetcher.to_str().expect("text")])
         .refused(77, &["wasi:http/outgoing-handler", "--grant http="]);
@@ -45,7 +57,10 @@ fn bad_bytes_and_names_leave_everything_as_it_was() {
 
     assert_eq!(up.ps(), before.0);
     let after = up.status("hello");
-    assert_eq!(after["index"], before.1["index"], "the record was not touched");
+    assert_eq!(
+        after["index"], before.1["index"],
+        "the record was not touched"
+    );
 }
 
 #[test]
@@ -62,7 +77,15 @@ update = { max_surge = 0, max_unavailable = 0 }
     let file = up.home.write("bad.toml", text);
     let done = up.run(&["deploy", file.to_str().expect("text")]).refused(
         64,
-        &["bad.toml:2:8", "DNS label", "bad.toml:4:1", "replicas", "bad.toml:5:", "64MiB", "max_surge"],
+        &[
+            "bad.toml:2:8",
+            "DNS label",
+            "bad.toml:4:1",
+            "replicas",
+            "bad.toml:5:",
+            "64MiB",
+            "max_surge",
+        ],
     );
     assert!(done.out.is_empty());
     assert_eq!(up.ps(), serde_json::json!([]));
@@ -79,7 +102,11 @@ fn what_comes_later_says_not_yet() {
     let file = up.home.write("later.toml", text);
     let done = up.run(&["deploy", file.to_str().expect("text")]);
     assert_eq!(done.code, 64, "{done:?}");
-    assert!(done.err.contains("not in this version") || done.err.contains("not yet"), "{}", done.err);
+    assert!(
+        done.err.contains("not in this version") || done.err.contains("not yet"),
+        "{}",
+        done.err
+    );
 }
 
 #[test]
@@ -89,7 +116,8 @@ fn a_port_in_use_and_a_locked_folder() {
     let addr = taken.local_addr().expect("bound").to_string();
     let other = Home::new();
     other.run(&["up", "--http", &addr]).refused(73, &[&addr]);
-    up.run(&["up", "--http", "127.0.0.1:0"]).refused(73, &["in use", "pid"]);
+    up.run(&["up", "--http", "127.0.0.1:0"])
+        .refused(73, &["in use", "pid"]);
 }
 
 #[test]
@@ -100,16 +128,19 @@ fn a_server_that_is_not_there_too_old_or_without_jetstream() {
     let nobody = format!("nats://{}", free.local_addr().expect("bound"));
     drop(free);
     home.run(&["--nats", &nobody, "ps"]).refused(69, &[&nobody]);
-    home.run(&["--nats", &nobody, "controller"]).refused(69, &[&nobody]);
+    home.run(&["--nats", &nobody, "controller"])
+        .refused(69, &[&nobody]);
 
     let plain = Nats::without_jetstream(&home.path().join("plain"));
-    home.run(&["--nats", &plain.url(), "controller"]).refused(69, &["JetStream"]);
+    home.run(&["--nats", &plain.url(), "controller"])
+        .refused(69, &["JetStream"]);
 
     let old = TcpListener::bind("127.0.0.1:0").expect("binds");
     let url = format!("nats://{}", old.local_addr().expect("bound"));
     std::thread::scope(|scope| {
         scope.spawn(|| answer_as_old_server(&old));
-        home.run(&["--nats", &url, "controller"]).refused(69, &["2.9.0", "2.12"]);
+        home.run(&["--nats", &url, "controller"])
+            .refused(69, &["2.9.0", "2.12"]);
         // Ends the listener above when the command has not connected any more.
         let _ = std::net::TcpStream::connect(old.local_addr().expect("bound"))
             .and_then(|mut stream| stream.write_all(b"END\r\n"));
@@ -127,7 +158,9 @@ fn answer_as_old_server(listener: &TcpListener) {
         if write!(stream, "INFO {info}\r\n").is_err() {
             continue;
         }
-        let Ok(reader) = stream.try_clone() else { continue };
+        let Ok(reader) = stream.try_clone() else {
+            continue;
+        };
         for line in BufReader::new(reader).lines() {
             match line.as_deref() {
                 Ok("PING") => drop(stream.write_all(b"PONG\r\n")),
@@ -145,9 +178,23 @@ fn usage_errors_exit_64_and_show_the_way() {
     home.run(&["dploy"]).refused(64, &["deploy"]);
     home.run(&["scale", "web"]).refused(64, &[]);
     home.run(&["--help"]).ok();
-    for command in ["up", "host", "controller", "deploy", "ps", "status", "logs", "scale", "run", "inspect"] {
+    for command in [
+        "up",
+        "host",
+        "controller",
+        "deploy",
+        "ps",
+        "status",
+        "logs",
+        "scale",
+        "run",
+        "inspect",
+    ] {
         let help = home.run(&[command, "--help"]).ok().out;
-        assert!(help.to_lowercase().contains("example"), "{command} --help has no example:\n{help}");
+        assert!(
+            help.to_lowercase().contains("example"),
+            "{command} --help has no example:\n{help}"
+        );
     }
 }
 

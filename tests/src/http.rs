@@ -18,7 +18,10 @@ pub struct Answer {
 impl Answer {
     /// A header's first value.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -37,7 +40,11 @@ impl Exchange {
             stream,
             "{method} {path} HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
         )?;
-        Ok(Self { stream: BufReader::new(stream), chunked: false, left: None })
+        Ok(Self {
+            stream: BufReader::new(stream),
+            chunked: false,
+            left: None,
+        })
     }
 
     /// Sends a piece of the body.
@@ -56,8 +63,12 @@ impl Exchange {
     /// Reads the head of the answer.
     pub fn head(&mut self) -> std::io::Result<Answer> {
         let answer = read_head(&mut self.stream)?;
-        self.chunked = answer.header("transfer-encoding").is_some_and(|value| value == "chunked");
-        self.left = answer.header("content-length").and_then(|value| value.parse().ok());
+        self.chunked = answer
+            .header("transfer-encoding")
+            .is_some_and(|value| value == "chunked");
+        self.left = answer
+            .header("content-length")
+            .and_then(|value| value.parse().ok());
         Ok(answer)
     }
 
@@ -100,10 +111,16 @@ fn read_head(stream: &mut BufReader<TcpStream>) -> std::io::Result<Answer> {
     loop {
         let mut line = String::new();
         stream.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Ok(Answer { status, headers, body: String::new() })
+    Ok(Answer {
+        status,
+        headers,
+        body: String::new(),
+    })
 }
 
 /// One whole request.
@@ -121,7 +138,11 @@ pub fn request(
         body.len()
     )?;
     stream.write_all(body)?;
-    let mut exchange = Exchange { stream: BufReader::new(stream), chunked: false, left: None };
+    let mut exchange = Exchange {
+        stream: BufReader::new(stream),
+        chunked: false,
+        left: None,
+    };
     let mut answer = exchange.head()?;
     let mut whole = Vec::new();
     loop {

@@ -19,23 +19,39 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 fn target_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("a running test knows its file");
     // <target>/debug/deps/all-<hash>
-    exe.ancestors().nth(2).expect("tests run from target/<profile>/deps").to_path_buf()
+    exe.ancestors()
+        .nth(2)
+        .expect("tests run from target/<profile>/deps")
+        .to_path_buf()
 }
 
 /// The `wasmorch` binary of this build.
 pub fn wasmorch() -> PathBuf {
     let path = target_dir().join("wasmorch");
-    assert!(path.exists(), "{} is missing: run `cargo xtask test`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask test`",
+        path.display()
+    );
     path
 }
 
 /// A built sample component.
 pub fn guest(name: &str) -> PathBuf {
-    let folder = std::env::var_os("WASMORCH_GUESTS").map(PathBuf::from).unwrap_or_else(|| {
-        target_dir().parent().expect("target/<profile> has a parent").join("guests")
-    });
+    let folder = std::env::var_os("WASMORCH_GUESTS")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            target_dir()
+                .parent()
+                .expect("target/<profile> has a parent")
+                .join("guests")
+        });
     let path = folder.join(format!("{name}.wasm"));
-    assert!(path.exists(), "{} is missing: run `cargo xtask setup`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask setup`",
+        path.display()
+    );
     path
 }
 
@@ -47,7 +63,10 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }

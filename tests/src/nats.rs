@@ -11,9 +11,11 @@ pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("WASMORCH_NATS_SERVER") {
         return path.into();
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache")
-    });
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache")
+        });
     let versions = std::fs::read_dir(cache.join("wasmorch/nats-server"));
     versions
         .into_iter()
@@ -44,7 +46,12 @@ impl Nats {
 
     fn begin(folder: &Path, jetstream: bool) -> Self {
         std::fs::create_dir_all(folder).expect("the test's own folder is writable");
-        let mut nats = Self { process: None, folder: folder.to_path_buf(), port: 0, jetstream };
+        let mut nats = Self {
+            process: None,
+            folder: folder.to_path_buf(),
+            port: 0,
+            jetstream,
+        };
         nats.start_again();
         nats
     }
@@ -80,7 +87,11 @@ impl Nats {
         } else {
             String::new()
         };
-        let port = if self.port == 0 { -1 } else { i32::from(self.port) };
+        let port = if self.port == 0 {
+            -1
+        } else {
+            i32::from(self.port)
+        };
         let text = format!(
             "listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{jetstream}",
             ports.display()

@@ -36,15 +36,19 @@ impl Client {
         let body = bytes::Bytes::copy_from_slice(body);
         let asked = self.client.request(subject.to_owned(), body);
         let reply = self.runtime.block_on(asked);
-        reply.unwrap_or_else(|error| panic!("{subject}: {error}")).payload.to_vec()
+        reply
+            .unwrap_or_else(|error| panic!("{subject}: {error}"))
+            .payload
+            .to_vec()
     }
 
     /// Request and reply in JSON.
     #[track_caller]
     pub fn json(&self, subject: &str, body: &Value) -> Value {
         let reply = self.request(subject, body.to_string().as_bytes());
-        serde_json::from_slice(&reply)
-            .unwrap_or_else(|error| panic!("{subject}: {error}: {}", String::from_utf8_lossy(&reply)))
+        serde_json::from_slice(&reply).unwrap_or_else(|error| {
+            panic!("{subject}: {error}: {}", String::from_utf8_lossy(&reply))
+        })
     }
 
     /// A request with headers; the reply's `Wasmorch-Status` and body.
@@ -60,9 +64,13 @@ impl Client {
             map.insert(*name, *value);
         }
         let body = bytes::Bytes::copy_from_slice(body);
-        let asked = self.client.request_with_headers(subject.to_owned(), map, body);
-        let reply =
-            self.runtime.block_on(asked).unwrap_or_else(|error| panic!("{subject}: {error}"));
+        let asked = self
+            .client
+            .request_with_headers(subject.to_owned(), map, body);
+        let reply = self
+            .runtime
+            .block_on(asked)
+            .unwrap_or_else(|error| panic!("{subject}: {error}"));
         let status = reply
             .headers
             .as_ref()
@@ -75,7 +83,10 @@ impl Client {
     pub fn publish(&self, subject: &str, body: &[u8]) {
         let body = bytes::Bytes::copy_from_slice(body);
         self.runtime.block_on(async {
-            self.client.publish(subject.to_owned(), body).await.expect("publishes");
+            self.client
+                .publish(subject.to_owned(), body)
+                .await
+                .expect("publishes");
             self.client.flush().await.expect("flushes");
         });
     }
@@ -86,8 +97,14 @@ impl Client {
     pub fn put_object(&self, bucket: &str, name: &str, bytes: &[u8]) {
         self.runtime.block_on(async {
             let context = async_nats::jetstream::new(self.client.clone());
-            let store = context.get_object_store(bucket).await.expect("the bucket is there");
-            store.put(name, &mut &bytes[..]).await.expect("the object is stored");
+            let store = context
+                .get_object_store(bucket)
+                .await
+                .expect("the bucket is there");
+            store
+                .put(name, &mut &bytes[..])
+                .await
+                .expect("the object is stored");
         });
     }
 }

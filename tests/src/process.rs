@@ -19,7 +19,10 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it prints goes to `<folder>/<name>.out` and `.err`.
     pub fn start(mut command: Command, folder: &Path, name: &str) -> Self {
-        let (out, err) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.err")));
+        let (out, err) = (
+            folder.join(format!("{name}.out")),
+            folder.join(format!("{name}.err")),
+        );
         let file = |path: &Path| File::create(path).expect("the test's own folder is writable");
         let child = command
             .stdin(Stdio::null())
@@ -113,7 +116,9 @@ impl Done {
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let status = output.status;
         Self {
-            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -129,7 +134,11 @@ impl Done {
     /// Panics unless it exited with `code`, and every text is somewhere in its complaint.
     #[track_caller]
     pub fn refused(self, code: i32, texts: &[&str]) -> Self {
-        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code, code,
+            "stdout:\n{}\nstderr:\n{}",
+            self.out, self.err
+        );
         for text in texts {
             assert!(self.err.contains(text), "`{text}` is not in:\n{}", self.err);
         }

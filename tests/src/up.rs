@@ -73,7 +73,11 @@ pub struct Up {
 impl Up {
     /// Starts one with so many hosts, and waits until it is ready.
     pub fn start(hosts: usize) -> Self {
-        let mut up = Self { home: Home::new(), process: None, hosts };
+        let mut up = Self {
+            home: Home::new(),
+            process: None,
+            hosts,
+        };
         up.start_again();
         up
     }
@@ -81,7 +85,9 @@ impl Up {
     /// Starts it again from its data.
     pub fn start_again(&mut self) {
         let hosts = self.hosts.to_string();
-        let command = self.home.command(&["up", "--hosts", &hosts, "--http", "127.0.0.1:0", "--json"]);
+        let command =
+            self.home
+                .command(&["up", "--hosts", &hosts, "--http", "127.0.0.1:0", "--json"]);
         let mut process = Process::start(command, self.home.path(), "up");
         wait_for("`wasmorch up` to be ready", || {
             if let Some(status) = process.ended() {
@@ -108,7 +114,9 @@ impl Up {
     pub fn gateways(&self) -> Vec<String> {
         let hosts = self.run(&["hosts", "--json"]).ok().json();
         let list = hosts.as_array().expect("a list is an array");
-        list.iter().map(|host| host["http"].as_str().expect("http is text").to_owned()).collect()
+        list.iter()
+            .map(|host| host["http"].as_str().expect("http is text").to_owned())
+            .collect()
     }
 
     /// GET through the first gateway, by the workload's automatic name.
@@ -124,8 +132,10 @@ impl Up {
     pub fn deploy(&self, sample: &str, name: &str, flags: &[&str]) -> Done {
         let path = crate::guest(sample);
         let path = path.to_str().expect("the target folder's path is text");
-        let args: Vec<&str> =
-            ["deploy", path, "--name", name].into_iter().chain(flags.iter().copied()).collect();
+        let args: Vec<&str> = ["deploy", path, "--name", name]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .collect();
         self.run(&args).ok()
     }
 

@@ -47,7 +47,7 @@ pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError
             json!({ "host": host, "http": http, "peer": peer, "admin": admin }),
         ))
     });
-    match ended.await? {
+    match Box::pin(ended).await? {
         Some(ended) => ended.map_err(|error| host_error(&error)).map(|()| Exit::OK),
         None => Ok(Exit::OK),
     }
@@ -111,7 +111,7 @@ pub(crate) async fn controller(ctx: &Context, args: ControllerArgs) -> Result<Ex
             json!({ "controller": leader, "admin": admin }),
         ))
     });
-    match ended.await? {
+    match Box::pin(ended).await? {
         Some(ended) => ended
             .map_err(|error| controller_error(&error))
             .map(|()| Exit::OK),

@@ -66,9 +66,13 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
 
 /// Reads and inspects a component.
 pub(crate) fn read_component(path: &Path) -> Result<Source, CliError> {
-    let refused = |problem: ComponentProblem| CliError {
-        exit: Exit::BYTES,
-        ..problem.refusal(&path.display().to_string()).into()
+    // Not the refusal's own words: a file is run and inspected too, not only deployed.
+    let refused = |problem: ComponentProblem| {
+        let what = format!(
+            "{} is no component or core module that runs here",
+            path.display()
+        );
+        CliError::new(Exit::BYTES, what, problem.to_string(), problem.fix())
     };
     let size = std::fs::metadata(path)
         .map_err(|error| CliError::reading(path, &error))?
@@ -116,10 +120,10 @@ fn mistakes(path: &Path, problems: Vec<Problem>) -> CliError {
 /// there, see [`Prepared::complete`].
 pub(crate) fn prepare(ctx: &Context, args: &SpecArgs) -> Result<Prepared, CliError> {
     let if_index = args.if_index;
-    if !args
+    if args
         .file
         .extension()
-        .is_some_and(|extension| extension == "toml")
+        .is_none_or(|extension| extension != "toml")
     {
         let source = read_component(&args.file)?;
         let name = name_of(args)?;
@@ -382,7 +386,7 @@ impl Prepared {
         if several && let Some(file) = &self.file {
             error.what = format!("{} cannot be deployed", file.display());
         }
-        error.file.clone_from(&self.file);
+        error.file = self.file.as_deref().map(Into::into);
         Some(error)
     }
 
@@ -399,130 +403,5 @@ impl Prepared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args::{Global, KeyValue};
-    use crate::out::Out;
-
-    fn ctx() -> Context {
-        let global = Global::default();
-        Context {
-            out: Out::new(&global),
-            global,
-        }
-    }
-
-    fn args(file: &Path) -> SpecArgs {
-        SpecArgs {
-            file: file.to_owned(),
-            ..SpecArgs::default()
-        }
-    }
-
-    fn refusal(file: &Path) -> CliError {
-        match prepare(&ctx(), &args(file)) {
-            Ok(_) => panic!("accepted"),
-            Err(error) => error,
-        }
-    }
-
-    #[test]
-    fn files_that_are_no_component_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("app.wasm");
-        assert_eq!(refusal(&file).exit, Exit::NOT_FOUND);
-        assert_eq!(refusal(folder.path()).exit, Exit::NOT_FOUND);
-        for bytes in [&b""[..], b"#!/bin/sh\n", b"\0asm", b"\0asm\x01\0\0\0"] {
-            std::fs::write(&file, bytes).unwrap();
-            assert_eq!(refusal(&file).exit, Exit::BYTES, "{bytes:?}");
-        }
-        std::fs::File::create(&file)
-            .unwrap()
-            .set_len(ARTIFACT_BYTES_MAX + 1)
-            .unwrap();
-        assert_eq!(refusal(&file).exit, Exit::BYTES);
-    }
-
-    #[test]
-    fn manifests_tell_every_mistake_with_its_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("wasmorch.toml");
-        std::fs::write(
-            &file,
-            "[[workload]]\nname = \"A_B\"\ncomponent = \"a.wasm\"\nreplcas = 2\n",
-        )
-        .unwrap();
-        let error = refusal(&file);
-        assert_eq!(error.exit, Exit::USAGE);
-        assert_eq!(error.problems.len(), 2);
-        let places: Vec<String> = error
-            .problems
-            .iter()
-            .map(|problem| error.place(problem))
-            .collect();
-        assert!(places[0].contains("wasmorch.toml:2:"), "{places:?}");
-        assert!(places[1].contains("wasmorch.toml:4:1"), "{places:?}");
-    }
-
-    #[test]
-    fn a_component_that_is_missing_is_found_in_the_manifest() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("wasmorch.toml");
-        std::fs::write(
-            &file,
-            "[[workload]]\nname = \"a\"\ncomponent = \"a.wasm\"\n",
-        )
-        .unwrap();
-        let error = refusal(&file);
-        assert_eq!(error.exit, Exit::NOT_FOUND);
-        let place = error.place(&error.problems[0]);
-        assert!(place.contains("wasmorch.toml:3:"), "{place}");
-    }
-
-    #[test]
-    fn flags_and_a_manifest_contradict_each_other() {
-        let given = SpecArgs {
-            replicas: Some(2),
-            ..args(Path::new("x.toml"))
-        };
-        let Err(error) = prepare(&ctx(), &given) else {
-            panic!("accepted")
-        };
-        assert_eq!(
-            (error.exit, error.what.as_str()),
-            (Exit::USAGE, "--replicas with a manifest")
-        );
-    }
-
-    #[test]
-    fn flags_come_on_top() {
-        let mut spec = WorkloadSpec::default();
-        spec.environment.insert("KEPT".into(), "1".into());
-        let pair = KeyValue {
-            key: "NEW".into(),
-            value: "2".into(),
-        };
-        let given = SpecArgs {
-            env: vec![pair],
-            grants: vec!["http=api.example.com".into()],
-            job: true,
-            ..args(Path::new("a.wasm"))
-        };
-        apply(&given, &mut spec).unwrap();
-        assert_eq!(spec.environment.len(), 2);
-        assert_eq!(spec.bindings.http, ["api.example.com"]);
-        assert_eq!(spec.kind, Some(Kind::Job));
-        let wrong = SpecArgs {
-            grants: vec!["htp=x".into(), "y".into()],
-            ..SpecArgs::default()
-        };
-        assert_eq!(apply(&wrong, &mut spec).unwrap_err().problems.len(), 2);
-    }
-
-    #[test]
-    fn names_come_from_the_file() {
-        let name = |file: &str| name_of(&args(Path::new(file))).map(|name| name.to_string());
-        assert_eq!(name("dir/My_App.wasm").unwrap(), "my-app");
-        assert_eq!(name("___.wasm").unwrap_err().exit, Exit::USAGE);
-    }
-}
+#[path = "source_tests.rs"]
+mod tests;

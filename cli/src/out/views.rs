@@ -333,10 +333,13 @@ pub(crate) fn event(event: &Event) -> String {
         Some(replica) => format!("{name}/{replica}"),
         None => name.to_string(),
     });
-    let host = event.host.as_ref().map(|host| format!("host {host}"));
+    // Ids and what the reason says already only lengthen the line; `--json` has them.
+    let host = event.host.as_ref().filter(|_| event.workload.is_none());
+    let host = host.map(|host| format!("host {host}"));
     let revision = event
         .revision
         .map(|revision| format!("revision {revision}"));
+    let revision = revision.filter(|revision| !event.reason.contains(revision.as_str()));
     let about: Vec<String> = [workload, revision, host].into_iter().flatten().collect();
     let tone = match event.kind.as_str() {
         kind if kind.starts_with("alarm") => Tone::Bad,

@@ -135,16 +135,14 @@ impl Parts {
         tokio::pin!(started);
         let late = || CliError::new(Exit::FAILED, format!("{what} did not start"), "", "");
         let waiting = async {
-            loop {
-                tokio::select! {
-                    biased;
-                    told = &mut started => match told {
-                        Ok(told) => return Ok(told),
-                        // It ended, and its end says why.
-                        Err(_) => return Err(self.next_end().await),
-                    },
-                    error = self.next_end() => return Err(error),
-                }
+            tokio::select! {
+                biased;
+                told = &mut started => match told {
+                    Ok(told) => Ok(told),
+                    // It ended, and its end says why.
+                    Err(_) => Err(self.next_end().await),
+                },
+                error = self.next_end() => Err(error),
             }
         };
         timeout(STARTED_MAX, waiting)
