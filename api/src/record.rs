@@ -106,6 +106,27 @@ impl Record {
     }
 }
 
+/// What stays of a removed workload: its counters, so that a workload of the same name never gives
+/// a revision or a placement a number that hosts may still hold as another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub name: Name,
+    /// The highest revision ever made.
+    pub newest: RevisionNumber,
+    /// The next placement's number.
+    pub next_placement: PlacementNumber,
+}
+
+impl Removed {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.name.clone())
+    }
+}
+
 /// A slot that failed everywhere it was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrashLoop {

@@ -49,6 +49,10 @@ pub mod key {
     pub fn revision(workload: &WorkloadKey, number: RevisionNumber) -> String {
         format!("revision.{}.{}.{number}", workload.namespace, workload.name)
     }
+    /// What stays of a removed workload.
+    pub fn removed(workload: &WorkloadKey) -> String {
+        format!("removed.{}.{}", workload.namespace, workload.name)
+    }
     /// A host's record.
     pub fn host(host: &HostId) -> String {
         format!("host.{host}")

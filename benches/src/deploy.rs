@@ -196,8 +196,10 @@ impl Bench {
         let mut file = cluster.home().write("never-seen.wasm", unseen(bytes));
         for run in 1..=unseen_runs {
             step("deploy, never seen", run, unseen_runs);
-            never.push(cluster.deploy(&file, name, text)?);
-            cluster.remove(name, text)?;
+            // A name of its own: nothing that still drains may answer for it.
+            let name = format!("{name}-never-{run}");
+            never.push(cluster.deploy(&file, &name, text)?);
+            cluster.remove(&name, text)?;
             if run < unseen_runs {
                 file = cluster.home().write("never-seen.wasm", unseen(bytes));
             }
@@ -205,8 +207,9 @@ impl Bench {
         // The last one's bytes are known by now.
         for run in 1..=known_runs {
             step("deploy, already compiled", run, known_runs);
-            known.push(cluster.deploy(&file, name, text)?);
-            cluster.remove(name, text)?;
+            let name = format!("{name}-known-{run}");
+            known.push(cluster.deploy(&file, &name, text)?);
+            cluster.remove(&name, text)?;
         }
         cluster.stop()?;
         let rows = [never.answered, never.exited, known.answered, known.exited];

@@ -65,11 +65,6 @@ impl Endpoints {
         }
     }
 
-    /// The hosts that can be chosen at all.
-    pub(crate) fn candidates(&self) -> &[Candidate] {
-        &self.candidates
-    }
-
     /// Hosts with ready replicas that cannot be dialled.
     pub(crate) fn undialled(&self) -> usize {
         self.table

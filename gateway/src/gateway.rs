@@ -57,7 +57,7 @@ pub(crate) struct Inner {
 }
 
 /// A replica here has answered, or gives the request back.
-enum Here {
+pub(crate) enum Here {
     Answer(Answer),
     Back(Request<Body>),
 }
@@ -337,14 +337,10 @@ impl Inner {
 
     /// Whether a request had better go to another host, though a replica is here.
     fn spills(&self, workload: &WorkloadKey) -> bool {
-        !self.local.has_room(workload)
-            && self
-                .tables
-                .endpoints(workload)
-                .is_some_and(|all| self.pick(&all, &[]).is_some())
+        !self.local.has_room(workload) && self.elsewhere(workload, &[]).is_some()
     }
 
-    async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {
+    pub(crate) async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {
         self.counters.local.fetch_add(1, Relaxed);
         let class = match self.local.handle(workload, request).await {
             Ok(response) if response.status().is_informational() => {

@@ -8,7 +8,6 @@ use http::HeaderValue;
 use wasmorch_api::WorkloadKey;
 
 use crate::answer::Answer;
-use crate::balance::Endpoints;
 use crate::gateway::{Inner, RETRY_AFTER};
 use crate::stats::ErrorClass;
 
@@ -16,11 +15,8 @@ use crate::stats::ErrorClass;
 const HINTS_MAX: usize = 20;
 
 impl Inner {
-    pub(crate) fn no_endpoint(
-        &self,
-        workload: &WorkloadKey,
-        endpoints: Option<&Endpoints>,
-    ) -> Answer {
+    pub(crate) fn no_endpoint(&self, workload: &WorkloadKey) -> Answer {
+        let endpoints = self.tables.endpoints(workload);
         if endpoints.is_none() && self.tables.target(workload).is_none() {
             return Answer::error(
                 ErrorClass::UnknownHost,
@@ -35,7 +31,7 @@ impl Inner {
                 workload.name, workload.namespace
             );
         }
-        match endpoints.map_or(0, Endpoints::undialled) {
+        match endpoints.map_or(0, |endpoints| endpoints.undialled()) {
             0 => {}
             hosts => {
                 let _ = write!(

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use wasmorch_api::record::Removed;
 use wasmorch_api::status::{Capacity, HostRecord, HostState};
 use wasmorch_api::{
     BootId, ClusterId, EndpointTable, HostId, HostInfo, LeaderId, PlacementNumber, PlacementSet,
@@ -30,6 +31,8 @@ pub struct Cluster {
     pub(crate) ticked: Timestamp,
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
+    /// Counters of workloads that are gone.
+    pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
 }
 
 /// One host.
@@ -212,6 +215,7 @@ impl Cluster {
             ticked: now,
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
+            removed: BTreeMap::new(),
         }
     }
 
@@ -242,6 +246,9 @@ impl Cluster {
             Stored::Record(record) => {
                 self.workloads
                     .insert(record.key(), Workload::new(*record, sequence));
+            }
+            Stored::Removed(removed) => {
+                self.removed.insert(removed.key(), removed);
             }
             Stored::Revision(revision) => self.add_revision(*revision),
             Stored::Host(record) => {
@@ -282,6 +289,10 @@ impl Cluster {
             },
             Write::DeleteRecord(key) => {
                 self.workloads.remove(&key);
+            }
+            Write::Removed(removed) => self.load(Stored::Removed(removed), sequence),
+            Write::DeleteRemoved(key) => {
+                self.removed.remove(&key);
             }
             Write::Revision(revision) => self.add_revision(*revision),
             Write::DeleteRevision(key, number) => {

@@ -158,7 +158,7 @@ pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusR
             ..target.spec.clone()
         },
         replicas,
-        rollout: rollout_view(cluster, workload),
+        rollout: rollout_view(workload),
         unplaced: workload.unplaced.clone(),
         outcome: workload
             .record
@@ -244,8 +244,7 @@ fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name {
 }
 
 /// The rollout that runs, or how the last one ended.
-pub fn rollout_view(cluster: &Cluster, workload: &Workload) -> Option<RolloutView> {
-    let _ = cluster;
+pub fn rollout_view(workload: &Workload) -> Option<RolloutView> {
     let mut view = rollout_of_record(&workload.record)?;
     let fresh = |number: &PlacementNumber, placed: &Placed| {
         placed.revision == workload.record.revision && *number >= workload.record.fresh_from
@@ -420,12 +419,11 @@ fn changes_of(
     let desired = cluster
         .workload(key)
         .map(|workload| workload.record.desired);
-    if let (Some(from), Some(to)) = (desired, after.replicas_named()).into() {
-        if from != to {
-            lines.push(
-                json!({"op": "change", "path": format!("{key}.replicas"), "from": from, "to": to}),
-            );
-        }
+    if let (Some(from), Some(to)) = (desired, after.replicas_named())
+        && from != to
+    {
+        let path = format!("{key}.replicas");
+        lines.push(json!({"op": "change", "path": path, "from": from, "to": to}));
     }
     lines
 }

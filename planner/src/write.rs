@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
@@ -16,6 +17,10 @@ pub enum Write {
     Record(Box<Record>),
     /// No such workload any more.
     DeleteRecord(WorkloadKey),
+    /// The counters of a workload that is gone.
+    Removed(Removed),
+    /// Its successor's record carries them on.
+    DeleteRemoved(WorkloadKey),
     /// A new revision.
     Revision(Box<Revision>),
     /// A revision that is no longer kept.
@@ -44,6 +49,8 @@ impl Write {
         match self {
             Self::Record(record) => key::workload(&record.key()),
             Self::DeleteRecord(workload) => key::workload(workload),
+            Self::Removed(removed) => key::removed(&removed.key()),
+            Self::DeleteRemoved(workload) => key::removed(workload),
             Self::Revision(revision) => key::revision(&revision.key(), revision.number),
             Self::DeleteRevision(workload, number) => key::revision(workload, *number),
             Self::Host(host) => key::host(&host.host),
@@ -61,12 +68,14 @@ impl Write {
     pub fn body(&self) -> Option<Vec<u8>> {
         match self {
             Self::Record(record) => Some(json(record)),
+            Self::Removed(removed) => Some(json(removed)),
             Self::Revision(revision) => Some(json(revision)),
             Self::Host(host) => Some(json(host)),
             Self::Placements(set) => Some(json(set)),
             Self::Endpoints(table) => Some(json(table)),
             Self::Routes(table) => Some(json(table)),
             Self::DeleteRecord(_)
+            | Self::DeleteRemoved(_)
             | Self::DeleteRevision(..)
             | Self::DeleteHost(_)
             | Self::DeletePlacements(_)
@@ -85,6 +94,8 @@ fn json<T: Serialize>(value: &T) -> Vec<u8> {
 pub enum Stored {
     /// `workload.<ns>.<name>`.
     Record(Box<Record>),
+    /// `removed.<ns>.<name>`.
+    Removed(Removed),
     /// `revision.<ns>.<name>.<n>`.
     Revision(Box<Revision>),
     /// `host.<id>`.
@@ -108,6 +119,7 @@ impl Stored {
             .unwrap_or_default();
         Ok(Some(match family {
             "workload" => Self::Record(serde_json::from_slice(body)?),
+            "removed" => Self::Removed(serde_json::from_slice(body)?),
             "revision" => Self::Revision(serde_json::from_slice(body)?),
             "host" => Self::Host(serde_json::from_slice(body)?),
             "placements" => Self::Placements(serde_json::from_slice(body)?),

@@ -308,7 +308,7 @@ fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
 
 fn rank(stored: &Stored) -> u8 {
     match stored {
-        Stored::Record(_) => 0,
+        Stored::Record(_) | Stored::Removed(_) => 0,
         Stored::Revision(_) => 1,
         Stored::Host(_) => 2,
         Stored::Placements(_) => 3,

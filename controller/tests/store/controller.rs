@@ -306,30 +306,6 @@ async fn a_deploy_reaches_a_host_and_survives_its_leader() {
     let js = jetstream::new(client.clone());
     let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
 
-    let mut lines = Vec::new();
-    for n in 0..40 {
-        let t0 = Instant::now();
-        call(&client, "_.version", Value::Null).await.unwrap();
-        let t1 = t0.elapsed();
-        let before = host.set.lock().await.clone();
-        let t0 = Instant::now();
-        let mut d = deploy(&digest, 2, &format!("x{n}"));
-        d["workloads"][0]["environment"] = json!({"N": n.to_string()});
-        call(&client, "default.deploy", d).await.unwrap();
-        let t2 = t0.elapsed();
-        loop {
-            if *host.set.lock().await != before {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        lines.push(format!(
-            "version {t1:?} deploy {t2:?} placed {:?}",
-            t0.elapsed()
-        ));
-        eventually("two ready replicas", ready).await;
-    }
-    std::fs::write("/tmp/ctl-lat.txt", lines.join("\n")).unwrap();
     // The same again: the same request is not done twice, another one changes nothing.
     let again = call(&client, "default.deploy", deploy(&digest, 2, "r1"))
         .await

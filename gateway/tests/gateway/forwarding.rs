@@ -160,6 +160,47 @@ async fn a_replica_here_that_drains_gives_its_request_to_another_host() {
 }
 
 #[tokio::test]
+async fn what_became_ready_meanwhile_takes_a_refused_request() {
+    // By the time that the host refuses, its replica's successor is ready: here, or elsewhere.
+    for successor_is_here in [true, false] {
+        let front = Host::start("a", 0, echoes());
+        let next = Host::start("c", 1, echoes());
+        let (fake, tables) = (front.fake.clone(), front.tables.clone());
+        let news = endpoint("c", next.peer);
+        let back = Host::start(
+            "b",
+            1,
+            handler(move |request| {
+                if successor_is_here {
+                    fake.ready.store(1, Relaxed);
+                } else {
+                    tables.apply_endpoints(endpoints(vec![news.clone()]), 100);
+                }
+                async { Err(LocalError::Refused(request)) }
+            }),
+        );
+        front.sees(&[("b", back.peer)]);
+        let post = Request::post("/")
+            .header("host", "shop.example.com")
+            .body(full("hello"))
+            .unwrap();
+        let response = H1::connect(front.http).await.send(post).await.unwrap();
+        assert_eq!(
+            (response.status(), text(response).await.as_str()),
+            (StatusCode::OK, "hello")
+        );
+        assert_eq!(
+            (front.calls(), next.calls()),
+            if successor_is_here { (1, 0) } else { (0, 1) }
+        );
+        assert_eq!(front.gateway.stats().retried, 1);
+        for host in [front, next, back] {
+            host.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_host_that_cannot_be_reached_is_tried_once_and_left_alone() {
     let (front, good) = (
         Host::start("a", 0, says("")),

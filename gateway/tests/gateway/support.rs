@@ -156,12 +156,7 @@ impl Host {
     pub(crate) fn sees(&self, hosts: &[(&str, SocketAddr)]) {
         let hosts = hosts
             .iter()
-            .map(|(name, peer)| HostEndpoint {
-                host: name.parse().unwrap(),
-                peer: Some(peer.to_string()),
-                ready: 1,
-                weight: 1,
-            })
+            .map(|(name, peer)| endpoint(name, *peer))
             .collect();
         let sequence = self.tables.sequence() + 1;
         self.tables.apply_endpoints(endpoints(hosts), sequence);
@@ -210,6 +205,15 @@ pub(crate) fn endpoints(hosts: Vec<HostEndpoint>) -> EndpointTable {
         namespace: web().namespace,
         workload: web().name,
         hosts,
+    }
+}
+
+pub(crate) fn endpoint(host: &str, peer: SocketAddr) -> HostEndpoint {
+    HostEndpoint {
+        host: host.parse().unwrap(),
+        peer: Some(peer.to_string()),
+        ready: 1,
+        weight: 1,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
-use wasmorch_api::record::Rollout;
+use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, Record, RolloutState};
 
 use super::deploy::next_run;
@@ -239,6 +239,12 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     );
     let revisions = workload.revisions.keys();
     writes.extend(revisions.map(|number| Write::DeleteRevision(key.clone(), *number)));
+    writes.push(Write::Removed(Removed {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        newest: workload.record.newest,
+        next_placement: workload.record.next_placement,
+    }));
     // Last: until it is gone, the workload exists.
     writes.push(Write::DeleteRecord(key.clone()));
     let mut reply = reply(cluster, workload, &workload.record, true);

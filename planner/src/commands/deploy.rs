@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
-use wasmorch_api::record::{Rollout, Run};
+use wasmorch_api::record::{Removed, Rollout, Run};
 use wasmorch_api::{
     ApiError, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber, RolloutState,
     Route, WorkloadKey, WorkloadSpec,
@@ -37,7 +37,8 @@ pub fn deploy(
     for (spec, kind) in &input.workloads {
         let key = call.key(&spec.name);
         let known = cluster.workload(&key);
-        let step = one(known, &key, spec, *kind, call)?;
+        let removed = cluster.removed.get(&key);
+        let step = one(known, removed, &key, spec, *kind, call)?;
         let record = step.as_ref().map_or_else(
             || known.map(|workload| workload.record.clone()),
             |step| Some(step.record.clone()),
@@ -60,6 +61,7 @@ pub fn deploy(
             remember(&mut step.record, "deploy", call, &reply);
             // The record first: a revision without its workload is a leftover.
             writes.push(Write::Record(Box::new(step.record)));
+            writes.extend(removed.map(|_| Write::DeleteRemoved(key.clone())));
             writes.extend(
                 step.revision
                     .map(|revision| Write::Revision(Box::new(revision))),
@@ -93,6 +95,7 @@ struct Step {
 /// One workload of a deploy; `None` when it is already as asked.
 fn one(
     known: Option<&Workload>,
+    removed: Option<&Removed>,
     key: &WorkloadKey,
     spec: &WorkloadSpec,
     kind: Kind,
@@ -118,7 +121,10 @@ fn one(
     if let (Some(workload), Some(_)) = (known, same_revision) {
         return Ok(rescale(workload, key, desired, call));
     }
-    let newest = known.map_or(RevisionNumber(0), |workload| workload.record.newest);
+    let newest = known
+        .map(|workload| workload.record.newest)
+        .or_else(|| removed.map(|removed| removed.newest))
+        .unwrap_or_default();
     let number = newest.next();
     let changes = match known.and_then(Workload::target) {
         Some(before) => differences(&before.spec, spec),
@@ -137,7 +143,7 @@ fn one(
     };
     let mut record = match known {
         Some(workload) => workload.record.clone(),
-        None => first_record(key, kind, call),
+        None => first_record(key, removed, kind, call),
     };
     let from = known.map(|workload| workload.record.stable.unwrap_or(workload.record.revision));
     record.kind = kind;
@@ -211,7 +217,7 @@ fn rescale(
     })
 }
 
-fn first_record(key: &WorkloadKey, kind: Kind, call: &Call) -> Record {
+fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: &Call) -> Record {
     Record {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -222,7 +228,7 @@ fn first_record(key: &WorkloadKey, kind: Kind, call: &Call) -> Record {
         desired: 1,
         stopped: false,
         rollout: None,
-        next_placement: PlacementNumber(1),
+        next_placement: removed.map_or(PlacementNumber(1), |removed| removed.next_placement),
         fresh_from: PlacementNumber(0),
         run: None,
         crash_loop: Vec::new(),

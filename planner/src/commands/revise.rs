@@ -129,7 +129,7 @@ pub fn rollout(
     let workload = find(cluster, &key)?;
     let action = request.action.unwrap_or(RolloutAction::Status);
     if action == RolloutAction::Status {
-        let reply = queries::rollout_view(cluster, workload);
+        let reply = queries::rollout_view(workload);
         return Ok(Outcome {
             writes: Vec::new(),
             events: Vec::new(),
@@ -208,7 +208,7 @@ pub fn rollout(
         record: record.clone(),
         ..workload.clone()
     };
-    let reply = queries::rollout_view(cluster, &after);
+    let reply = queries::rollout_view(&after);
     remember(&mut record, "rollout", call, &reply);
     Ok(Outcome {
         writes: vec![Write::Record(Box::new(record))],
