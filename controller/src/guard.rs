@@ -21,16 +21,23 @@ pub(crate) enum Concern {
 #[derive(Debug)]
 pub(crate) struct Guard {
     cluster: ClusterId,
-    /// The store knew no workload and no host when the term began.
-    empty: bool,
+    /// The store knew no host when the term began, and none of this cluster has been heard since.
+    hostless: bool,
     /// The highest sequence this leader knows the store to have.
     known: u64,
+    /// A host has seen a later one, and the store has not been asked yet.
+    doubt: bool,
     frozen: Option<String>,
 }
 
 impl Guard {
     /// `unreadable` are keys whose values this version cannot read.
-    pub(crate) fn new(cluster: ClusterId, empty: bool, known: u64, unreadable: &[String]) -> Self {
+    pub(crate) fn new(
+        cluster: ClusterId,
+        hostless: bool,
+        known: u64,
+        unreadable: &[String],
+    ) -> Self {
         let frozen = unreadable.first().map(|key| {
             let more = unreadable.len() - 1;
             let others = if more == 0 {
@@ -42,8 +49,9 @@ impl Guard {
         });
         Self {
             cluster,
-            empty,
+            hostless,
             known,
+            doubt: false,
             frozen,
         }
     }
@@ -61,15 +69,14 @@ impl Guard {
     /// The store has acknowledged up to this sequence.
     pub(crate) fn stored(&mut self, sequence: u64) {
         self.known = self.known.max(sequence);
-        self.empty = false;
     }
 
     /// Looks at one heartbeat.
     pub(crate) fn heard(&mut self, beat: &Heartbeat) -> Concern {
         if beat.cluster != self.cluster {
-            if self.empty {
+            if self.hostless {
                 self.freeze(format!(
-                    "host {} belongs to cluster {}, and the store of this one ({}) is empty: it was wiped, or this is another NATS account",
+                    "host {} belongs to cluster {}, and the store of this one ({}) knows no host: it was wiped, or this is another NATS account",
                     beat.info.name, beat.cluster, self.cluster
                 ));
             }

@@ -1,5 +1,7 @@
 //! The planner driven through its public face: a small world of hosts that do as they are told.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
