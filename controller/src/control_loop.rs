@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
 pub(crate) use ending::End;
-use ending::ending;
+use ending::{ending, in_doubt};
 use execute::Answers;
 use pace::Pace;
 
@@ -273,7 +273,10 @@ impl ControlLoop {
             Finding::LastSequence {
                 seen,
                 last: Ok(last),
-            } => self.begin.guard.verified(seen, last),
+            } => {
+                self.begin.guard.verified(seen, last);
+                self.pace.changed(Instant::now());
+            }
             Finding::Term {
                 seen,
                 stored: Ok(stored),
@@ -315,6 +318,10 @@ impl ControlLoop {
             }
         };
         let wrote = !done.writes.is_empty();
+        if wrote && self.begin.guard.in_doubt() {
+            send(call, Err(in_doubt()));
+            return Ok(());
+        }
         if wrote {
             let batch = dispatch::whole(done.writes);
             if let Err(error) = self.store(batch).await {
@@ -337,7 +344,8 @@ impl ControlLoop {
     // What the planner wants.
 
     async fn plan(&mut self) -> Result<(), End> {
-        if self.begin.guard.frozen().is_some() {
+        if self.begin.guard.frozen().is_some() || self.begin.guard.in_doubt() {
+            // The end of a doubt makes it due again; a freeze lasts as long as the term.
             self.pace.begin();
             return Ok(());
         }

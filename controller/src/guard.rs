@@ -82,16 +82,24 @@ impl Guard {
             }
             return Concern::Foreign;
         }
+        self.hostless = false;
         let seen = beat.sequence.max(beat.table_seq);
         if seen > self.known {
+            self.doubt = true;
             Concern::Verify(seen)
         } else {
             Concern::Fine
         }
     }
 
+    /// Whether a contradiction is being looked into: what follows must not reach hosts before.
+    pub(crate) fn in_doubt(&self) -> bool {
+        self.doubt
+    }
+
     /// The store's answer to [`Concern::Verify`].
     pub(crate) fn verified(&mut self, seen: u64, last_sequence: u64) {
+        self.doubt = false;
         self.known = self.known.max(last_sequence);
         if seen > last_sequence {
             self.freeze(format!(
@@ -123,8 +131,8 @@ mod tests {
         }
     }
 
-    fn guard(empty: bool) -> Guard {
-        Guard::new("c1".parse().unwrap(), empty, 10, &[])
+    fn guard(hostless: bool) -> Guard {
+        Guard::new("c1".parse().unwrap(), hostless, 10, &[])
     }
 
     #[test]
@@ -132,6 +140,15 @@ mod tests {
         let mut guard = guard(true);
         assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
         assert!(guard.frozen().is_some_and(|why| why.contains("wiped")));
+    }
+
+    #[test]
+    fn a_first_host_makes_an_empty_store_a_cluster() {
+        let mut guard = guard(true);
+        guard.stored(12);
+        assert_eq!(guard.heard(&beat("c1", 11)), Concern::Fine);
+        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert_eq!(guard.frozen(), None);
     }
 
     #[test]
@@ -146,8 +163,9 @@ mod tests {
         let mut guard = guard(false);
         assert_eq!(guard.heard(&beat("c1", 10)), Concern::Fine);
         assert_eq!(guard.heard(&beat("c1", 12)), Concern::Verify(12));
+        assert!(guard.in_doubt());
         guard.verified(12, 14);
-        assert_eq!(guard.frozen(), None);
+        assert!(!guard.in_doubt() && guard.frozen().is_none());
         assert_eq!(guard.heard(&beat("c1", 14)), Concern::Fine);
         assert_eq!(guard.heard(&beat("c1", 20)), Concern::Verify(20));
         guard.verified(20, 15);

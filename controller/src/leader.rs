@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::record::Lease;
-use wasmorch_api::{LeaderId, Term, subjects};
+use wasmorch_api::{ClusterId, LeaderId, Term, subjects};
 
 use crate::artifacts::Artifacts;
 use crate::control_loop::End;
@@ -47,17 +47,35 @@ struct Won {
     sent: Instant,
 }
 
+/// What outlives a term in this process: enough to notice that the store does not remember it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// A term is later than any that a host has seen, even when the store forgot it.
+    floor: Term,
+    /// The cluster that was led first.
+    cluster: Option<ClusterId>,
+}
+
+impl Memory {
+    /// Why the store is not the one that was led before.
+    fn contradicts(&mut self, cluster: &ClusterId) -> Option<String> {
+        let first = self.cluster.get_or_insert_with(|| cluster.clone());
+        (first != cluster).then(|| {
+            format!("this controller led cluster {first}, and the store now begins cluster {cluster}: it was wiped")
+        })
+    }
+}
+
 impl Controller {
     /// Leads whenever it can, until told to stop.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        // A term is later than any that a host has seen, even when the store forgot it.
-        let mut floor = Term(0);
+        let mut memory = Memory::default();
         loop {
             let Some(won) = self.candidate(&shutdown).await else {
                 return;
             };
             tracing::info!(leader = %self.leader, "the lease is won");
-            let end = self.lead(won, floor, &shutdown).await;
+            let end = self.lead(won, &mut memory, &shutdown).await;
             self.metrics.led(0);
             match end {
                 Ok(End::Stopped) => return,
@@ -67,7 +85,7 @@ impl Controller {
                 }
                 Ok(End::Behind(seen)) => {
                     tracing::error!(term = %seen, "hosts have seen a later term than the store");
-                    floor = floor.max(seen);
+                    memory.floor = memory.floor.max(seen);
                 }
                 Err(error) => tracing::warn!(%error, "a term did not begin"),
             }

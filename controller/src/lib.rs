@@ -31,7 +31,7 @@ mod metrics;
 pub mod store;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -131,6 +131,10 @@ pub async fn run(
     Ok(())
 }
 
+/// A store that does not answer at the start is asked for so long, this often.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+const STORE_AGAIN: Duration = Duration::from_millis(500);
+
 struct Parts {
     link: Link,
     store: Store,
@@ -145,7 +149,17 @@ async fn start(config: &ControllerConfig, leader: &LeaderId) -> Result<Parts, Co
     };
     let name = format!("wasmorch controller {leader}");
     let link = Link::connect(&config.nats, &name).await?;
-    let store = Store::open(&link, config.nats.js_domain.as_deref()).await?;
+    let began = Instant::now();
+    let store = loop {
+        match Store::open(&link, config.nats.js_domain.as_deref()).await {
+            // Servers that start together with this need a while to choose their leader.
+            Err(ControllerError::Store(error)) if began.elapsed() < STORE_PATIENCE => {
+                tracing::info!(%error, "waiting for the store");
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+            opened => break opened?,
+        }
+    };
     Ok(Parts {
         link,
         store,

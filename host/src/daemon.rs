@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,9 @@ use crate::machine;
 use crate::runner::{self, RunnerConfig, RunnerError};
 use crate::tables::Tables;
 
+/// For the lock of a daemon that is just ending.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Events of the link that may wait for the loop; beyond, the link waits.
 const LINK_QUEUE: usize = 1024;
 /// Replicas that one host may be given: what its placement set, its memory of them and its
@@ -162,23 +166,35 @@ struct Disk {
 }
 
 impl Disk {
+    /// Waits a moment for a lock: a daemon that has just been killed may still hold it.
     async fn open(config: &HostConfig) -> Result<Self, HostError> {
-        let root = config.data.clone();
-        let opening = tokio::task::spawn_blocking(move || {
-            let data = DataDir::open(&root)?;
-            let host = data.host(|| HostId::from_random(rand::random()))?;
-            let held = data.held()?;
-            let tables = Tables::load(data.tables()?.unwrap_or_default());
-            Ok(Self {
-                data: Arc::new(data),
-                host,
-                held,
-                tables,
-            })
-        });
-        opening
-            .await
-            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            let root = config.data.clone();
+            let opening = tokio::task::spawn_blocking(move || Self::read(&root));
+            let opened = opening
+                .await
+                .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
+            match opened {
+                Err(HostError::Locked { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_RETRY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn read(root: &Path) -> Result<Self, HostError> {
+        let data = DataDir::open(root)?;
+        let host = data.host(|| HostId::from_random(rand::random()))?;
+        let held = data.held()?;
+        let tables = Tables::load(data.tables()?.unwrap_or_default());
+        Ok(Self {
+            data: Arc::new(data),
+            host,
+            held,
+            tables,
+        })
     }
 
     fn agent(&mut self) -> Agent {

@@ -12,7 +12,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -134,6 +134,7 @@ pub(crate) struct LinkTasks {
     tasks: TaskTracker,
     stop: CancellationToken,
     link: Link,
+    shared: Arc<Shared>,
 }
 
 /// How the connection stands; a new generation is a new connection.
@@ -153,6 +154,8 @@ struct Shared {
     behind: Notify,
     /// The leader says that the host should hold at least this.
     wanted_sequence: AtomicU64,
+    /// The daemon ends: a lost connection is no news.
+    ending: AtomicBool,
 }
 
 impl Link {
@@ -173,6 +176,7 @@ impl Link {
             lost: Notify::new(),
             behind: Notify::new(),
             wanted_sequence: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
         });
         let client = connect(options, &host, shared.clone()).await?;
         let (context, api) = match &options.js_domain {
@@ -208,7 +212,13 @@ impl Link {
         owned(follow(link.clone(), shared.clone(), events).boxed());
         owned(beat(link.clone(), pulse).boxed());
         tasks.close();
-        Ok((link.clone(), LinkTasks { tasks, stop, link }))
+        let all = LinkTasks {
+            tasks,
+            stop,
+            link: link.clone(),
+            shared,
+        };
+        Ok((link, all))
     }
 
     /// Whether the server is there now.
@@ -237,6 +247,7 @@ impl Link {
 impl LinkTasks {
     /// Lets the last messages leave, then ends the connection and everything that used it.
     pub(crate) async fn close(self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
         if self.link.is_up()
             && timeout(FLUSH_TIMEOUT, self.link.client.flush())
                 .await
@@ -302,7 +313,9 @@ fn note(event: &async_nats::Event, shared: &Shared) {
             });
         }
         Event::Disconnected | Event::Closed => {
-            tracing::warn!("no connection to NATS: holding what runs, trying again");
+            if !shared.ending.load(Ordering::Relaxed) {
+                tracing::warn!("no connection to NATS: holding what runs, trying again");
+            }
             shared
                 .connection
                 .send_modify(|connection| connection.up = false);

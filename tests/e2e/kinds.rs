@@ -83,6 +83,25 @@ fn a_service_that_traps_fails_with_its_reason() {
     assert!(!logs.is_empty(), "what it printed before is kept");
 }
 
+/// Components that another toolchain built (tests/data/README.md) deploy unchanged.
+#[test]
+fn components_of_another_toolchain_run() {
+    let up = Up::start(1);
+    for name in ["foreign-c-module", "foreign-c-command"] {
+        let path = format!("{}/data/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
+        up.run(&["deploy", &path, "--job", "--", "--text", "hello"])
+            .ok();
+        assert_eq!(up.status(name)["state"], "completed", "{name}");
+        wait_for("its line in the log", || {
+            up.run(&["logs", name])
+                .ok()
+                .out
+                .contains("3610a686")
+                .then_some(())
+        });
+    }
+}
+
 /// The middle of several timings of `/`.
 fn median_ms(up: &Up, gateway: &str, count: usize) -> Duration {
     let mut times: Vec<Duration> = (0..count)

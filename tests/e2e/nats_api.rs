@@ -86,6 +86,16 @@ fn a_workload_is_invoked_by_request() {
     );
 }
 
+#[test]
+fn env_points_other_tools_at_the_cluster() {
+    let up = Up::start(1);
+    let told = up.run(&["env"]).ok().out;
+    assert!(
+        told.contains(&format!("export NATS_URL={}", up.nats_url())),
+        "{told}"
+    );
+}
+
 /// The README's Python, as it stands there, against a real cluster.
 #[test]
 fn the_python_in_the_readme_runs() {

@@ -55,6 +55,16 @@ fn refusal(error: &StoreError) -> ApiError {
     }
 }
 
+/// A host has seen more than this leader knows of: the store is asked first.
+pub(super) fn in_doubt() -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        "the store is being compared with what hosts hold",
+        "a host has seen a later state than this leader: nothing was changed",
+        "try again in a moment",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

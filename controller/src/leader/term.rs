@@ -14,7 +14,7 @@ use wasmorch_api::{ClusterId, LeaderId, Term};
 use wasmorch_planner::{Cluster, Stored};
 
 use super::keeper::Keeper;
-use super::{Controller, Won};
+use super::{Controller, Memory, Won};
 use crate::api::{Api, ApiCall, CALLS_MAX, Identity};
 use crate::clock::Clock;
 use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs};
@@ -42,7 +42,7 @@ impl Controller {
     pub(super) async fn lead(
         &self,
         won: Won,
-        floor: Term,
+        memory: &mut Memory,
         shutdown: &CancellationToken,
     ) -> Result<End, StoreError> {
         let clock = LeaseClock::won(self.times, won.sent);
@@ -57,7 +57,7 @@ impl Controller {
         // Dropped with this future, should that be dropped: no lease is kept for nobody.
         let renewing = keeper.clone().renew(lost.clone(), released.clone());
         let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
-        let end = self.term(&keeper, floor, &lost, shutdown).await;
+        let end = self.term(&keeper, memory, &lost, shutdown).await;
         released.cancel();
         // A panic of the renewal has been reported by the runtime; the lease then ends by itself.
         let _ = renewing.await;
@@ -71,14 +71,14 @@ impl Controller {
     async fn term(
         &self,
         keeper: &Keeper,
-        floor: Term,
+        memory: &mut Memory,
         lost: &CancellationToken,
         shutdown: &CancellationToken,
     ) -> Result<End, StoreError> {
         let began = Instant::now();
         let clock = Clock::new();
         let loading = async {
-            let minted = self.mint(floor, &clock).await?;
+            let minted = self.mint(memory.floor, &clock).await?;
             keeper.leads(minted.record.term);
             let loaded = self.store.load(minted.fence).await?;
             Ok::<_, StoreError>((minted, loaded))
@@ -89,7 +89,10 @@ impl Controller {
             loaded = loading => loaded?,
         };
         let term = minted.record.term;
-        let (cluster, guard) = restore(&minted, loaded, &clock);
+        let (cluster, mut guard) = restore(&minted, loaded, &clock);
+        if let Some(why) = memory.contradicts(&minted.record.cluster) {
+            guard.freeze(why);
+        }
         let (hosts, workloads) = (cluster.hosts().len(), cluster.workloads().len());
         let took_ms = began.elapsed().as_millis();
         tracing::info!(%term, hosts, workloads, took_ms, "leading");
@@ -297,13 +300,18 @@ fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
     entries.sort_by_key(|(rank, _, sequence)| (*rank, *sequence));
     let known = |key: &str| key != key::TERM && key != key::LEASE;
     unreadable.retain(|key| known(key));
-    let empty = entries.is_empty() && unreadable.is_empty();
+    let hostless = !entries
+        .iter()
+        .any(|(_, stored, _)| matches!(stored, Stored::Host(_)));
     let mut state = Cluster::new(cluster.clone(), *term, leader.clone(), clock.now());
     for (_, stored, sequence) in entries {
         state.load(stored, sequence);
     }
     let last = loaded.last_sequence.max(minted.fence);
-    (state, Guard::new(cluster.clone(), empty, last, &unreadable))
+    (
+        state,
+        Guard::new(cluster.clone(), hostless, last, &unreadable),
+    )
 }
 
 fn rank(stored: &Stored) -> u8 {

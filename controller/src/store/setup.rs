@@ -255,12 +255,16 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, Contr
     };
     match created {
         Ok(stream) => Ok(stream),
-        // Another controller came first, or another stream has our subjects.
         Err(error) => match js.get_stream(&name).await {
+            // Another controller came first.
             Ok(stream) => Ok(stream),
-            Err(_) => Err(ControllerError::WrongStream {
-                stream: name,
-                why: error.to_string(),
+            Err(_) => Err(match error.kind() {
+                // Another stream has our subjects, or this server does not know our settings.
+                CreateStreamErrorKind::JetStream(answer) if answer.code() == 400 => {
+                    let why = answer.to_string();
+                    ControllerError::WrongStream { stream: name, why }
+                }
+                _ => store_failed(&error),
             }),
         },
     }

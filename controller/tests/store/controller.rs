@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use wasmorch_api::record::TermRecord;
 use wasmorch_api::status::Capacity;
 use wasmorch_api::{
     ClusterId, Digest, Heartbeat, HostId, HostInfo, PlacementSet, ReplicaId, ReplicaState,
@@ -86,9 +87,10 @@ async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16
 }
 
 async fn term_of(client: &Client) -> u64 {
-    call(client, "_.version", Value::Null).await.unwrap()["term"]
-        .as_u64()
-        .unwrap()
+    // A leader that steps down says so while it still holds the lease.
+    let version = || async { call(client, "_.version", Value::Null).await.ok() };
+    let version = eventually("a leader", version).await;
+    version["term"].as_u64().unwrap()
 }
 
 async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
@@ -525,7 +527,7 @@ async fn a_wiped_store_freezes_and_a_restarted_one_goes_on() {
         let host = json!({"host": "x"});
         let _ = call(&client, "_.cordon", host).await;
         upload_again(&client, &digest).await?;
-        match call(&client, "default.deploy", deploy(&digest, 1, "r2")).await {
+        match call(&client, "default.deploy", deploy_anew(&digest)).await {
             Err((503, body)) if body["error"]["code"] == "frozen" => Some(body),
             _ => None,
         }
@@ -535,6 +537,18 @@ async fn a_wiped_store_freezes_and_a_restarted_one_goes_on() {
     call(&client, "_.hosts", Value::Null)
         .await
         .expect("questions are answered");
+
+    // Another controller, which remembers nothing, believes the hosts.
+    controller.stop().await;
+    let controller = Controller::start(&server).await;
+    let frozen = eventually("the freeze", || async {
+        match call(&client, "default.deploy", deploy_anew(&digest)).await {
+            Err((503, body)) if body["error"]["code"] == "frozen" => Some(body),
+            _ => None,
+        }
+    })
+    .await;
+    assert!(frozen.to_string().contains("wiped"), "{frozen}");
     assert!(
         host.set
             .lock()
@@ -556,11 +570,12 @@ async fn a_leader_that_was_deposed_changes_nothing_and_comes_back_later() {
 
     // Another leader has begun a term; this one does not know, and its lease still holds.
     let store = super::open(&server).await;
-    let (_, sequence) = store.read_term().await.unwrap();
-    store
-        .write_term(&super::term(7, "other"), sequence)
-        .await
-        .unwrap();
+    let (ours, sequence) = store.read_term().await.unwrap();
+    let other = TermRecord {
+        cluster: ours.unwrap().cluster,
+        ..super::term(7, "other")
+    };
+    store.write_term(&other, sequence).await.unwrap();
     let (code, body) = call(&client, "default.deploy", deploy(&digest, 1, "r1"))
         .await
         .unwrap_err();
@@ -598,6 +613,14 @@ async fn a_leader_that_was_deposed_changes_nothing_and_comes_back_later() {
         .await;
     }
     controller.stop().await;
+}
+
+/// One that is no repeat: a repeat gets the first answer, frozen or not.
+fn deploy_anew(digest: &Digest) -> Value {
+    let now = Timestamp::from(std::time::SystemTime::now());
+    let mut request = deploy(digest, 1, &format!("anew-{}", now.0));
+    request["workloads"][0]["environment"] = json!({ "AT": now.to_string() });
+    request
 }
 
 async fn upload_again(client: &Client, digest: &Digest) -> Option<()> {
