@@ -4,6 +4,8 @@
 
 use std::env;
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -87,7 +89,12 @@ pub(crate) fn data_dir(given: Option<PathBuf>, part: &str) -> Result<PathBuf, Cl
             .ok_or_else(|| CliError::usage("no data folder", "pass --data DIR, or set HOME"))?
             .join(part),
     };
-    fs::create_dir_all(&folder).map_err(|error| CliError::writing(&folder, &error))?;
+    // Logs and state are their owner's.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(|error| CliError::writing(&folder, &error))?;
     // A daemon must not depend on the folder it was started in.
     fs::canonicalize(&folder).map_err(|error| CliError::writing(&folder, &error))
 }
@@ -99,7 +106,12 @@ pub(crate) fn write_whole(file: &Path, bytes: &[u8]) -> Result<(), CliError> {
         fs::create_dir_all(folder).map_err(wrong)?;
     }
     let new = file.with_extension(format!("new-{}", std::process::id()));
-    fs::write(&new, bytes).map_err(wrong)?;
+    // For its owner alone: a URL may hold a password. On disk before it takes the old one's place.
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut written = options.open(&new).map_err(wrong)?;
+    written.write_all(bytes).map_err(wrong)?;
+    written.sync_all().map_err(wrong)?;
     fs::rename(&new, file).map_err(wrong)
 }
 

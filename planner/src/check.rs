@@ -229,7 +229,10 @@ fn ready_is_kept(
     let before: BTreeSet<Slot> = workload
         .placements
         .iter()
-        .filter(|(number, _)| workload.is_ready(**number))
+        // What a dead host ran is lost whether or not the plan says so.
+        .filter(|(number, _)| {
+            workload.is_ready(**number) && stops.get(*number) != Some(&StopReason::HostDead)
+        })
         .map(|(_, placed)| placed.slot)
         .filter(|slot| slot.0 <= wanted)
         .collect();

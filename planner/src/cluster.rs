@@ -101,6 +101,11 @@ impl Host {
         self.record.info.capacity
     }
 
+    /// It runs by a set that the store no longer has: it was removed, and came back.
+    pub(crate) fn holds_unkept(&self) -> bool {
+        self.known() && self.set.is_none() && self.applied > 0
+    }
+
     /// Heard in this term, and everything it runs is known.
     pub fn known(&self) -> bool {
         self.boot.is_some() && self.synced
@@ -309,6 +314,10 @@ impl Cluster {
             },
             Write::DeleteHost(host) => {
                 self.hosts.remove(&host);
+                for workload in self.workloads.values_mut() {
+                    workload.placements.retain(|_, placed| placed.host != host);
+                    workload.reports.retain(|_, known| known.host != host);
+                }
             }
             Write::Placements(set) => self.set_placements(set, sequence, now),
             Write::DeletePlacements(host) => {

@@ -76,7 +76,8 @@ impl Cluster {
             out.asks.push(Ask::NewerTerm(beat.term));
         }
         let (host, new) = self.host_entry(&beat.host, now);
-        host.heard = now;
+        // Never back: beats that waited in a queue must not look like silence.
+        host.heard = host.heard.max(now);
         host.applied = beat.sequence;
         host.table_seq = beat.table_seq;
         host.memory_bytes = beat.memory_bytes;
@@ -187,6 +188,22 @@ impl Cluster {
             return;
         };
         let number = status.replica.placement;
+        let newer_start = workload.reports.get(&number).is_some_and(|known| {
+            known.host == *host && known.status.replica.start > status.replica.start
+        });
+        if newer_start {
+            // A full report tells of past starts too; what runs now has been heard already.
+            if status.state.ended() {
+                let (host, ready_at, running_at) = (host.clone(), None, None);
+                workload.remember_ended(Reported {
+                    host,
+                    status,
+                    ready_at,
+                    running_at,
+                });
+            }
+            return;
+        }
         let before = workload
             .reports
             .get(&number)

@@ -33,6 +33,8 @@ pub struct Plan {
     pub endpoints: Vec<EndpointTable>,
     /// Route tables that changed.
     pub routes: Vec<RouteTable>,
+    /// Hosts that hold a set which nobody keeps any more: each gets an explicit one.
+    pub forgotten: usize,
     /// What could not be placed, why, and what would fix it.
     pub unplaced: Vec<Unplaced>,
     /// What to say aloud once it is stored.
@@ -99,6 +101,7 @@ impl Plan {
             && self.hosts.is_empty()
             && self.endpoints.is_empty()
             && self.routes.is_empty()
+            && self.forgotten == 0
     }
 
     pub(crate) fn wake(&mut self, at: Timestamp) {
@@ -116,6 +119,11 @@ impl Cluster {
                 plan.hosts.push(host.record.clone());
             }
         }
+        plan.forgotten = self
+            .hosts
+            .values()
+            .filter(|host| host.holds_unkept())
+            .count();
         let mut books = Books::of(self);
         for key in self.by_priority() {
             slots::plan_workload(self, &mut books, &key, now, &mut plan);
@@ -177,12 +185,16 @@ impl Cluster {
                 .cloned()
                 .map(|record| Write::Record(Box::new(record))),
         );
-        let touched: BTreeSet<&HostId> = plan
+        let mut touched: BTreeSet<&HostId> = plan
             .start
             .iter()
             .map(|start| &start.host)
             .chain(plan.stop.iter().map(|stop| &stop.host))
             .collect();
+        // A host that was removed and returned holds a set that nobody keeps any more: without an
+        // explicit one it would run that for ever.
+        let forgotten = self.hosts.iter().filter(|(_, host)| host.holds_unkept());
+        touched.extend(forgotten.map(|(id, _)| id));
         for host in touched {
             writes.push(Write::Placements(self.set_after(host, plan)));
         }

@@ -159,7 +159,10 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
 }
 
 fn complete(pass: &mut Pass<'_>, rollout: &Rollout) {
-    pass.record.stable = Some(rollout.revision);
+    // At zero nothing has been proven: the last good revision stays what a revert goes back to.
+    if pass.record.wanted() > 0 {
+        pass.record.stable = Some(rollout.revision);
+    }
     let reason = format!("every slot runs revision {}", rollout.revision);
     end(
         pass,
@@ -304,6 +307,7 @@ impl Pass<'_> {
             let mine = first.is_some_and(|first| seat.number >= first) && !self.record.stopped;
             match seat.standing {
                 _ if !mine => self.stop_if_heard(&seat, StopReason::NotWanted),
+                Standing::Gone if self.nowhere_else(&seat) => placed = true,
                 Standing::Gone => self.stop(&seat, StopReason::HostDead),
                 Standing::Done | Standing::GivenUp => {
                     self.stop(&seat, StopReason::Ended);

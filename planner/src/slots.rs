@@ -123,6 +123,11 @@ impl Pass<'_> {
 
     fn serve(&mut self) {
         self.end_gone_and_used_up();
+        if self.record.revision != self.workload.record.revision {
+            // A revert began: seats and target belong to the revision just given up. The record is
+            // stored first; the next pass sees the other one.
+            return;
+        }
         self.end_unwanted();
         for slot in self.wanted() {
             self.keep_the_best(slot);
@@ -153,6 +158,9 @@ impl Pass<'_> {
         let seats: Vec<Seat> = self.seats.values().flatten().cloned().collect();
         for seat in seats {
             match seat.standing {
+                // With nowhere else to go, taking it out of its host's set would only stop what may
+                // well be running behind a broken network.
+                Standing::Gone if self.nowhere_else(&seat) => {}
                 Standing::Gone => {
                     self.stop(&seat, StopReason::HostDead);
                     let reason = format!("its host {} is dead", self.host_name(&seat.placed.host));
@@ -173,6 +181,28 @@ impl Pass<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Whether a silent host's wanted seat fits on no other host; it counts as unplaced then.
+    pub(crate) fn nowhere_else(&mut self, seat: &Seat) -> bool {
+        let slot = seat.placed.slot;
+        let others = self.seats.get(&slot).is_some_and(|seats| seats.len() > 1);
+        let known = self.cluster.hosts.contains_key(&seat.placed.host);
+        if slot.0 > u64::from(self.record.wanted()) || others || !known {
+            return false;
+        }
+        let Some(old) = self.workload.revisions.get(&seat.placed.revision).cloned() else {
+            return false;
+        };
+        self.books.remove(self.key, &seat.placed.host, &old.spec);
+        let ranking = place::rank(self.cluster, self.books, self.key, &self.target.spec, &[]);
+        self.books.add(self.key, &seat.placed.host, &old.spec);
+        if !ranking.fits.is_empty() {
+            return false;
+        }
+        let count = self.unplaced.as_ref().map_or(0, |(count, _)| *count);
+        self.unplaced = Some((count + 1, ranking));
+        true
     }
 
     /// A host's starts are used up: the slot moves at once while there is another host to try, and
@@ -222,7 +252,8 @@ impl Pass<'_> {
             until: Timestamp(self.now.0 + wait),
             reason: reason.clone(),
         });
-        if seat.fresh {
+        // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
+        if seat.fresh && seat.placed.revision == self.record.revision {
             rollout::fail(self, &format!("replica failed: {reason}"));
         }
     }
@@ -289,7 +320,12 @@ impl Pass<'_> {
             if self.seats.get(&slot).is_some_and(|seats| !seats.is_empty()) {
                 continue;
             }
-            let waits = self.record.crash_loop.iter().find(|one| one.slot == slot);
+            let revision = self.record.revision;
+            let waits = self
+                .record
+                .crash_loop
+                .iter()
+                .find(|one| one.slot == slot && one.revision == revision);
             if let Some(until) = waits.map(|one| one.until).filter(|until| *until > self.now) {
                 self.plan.wake(until);
                 continue;

@@ -403,6 +403,65 @@ fn a_dead_host_is_replaced_and_a_suspect_one_is_not() {
 }
 
 #[test]
+fn with_nowhere_else_to_go_a_silent_host_keeps_its_set() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Http);
+    world.run(8);
+    world.silent.extend([host(1), host(2)]);
+    world.run(16);
+    assert_eq!(world.cluster.hosts()[&host(1)].state, HostState::Dead);
+    assert_eq!(world.cluster.workload(&web()).unwrap().placements.len(), 2);
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    assert_eq!(status.unplaced.unwrap().slots, 2, "and says so");
+    world.silent.clear();
+    world.run(3);
+    assert_eq!(world.ready(), 2, "nothing was stopped");
+}
+
+#[test]
+fn several_failures_at_once_still_revert() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    world.change(commands::stop, None);
+    world.run(2);
+    world.fates.insert(2, Fate::GivesUp);
+    world.deploy(spec("2", 3), Kind::Http);
+    world.run(10);
+    assert_eq!(world.rollout(), RolloutState::Reverted);
+    assert_eq!(
+        world.ready(),
+        3,
+        "the good revision waits for no crash loop of the bad one"
+    );
+}
+
+#[test]
+fn a_host_dies_while_a_successor_becomes_ready() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    world.deploy(spec("2", 3), Kind::Http);
+    world.round();
+    world.silent.insert(host(3));
+    // Long enough without a plan that both things are found in one.
+    world.now.0 += 900;
+    for _ in 0..6 {
+        for n in 1..=2 {
+            world.heartbeat(&host(n));
+            world.report(&host(n));
+        }
+        world.cluster.observe(Observation::Tick, world.now);
+        world.now.0 += 900;
+    }
+    world.run(40);
+    assert_eq!(
+        (world.rollout(), world.ready()),
+        (RolloutState::Completed, 3)
+    );
+}
+
+#[test]
 fn a_new_leader_moves_nothing_before_hosts_have_spoken() {
     let mut world = World::new(3);
     world.deploy(spec("1", 3), Kind::Http);

@@ -1,5 +1,6 @@
 //! `host` and `controller`: the daemons, until a signal.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
-use wasmorch_host::{HostConfig, HostError, HostStarted};
+use wasmorch_host::{HostConfig, HostError, HostStarted, LinkError};
 
 use super::{Context, Interrupt};
 use crate::args::{ControllerArgs, HostArgs};
@@ -164,9 +165,13 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
             Exit::BLOCKED
         }
         HostError::Listen { .. } => Exit::USAGE,
-        HostError::Data { .. } => Exit::DENIED,
+        HostError::Data { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Exit::DENIED
+        }
+        HostError::Data { .. } => Exit::BLOCKED,
         HostError::Damaged { .. } => Exit::FAILED,
-        HostError::Nats(_) => Exit::UNAVAILABLE,
+        HostError::Nats(LinkError::Credentials { .. }) => Exit::NOT_FOUND,
+        HostError::Nats(LinkError::Address { .. }) => Exit::USAGE,
         HostError::Runner(_) => Exit::FAILED,
     };
     split(exit, "the host cannot run", error)

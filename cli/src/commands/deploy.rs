@@ -124,8 +124,11 @@ async fn ask(
         reply = &mut asking => reply,
         () = interrupt.next() => match tokio::time::timeout(LAST_WORD, asking).await {
             Ok(Ok(reply)) => Err(goes_on(reply.workloads.iter().map(|one| &one.name))),
-            Ok(Err(_)) => Err(CliError::interrupted("interrupted: nothing was deployed")),
-            Err(_) => Err(CliError {
+            // A refusal. Without one, the answer was lost: the deploy may have been stored.
+            Ok(Err(error)) if error.code.is_some() => {
+                Err(CliError::interrupted("interrupted: nothing was deployed"))
+            }
+            Ok(Err(_)) | Err(_) => Err(CliError {
                 why: "the cluster had been asked and has not answered".into(),
                 fix: "see what became of it: `wasmorch ps`".into(),
                 ..CliError::interrupted("interrupted")

@@ -82,7 +82,9 @@ impl Parts {
             nats: nats.clone(),
             data,
             http,
-            peer: None,
+            // Hosts of one machine forward to each other there; until peers are authenticated, the
+            // port where forwarding headers are believed stays off the network.
+            peer: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             advertise: None,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             name: name.parse().ok(),

@@ -11,6 +11,8 @@ use wasmorch_api::{LeaderId, Term};
 use crate::lease::{LeaseClock, LeaseTimes};
 use crate::store::{LeaseView, Store, StoreError};
 
+/// One try of a renewal may take so long: a lost answer must leave time for a second.
+const RENEWAL_MAX: Duration = Duration::from_millis(500);
 /// A renewal that failed is tried again so soon.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
@@ -94,7 +96,7 @@ impl Keeper {
             let sent = Instant::now();
             let rest = self.clock.holds_until().saturating_duration_since(sent);
             let write = self.store.write_lease(&lease, sequence, &self.times);
-            match tokio::time::timeout(rest, write).await {
+            match tokio::time::timeout(rest.min(RENEWAL_MAX), write).await {
                 Ok(Ok(sequence)) => {
                     self.sequence.store(sequence, Ordering::Relaxed);
                     self.clock.renewed(sent, Instant::now());
@@ -109,7 +111,9 @@ impl Keeper {
                     tracing::debug!(%error, "the lease was not renewed");
                     tokio::time::sleep(RENEW_AGAIN).await;
                 }
-                Err(_) => return false,
+                // Its answer is late or lost: the loop ends when the lease does. If it got through,
+                // the next one is fenced and `still_ours` finds it.
+                Err(_) => {}
             }
         }
         false

@@ -74,7 +74,10 @@ impl Store {
             match key {
                 key::TERM if sequence > fence => return Err(StoreError::Fenced),
                 key::TERM | key::LEASE => {}
-                _ if message.headers.as_ref().is_some_and(is_marker) => {}
+                // A lagging replica may have shown the value before its marker.
+                key if message.headers.as_ref().is_some_and(is_marker) => {
+                    loaded.entries.retain(|entry| entry.key != key);
+                }
                 key => {
                     let (key, value) = (key.to_owned(), message.payload.clone());
                     loaded.entries.push(LoadedEntry {

@@ -148,7 +148,7 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
 }
 
 /// The running rollout's deadline begins anew.
-fn give_time(workload: &Workload, record: &mut Record, call: &Call) {
+pub(super) fn give_time(workload: &Workload, record: &mut Record, call: &Call) {
     let Some(target) = workload.target() else {
         return;
     };

@@ -208,6 +208,8 @@ fn rescale(
     record.desired = desired;
     record.stopped = false;
     record.updated = call.now;
+    record.crash_loop.clear();
+    super::change::give_time(workload, &mut record, call);
     let events = vec![EventDraft::of(key, EventKind::Scaled, said)];
     Some(Step {
         record,

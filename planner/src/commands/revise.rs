@@ -1,7 +1,7 @@
 //! `rollback` and `rollout`: which revision is wanted, and what a person does about its rollout.
 
 use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
-use wasmorch_api::record::Rollout;
+use wasmorch_api::record::{Rollout, RunOutcome};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
 
 use super::{Call, Outcome, find, remember};
@@ -87,6 +87,9 @@ pub fn rollback(
     });
     after.revision = to;
     after.kind = target.kind;
+    if target.kind.ends() {
+        after.run = Some(super::deploy::next_run(&after, None));
+    }
     after.stopped = false;
     after.crash_loop.clear();
     after.updated = call.now;
@@ -175,6 +178,16 @@ pub fn rollout(
             record.revision = back;
             if let Some(revision) = workload.revisions.get(&back) {
                 record.kind = revision.kind;
+            }
+            if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+                // Ends the aborted run; what came before is not run again.
+                run.first_placement = record.next_placement;
+                run.outcome = Some(RunOutcome {
+                    completed: false,
+                    exit_code: None,
+                    reason: "aborted".to_owned(),
+                    at: call.now,
+                });
             }
             rollout.state = RolloutState::Aborted;
             rollout.reason = Some(format!("aborted by {}", call.by));
