@@ -152,6 +152,11 @@ impl Agent {
         effects
     }
 
+    /// What was to be persisted did not reach the disk: the next event brings it again.
+    pub fn persist_again(&mut self) {
+        self.persist = true;
+    }
+
     /// When the agent next wants an event, a `Tick` if there is no other.
     pub fn wake_at(&self) -> Option<Timestamp> {
         self.timers.first().map(|(at, _)| *at)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
@@ -72,12 +72,16 @@ pub(crate) struct Driver {
     parts: Parts,
     clock: Clock,
     fetches: JoinSet<Event>,
-    /// Writes that nothing waits for: tables, pruning.
-    chores: JoinSet<()>,
+    /// Writes that nothing waits for: tables, pruning. `false`: the tables were not written.
+    chores: JoinSet<bool>,
     reads: Arc<Semaphore>,
     live: LiveLines,
     view: View,
     pruned: Instant,
+    /// The store that is connected is another cluster's: its tables are none of ours.
+    foreign: bool,
+    /// The placements on disk are not those in force: the next tick writes them again.
+    unwritten: bool,
     /// Set while the daemon ends: when it ends at the latest.
     ends_at: Option<Instant>,
 }
@@ -103,6 +107,8 @@ impl Driver {
             live: LiveLines::default(),
             view: View::default(),
             pruned: Instant::now(),
+            foreign: false,
+            unwritten: false,
             ends_at: None,
         }
     }
@@ -200,6 +206,9 @@ impl Driver {
             } => {
                 self.view.nats = true;
                 self.view.leader = Some(leader);
+                // A host without a cluster takes the first that it meets.
+                let ours = self.parts.agent.cluster();
+                self.foreign = ours.is_some_and(|ours| *ours != cluster);
                 Some(Event::Connected { cluster, term })
             }
             LinkEvent::Disconnected => {
@@ -208,6 +217,8 @@ impl Driver {
             }
             LinkEvent::Set { set, sequence } => Some(Event::Set { set, sequence }),
             LinkEvent::NoSet => Some(Event::NoSet),
+            // Even a deletion, which names no cluster, and a full reading, which shows none of ours.
+            LinkEvent::Table(_) | LinkEvent::Tables { .. } if self.foreign => None,
             LinkEvent::Table(change) => {
                 if self.is_ours(&change) {
                     let news = self.parts.tables.change(change);
@@ -295,7 +306,7 @@ impl Driver {
         match effect {
             Effect::Persist(held) => {
                 let data = self.parts.data.clone();
-                write("placements.json", move || data.write_held(&held)).await;
+                self.unwritten = !write("placements.json", move || data.write_held(&held)).await;
             }
             Effect::Joined(cluster) => {
                 tracing::info!(%cluster, host = %self.parts.host.host, "belongs to this cluster");
@@ -356,10 +367,11 @@ impl Driver {
     fn tick(&mut self) {
         self.parts.keeper.ask();
         self.live.next_second();
+        if std::mem::take(&mut self.unwritten) {
+            self.parts.agent.persist_again();
+        }
         while let Some(done) = self.chores.try_join_next() {
-            if let Err(error) = done {
-                tracing::error!(%error, "a chore was cut off");
-            }
+            self.chore_done(done);
         }
         if !self.chores.is_empty() {
             return;
@@ -367,16 +379,31 @@ impl Driver {
         if let Some(tables) = self.parts.tables.take_dirty() {
             let data = self.parts.data.clone();
             self.chores.spawn_blocking(move || {
-                if let Err(error) = data.write_tables(&tables) {
+                let written = data.write_tables(&tables);
+                if let Err(error) = &written {
                     tracing::warn!(%error, "the routing tables on disk are as before");
                 }
+                written.is_ok()
             });
         }
         if self.pruned.elapsed() >= PRUNE_EVERY {
             self.pruned = Instant::now();
             let artifacts = self.parts.artifacts.clone();
             let in_use = self.parts.agent.artifacts_in_use();
-            self.chores.spawn_blocking(move || artifacts.prune(&in_use));
+            self.chores.spawn_blocking(move || {
+                artifacts.prune(&in_use);
+                true
+            });
+        }
+    }
+
+    fn chore_done(&mut self, done: Result<bool, JoinError>) {
+        let written = done.unwrap_or_else(|error| {
+            tracing::error!(%error, "a chore was cut off");
+            false
+        });
+        if !written {
+            self.parts.tables.keep_dirty();
         }
     }
 
@@ -385,24 +412,31 @@ impl Driver {
             tracing::warn!("not everything had drained in time: it is cut off");
         }
         self.fetches.shutdown().await;
+        // First what is under way: it is older than what is written now.
+        while let Some(done) = self.chores.join_next().await {
+            self.chore_done(done);
+        }
         if let Some(tables) = self.parts.tables.take_dirty() {
             let data = self.parts.data.clone();
             write("endpoints/", move || data.write_tables(&tables)).await;
         }
-        while self.chores.join_next().await.is_some() {}
         (self.parts.keeper, self.parts.logs)
     }
 }
 
-/// A disk that fails must not stop what runs: said, and gone on. The next change tries again.
-async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send + 'static) {
+/// A disk that fails must not stop what runs: said, and gone on. `false`: not written.
+async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send + 'static) -> bool {
     match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => true,
         Ok(Err(error)) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(%error, cause, "{what} is as before: a restart would start that");
+            false
         }
-        Err(error) => tracing::error!(%error, "writing {what} was cut off"),
+        Err(error) => {
+            tracing::error!(%error, "writing {what} was cut off");
+            false
+        }
     }
 }
 

@@ -349,10 +349,17 @@ async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>
         read = read.filter(|(_, at)| at.elapsed() < SYNC_EVERY);
         let result = match &mut read {
             Some((reading, _)) => link.catch_up(reading, wanted, &events).await,
-            None => link.sync(wanted, &events).await.map(|reading| {
+            None => {
+                // It may break off after it has told of the connection: the end is told anyway.
                 told_up = true;
-                read = Some((reading, Instant::now()));
-            }),
+                match link.sync(wanted, &events).await {
+                    Ok((reading, placements)) => {
+                        read = Some((reading, Instant::now()));
+                        placements
+                    }
+                    Err(error) => Err(error),
+                }
+            }
         };
         let wait = match result {
             Ok(()) => {

@@ -34,6 +34,17 @@ pub(crate) enum TableChange {
     EndpointsGone(WorkloadKey, u64),
 }
 
+impl TableChange {
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::Routes(_, sequence)
+            | Self::RoutesGone(_, sequence)
+            | Self::Endpoints(_, sequence)
+            | Self::EndpointsGone(_, sequence) => *sequence,
+        }
+    }
+}
+
 /// All tables of one kind.
 #[derive(Debug)]
 struct Side<T> {
@@ -99,6 +110,8 @@ impl<T: Clone> Side<T> {
 pub(crate) struct Tables {
     routes: Side<RouteTable>,
     endpoints: Side<EndpointTable>,
+    /// The highest sequence heard of, deletions included: a full set says with it what it replaces.
+    newest: u64,
     /// Something has changed since it was last written to disk.
     dirty: bool,
 }
@@ -108,9 +121,11 @@ impl Tables {
     pub(crate) fn load(file: TablesFile) -> Self {
         let mut tables = Self::default();
         for (table, sequence) in file.routes {
+            tables.newest = tables.newest.max(sequence);
             tables.routes.put(table.key(), table, sequence);
         }
         for (table, sequence) in file.endpoints {
+            tables.newest = tables.newest.max(sequence);
             tables.endpoints.put(table.key(), table, sequence);
         }
         tables
@@ -118,6 +133,7 @@ impl Tables {
 
     /// Folds a change in; the message for the runner when it is news.
     pub(crate) fn change(&mut self, change: TableChange) -> Option<ToRunner> {
+        self.newest = self.newest.max(change.sequence());
         let news = match change.clone() {
             TableChange::Routes(table, sequence) => self.routes.put(table.key(), table, sequence),
             TableChange::RoutesGone(key, sequence) => self.routes.remove(key, sequence),
@@ -142,6 +158,7 @@ impl Tables {
             .into_iter()
             .map(|(table, seq)| (table.key(), table, seq));
         self.endpoints.replace(endpoints.collect(), as_of.1);
+        self.newest = self.newest.max(as_of.0).max(as_of.1);
         self.dirty = true;
         self.message()
     }
@@ -151,7 +168,13 @@ impl Tables {
         ToRunner::Tables {
             routes: self.routes.all(),
             endpoints: self.endpoints.all(),
+            as_of: self.newest,
         }
+    }
+
+    /// What was taken for the disk did not get there: it is to be taken again.
+    pub(crate) fn keep_dirty(&mut self) {
+        self.dirty = true;
     }
 
     /// Everything, for the disk, if it has changed since the last call.
@@ -258,14 +281,34 @@ mod tests {
         );
     }
 
+    fn as_of(message: &ToRunner) -> u64 {
+        match message {
+            ToRunner::Tables { as_of, .. } => *as_of,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_full_set_tells_of_a_deletion_that_is_the_newest_change() {
+        let mut tables = Tables::default();
+        tables.change(put("a", 5));
+        tables.change(TableChange::EndpointsGone(key("a"), 9));
+        assert_eq!(as_of(&tables.message()), 9);
+        assert_eq!(as_of(&tables.replace(TablesFile::default(), (12, 7))), 12);
+        assert_eq!(as_of(&tables.replace(TablesFile::default(), (8, 7))), 12);
+    }
+
     #[test]
     fn what_is_on_disk_reads_back() {
         let mut tables = Tables::default();
         tables.change(put("a", 5));
         let file = tables.take_dirty().unwrap();
         assert!(tables.take_dirty().is_none());
+        tables.keep_dirty();
+        assert_eq!(tables.take_dirty().as_ref(), Some(&file), "taken again");
         let json = serde_json::to_vec(&file).unwrap();
         let again = Tables::load(serde_json::from_slice(&json).unwrap());
         assert_eq!(names(&again), names(&tables));
+        assert_eq!(as_of(&again.message()), 5);
     }
 }

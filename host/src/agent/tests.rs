@@ -438,3 +438,13 @@ fn shutting_down_drains_all_and_starts_nothing() {
     );
     assert!(stage.agent.idle());
 }
+
+#[test]
+fn what_did_not_reach_the_disk_is_persisted_again() {
+    let mut stage = Stage::new();
+    let first = persisted(&stage.event(told(set(1, "l1", &[("web", 1, 7)]), 10)));
+    assert!(persisted(&stage.event(Event::Tick)).is_none());
+    stage.agent.persist_again();
+    assert_eq!(persisted(&stage.event(Event::Tick)), first);
+    assert!(persisted(&stage.event(Event::Tick)).is_none());
+}

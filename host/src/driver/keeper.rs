@@ -90,7 +90,7 @@ impl Keeper {
         self.outbox.push_front(message);
     }
 
-    /// A full set is coming: what waits of tables is older.
+    /// A full set is coming: what waits of tables is older. Deletions too: its `as_of` tells them.
     fn drop_tables(&mut self) {
         self.outbox.retain(|message| {
             !matches!(

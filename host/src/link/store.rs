@@ -109,12 +109,13 @@ struct BatchRequest<'a> {
 }
 
 impl Link {
-    /// Reads what is this host's: the cluster, its placements, every table.
+    /// Reads what is this host's: the cluster, its placements, every table. Placements that cannot
+    /// be read hold up no route: how that went is told apart.
     pub(super) async fn sync(
         &self,
         wanted: u64,
         events: &mpsc::Sender<LinkEvent>,
-    ) -> Result<Reading, StoreError> {
+    ) -> Result<(Reading, Result<(), StoreError>), StoreError> {
         let term: TermRecord = match self.get(key::TERM).await? {
             Some(stored) => stored.decode(key::TERM)?.ok_or(StoreError::NoState)?,
             None => return Err(StoreError::NoState),
@@ -129,7 +130,7 @@ impl Link {
             },
         )
         .await?;
-        send(events, self.placements(wanted).await?).await?;
+        let placements = self.tell_placements(wanted, events).await;
         let routes = self.tables::<RouteTable>(ROUTES, 0).await?;
         let endpoints = self.tables::<EndpointTable>(ENDPOINTS, 0).await?;
         let as_of = (routes.as_of, endpoints.as_of);
@@ -139,7 +140,7 @@ impl Link {
             endpoints: endpoints.live(|table| table.cluster == cluster),
         };
         send(events, LinkEvent::Tables { read, as_of }).await?;
-        Ok(Reading { as_of })
+        Ok((Reading { as_of }, placements))
     }
 
     /// Reads what is newer than `reading`: the placements, and tables that changed.
@@ -149,7 +150,7 @@ impl Link {
         wanted: u64,
         events: &mpsc::Sender<LinkEvent>,
     ) -> Result<(), StoreError> {
-        send(events, self.placements(wanted).await?).await?;
+        let placements = self.tell_placements(wanted, events).await;
         let routes = self.tables::<RouteTable>(ROUTES, reading.as_of.0).await?;
         reading.as_of.0 = routes.as_of;
         for change in routes.changes("routes", TableChange::Routes, TableChange::RoutesGone) {
@@ -163,7 +164,15 @@ impl Link {
         for change in endpoints.changes("endpoints", changed, gone) {
             send(events, LinkEvent::Table(change)).await?;
         }
-        Ok(())
+        placements
+    }
+
+    async fn tell_placements(
+        &self,
+        wanted: u64,
+        events: &mpsc::Sender<LinkEvent>,
+    ) -> Result<(), StoreError> {
+        send(events, self.placements(wanted).await?).await
     }
 
     /// This host's set; asked again for a while when the store's answer is older than `wanted`.

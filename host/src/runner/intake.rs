@@ -14,8 +14,9 @@
 use std::collections::VecDeque;
 use std::future::Future;
 
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::SelectAll;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,9 @@ const WAITING_BYTES_MAX: usize = 16 << 20;
 /// How many messages of a replica may wait without anyone waiting for an answer. They cost no one
 /// time, so there may be more of them than of requests.
 const WAITING_MAX: usize = 16 << 10;
+/// Refusals under way at once. They are short, so only a clogged connection makes them so many;
+/// who is refused beyond gets no answer.
+const REFUSALS_MAX: usize = 1024;
 
 /// Bounds of one replica.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +91,9 @@ pub(super) async fn take_in<Handled, Shed>(
     // Refusals are short; they are tasks so that a clogged connection holds up no message.
     let mut refusals = JoinSet::new();
     let concurrency = limits.concurrency.max(1);
+    let mut unanswered: u64 = 0;
     let mut draining = false;
+    let mut out_of_reach: BoxFuture<'static, ()> = std::future::pending().boxed();
     loop {
         if draining && feeds.is_empty() && work.is_empty() && waiting.messages.is_empty() {
             break;
@@ -98,6 +104,8 @@ pub(super) async fn take_in<Handled, Shed>(
                 draining = true;
                 for feed in feeds.iter_mut() {
                     feed.drain().await;
+                    // All feeds are of one connection.
+                    out_of_reach = feed.out_of_reach().boxed();
                 }
             }
             Some(ended) = work.join_next(), if !work.is_empty() => {
@@ -112,12 +120,20 @@ pub(super) async fn take_in<Handled, Shed>(
             Some(message) = feeds.next(), if !feeds.is_empty() => {
                 if work.len() < concurrency {
                     work.spawn(handle(message));
-                } else if let Err(message) = waiting.push(message, limits.queue)
-                    && refusals.len() < concurrency
-                {
-                    refusals.spawn(shed(message));
+                } else if let Err(message) = waiting.push(message, limits.queue) {
+                    if refusals.len() < REFUSALS_MAX {
+                        refusals.spawn(shed(message));
+                    } else {
+                        unanswered += 1;
+                        // Now and then: a flood of messages shall not become one of log lines.
+                        if unanswered.is_power_of_two() {
+                            tracing::warn!(unanswered, "messages dropped without an answer");
+                        }
+                    }
                 }
             }
+            // No server confirms the end of the subscriptions, and nothing more comes of them.
+            () = &mut out_of_reach, if draining && !feeds.is_empty() => feeds.clear(),
             // The connection is gone for good; only a drain ends this.
             else => drain.cancelled().await,
         }

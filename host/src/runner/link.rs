@@ -26,6 +26,8 @@ const SUBSCRIPTION_CAPACITY: usize = 1024;
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 /// To hand a message to the connection: long only while it is clogged.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// A server out of reach for so long is not waited for when subscriptions end.
+const UNREACHED_FOR: Duration = Duration::from_millis(200);
 /// For the round trip that confirms subscriptions.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -163,7 +165,10 @@ impl Link {
         let client = self.client().await?;
         let subscribing = client.queue_subscribe(subject.to_owned(), group.to_owned());
         match timeout(SEND_TIMEOUT, subscribing).await {
-            Ok(Ok(subscriber)) => Ok(Feed(subscriber)),
+            Ok(Ok(messages)) => Ok(Feed {
+                messages,
+                connected: self.connected.subscribe(),
+            }),
             Ok(Err(error)) => Err(LinkError::Refused(format!(
                 "cannot subscribe to `{subject}`: {error}"
             ))),
@@ -278,13 +283,34 @@ fn note(event: &Event, connected: &watch::Sender<bool>) {
 
 /// One subscription's messages. Dropping it ends the subscription.
 #[derive(Debug)]
-pub(super) struct Feed(Subscriber);
+pub(super) struct Feed {
+    messages: Subscriber,
+    connected: watch::Receiver<bool>,
+}
 
 impl Feed {
     /// Ends the subscription at the server; the feed ends after what was under way has come.
     pub(super) async fn drain(&mut self) {
-        if !matches!(timeout(SEND_TIMEOUT, self.0.drain()).await, Ok(Ok(()))) {
+        let up = *self.connected.borrow();
+        let within = if up { SEND_TIMEOUT } else { UNREACHED_FOR };
+        if !matches!(timeout(within, self.messages.drain()).await, Ok(Ok(()))) {
             tracing::debug!("a subscription could not be drained");
+        }
+    }
+
+    /// Returns once the server has been out of reach for a while: a drain that it has not confirmed
+    /// by then is confirmed by nobody until it is back.
+    pub(super) fn out_of_reach(&self) -> impl Future<Output = ()> + Send + use<> {
+        unreached(self.connected.clone())
+    }
+}
+
+async fn unreached(mut connected: watch::Receiver<bool>) {
+    // Errors: the connection is gone altogether.
+    while connected.wait_for(|connected| !*connected).await.is_ok() {
+        let back = timeout(UNREACHED_FOR, connected.wait_for(|connected| *connected)).await;
+        if !back.is_ok_and(|back| back.is_ok()) {
+            return;
         }
     }
 }
@@ -293,7 +319,7 @@ impl Stream for Feed {
     type Item = Delivery;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        self.0
+        self.messages
             .poll_next_unpin(cx)
             .map(|message| message.map(delivery))
     }
@@ -325,4 +351,31 @@ fn header_map(lines: &[(String, String)]) -> HeaderMap {
         }
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_counts_as_unreached_once_it_has_been_away_for_a_while() {
+        let deadline = Duration::from_secs(10);
+        let connected = watch::Sender::new(true);
+        let mut away = Box::pin(unreached(connected.subscribe()));
+        assert!(away.as_mut().now_or_never().is_none(), "connected");
+        connected.send_replace(false);
+        assert!(away.as_mut().now_or_never().is_none(), "just lost");
+        connected.send_replace(true);
+        assert!(away.as_mut().now_or_never().is_none(), "and back");
+        connected.send_replace(false);
+        timeout(deadline, away).await.expect("lost for good");
+
+        let gone = unreached(connected.subscribe());
+        drop(connected);
+        timeout(deadline, gone)
+            .await
+            .expect("nobody tells any more");
+    }
 }

@@ -117,6 +117,10 @@ pub enum ToRunner {
         routes: Vec<(RouteTable, u64)>,
         /// Every endpoint table.
         endpoints: Vec<(EndpointTable, u64)>,
+        /// The newest change that is in them, deletions included: what the runner holds up to
+        /// here and is not listed is gone.
+        #[serde(default)]
+        as_of: u64,
     },
     /// Answer with `Usage`.
     Usage,

@@ -194,7 +194,11 @@ impl Supervisor {
                     self.tables.remove_endpoints(&workload, sequence);
                 }
             }
-            ToRunner::Tables { routes, endpoints } => self.tables.replace_all(routes, endpoints),
+            ToRunner::Tables {
+                routes,
+                endpoints,
+                as_of,
+            } => self.tables.replace_all_as_of(routes, endpoints, as_of),
             ToRunner::Usage => {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));
