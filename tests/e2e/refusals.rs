@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use wasmorch_tests::guest;
@@ -36,7 +37,7 @@ fn bad_bytes_and_names_leave_everything_as_it_was() {
         .refused(65, &["empty"]);
     let half = &bytes[..bytes.len() / 2];
     up.run(&["deploy", &file("half.wasm", half)])
-        .refused(65, &["truncated"]);
+        .refused(65, &["ends too early"]);
     up.run(&["deploy", &file("nothing.wasm", NO_KNOWN_EXPORT)])
         .refused(65, &["export"]);
     up.run(&["deploy", &hello, "--name", "Not_A_Label"])
@@ -137,19 +138,26 @@ fn a_server_that_is_not_there_too_old_or_without_jetstream() {
 
     let old = TcpListener::bind("127.0.0.1:0").expect("binds");
     let url = format!("nats://{}", old.local_addr().expect("bound"));
-    std::thread::scope(|scope| {
-        scope.spawn(|| answer_as_old_server(&old));
-        home.run(&["--nats", &url, "controller"])
-            .refused(69, &["2.9.0", "2.12"]);
-        // Ends the listener above when the command has not connected any more.
-        let _ = std::net::TcpStream::connect(old.local_addr().expect("bound"))
-            .and_then(|mut stream| stream.write_all(b"END\r\n"));
+    let over = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| answer_as_old_server(&old, &over));
+        let done = home.run(&["--nats", &url, "controller"]);
+        // Wakes the listener, which then sees that it is over.
+        over.store(true, Ordering::SeqCst);
+        drop(std::net::TcpStream::connect(
+            old.local_addr().expect("bound"),
+        ));
+        done
     });
+    done.refused(69, &["2.9.0", "2.12"]);
 }
 
 /// Greets as nats-server 2.9 does, and answers pings.
-fn answer_as_old_server(listener: &TcpListener) {
+fn answer_as_old_server(listener: &TcpListener, over: &AtomicBool) {
     for stream in listener.incoming() {
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
         let Ok(mut stream) = stream else { return };
         let info = serde_json::json!({
             "server_id": "OLD", "version": "2.9.0", "go": "go1", "host": "127.0.0.1", "port": 4222,
@@ -164,7 +172,6 @@ fn answer_as_old_server(listener: &TcpListener) {
         for line in BufReader::new(reader).lines() {
             match line.as_deref() {
                 Ok("PING") => drop(stream.write_all(b"PONG\r\n")),
-                Ok("END") => return,
                 Ok(_) => {}
                 Err(_) => break,
             }
