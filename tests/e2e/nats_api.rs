@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use wasmorch_tests::nats_client::Client;
 use wasmorch_tests::process::Done;
 use wasmorch_tests::up::Up;
-use wasmorch_tests::wait_for;
 
 #[test]
 fn every_request_is_answered() {
@@ -77,9 +76,7 @@ fn a_workload_is_invoked_by_request() {
     up.deploy("hello-http", "hello", &[]);
     let nats = Client::connect(&up.nats_url());
     let subject = "wasmorch.v1.invoke.default.hello";
-    // The subscription follows readiness by a round trip: until then there are no responders.
-    let answer = wait_for("a responder", || nats.try_request(subject, b""));
-    assert_eq!(answer, b"Hello from wasmorch, v1\n");
+    assert_eq!(nats.request(subject, b""), b"Hello from wasmorch, v1\n");
     let (status, body) = nats.invoke(subject, &[("Wasmorch-Path", "/status?418")], b"");
     assert_eq!(status.as_deref(), Some("418"), "{body:?}");
     let (status, body) = nats.invoke(subject, &[("Wasmorch-Path", "/echo")], b"by message");

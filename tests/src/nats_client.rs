@@ -42,16 +42,6 @@ impl Client {
             .to_vec()
     }
 
-    /// Request and reply; `None` when nobody answers.
-    pub fn try_request(&self, subject: &str, body: &[u8]) -> Option<Vec<u8>> {
-        let body = bytes::Bytes::copy_from_slice(body);
-        let asked = self.client.request(subject.to_owned(), body);
-        self.runtime
-            .block_on(asked)
-            .ok()
-            .map(|reply| reply.payload.to_vec())
-    }
-
     /// Request and reply in JSON.
     #[track_caller]
     pub fn json(&self, subject: &str, body: &Value) -> Value {

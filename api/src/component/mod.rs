@@ -23,6 +23,7 @@ use wasmparser::{
 use crate::ARTIFACT_BYTES_MAX;
 use crate::error::{ApiError, ErrorCode};
 use crate::spec::Kind;
+use crate::units::ByteSize;
 
 pub use self::check::{CapabilityCheck, MissingGrant, check};
 pub use self::interfaces::{GRANTED, PREVIEW1_MODULES, PROVIDED};
@@ -125,7 +126,7 @@ pub enum ComponentProblem {
     #[error("a core module without the export `_start`: a library, or not built as a command")]
     NoStart,
     /// Over the limit.
-    #[error("{bytes} bytes large; at most {limit} are accepted")]
+    #[error("{} large; at most {} is accepted", ByteSize(*.bytes).approximate(), ByteSize(*.limit).approximate())]
     TooLarge {
         /// Its length.
         bytes: u64,

@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 use wasmorch_api::messages::{Empty, HostView, ListRequest, Page, VersionReply};
 use wasmorch_api::status::HostState;
-use wasmorch_api::{HostId, HumanDuration, NatsOptions};
+use wasmorch_api::{HumanDuration, NatsOptions};
 
 use crate::args::UpArgs;
 use crate::cluster::{self, Current};
@@ -159,8 +159,7 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
 impl Up {
     /// Waits until a leader answers and it has heard from every host.
     async fn ready(&mut self, ctx: &Context) -> Result<(), CliError> {
-        let ids: Vec<HostId> = self.hosts.iter().map(|host| host.id.clone()).collect();
-        let waiting = all_alive(ctx, &self.options, &ids);
+        let waiting = all_heard(ctx, &self.options, &self.hosts);
         tokio::select! {
             ready = waiting => ready,
             error = self.parts.next_end() => Err(error),
@@ -269,7 +268,13 @@ async fn server_end(server: &mut Option<NatsServer>) -> String {
     }
 }
 
-async fn all_alive(ctx: &Context, options: &NatsOptions, ids: &[HostId]) -> Result<(), CliError> {
+/// Waits until the leader has heard from every host. A host that it remembers counts as alive until
+/// it has been silent, so what shows that it was heard is the address it serves at now.
+async fn all_heard(
+    ctx: &Context,
+    options: &NatsOptions,
+    hosts: &[HostAddresses],
+) -> Result<(), CliError> {
     let wait = ctx
         .global
         .timeout
@@ -285,12 +290,14 @@ async fn all_alive(ctx: &Context, options: &NatsOptions, ids: &[HostId]) -> Resu
             cursor: None,
         };
         let page: Page<HostView> = link.call(None, "hosts", &request).await?;
-        let alive = |id: &&HostId| {
-            page.items
-                .iter()
-                .any(|host| host.id == **id && host.state == HostState::Alive)
+        let heard = |host: &HostAddresses| {
+            page.items.iter().any(|view| {
+                view.id == host.id
+                    && view.state == HostState::Alive
+                    && view.http == host.http.to_string()
+            })
         };
-        if ids.iter().filter(alive).count() == ids.len() {
+        if hosts.iter().all(heard) {
             return Ok(());
         }
         if Instant::now() > deadline {

@@ -288,19 +288,21 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         .locals
         .join(life.replica.workload.clone(), member.clone());
     let (ready, readiness) = watch::channel(false);
+    let (listening, listens) = watch::channel(false);
     let draining = CancellationToken::new();
     let mut calls = JoinSet::new();
     calls.spawn(invoke::serve(
         life.context.clone(),
         invoke::Callee::of(&life),
         readiness,
+        listening,
         draining.clone(),
     ));
     let mut orders = life.orders.clone();
     let failed = tokio::select! {
         biased;
         _ = orders.ending() => None,
-        reason = watched(&life, &member, &ready) => Some(reason),
+        reason = watched(&life, &member, &ready, listens) => Some(reason),
     };
     if let Some(reason) = failed {
         return End::failed(reason);
@@ -320,8 +322,24 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     End::Stopped
 }
 
+/// Readiness waits so long, at the most, for calls over NATS to be taken. Without NATS nobody can
+/// call or hear of it anyway, and requests are already served.
+const LISTENING_MAX: Duration = Duration::from_secs(2);
+
+/// Waits until the server has confirmed that calls are taken, if calls are taken at all.
+async fn until_listening(listens: &mut watch::Receiver<bool>) {
+    let confirmed = listens.wait_for(|listening| *listening);
+    // Late or never: the replica serves its gateway all the same.
+    drop(tokio::time::timeout(LISTENING_MAX, confirmed).await);
+}
+
 /// Probes the guest and tells what changes. Returns only when it fails its liveness probe.
-async fn watched(life: &Life, member: &Member, ready: &watch::Sender<bool>) -> String {
+async fn watched(
+    life: &Life,
+    member: &Member,
+    ready: &watch::Sender<bool>,
+    mut listens: watch::Receiver<bool>,
+) -> String {
     let host = life.host_name();
     let spec = &life.launch.spec;
     let readiness = async {
@@ -329,6 +347,7 @@ async fn watched(life: &Life, member: &Member, ready: &watch::Sender<bool>) -> S
             // Prepared is all that is asked for.
             member.set_ready(true);
             ready.send_replace(true);
+            until_listening(&mut listens).await;
             return life.health(true, None).await;
         };
         let mut prober = Prober::new(&member.guest, probe, &host);
@@ -341,6 +360,9 @@ async fn watched(life: &Life, member: &Member, ready: &watch::Sender<bool>) -> S
             };
             member.set_ready(passing);
             ready.send_replace(passing);
+            if passing {
+                until_listening(&mut listens).await;
+            }
             life.health(passing, reason).await;
         }
     };

@@ -66,12 +66,13 @@ impl Callee {
     }
 }
 
-/// Takes calls whenever the replica is ready, until `draining` is cancelled and what was taken is
-/// answered.
+/// Takes calls whenever the replica is ready, and says so in `listening`, until `draining` is
+/// cancelled and what was taken is answered.
 pub(super) async fn serve(
     context: Arc<Context>,
     callee: Callee,
     mut ready: watch::Receiver<bool>,
+    listening: watch::Sender<bool>,
     draining: CancellationToken,
 ) {
     if !context.link.is_configured() {
@@ -99,6 +100,13 @@ pub(super) async fn serve(
             }
         };
         let until = draining.child_token();
+        let confirmed = async {
+            if let Err(error) = confirmed(&context).await {
+                tracing::debug!(subject, %error, "calls are perhaps not taken yet");
+            }
+            listening.send_replace(true);
+            std::future::pending::<()>().await;
+        };
         let answer = |call: Delivery| answer(context.clone(), callee.clone(), call);
         let shed = |call: Delivery| shed(context.clone(), callee.clone(), call);
         let mut taking = std::pin::pin!(take_in(
@@ -108,12 +116,23 @@ pub(super) async fn serve(
             answer,
             shed
         ));
-        tokio::select! {
-            () = &mut taking => continue,
-            _ = ready.wait_for(|ready| !*ready) => until.cancel(),
+        let ended = tokio::select! {
+            () = &mut taking => true,
+            _ = ready.wait_for(|ready| !*ready) => false,
+            () = confirmed => false,
+        };
+        listening.send_replace(false);
+        if !ended {
+            until.cancel();
+            taking.await;
         }
-        taking.await;
     }
+}
+
+/// Returns once the server has taken the subscription, however long it is out of reach.
+async fn confirmed(context: &Context) -> Result<(), LinkError> {
+    context.link.connected().await?;
+    context.link.confirm().await
 }
 
 /// `false`: whoever probes it is gone, so it will never be ready again.
