@@ -88,8 +88,10 @@ fn a_service_that_traps_fails_with_its_reason() {
 fn components_of_another_toolchain_run() {
     let up = Up::start(1);
     for name in ["foreign-c-module", "foreign-c-command"] {
-        let path = format!("{}/data/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
-        up.run(&["deploy", &path, "--job", "--", "--text", "hello"])
+        // Cargo runs tests in their package's folder.
+        let path = std::path::absolute(format!("data/{name}.wasm")).expect("a folder to be in");
+        let path = path.to_str().expect("the checkout's path is text");
+        up.run(&["deploy", path, "--job", "--", "--text", "hello"])
             .ok();
         assert_eq!(up.status(name)["state"], "completed", "{name}");
         wait_for("its line in the log", || {

@@ -20,9 +20,13 @@ pub(crate) struct Project {
 }
 
 impl Project {
-    /// Finds the checkout that this xtask was built from.
+    /// Finds the checkout that this xtask was called in.
     pub(crate) fn find() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        // Asked when it runs: a target folder that several checkouts share holds one xtask, with the
+        // paths of whichever built it.
+        let package = env::var_os("CARGO_MANIFEST_DIR")
+            .context("CARGO_MANIFEST_DIR is not set: run this as `cargo xtask`")?;
+        let root = Path::new(&package)
             .parent()
             .context("xtask lies in a folder of the checkout")?
             .to_owned();
