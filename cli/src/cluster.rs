@@ -161,7 +161,7 @@ pub(crate) fn user() -> String {
         .into_iter()
         .find_map(|name| env::var(name).ok());
     user.filter(|user| !user.is_empty())
-        .unwrap_or_else(|| "unknown".into())
+        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 #[cfg(test)]

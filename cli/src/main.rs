@@ -104,8 +104,13 @@ fn log_to_stderr(cli: &Cli) {
         Command::Up(_) => "warn",
         _ => "error",
     };
+    // A command tells by itself why it cannot connect; a daemon's log has room for the client's words.
+    let client = match cli.command {
+        Command::Host(_) | Command::Controller(_) => "error",
+        _ => "off",
+    };
     let filter = EnvFilter::try_from_env("WASMORCH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{default},{}", link::CLIENT_LOG)));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{default},async_nats={client}")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

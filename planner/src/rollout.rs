@@ -15,6 +15,7 @@
 
 use wasmorch_api::record::{Rollout, RunOutcome};
 use wasmorch_api::spec::{OnFailure, UpdateOrder};
+use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
 use crate::plan::StopReason;
@@ -98,7 +99,22 @@ fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
         old_left |= seats.iter().any(|seat| !seat.fresh);
         updated += u32::from(seats.iter().any(|seat| seat.fresh && pass.available(seat)));
     }
-    (updated, old_left)
+    (updated, old_left || old_serves(pass))
+}
+
+/// Whether a replica of another revision still takes requests: it has been taken out of its host's
+/// set, and the host has not said yet that it drains. Whoever is told that a rollout has completed
+/// may ask at once, and shall not hear the old revision.
+fn old_serves(pass: &Pass<'_>) -> bool {
+    pass.workload.reports.values().any(|known| {
+        known.status.state == ReplicaState::Running
+            && known.status.revision != pass.record.revision
+            && pass
+                .cluster
+                .hosts
+                .get(&known.host)
+                .is_some_and(|host| host.state == HostState::Alive)
+    })
 }
 
 /// Moves the rollout's own state.

@@ -1,5 +1,6 @@
 //! End to end: the real binary, a real nats-server, real components.
 
+mod access;
 mod daemons;
 mod faults;
 mod kinds;

@@ -77,6 +77,8 @@ fn time_out_trap_and_memory_limit_have_codes_of_their_own() {
         .refused(124, &["300ms"]);
     home.run(&["run", &text(guest("crasher-start"))])
         .refused(134, &["unreachable"]);
+    home.run(&["run", "--memory", "64KiB", &text(guest("wordcount"))])
+        .refused(137, &["64KiB", "--memory"]);
 }
 
 #[test]

@@ -30,27 +30,41 @@ pub struct Nats {
     process: Option<Process>,
     folder: PathBuf,
     port: u16,
-    jetstream: bool,
+    /// Settings of JetStream besides; `None`: without it.
+    jetstream: Option<String>,
+    /// Lines of the configuration besides.
+    more: String,
 }
 
 impl Nats {
     /// A server with JetStream in `folder`, on a port the system picks.
     pub fn start(folder: &Path) -> Self {
-        Self::begin(folder, true)
+        Self::begin(folder, Some(""), "")
     }
 
     /// A server without JetStream.
     pub fn without_jetstream(folder: &Path) -> Self {
-        Self::begin(folder, false)
+        Self::begin(folder, None, "")
     }
 
-    fn begin(folder: &Path, jetstream: bool) -> Self {
+    /// A server whose JetStream is in a domain.
+    pub fn in_domain(folder: &Path, domain: &str) -> Self {
+        Self::begin(folder, Some(&format!(", domain: {domain}")), "")
+    }
+
+    /// A server with JetStream and more lines in its configuration.
+    pub fn configured(folder: &Path, more: &str) -> Self {
+        Self::begin(folder, Some(""), more)
+    }
+
+    fn begin(folder: &Path, jetstream: Option<&str>, more: &str) -> Self {
         std::fs::create_dir_all(folder).expect("the test's own folder is writable");
         let mut nats = Self {
             process: None,
             folder: folder.to_path_buf(),
             port: 0,
-            jetstream,
+            jetstream: jetstream.map(str::to_owned),
+            more: more.to_owned(),
         };
         nats.start_again();
         nats
@@ -79,9 +93,9 @@ impl Nats {
         let _ = std::fs::remove_dir_all(&ports);
         std::fs::create_dir_all(&ports).expect("the test's own folder is writable");
         let config = self.folder.join("nats.conf");
-        let jetstream = if self.jetstream {
+        let jetstream = if let Some(more) = &self.jetstream {
             format!(
-                "jetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
+                "jetstream {{ store_dir: \"{}\", sync_interval: always{more} }}\n",
                 self.folder.join("store").display()
             )
         } else {
@@ -93,8 +107,9 @@ impl Nats {
             i32::from(self.port)
         };
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{jetstream}",
-            ports.display()
+            "listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
+            ports.display(),
+            self.more
         );
         std::fs::write(&config, text).expect("the test's own folder is writable");
         let mut command = Command::new(binary());

@@ -32,8 +32,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const OLDEST: (u32, u32) = (2, 12);
 /// Messages kept for a subscription that is not read.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 16_384;
-/// The client library logs errors alone: the parts tell the rest in their own words.
-pub(crate) const CLIENT_LOG: &str = "async_nats=error";
 const NO_LEADER: &str = "no controller leads this cluster";
 const START_CONTROLLER: &str = "start one: `wasmorch controller`, or `wasmorch up` for all of it";
 

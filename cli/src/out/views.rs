@@ -68,7 +68,7 @@ pub(crate) fn workloads(
             Cell::toned(&item.name, Tone::Name),
             item.kind.into(),
             Cell::toned(item.state, state_tone(item.state)),
-            format!("{}/{}", item.ready, item.desired).into(),
+            readiness(item, "/").into(),
             item.revision.into(),
             item.urls.first().cloned().unwrap_or_default().into(),
         ]);
@@ -148,7 +148,7 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
             "state",
             state_tone(summary.state).paint(summary.state.as_str()),
         ),
-        ("ready", format!("{} of {}", summary.ready, summary.desired)),
+        ("ready", readiness(summary, " of ")),
         ("revision", summary.revision.to_string()),
     ];
     if let Some(artifact) = &status.spec.artifact {
@@ -327,6 +327,21 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
     table.render(width)
 }
 
+/// How many are ready of how many; nothing is expected to be of what has ended by itself.
+fn readiness(summary: &WorkloadSummary, of: &str) -> String {
+    match summary.state {
+        WorkloadState::Completed => "-".into(),
+        _ => format!("{}{of}{}", summary.ready, summary.desired),
+    }
+}
+
+/// The month, the day and the time of day, UTC: events are kept for seven days, and `--json` has
+/// the whole of it.
+fn moment(at: Timestamp) -> String {
+    let text = at.to_string();
+    text.get(5..19).unwrap_or(&text).replace('T', " ")
+}
+
 /// One event.
 pub(crate) fn event(event: &Event) -> String {
     let workload = event.workload.as_ref().map(|name| match &event.replica {
@@ -351,7 +366,7 @@ pub(crate) fn event(event: &Event) -> String {
     };
     let mut text = format!(
         "{}  {}",
-        Tone::Dim.paint(&event.at.to_string()),
+        Tone::Dim.paint(&moment(event.at)),
         tone.paint(&format!("{:<18}", event.kind.as_str()))
     );
     for part in [about.join(" "), one_line(&event.reason)] {

