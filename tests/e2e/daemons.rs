@@ -3,6 +3,7 @@
 
 use wasmorch_tests::http;
 use wasmorch_tests::nats::Nats;
+use wasmorch_tests::nats_client::Client;
 use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, wait_for};
@@ -190,4 +191,56 @@ fn a_dead_hosts_replicas_are_served_elsewhere() {
         let there = listed.code == 0 && listed.json()[0]["ready"] == 2;
         (there && hosts.len() == 1 && daemons.answers(&hosts[0])).then_some(())
     });
+}
+
+/// Every kind is there again after its host, the controller and the server were killed at once.
+#[test]
+fn every_kind_comes_back_after_a_power_cut() {
+    let mut daemons = Daemons::start(1);
+    let sample = |name: &str| guest(name).to_str().expect("text").to_owned();
+    let deploy = |daemons: &Daemons, name: &str, flags: &[&str]| {
+        let path = sample(name);
+        let args = [&["deploy", &path, "--name", name], flags].concat();
+        daemons.run(&args).ok();
+    };
+    deploy(&daemons, "hello-http", &[]);
+    deploy(&daemons, "echo-messages", &["--grant", "subscribe=ask.*"]);
+    deploy(&daemons, "ticker", &["--", "50"]);
+    deploy(&daemons, "command-p3", &["--job"]);
+    let finished = daemons.run(&["status", "command-p3", "--json"]).ok().json();
+
+    daemons.hosts[0].take().expect("runs").kill();
+    daemons.controller.take().expect("runs").kill();
+    daemons.nats.kill();
+    daemons.nats.start_again();
+    daemons.start_controller();
+    daemons.start_host(0);
+
+    wait_for("every long-running kind to be ready again", || {
+        let listed = daemons.run(&["ps", "--json"]);
+        if listed.code != 0 {
+            return None;
+        }
+        let listed = listed.json();
+        let ready = |one: &&serde_json::Value| one["state"] == "ready" && one["ready"] == 1;
+        let ready = listed.as_array()?.iter().filter(ready).count();
+        (ready == 3).then_some(())
+    });
+    // Ready means that the subscription is confirmed.
+    let nats = Client::connect(&daemons.nats.url());
+    assert_eq!(nats.request("ask.one", b"hello"), b"echo: hello");
+    let ticker = daemons.run(&["ps", "ticker", "--json"]).ok().json();
+    let start = ticker[0]["replica"].as_str().expect("text").to_owned();
+    assert!(start.ends_with("-2"), "started a second time: {start}");
+    wait_for("the service to tick in this start", || {
+        let logs = daemons.run(&["logs", "ticker", "--tail", "5"]);
+        let line = format!("ticker/{start}  tick");
+        (logs.code == 0 && logs.out.contains(&line)).then_some(())
+    });
+    let after = daemons.run(&["status", "command-p3", "--json"]).ok().json();
+    assert_eq!(after["state"], "completed");
+    assert_eq!(
+        after["index"], finished["index"],
+        "a job that is done is not run again"
+    );
 }
