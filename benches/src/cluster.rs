@@ -73,6 +73,11 @@ impl Cluster {
         &self.home
     }
 
+    /// The gateway's address; empty before `up`.
+    pub(crate) fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
     /// The id of the running `up`.
     pub(crate) fn id(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("`up` does not run")?.id())

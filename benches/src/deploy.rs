@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cluster::{Cluster, Deployed, binary};
 use crate::guest::unseen;
 use crate::report::{Report, Series, Unit};
-use crate::{machine, memory};
+use crate::{machine, memory, neighbour};
 
 /// A median of fewer says little on a shared machine.
 const RUNS_MIN: u32 = 20;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = RUNS_MIN, value_parser = clap::value_parser!(u32).range(i64::from(RUNS_MIN)..))]
     runs: u32,
     /// Only these parts
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Up, Part::Deploy, Part::Large, Part::Memory])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Up, Part::Deploy, Part::Large, Part::Memory, Part::Neighbour])]
     only: Vec<Part>,
     /// Print JSON
     #[arg(long)]
@@ -53,6 +53,7 @@ enum Part {
     Deploy,
     Large,
     Memory,
+    Neighbour,
 }
 
 /// Measures and prints.
@@ -64,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Part::Deploy => bench.small().context("deploy of hello-http")?,
             Part::Large => bench.large().context("deploy of the large component")?,
             Part::Memory => bench.memory().context("resident memory")?,
+            Part::Neighbour => bench.neighbour().context("bad neighbours")?,
         }
     }
     let report = bench.finish();
@@ -98,6 +100,13 @@ impl Bench {
             series: Vec::new(),
             notes: Vec::new(),
         })
+    }
+
+    fn neighbour(&mut self) -> Result<()> {
+        let mut cluster = Cluster::new(&self.binary);
+        cluster.up()?;
+        self.series.extend(neighbour::measure(&cluster)?);
+        cluster.stop()
     }
 
     fn finish(mut self) -> Report {

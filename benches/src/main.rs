@@ -9,6 +9,7 @@ mod deploy;
 mod guest;
 mod machine;
 mod memory;
+mod neighbour;
 mod report;
 
 use clap::{Parser, Subcommand};
