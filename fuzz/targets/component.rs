@@ -1,6 +1,7 @@
+//! Fuzz target: see `inputs::component`.
 #![no_main]
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "each target uses one of them")]
 #[path = "../inputs.rs"]
 mod inputs;
 
