@@ -6,6 +6,7 @@
 
 mod cluster;
 mod deploy;
+mod fleet;
 mod guest;
 mod machine;
 mod memory;
@@ -25,10 +26,13 @@ struct Args {
 enum Bench {
     /// `up` to ready, `deploy` to the first answer, resident memory
     Deploy(deploy::Args),
+    /// A real controller and nats-server with thousands of simulated hosts
+    Cluster(fleet::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
         Bench::Deploy(args) => deploy::run(&args),
+        Bench::Cluster(args) => fleet::run(&args),
     }
 }

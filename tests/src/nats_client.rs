@@ -42,6 +42,14 @@ impl Client {
             .to_vec()
     }
 
+    /// Request and reply in JSON; `None` while nobody answers.
+    pub fn try_json(&self, subject: &str, body: &Value) -> Option<Value> {
+        let body = bytes::Bytes::from(body.to_string());
+        let asked = self.client.request(subject.to_owned(), body);
+        let reply = self.runtime.block_on(asked).ok()?;
+        serde_json::from_slice(&reply.payload).ok()
+    }
+
     /// Request and reply in JSON.
     #[track_caller]
     pub fn json(&self, subject: &str, body: &Value) -> Value {
