@@ -107,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ended = fleet.join();
     measured?;
     ended.map_err(|_| anyhow::anyhow!("the fleet panicked"))??;
+    facts.retain(|(label, _)| label != "simulated");
     facts.push(("load after".into(), machine::load()));
     facts.push((
         "simulated".into(),
