@@ -44,6 +44,8 @@ struct World {
     replicas_max: u64,
     labels: BTreeMap<HostId, BTreeMap<String, String>>,
     plans: Vec<Plan>,
+    /// Hold every plan against one made from scratch.
+    oracle: bool,
 }
 
 impl World {
@@ -59,6 +61,7 @@ impl World {
             replicas_max: 100,
             labels: BTreeMap::new(),
             plans: Vec::new(),
+            oracle: true,
         };
         for n in 1..=hosts {
             world.seqs.insert(host(n), 0);
@@ -83,13 +86,35 @@ impl World {
     }
 
     fn plan(&mut self) -> Plan {
+        let before = self.oracle.then(|| self.cluster.clone());
         let plan = self.cluster.plan(self.now);
         assert_eq!(check::check(&self.cluster, &plan), vec![], "{plan:#?}");
+        if let Some(mut whole) = before {
+            whole.mark_all_dirty();
+            let scratch = whole.plan(self.now);
+            self.same_as_from_scratch(&plan, scratch, &whole);
+        }
         let writes = self.cluster.writes(&plan);
         self.cluster.remember(&plan.events, self.now);
         self.store(writes);
         self.plans.push(plan.clone());
         plan
+    }
+
+    /// Every incremental plan equals one that looks at everything and trusts no counter. Standing
+    /// trouble is state, and told in a plan only where it was looked at.
+    fn same_as_from_scratch(&self, plan: &Plan, scratch: Plan, whole: &Cluster) {
+        let trouble = |cluster: &Cluster| -> Vec<(String, u32)> {
+            let keys = cluster.workloads().keys();
+            let status = keys.filter_map(|key| queries::status(cluster, key, false)?.unplaced);
+            status.map(|one| (one.workload, one.slots)).collect()
+        };
+        assert_eq!(trouble(&self.cluster), trouble(whole));
+        let scratch = Plan {
+            unplaced: plan.unplaced.clone(),
+            ..scratch
+        };
+        assert_eq!(*plan, scratch, "incremental (left) and from scratch");
     }
 
     fn heartbeat(&mut self, id: &HostId) {
@@ -762,6 +787,7 @@ proptest! {
         world.silent.clear();
         world.fates.clear();
         // Longest wait: a crash loop's backoff of five minutes.
+        world.oracle = false;
         world.run(900);
         let workload = world.cluster.workload(&web()).unwrap();
         let wanted = workload.record.wanted();
@@ -769,5 +795,177 @@ proptest! {
         prop_assert_eq!(workload.placements.len() as u32, wanted);
         let plan = world.plan();
         prop_assert!(plan.is_empty(), "{:#?}", plan);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Busy {
+    Deploy(u8, u8, u8, u8),
+    Scale(u8, u8),
+    Remove(u8),
+    Restart(u8),
+    Silence(u8),
+    Speak(u8),
+    HostRm(u8),
+    Cordon(u8, bool),
+    Shrink(u8),
+    Label(u8, u8),
+    NewLeader,
+    Lose,
+    Fate(u8, u8),
+    Rounds(u8),
+}
+
+fn busy() -> impl Strategy<Value = Vec<Busy>> {
+    let step = prop_oneof![
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..8u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
+        1 => (0..5u8).prop_map(Busy::Remove),
+        1 => (0..5u8).prop_map(Busy::Restart),
+        2 => (1..7u8).prop_map(Busy::Silence),
+        2 => (1..7u8).prop_map(Busy::Speak),
+        1 => (1..7u8).prop_map(Busy::HostRm),
+        2 => (1..7u8, any::<bool>()).prop_map(|(h, c)| Busy::Cordon(h, c)),
+        1 => (1..9u8).prop_map(Busy::Shrink),
+        1 => (1..7u8, 0..3u8).prop_map(|(h, z)| Busy::Label(h, z)),
+        1 => Just(Busy::NewLeader),
+        2 => Just(Busy::Lose),
+        1 => (1..6u8, 0..3u8).prop_map(|(r, f)| Busy::Fate(r, f)),
+        6 => (1..12u8).prop_map(Busy::Rounds),
+    ];
+    prop::collection::vec(step, 5..40)
+}
+
+/// A spec of one of eight shapes: priorities, constraints, affinities, packing, stop-first.
+fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
+    let mut spec = WorkloadSpec {
+        name: name(&format!("w{workload}")),
+        ..spec(&version.to_string(), u32::from(count))
+    };
+    spec.priority = 50 + u32::from(workload % 3);
+    match shape {
+        1 => {
+            spec.constraints = vec![Constraint::Label {
+                label: "zone".into(),
+                test: LabelTest::In(vec!["z0".into(), "z1".into()]),
+            }];
+        }
+        2 => {
+            spec.constraints = vec![Constraint::Distinct {
+                distinct: "host".into(),
+                max: 1,
+            }];
+        }
+        3 => {
+            spec.constraints = vec![Constraint::Distinct {
+                distinct: "zone".into(),
+                max: 2,
+            }];
+        }
+        4 => spec.spread = Vec::new(),
+        5 => {
+            spec.affinity = ["zone", "host"]
+                .map(|label| wasmorch_api::spec::Affinity {
+                    label: label.into(),
+                    weight: 70,
+                    test: LabelTest::Matches("*1".into()),
+                })
+                .to_vec();
+        }
+        6 => {
+            spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+            spec.update.max_surge = 0;
+            spec.update.max_unavailable = 1;
+        }
+        7 => spec.resources.reserve.memory = wasmorch_api::ByteSize::mib(300),
+        _ => {}
+    }
+    spec
+}
+
+impl World {
+    fn ask(&mut self, workload: u8, desired: Option<u32>, command: Command) {
+        let request = ChangeRequest {
+            workload: name(&format!("w{workload}")),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        if let Ok(outcome) = command(&self.cluster, &request, &self.call()) {
+            self.store(outcome.writes);
+        }
+    }
+
+    fn busy(&mut self, step: &Busy) {
+        match *step {
+            Busy::Deploy(w, v, n, shape) => {
+                self.deploy(shaped(w, v, n, shape), Kind::Http);
+            }
+            Busy::Scale(w, n) => self.ask(w, Some(u32::from(n)), commands::scale),
+            Busy::Remove(w) => self.ask(w, None, commands::rm),
+            Busy::Restart(w) => self.ask(w, None, commands::restart),
+            Busy::Silence(n) => drop(self.silent.insert(host(n as usize))),
+            Busy::Speak(n) => drop(self.silent.remove(&host(n as usize))),
+            Busy::HostRm(n) => {
+                let outcome = commands::host_rm(&self.cluster, host(n as usize).as_str(), self.now);
+                if let Ok(outcome) = outcome {
+                    self.store(outcome.writes);
+                }
+            }
+            Busy::Cordon(n, cordon) => {
+                let command = if cordon {
+                    commands::cordon
+                } else {
+                    commands::uncordon
+                };
+                let outcome = command(&self.cluster, host(n as usize).as_str(), self.now);
+                if let Ok(outcome) = outcome {
+                    self.store(outcome.writes);
+                }
+            }
+            Busy::Shrink(n) => self.replicas_max = u64::from(n),
+            Busy::Label(n, zone) => {
+                let labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
+                self.labels.insert(host(n as usize), labels);
+            }
+            Busy::NewLeader => self.new_leader(),
+            // A plan that is made and never stored.
+            Busy::Lose => drop(self.cluster.plan(self.now)),
+            Busy::Fate(revision, fate) => {
+                let fate = [Fate::Ready, Fate::Unready, Fate::GivesUp][fate as usize];
+                self.fates.insert(u64::from(revision), fate);
+            }
+            Busy::Rounds(rounds) => self.run(rounds as usize),
+        }
+    }
+}
+
+type Command = fn(
+    &Cluster,
+    &ChangeRequest,
+    &Call,
+) -> Result<
+    commands::Outcome<wasmorch_api::messages::ChangeReply>,
+    wasmorch_api::ApiError,
+>;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Several workloads in want of the same room, on hosts that come, go and change: at every step
+    /// the incremental plan is the one made from scratch (`World::plan` asserts it).
+    #[test]
+    fn every_incremental_plan_equals_one_from_scratch(steps in busy()) {
+        let mut world = World::new(6);
+        for n in 1..=5 {
+            let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", n % 3))]);
+            world.labels.insert(host(n), labels);
+        }
+        for step in &steps {
+            world.busy(step);
+        }
+        world.run(30);
     }
 }
