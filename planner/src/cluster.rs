@@ -14,7 +14,7 @@ use wasmorch_api::{
 };
 
 use crate::agenda::Agenda;
-use crate::pool::{Booked, Classes, Pool};
+use crate::pool::{Booked, Classes, Counts, Pool};
 use crate::write::{EventDraft, Stored, Write};
 use crate::{DEAD_AFTER, ENDED_KEPT};
 
@@ -40,6 +40,10 @@ pub struct Cluster {
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
     pub(crate) stale_tables: BTreeSet<WorkloadKey>,
     pub(crate) classes: Classes,
+    /// Placements by host and workload, by their numbers.
+    pub(crate) counts: Counts,
+    /// The last number given to a host or a workload; none is given twice.
+    pub(crate) numbered: u32,
     /// Where there is room: made from the hosts, and thrown away at will.
     pub(crate) pool: Pool,
     /// The counters are not to be trusted: the next plan counts anew.
@@ -83,6 +87,7 @@ pub struct Host {
     pub(crate) booked: Booked,
     /// The hosts that are like it.
     pub(crate) class: u32,
+    pub(crate) number: u32,
     /// Its reports of replicas that its set does not hold (any more).
     pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
 }
@@ -107,6 +112,7 @@ impl Host {
             replicas: 0,
             booked: Booked::default(),
             class: u32::MAX,
+            number: 0,
             leaving: BTreeSet::new(),
         }
     }
@@ -155,6 +161,7 @@ pub struct Workload {
     pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
     /// Slots that could not be placed when last planned.
     pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
+    pub(crate) number: u32,
     /// The placements by slot.
     pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
     /// Reports of replicas that no set holds (any more).
@@ -206,6 +213,7 @@ impl Workload {
             routes: None,
             story: VecDeque::new(),
             unplaced: None,
+            number: 0,
             slots: BTreeSet::new(),
             leaving: BTreeSet::new(),
             per_class: BTreeMap::new(),
@@ -259,6 +267,8 @@ impl Cluster {
             agenda: Agenda::default(),
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
+            counts: Counts::default(),
+            numbered: 0,
             pool: Pool::default(),
             stale: true,
         }
@@ -338,7 +348,13 @@ impl Cluster {
                 if let Some(host) = self.hosts.get(&id).filter(|host| host.set.is_some()) {
                     let (groups, sequence, at) = (Vec::new(), host.set_sequence, host.set_at);
                     let host = id.clone();
-                    let empty = PlacementSet { cluster, term, leader, host, groups };
+                    let empty = PlacementSet {
+                        cluster,
+                        term,
+                        leader,
+                        host,
+                        groups,
+                    };
                     self.set_placements(empty, sequence, at);
                 }
                 if let Some(host) = self.hosts.get_mut(&id) {
@@ -365,7 +381,9 @@ impl Cluster {
     fn put_record(&mut self, record: Record, sequence: u64) {
         let key = record.key();
         let Some(workload) = self.workloads.get_mut(&key) else {
-            let workload = Workload::new(record, sequence);
+            let mut workload = Workload::new(record, sequence);
+            self.numbered += 1;
+            workload.number = self.numbered;
             self.agenda.whole(&key);
             self.workloads.insert(key, workload);
             return;
@@ -406,7 +424,9 @@ impl Cluster {
                 self.host_reshaped(&id);
             }
         } else {
-            let host = Host::new(record, true, self.since);
+            let mut host = Host::new(record, true, self.since);
+            self.numbered += 1;
+            host.number = self.numbered;
             self.hosts.insert(id.clone(), host);
             self.host_reshaped(&id);
         }
@@ -447,8 +467,10 @@ impl Cluster {
             cordoned: false,
             joined,
         };
-        self.hosts
-            .insert(id.clone(), Host::new(record, false, heard));
+        let mut host = Host::new(record, false, heard);
+        self.numbered += 1;
+        host.number = self.numbered;
+        self.hosts.insert(id.clone(), host);
         self.host_reshaped(id);
         true
     }

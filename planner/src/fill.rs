@@ -16,7 +16,10 @@ use wasmorch_api::{HostId, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Workload};
 use crate::place::{self, HOST};
-use crate::pool::{Booked, Pool, Rank};
+use crate::pool::{Booked, FULL, Pool, Rank};
+
+/// The score of free room has ten steps.
+const TENTH: i32 = FULL as i32 / 10;
 
 /// What this pass has placed and stopped so far, beyond what the sets say.
 #[derive(Debug, Default)]
@@ -52,12 +55,16 @@ struct Cell {
     class: u32,
     affinity: i64,
     groups: Vec<usize>,
-    /// Hosts that have been looked at: replicas there (if they count), load, rank.
+    /// Hosts taken out of the pool's order: replicas there (if they count), load, rank.
     seen: BTreeSet<Key>,
-    /// Hosts without room for one more.
+    /// Hosts taken out, without room for one more.
     full: Vec<Rank>,
-    /// The hosts were all taken out of the pool's order: their scores differ by name.
+    /// All hosts were taken out of the pool's order: their scores differ by name, or none is left
+    /// without a replica.
     own: bool,
+    /// Up to here the pool's order has been looked at: what was passed over has no room, or has a
+    /// replica already.
+    cursor: Option<(u32, Rank)>,
     /// The best one, when it is known.
     head: Option<Option<Key>>,
 }
@@ -70,7 +77,6 @@ type Key = (u32, i32, Rank);
 pub(crate) struct Fill {
     cells: Vec<Cell>,
     groups: Vec<Group>,
-    counts: BTreeMap<Rank, u32>,
     wants: Booked,
     per_host: bool,
     host_max: u32,
@@ -92,8 +98,8 @@ impl Ground<'_> {
         let base = if self.workload.placements.is_empty() {
             0
         } else {
-            let host = self.cluster.hosts.get(&pool.room(rank).id);
-            host.map_or(0, |host| host.count_of(self.key))
+            let counts = &self.cluster.counts;
+            counts.get(pool.room(rank).number, self.workload.number)
         };
         let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
         u32::try_from(i64::from(base) + delta).unwrap_or(0)
@@ -128,7 +134,6 @@ impl Fill {
         let mut fill = Self {
             cells: Vec::new(),
             groups: Vec::new(),
-            counts: BTreeMap::new(),
             wants: Booked::of(ground.key, spec, args),
             per_host: spec.spread.iter().any(|label| label == HOST),
             host_max,
@@ -160,7 +165,13 @@ impl Fill {
                 });
                 groups.push(group);
             }
-            fill.add_cells(pool, spec, number, place::class_affinity(spec, class), groups);
+            fill.add_cells(
+                pool,
+                spec,
+                number,
+                place::class_affinity(spec, class),
+                groups,
+            );
         }
         // Replicas on any host count, usable or not.
         let bases = ground.workload.per_class.iter();
@@ -201,6 +212,7 @@ impl Fill {
             seen: BTreeSet::new(),
             full: Vec::new(),
             own,
+            cursor: None,
             head: None,
         };
         if !spec.affinity.iter().any(|wish| wish.label == HOST) {
@@ -224,7 +236,7 @@ impl Fill {
     }
 
     fn load_key(&self, pool: &Pool, rank: Rank) -> i32 {
-        let load = i32::from(pool.load(rank));
+        let load = pool.load(rank) as i32;
         if self.pack { -load } else { load }
     }
 
@@ -235,12 +247,22 @@ impl Fill {
         pool: &mut Pool,
         failed: &BTreeSet<Rank>,
     ) -> Option<Rank> {
+        if failed.is_empty() {
+            return self.best_of_all(ground, pool);
+        }
+        let hidden = self.hide(pool, failed);
+        let best = self.best_of_all(ground, pool);
+        self.show(pool, hidden);
+        best.or_else(|| self.best_of_all(ground, pool))
+    }
+
+    fn best_of_all(&mut self, ground: &Ground<'_>, pool: &mut Pool) -> Option<Rank> {
         let mut best: Option<((Reverse<i64>, i32, Rank), usize)> = None;
         for at in 0..self.cells.len() {
             if self.barred(at) {
                 continue;
             }
-            let Some(key) = self.head(ground, pool, at, failed) else {
+            let Some(key) = self.head(ground, pool, at) else {
                 continue;
             };
             let order = (Reverse(self.total(at, key)), key.1, key.2);
@@ -248,13 +270,58 @@ impl Fill {
                 best = Some((order, at));
             }
         }
-        if let Some(((_, _, rank), _)) = best {
-            return Some(rank);
+        best.map(|((_, _, rank), _)| rank)
+    }
+
+    /// Takes hosts out of every order for a while: where they were seen, or that they were not.
+    fn hide(
+        &mut self,
+        pool: &mut Pool,
+        ranks: &BTreeSet<Rank>,
+    ) -> Vec<(Rank, Option<(usize, Key)>)> {
+        let mut hidden = Vec::new();
+        for rank in ranks {
+            let cells = self.cells.iter().enumerate();
+            let seen = cells.filter_map(|(at, cell)| {
+                let key = cell.seen.iter().find(|key| key.2 == *rank)?;
+                Some((at, *key))
+            });
+            let seen = { seen }.next();
+            if let Some((at, key)) = seen {
+                self.cells[at].seen.remove(&key);
+                hidden.push((*rank, seen));
+            } else if pool.take(*rank) {
+                hidden.push((*rank, None));
+            }
         }
-        if failed.is_empty() {
-            return None;
+        self.look_again();
+        hidden
+    }
+
+    fn show(&mut self, pool: &mut Pool, hidden: Vec<(Rank, Option<(usize, Key)>)>) {
+        for (rank, seen) in hidden {
+            match seen {
+                Some((at, key)) => drop(self.cells[at].seen.insert(key)),
+                None => {
+                    // Its class may have been emptied meanwhile.
+                    let class = pool.class_of(rank);
+                    let key = (0, self.load_key(pool, rank), rank);
+                    let mut cells = self.cells.iter_mut();
+                    match cells.find(|cell| cell.class == class && cell.own) {
+                        Some(cell) => drop(cell.seen.insert(key)),
+                        None => pool.put(rank),
+                    }
+                }
+            }
         }
-        self.best(ground, pool, &BTreeSet::new())
+        self.look_again();
+    }
+
+    fn look_again(&mut self) {
+        for cell in &mut self.cells {
+            cell.head = None;
+            cell.cursor = None;
+        }
     }
 
     /// Whether a label's value has as many as it may.
@@ -272,68 +339,81 @@ impl Fill {
             .filter(|group| group.spread)
             .map(|group| i64::from(group.count))
             .sum();
-        let free = if self.pack { -load } else { 1000 - load };
-        cell.affinity - place::CROWD * (crowd + i64::from(count)) + i64::from(free / 100)
+        let free = if self.pack { -load } else { FULL as i32 - load };
+        cell.affinity - place::CROWD * (crowd + i64::from(count)) + i64::from(free / TENTH)
     }
 
     /// The best host of a cell that has room.
-    fn head(
-        &mut self,
-        ground: &Ground<'_>,
-        pool: &mut Pool,
-        at: usize,
-        failed: &BTreeSet<Rank>,
-    ) -> Option<Key> {
-        if failed.is_empty()
-            && let Some(head) = self.cells[at].head
-        {
+    fn head(&mut self, ground: &Ground<'_>, pool: &mut Pool, at: usize) -> Option<Key> {
+        if let Some(head) = self.cells[at].head {
             return head;
         }
-        let mut set_aside = Vec::new();
-        let head = loop {
-            let seen = self.cells[at].seen.first().copied();
-            let first = if self.cells[at].own {
-                None
-            } else {
-                pool.first(self.cells[at].class, self.pack)
-            };
-            let waiting = first.map(|(_, rank)| (0, self.load_key(pool, rank), rank));
-            let (key, from_pool) = match (seen, waiting) {
-                (None, None) => break None,
-                (Some(seen), Some(waiting)) if seen < waiting => (seen, false),
-                (Some(seen), None) => (seen, false),
-                (_, Some(waiting)) => (waiting, true),
-            };
-            let rank = key.2;
-            let count = match self.counts.get(&rank) {
-                Some(count) => *count,
-                None => {
-                    let count = ground.count(pool, rank);
-                    self.counts.insert(rank, count);
-                    count
-                }
-            };
-            let now = (if self.per_host { count } else { 0 }, key.1, rank);
-            if from_pool {
+        let waiting = self.first_in_pool(ground, pool, at);
+        let seen = match waiting {
+            // Whatever was taken out has a replica more.
+            Some(_) if self.per_host => None,
+            _ => self.first_seen(ground, pool, at),
+        };
+        let head = match (waiting, seen) {
+            (Some(waiting), Some(seen)) => Some(waiting.min(seen)),
+            (waiting, seen) => waiting.or(seen),
+        };
+        self.cells[at].head = Some(head);
+        head
+    }
+
+    /// The first host in the pool's order that has room (and, where each one weighs, no replica
+    /// yet). When there is none left without a replica, all are taken out and ordered by count.
+    fn first_in_pool(&mut self, ground: &Ground<'_>, pool: &mut Pool, at: usize) -> Option<Key> {
+        if self.cells[at].own {
+            return None;
+        }
+        let class = self.cells[at].class;
+        let mut passed = self.cells[at].cursor;
+        while let Some(next) = pool.next(class, self.pack, passed) {
+            let (_, rank) = next;
+            let count = ground.count(pool, rank);
+            let crowded = self.per_host && count > 0;
+            if !crowded && count < self.host_max && self.has_room(pool, rank) {
+                self.cells[at].cursor = passed;
+                return Some((0, self.load_key(pool, rank), rank));
+            }
+            passed = Some(next);
+        }
+        self.cells[at].cursor = passed;
+        if self.per_host && self.host_max > 1 {
+            self.cells[at].own = true;
+            for rank in pool.all(class) {
                 pool.take(rank);
+                let count = ground.count(pool, rank);
+                let key = (count, self.load_key(pool, rank), rank);
+                self.cells[at].seen.insert(key);
+            }
+        }
+        None
+    }
+
+    /// The first host that was taken out and has room; those without are put aside.
+    fn first_seen(&mut self, ground: &Ground<'_>, pool: &Pool, at: usize) -> Option<Key> {
+        while let Some(key) = self.cells[at].seen.first().copied() {
+            let rank = key.2;
+            let count = ground.count(pool, rank);
+            let now = (if self.per_host { count } else { 0 }, key.1, rank);
+            if count >= self.host_max || !self.has_room(pool, rank) {
+                self.cells[at].seen.remove(&key);
+                self.cells[at].full.push(rank);
+            } else if now == key {
+                return Some(key);
             } else {
                 self.cells[at].seen.remove(&key);
-            }
-            if count >= self.host_max || !pool.fits(rank, self.wants) || !self.named(pool, rank) {
-                self.cells[at].full.push(rank);
-            } else if failed.contains(&rank) {
-                set_aside.push(now);
-            } else {
                 self.cells[at].seen.insert(now);
-                if now <= key {
-                    break Some(now);
-                }
             }
-        };
-        let cell = &mut self.cells[at];
-        cell.seen.extend(set_aside);
-        cell.head = failed.is_empty().then_some(head);
-        head
+        }
+        None
+    }
+
+    fn has_room(&self, pool: &Pool, rank: Rank) -> bool {
+        pool.fits(rank, self.wants) && self.named(pool, rank)
     }
 
     fn named(&self, pool: &Pool, rank: Rank) -> bool {
@@ -345,25 +425,37 @@ impl Fill {
     }
 
     /// Books a replica on a host that `best` has named.
-    pub(crate) fn take(&mut self, pool: &mut Pool, rank: Rank) {
-        let (class, load) = (pool.class_of(rank), self.load_key(pool, rank));
-        let count = self.counts.entry(rank).or_default();
-        let before = (if self.per_host { *count } else { 0 }, load, rank);
-        *count += 1;
-        let after = if self.per_host { *count } else { 0 };
+    pub(crate) fn take(&mut self, ground: &Ground<'_>, pool: &mut Pool, rank: Rank) {
+        let key = |fill: &Self, pool: &Pool, count: u32| {
+            let count = if fill.per_host { count } else { 0 };
+            (count, fill.load_key(pool, rank), rank)
+        };
+        let class = pool.class_of(rank);
+        let count = ground.count(pool, rank);
+        let before = key(self, pool, count);
+        let cells = self.cells.iter().enumerate();
+        let mut cells = cells.filter(|(_, cell)| cell.class == class);
+        let holder = { &mut cells }
+            .find(|(_, cell)| cell.seen.contains(&before))
+            .map(|(at, _)| at);
+        let at = holder.or_else(|| {
+            // Still in the pool's order: then the class is one cell.
+            let cells = self.cells.iter();
+            { cells }.position(|cell| cell.class == class && !cell.own)
+        });
+        let Some(at) = at else { return };
+        if holder.is_some() {
+            self.cells[at].seen.remove(&before);
+        } else {
+            pool.take(rank);
+        }
         pool.book(rank, self.wants);
-        let after = (after, self.load_key(pool, rank), rank);
-        let cells = self.cells.iter_mut();
-        let holder = cells
-            .filter(|cell| cell.class == class)
-            .find(|cell| cell.seen.contains(&before));
-        if let Some(cell) = holder {
-            cell.seen.remove(&before);
-            cell.seen.insert(after);
-            cell.head = None;
-            for group in &cell.groups {
-                self.groups[*group].count += 1;
-            }
+        let after = key(self, pool, count + 1);
+        let cell = &mut self.cells[at];
+        cell.seen.insert(after);
+        cell.head = None;
+        for group in &cell.groups {
+            self.groups[*group].count += 1;
         }
     }
 

@@ -103,6 +103,7 @@ impl Cluster {
                 host.booked = host.booked.plus(booked);
             }
             *workload.per_class.entry(host.class).or_default() += 1;
+            self.counts.add(host.number, workload.number, 1);
             workload.slots.insert((slot.slot, slot.placement));
             let placed = Placed {
                 slot: slot.slot,
@@ -134,10 +135,15 @@ impl Cluster {
                     let booked = Booked::of(&key, &revision.spec, args);
                     host.booked = host.booked.minus(booked);
                 }
-                if workload.reports.get(&slot.placement).is_some_and(|r| r.host == *id) {
+                if workload
+                    .reports
+                    .get(&slot.placement)
+                    .is_some_and(|r| r.host == *id)
+                {
                     host.leaving.insert((key.clone(), slot.placement));
                     workload.leaving.insert(slot.placement);
                 }
+                self.counts.remove(host.number, workload.number, 1);
                 if let Some(count) = workload.per_class.get_mut(&host.class) {
                     *count = count.saturating_sub(1);
                     if *count == 0 {
@@ -165,7 +171,8 @@ impl Cluster {
                 report.is_some_and(|r| r.host == *id && r.status.state.ended())
                     && !workload.placements.contains_key(&slot.placement)
             });
-            if ended && let Some(report) = self.remove_report(&key, slot.placement)
+            if ended
+                && let Some(report) = self.remove_report(&key, slot.placement)
                 && let Some(workload) = self.workloads.get_mut(&key)
             {
                 workload.remember_ended(report);
@@ -286,6 +293,7 @@ impl Cluster {
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
                 host.booked = host.booked.minus(booked);
             }
+            self.counts.remove(host.number, workload.number, 1);
             if let Some(set) = &mut host.set {
                 set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
             }
@@ -331,12 +339,15 @@ impl Cluster {
             workload.per_class.clear();
             workload.steady = false;
             let slots = workload.placements.iter();
-            workload.slots = slots.map(|(number, placed)| (placed.slot, *number)).collect();
+            workload.slots = slots
+                .map(|(number, placed)| (placed.slot, *number))
+                .collect();
         }
         let ids: Vec<HostId> = self.hosts.keys().cloned().collect();
         for id in &ids {
             self.classify(id);
         }
+        self.counts.clear();
         for host in self.hosts.values_mut() {
             host.booked = Booked::default();
             for group in host.set.iter().flat_map(|set| &set.groups) {
@@ -344,7 +355,9 @@ impl Cluster {
                 let Some(workload) = self.workloads.get_mut(&key) else {
                     continue;
                 };
-                *workload.per_class.entry(host.class).or_default() += group.slots.len() as u32;
+                let many = group.slots.len() as u32;
+                *workload.per_class.entry(host.class).or_default() += many;
+                self.counts.add(host.number, workload.number, many);
                 let Some(revision) = workload.revisions.get(&group.revision) else {
                     continue;
                 };
@@ -399,7 +412,9 @@ fn diff<'a>(before: &'a [PlacementGroup], after: &'a [PlacementGroup], changed: 
         };
         let in_other = |other: Option<&PlacementGroup>, slot: &PlacedSlot| {
             let at = |group: &PlacementGroup| {
-                let found = group.slots.binary_search_by_key(&slot.placement, |s| s.placement);
+                let found = group
+                    .slots
+                    .binary_search_by_key(&slot.placement, |s| s.placement);
                 found.is_ok_and(|at| group.slots[at] == *slot)
             };
             other.is_some_and(at)

@@ -198,7 +198,8 @@ impl Cluster {
         // One allocation for a name, however many reports carry it.
         status.namespace = workload.record.namespace.clone();
         status.workload = workload.record.name.clone();
-        self.agenda.part(&key, Some(status.replica.slot), Some(host));
+        self.agenda
+            .part(&key, Some(status.replica.slot), Some(host));
         let number = status.replica.placement;
         let newer_start = workload.reports.get(&number).is_some_and(|known| {
             known.host == *host && known.status.replica.start > status.replica.start

@@ -10,19 +10,19 @@
 //!   `spread = []` replicas are packed: `packed`, the booked share, in its place.
 //!
 //! A host where the slot failed lately is taken only when no other has room. Ties break by the
-//! share in thousandths, then by the host's name, then by its id.
+//! share in millionths, then by the host's name, then by its id.
 //!
 //! `fill` carries this rule out on counts. What is here says it of one host at a time, for whoever
-//! asks why; `the_ranking_and_the_filling_agree` holds the two together.
+//! asks why; `World::plan` in the tests holds the two together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::{Constraint, LabelTest};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Host};
-use crate::pool::{Booked, Class};
+use crate::pool::{Booked, Class, FULL};
 
 /// The label that every host has: its name.
 pub(crate) const HOST: &str = "host";
@@ -107,8 +107,8 @@ impl<'a> Under<'a> {
             Constraint::Distinct { distinct, .. } => Some(distinct),
             Constraint::Label { .. } => None,
         });
-        let labels: Vec<&String> = on.spec.spread.iter().chain(distinct).collect();
-        let labels: Vec<&String> = labels.into_iter().filter(|label| *label != HOST).collect();
+        let labels = on.spec.spread.iter().chain(distinct);
+        let labels: BTreeSet<&String> = labels.filter(|label| *label != HOST).collect();
         let mut under = BTreeMap::new();
         if labels.is_empty() {
             return Self(under);
@@ -231,7 +231,12 @@ pub(crate) fn name_affinity(spec: &WorkloadSpec, name: &str) -> i64 {
 }
 
 /// What one host is refused for by itself: its name, and what it has of the workload already.
-fn against_host(on: &Standpoint<'_>, under: &Under<'_>, id: &HostId, host: &Host) -> Option<Removed> {
+fn against_host(
+    on: &Standpoint<'_>,
+    under: &Under<'_>,
+    id: &HostId,
+    host: &Host,
+) -> Option<Removed> {
     let name = host.info().name.as_str();
     for constraint in &on.spec.constraints {
         match constraint {
@@ -344,6 +349,8 @@ fn score(
         .spec
         .spread
         .iter()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
         .map(|label| {
             let count = if label == HOST {
                 (on.count)(id, host)
@@ -361,12 +368,12 @@ fn score(
     if affinity != 0 {
         parts.insert("affinity", affinity);
     }
-    let load = i32::from((on.used)(id, host).load(Booked::of_host(host)));
+    let load = (on.used)(id, host).load(Booked::of_host(host));
     let pack = on.spec.spread.is_empty();
     if pack {
-        parts.insert("packed", i64::from(load / 100));
+        parts.insert("packed", i64::from(load / (FULL / 10)));
     } else {
-        parts.insert("free", i64::from((1000 - load) / 100));
+        parts.insert("free", i64::from((FULL - load) / (FULL / 10)));
     }
     if failed.contains(id) {
         parts.insert("failed", FAILED);
@@ -375,7 +382,7 @@ fn score(
         host: id.clone(),
         name: host.info().name.clone(),
         total: parts.values().sum(),
-        load: if pack { -load } else { load },
+        load: if pack { -(load as i32) } else { load as i32 },
         parts,
     }
 }

@@ -4,7 +4,7 @@
 //! `slots` and `rollout` what a workload needs, `place` where, `tables` what gateways must know.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use wasmorch_api::messages::Unplaced;
@@ -109,17 +109,17 @@ impl Plan {
 }
 
 /// A host's placements by workload and revision.
-type Held = BTreeMap<(WorkloadKey, RevisionNumber), Vec<PlacedSlot>>;
+type Held = Vec<((WorkloadKey, RevisionNumber), Vec<PlacedSlot>)>;
 
-/// A plan's starts and stops by host.
+/// A plan's starts and stops by host: looked up, never walked.
 struct Changes<'a> {
-    started: BTreeMap<&'a HostId, Vec<&'a Start>>,
-    stopped: BTreeMap<&'a HostId, BTreeSet<(&'a WorkloadKey, PlacementNumber)>>,
+    started: HashMap<&'a HostId, Vec<&'a Start>>,
+    stopped: HashMap<&'a HostId, BTreeSet<(&'a WorkloadKey, PlacementNumber)>>,
 }
 
 impl<'a> Changes<'a> {
     fn of(plan: &'a Plan) -> Self {
-        let (mut started, mut stopped) = (BTreeMap::new(), BTreeMap::new());
+        let (mut started, mut stopped) = (HashMap::new(), HashMap::new());
         for start in &plan.start {
             let starts: &mut Vec<&Start> = started.entry(&start.host).or_default();
             starts.push(start);
@@ -133,6 +133,24 @@ impl<'a> Changes<'a> {
 }
 
 impl Plan {
+    /// The plan without these workloads' parts: what they would do breaks a rule, and must not keep
+    /// everyone else from going on. They stay dirty, and are planned again.
+    #[must_use]
+    pub fn without(mut self, out: &BTreeSet<WorkloadKey>) -> Self {
+        self.start.retain(|one| !out.contains(&one.key));
+        self.stop.retain(|one| !out.contains(&one.key));
+        self.update.retain(|one| !out.contains(&one.key()));
+        self.endpoints.retain(|one| !out.contains(&one.key()));
+        self.routes.retain(|one| !out.contains(&one.key()));
+        let named = |event: &EventDraft| {
+            let (namespace, name) = (event.namespace.clone()?, event.workload.clone()?);
+            Some(WorkloadKey::new(namespace, name))
+        };
+        self.events
+            .retain(|event| named(event).is_none_or(|key| !out.contains(&key)));
+        self
+    }
+
     /// How much it would write.
     fn size(&self) -> usize {
         self.start.len()
@@ -272,19 +290,24 @@ impl Cluster {
     }
 
     fn set_after(&self, host: &HostId, changes: &Changes<'_>) -> PlacementSet {
+        let stopped = changes.stopped.get(host);
         let mut placed = self.held(host, |key, slot| {
-            let stopped = changes.stopped.get(host);
             !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)))
         });
         for start in changes.started.get(host).into_iter().flatten() {
-            placed
-                .entry((start.key.clone(), start.revision))
-                .or_default()
-                .push(PlacedSlot {
-                    slot: start.slot,
-                    placement: start.placement,
-                    args: start.args.as_deref().cloned(),
-                });
+            let slot = PlacedSlot {
+                slot: start.slot,
+                placement: start.placement,
+                args: start.args.as_deref().cloned(),
+            };
+            match placed.last_mut() {
+                Some(((key, revision), slots))
+                    if *key == start.key && *revision == start.revision =>
+                {
+                    slots.push(slot);
+                }
+                _ => placed.push(((start.key.clone(), start.revision), vec![slot])),
+            }
         }
         self.set(host, placed)
     }
@@ -296,45 +319,43 @@ impl Cluster {
 
     /// What a host's set holds, as far as it stays.
     fn held(&self, host: &HostId, stays: impl Fn(&WorkloadKey, &PlacedSlot) -> bool) -> Held {
-        let mut placed = Held::new();
         let set = self.hosts.get(host).and_then(|host| host.set.as_ref());
+        let mut placed = Held::new();
         for group in set.iter().flat_map(|set| &set.groups) {
             let key = group.key();
-            let slots: Vec<PlacedSlot> = group
-                .slots
-                .iter()
-                .filter(|slot| stays(&key, slot))
-                .cloned()
-                .collect();
+            let slots = group.slots.iter().filter(|slot| stays(&key, slot));
+            let slots: Vec<PlacedSlot> = slots.cloned().collect();
             if !slots.is_empty() {
-                placed
-                    .entry((key, group.revision))
-                    .or_default()
-                    .extend(slots);
+                placed.push(((key, group.revision), slots));
             }
         }
         placed
     }
 
-    fn set(
-        &self,
-        host: &HostId,
-        placed: Held,
-    ) -> PlacementSet {
+    fn set(&self, host: &HostId, mut placed: Held) -> PlacementSet {
+        placed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        placed.dedup_by(|(next, more), (first, slots)| {
+            let same = next == first;
+            if same {
+                slots.append(more);
+            }
+            same
+        });
+        let groups = placed
+            .into_iter()
+            .map(|((key, revision), slots)| PlacementGroup {
+                namespace: key.namespace,
+                workload: key.name,
+                revision,
+                slots,
+            })
+            .collect();
         PlacementSet {
             cluster: self.cluster.clone(),
             term: self.term,
             leader: self.leader.clone(),
             host: host.clone(),
-            groups: placed
-                .into_iter()
-                .map(|((key, revision), slots)| PlacementGroup {
-                    namespace: key.namespace,
-                    workload: key.name,
-                    revision,
-                    slots,
-                })
-                .collect(),
+            groups,
         }
     }
 }

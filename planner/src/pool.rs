@@ -7,7 +7,10 @@
 //! A *class* is all hosts with the same labels, taints and architecture: filters on these, and the
 //! scores of labels, are evaluated once for each. Capacity is no part of it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use wasmorch_api::status::HostState;
@@ -28,6 +31,9 @@ pub(crate) struct Booked {
     /// Its share of the encoded set.
     pub(crate) set_bytes: u64,
 }
+
+/// The load of a full host.
+pub(crate) const FULL: u32 = 1_000_000;
 
 /// A group without its names and slots, and a slot with numbers of 12 digits.
 const GROUP_BYTES: u64 = 60;
@@ -99,12 +105,12 @@ impl Booked {
             .all(|(_, used, wants, has)| *wants == 0 || used.saturating_add(*wants) <= *has)
     }
 
-    /// The fullest dimension's booked share in thousandths. A host without cpu to book is not full.
-    pub(crate) fn load(self, has: Self) -> u16 {
+    /// The fullest dimension's booked share in millionths. A host without cpu to book is not full.
+    pub(crate) fn load(self, has: Self) -> u32 {
         let share = |used: u64, has: u64| match has {
-            0 => 1000,
-            has if used >= has => 1000,
-            has => (u128::from(used) * 1000 / u128::from(has)) as u16,
+            0 => FULL,
+            has if used >= has => FULL,
+            has => (u128::from(used) * u128::from(FULL) / u128::from(has)) as u32,
         };
         share(self.memory_bytes, has.memory_bytes)
             .max(share(self.cpu_millis, has.cpu_millis))
@@ -148,17 +154,76 @@ impl Classes {
     }
 }
 
+/// How many placements of a workload a host holds, by the numbers that the state has given both.
+///
+/// One flat map: placing looks at many hosts that hold the workload already, and a walk down two
+/// trees of names for each would be most of its cost.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counts(HashMap<u64, u32, BuildHasherDefault<Mix>>);
+
+impl Counts {
+    fn key(host: u32, workload: u32) -> u64 {
+        u64::from(host) << 32 | u64::from(workload)
+    }
+
+    pub(crate) fn add(&mut self, host: u32, workload: u32, many: u32) {
+        *self.0.entry(Self::key(host, workload)).or_default() += many;
+    }
+
+    pub(crate) fn remove(&mut self, host: u32, workload: u32, many: u32) {
+        if let Entry::Occupied(mut known) = self.0.entry(Self::key(host, workload)) {
+            *known.get_mut() = known.get().saturating_sub(many);
+            if *known.get() == 0 {
+                known.remove();
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, host: u32, workload: u32) -> u32 {
+        let count = self.0.get(&Self::key(host, workload));
+        count.copied().unwrap_or(0)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Mixes one `u64` (the multiplier of splitmix64). The keys are our own numbers, so nobody can
+/// choose them to collide.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+}
+
 /// One host in the pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
     pub(crate) id: HostId,
     pub(crate) name: Name,
+    /// The state's number for it.
+    pub(crate) number: u32,
     class: u32,
     /// Something may be placed there.
     usable: bool,
     used: Booked,
     has: Booked,
-    load: u16,
+    load: u32,
     /// To be read again before the next plan.
     touched: bool,
 }
@@ -172,7 +237,7 @@ pub(crate) struct Pool {
     rooms: Vec<Room>,
     ranks: HashMap<HostId, Rank>,
     /// Usable hosts of each class, the emptiest first.
-    by_class: BTreeMap<u32, BTreeSet<(u16, Rank)>>,
+    by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
     touched: Vec<Rank>,
     fresh: bool,
 }
@@ -185,7 +250,9 @@ impl Pool {
 
     /// Read this host again.
     pub(crate) fn touch(&mut self, id: &HostId) {
-        if self.fresh && let Some(rank) = self.rank(id) {
+        if self.fresh
+            && let Some(rank) = self.rank(id)
+        {
             self.touch_rank(rank);
         }
     }
@@ -234,7 +301,7 @@ impl Pool {
         &self.rooms[rank as usize]
     }
 
-    pub(crate) fn load(&self, rank: Rank) -> u16 {
+    pub(crate) fn load(&self, rank: Rank) -> u32 {
         self.rooms[rank as usize].load
     }
 
@@ -254,13 +321,29 @@ impl Pool {
         some.map(|(class, _)| *class)
     }
 
-    /// The emptiest (`full`: the fullest) host of a class, by name where they are equal.
-    pub(crate) fn first(&self, class: u32, full: bool) -> Option<(u16, Rank)> {
+    /// The host of a class that comes after `after`: the emptiest first (`full`: the fullest), by
+    /// name where they are equal.
+    pub(crate) fn next(
+        &self,
+        class: u32,
+        full: bool,
+        after: Option<(u32, Rank)>,
+    ) -> Option<(u32, Rank)> {
         let hosts = self.by_class.get(&class)?;
         if !full {
-            return hosts.first().copied();
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            return hosts.range((from, Bound::Unbounded)).next().copied();
         }
-        let (load, _) = hosts.last()?;
+        // From the fullest down, and up by rank within one load.
+        if let Some(at) = after {
+            let same = hosts.range((Bound::Excluded(at), Bound::Included((at.0, Rank::MAX))));
+            if let Some(next) = { same }.next() {
+                return Some(*next);
+            }
+        }
+        let below = after.map_or(Bound::Unbounded, |(load, _)| Bound::Excluded((load, 0)));
+        let mut below = hosts.range((Bound::Unbounded, below));
+        let (load, _) = below.next_back()?;
         hosts.range((*load, 0)..).next().copied()
     }
 
@@ -270,12 +353,11 @@ impl Pool {
         hosts.map(|(_, rank)| *rank).collect()
     }
 
-    /// Takes a host out of its class's order.
-    pub(crate) fn take(&mut self, rank: Rank) {
+    /// Takes a host out of its class's order; whether it was there.
+    pub(crate) fn take(&mut self, rank: Rank) -> bool {
         let room = &self.rooms[rank as usize];
-        if room.usable && let Some(hosts) = self.by_class.get_mut(&room.class) {
-            hosts.remove(&(room.load, rank));
-        }
+        let hosts = self.by_class.get_mut(&room.class);
+        hosts.is_some_and(|hosts| hosts.remove(&(room.load, rank)))
     }
 
     /// Puts it back, where it belongs now.
@@ -317,6 +399,7 @@ impl Room {
         Self {
             id: id.clone(),
             name: host.info().name.clone(),
+            number: host.number,
             class: host.class,
             usable: host.state == HostState::Alive && host.known() && !host.record.cordoned,
             used,

@@ -557,7 +557,13 @@ impl Pass<'_> {
         let number = self.record.next_placement;
         self.record.next_placement = number.next();
         if let Some(fill) = &mut self.fill {
-            fill.take(self.pool, rank);
+            let ground = Ground {
+                cluster: self.cluster,
+                key: self.key,
+                workload: self.workload,
+                delta: &self.delta,
+            };
+            fill.take(&ground, self.pool, rank);
         }
         let room = self.pool.room(rank);
         let host = room.id.clone();

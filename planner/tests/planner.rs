@@ -46,6 +46,8 @@ struct World {
     plans: Vec<Plan>,
     /// Hold every plan against one made from scratch.
     oracle: bool,
+    /// What each host has last reported: it speaks when something is different.
+    said: BTreeMap<HostId, Vec<ReplicaStatus>>,
 }
 
 impl World {
@@ -62,6 +64,7 @@ impl World {
             labels: BTreeMap::new(),
             plans: Vec::new(),
             oracle: true,
+            said: BTreeMap::new(),
         };
         for n in 1..=hosts {
             world.seqs.insert(host(n), 0);
@@ -89,16 +92,45 @@ impl World {
         let before = self.oracle.then(|| self.cluster.clone());
         let plan = self.cluster.plan(self.now);
         assert_eq!(check::check(&self.cluster, &plan), vec![], "{plan:#?}");
+        assert_eq!(check::check_touched(&self.cluster, &plan), vec![]);
         if let Some(mut whole) = before {
             whole.mark_all_dirty();
             let scratch = whole.plan(self.now);
             self.same_as_from_scratch(&plan, scratch, &whole);
+            self.as_ranked(&plan);
         }
         let writes = self.cluster.writes(&plan);
         self.cluster.remember(&plan.events, self.now);
         self.store(writes);
         self.plans.push(plan.clone());
         plan
+    }
+
+    /// What is placed on counts goes where the ranking of single hosts says, and what the ranking
+    /// has a host for is not left unplaced.
+    fn as_ranked(&self, plan: &Plan) {
+        let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
+        if !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+            return;
+        }
+        let best = |key: &WorkloadKey| {
+            let why = queries::why(&self.cluster, key).unwrap();
+            why["scores"][0]["host"].as_str().map(str::to_owned)
+        };
+        if let Some(first) = plan.start.first() {
+            let name = self.cluster.hosts()[&first.host].info().name.to_string();
+            assert_eq!(best(&first.key), Some(name), "{plan:#?}");
+        } else {
+            for one in &plan.unplaced {
+                let (namespace, workload) = one.workload.split_once('/').unwrap();
+                let key = WorkloadKey::new(name(namespace), name(workload));
+                // What is on a silent host counts there until it has somewhere to go.
+                let silent = self.cluster.workload(&key).unwrap().placements.values();
+                if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
+                    assert_eq!(best(&key), None, "{plan:#?}");
+                }
+            }
+        }
     }
 
     /// Every incremental plan equals one that looks at everything and trusts no counter. Standing
@@ -148,9 +180,6 @@ impl World {
 
     /// The host says all it knows, which is what its fates make of its set.
     fn report(&mut self, id: &HostId) {
-        let seq = self.seqs.get_mut(id).unwrap();
-        *seq += 1;
-        let status_seq = *seq;
         let mut replicas = Vec::new();
         for (key, workload) in self.cluster.workloads() {
             for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
@@ -184,6 +213,18 @@ impl World {
                 });
             }
         }
+        for status in &mut replicas {
+            let known = self.said.get(id).into_iter().flatten();
+            let since = known.filter(|known| known.replica == status.replica);
+            status.since = { since }.next().map_or(self.now, |known| known.since);
+        }
+        if self.said.get(id) == Some(&replicas) && self.cluster.hosts()[id].synced {
+            return;
+        }
+        self.said.insert(id.clone(), replicas.clone());
+        let seq = self.seqs.get_mut(id).unwrap();
+        *seq += 1;
+        let status_seq = *seq;
         let report = StatusReport {
             cluster: self.cluster.cluster.clone(),
             host: id.clone(),
@@ -691,7 +732,11 @@ fn the_checker_bites() {
         host: host(host_n),
         args: None,
     };
-    let broken = |plan: &Plan| check::check(&world.cluster, plan).len();
+    let broken = |plan: &Plan| {
+        let whole = check::check(&world.cluster, plan);
+        assert_eq!(check::check_touched(&world.cluster, plan), whole);
+        whole.len()
+    };
     let mut plan = Plan {
         start: vec![start(1, 1, 1)],
         ..Plan::default()
@@ -796,6 +841,52 @@ proptest! {
         let plan = world.plan();
         prop_assert!(plan.is_empty(), "{:#?}", plan);
     }
+}
+
+#[test]
+fn one_broken_part_bars_nobody_else() {
+    let mut world = World::new(2);
+    world.deploy(shaped(0, 1, 2, 0), Kind::Http);
+    world.deploy(shaped(1, 1, 2, 0), Kind::Http);
+    let mut plan = world.cluster.plan(world.now);
+    let wanted = plan.start.len();
+    // A mistake of the planner: a number given twice.
+    plan.start[1].placement = plan.start[0].placement;
+    let broken = check::check_touched(&world.cluster, &plan);
+    let out = broken[0].workloads(&plan);
+    assert_eq!(out, BTreeSet::from([plan.start[0].key.clone()]));
+    let rest = plan.without(&out);
+    assert_eq!((rest.start.len(), wanted), (2, 4));
+    assert_eq!(check::check_touched(&world.cluster, &rest), vec![]);
+    let writes = world.cluster.writes(&rest);
+    world.store(writes);
+    let again = world.cluster.plan(world.now);
+    assert_eq!(again.start.len(), 2, "what was left out is planned again");
+}
+
+#[test]
+fn a_host_that_shrank_bars_only_what_asks_for_more_of_it() {
+    let mut world = World::new(1);
+    world.deploy(shaped(0, 1, 4, 0), Kind::Http);
+    world.run(6);
+    let start = wasmorch_planner::Start {
+        key: WorkloadKey::new(name("default"), name("w0")),
+        slot: wasmorch_api::Slot(4),
+        placement: PlacementNumber(100),
+        revision: wasmorch_api::RevisionNumber(1),
+        host: host(1),
+        args: None,
+    };
+    let plan = Plan {
+        start: vec![start],
+        ..Plan::default()
+    };
+    assert_eq!(check::check_touched(&world.cluster, &plan), vec![]);
+    world.replicas_max = 2;
+    world.heartbeat(&host(1));
+    let broken = check::check_touched(&world.cluster, &plan);
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert_eq!(check::check(&world.cluster, &plan), broken);
 }
 
 #[derive(Debug, Clone)]
@@ -942,14 +1033,13 @@ impl World {
     }
 }
 
-type Command = fn(
-    &Cluster,
-    &ChangeRequest,
-    &Call,
-) -> Result<
-    commands::Outcome<wasmorch_api::messages::ChangeReply>,
-    wasmorch_api::ApiError,
->;
+type Command =
+    fn(
+        &Cluster,
+        &ChangeRequest,
+        &Call,
+    )
+        -> Result<commands::Outcome<wasmorch_api::messages::ChangeReply>, wasmorch_api::ApiError>;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
