@@ -352,7 +352,7 @@ impl ControlLoop {
         let began = Instant::now();
         let now = self.begin.clock.now();
         self.pace.begin();
-        let plan = self.begin.cluster.plan(now);
+        let mut plan = self.begin.cluster.plan(now);
         let (hosts, workloads) = (
             self.begin.cluster.hosts().len(),
             self.begin.cluster.workloads().len(),
@@ -361,11 +361,18 @@ impl ControlLoop {
         if let Some(at) = plan.wake_at {
             self.pace.wake(self.begin.clock.instant(at), Instant::now());
         }
-        let broken = check::check(&self.begin.cluster, &plan);
-        if !broken.is_empty() {
+        let broken = check::check_touched(&self.begin.cluster, &plan);
+        let refused = !broken.is_empty();
+        if refused {
             self.refuse_plan(&broken);
-            self.pace.hold(Instant::now());
-            return Ok(());
+            // One workload's mistake must not keep all others from going on.
+            let out = broken.iter().flat_map(|rule| rule.workloads(&plan));
+            let out = out.collect();
+            plan = plan.without(&out);
+            if plan.is_empty() || !check::check_touched(&self.begin.cluster, &plan).is_empty() {
+                self.pace.hold(Instant::now());
+                return Ok(());
+            }
         }
         let writes: Vec<Write> = self.begin.cluster.writes(&plan);
         self.begin.metrics.planned(began.elapsed());
@@ -385,6 +392,9 @@ impl ControlLoop {
         }
         self.say(plan.events);
         self.pace.done(Instant::now(), began.elapsed(), wrote);
+        if refused {
+            self.pace.hold(Instant::now());
+        }
         Ok(())
     }
 

@@ -1,15 +1,16 @@
 //! The plan checker: written apart from the planner, so that one mistake is not made twice.
 //!
-//! It knows the rules and nothing of how a plan came about. Whole in tests and, for now, in front
-//! of every dispatch.
+//! It knows the rules and nothing of how a plan came about. Whole in tests; in front of every
+//! dispatch it looks at no more than the plan names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wasmorch_api::status::{Capacity, HostState};
-use wasmorch_api::{HostId, PlacementNumber, RevisionNumber, Slot, WorkloadKey};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{HostId, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
 
-use crate::cluster::Cluster;
-use crate::plan::{Plan, StopReason};
+use crate::cluster::{Cluster, Workload};
+use crate::plan::{Plan, Start, StopReason};
+use crate::pool::Booked;
 
 /// A rule that a plan breaks. Such a plan is not dispatched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,15 +81,69 @@ pub enum BrokenRule {
     },
 }
 
-/// Every rule that `plan` breaks; empty when it may be dispatched.
+impl BrokenRule {
+    /// The workloads whose part of `plan` breaks the rule: without theirs the rest may go on.
+    pub fn workloads(&self, plan: &Plan) -> BTreeSet<WorkloadKey> {
+        match self {
+            Self::OverCapacity { host, .. } => {
+                let starts = plan.start.iter().filter(|start| start.host == *host);
+                starts.map(|start| start.key.clone()).collect()
+            }
+            Self::BadHost { workload, .. }
+            | Self::TooMany { workload, .. }
+            | Self::TooFew { workload, .. }
+            | Self::CrowdedSlot { workload, .. }
+            | Self::NumberTwice { workload, .. }
+            | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
+        }
+    }
+}
+
+/// Every rule that `plan` breaks; empty when it may be dispatched. Trusts no counter of the state:
+/// for tests.
 pub fn check(cluster: &Cluster, plan: &Plan) -> Vec<BrokenRule> {
+    check_by(cluster, plan, true)
+}
+
+/// The same rules, looking only at the workloads and hosts that the plan names, and at what the
+/// state has counted of them: in front of every dispatch.
+pub fn check_touched(cluster: &Cluster, plan: &Plan) -> Vec<BrokenRule> {
+    check_by(cluster, plan, false)
+}
+
+fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     let mut broken = Vec::new();
     starts_are_sound(cluster, plan, &mut broken);
-    for key in cluster.workloads().keys() {
-        slots_are_sound(cluster, plan, key, &mut broken);
+    let mut parts: BTreeMap<&WorkloadKey, Part<'_>> = BTreeMap::new();
+    for start in &plan.start {
+        let part = parts.entry(&start.key).or_default();
+        part.starts.push(start);
     }
-    capacity_is_kept(cluster, plan, &mut broken);
+    for stop in &plan.stop {
+        let part = parts.entry(&stop.key).or_default();
+        part.stops.insert(stop.placement, stop.why);
+    }
+    let records: BTreeMap<WorkloadKey, &Record> = plan
+        .update
+        .iter()
+        .map(|record| (record.key(), record))
+        .collect();
+    for (key, part) in &parts {
+        if let Some(workload) = cluster.workload(key) {
+            let record = records.get(*key).copied().unwrap_or(&workload.record);
+            let wanted = u64::from(record.wanted());
+            slots_are_sound(cluster, (key, workload), part, (wanted, whole), &mut broken);
+        }
+    }
+    capacity_is_kept(cluster, plan, whole, &mut broken);
     broken
+}
+
+/// A plan's part of one workload.
+#[derive(Default)]
+struct Part<'a> {
+    starts: Vec<&'a Start>,
+    stops: BTreeMap<PlacementNumber, StopReason>,
 }
 
 fn starts_are_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
@@ -130,73 +185,59 @@ fn starts_are_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>
 
 fn slots_are_sound(
     cluster: &Cluster,
-    plan: &Plan,
-    key: &WorkloadKey,
+    (key, workload): (&WorkloadKey, &Workload),
+    part: &Part<'_>,
+    (wanted, whole): (u64, bool),
     broken: &mut Vec<BrokenRule>,
 ) {
-    let Some(workload) = cluster.workload(key) else {
-        return;
-    };
-    let stops: BTreeMap<PlacementNumber, StopReason> = plan
-        .stop
-        .iter()
-        .filter(|stop| stop.key == *key)
-        .map(|s| (s.placement, s.why))
-        .collect();
-    let starts: Vec<_> = plan
-        .start
-        .iter()
-        .filter(|start| start.key == *key)
-        .collect();
-    if stops.is_empty() && starts.is_empty() {
-        return;
-    }
     let mut per_slot: BTreeMap<Slot, usize> = BTreeMap::new();
-    let stays = workload
-        .placements
-        .iter()
-        .filter(|(number, _)| !stops.contains_key(number));
-    for slot in stays
-        .map(|(_, placed)| placed.slot)
-        .chain(starts.iter().map(|start| start.slot))
-    {
-        *per_slot.entry(slot).or_default() += 1;
+    for start in &part.starts {
+        *per_slot.entry(start.slot).or_default() += 1;
     }
-    for (slot, count) in per_slot.iter().filter(|(_, count)| **count > 2) {
-        // What this leader has not heard of yet cannot be cleared away, and is not its doing.
-        if starts.iter().any(|start| start.slot == *slot) {
-            broken.push(BrokenRule::CrowdedSlot {
-                workload: key.clone(),
-                slot: *slot,
-                count: *count,
-            });
+    if whole {
+        for (number, placed) in &workload.placements {
+            if let Some(count) = per_slot.get_mut(&placed.slot) {
+                *count += usize::from(!part.stops.contains_key(number));
+            }
         }
+    } else {
+        for (slot, count) in &mut per_slot {
+            let stay = workload.numbers_of(*slot);
+            *count += stay
+                .filter(|number| !part.stops.contains_key(number))
+                .count();
+        }
+    }
+    // What this leader has not heard of yet cannot be cleared away, and is not its doing: only
+    // slots in which something starts are judged.
+    for (slot, count) in per_slot.into_iter().filter(|(_, count)| *count > 2) {
+        broken.push(BrokenRule::CrowdedSlot {
+            workload: key.clone(),
+            slot,
+            count,
+        });
     }
     let Some(target) = workload.target() else {
         return;
     };
-    let record = plan
-        .update
-        .iter()
-        .find(|record| record.key() == *key)
-        .unwrap_or(&workload.record);
-    let wanted = u64::from(record.wanted());
-    let live: u64 = per_slot.values().map(|count| *count as u64).sum();
+    let stopped = part.stops.keys();
+    let stopped = stopped.filter(|number| workload.placements.contains_key(number));
+    let live = (workload.placements.len() - stopped.count() + part.starts.len()) as u64;
     let most = wanted + u64::from(target.spec.update.max_surge);
-    let unheard = workload.placements.values().any(|placed| {
-        !cluster
-            .hosts()
-            .get(&placed.host)
-            .is_some_and(|host| host.known())
-    });
-    if !starts.is_empty() && live > most.max(1) && !unheard {
-        broken.push(BrokenRule::TooMany {
-            workload: key.clone(),
-            live,
-            most,
+    if !part.starts.is_empty() && live > most.max(1) {
+        let unheard = workload.placements.values().any(|placed| {
+            let host = cluster.hosts().get(&placed.host);
+            !host.is_some_and(|host| host.known())
         });
+        if !unheard {
+            broken.push(BrokenRule::TooMany {
+                workload: key.clone(),
+                live,
+                most,
+            });
+        }
     }
-    ready_is_kept(cluster, key, &stops, wanted, broken);
+    ready_is_kept(cluster, key, &part.stops, wanted, broken);
 }
 
 /// Stopping for a rollout must not take the last ready ones.
@@ -213,29 +254,27 @@ fn ready_is_kept(
     let Some(target) = workload.target() else {
         return;
     };
+    // What a dead host ran is lost whether or not the plan says so.
+    let serves = |number: &PlacementNumber| {
+        let placed = workload.placements.get(number);
+        let host = placed.and_then(|placed| cluster.hosts().get(&placed.host));
+        host.is_some_and(|host| host.state != HostState::Dead) && workload.is_ready(*number)
+    };
     let takes_ready = stops
         .iter()
-        .any(|(number, why)| *why == StopReason::Replaced && workload.is_ready(*number));
+        .any(|(number, why)| *why == StopReason::Replaced && serves(number));
     if !takes_ready {
         return;
     }
-    let ready_slots: BTreeSet<Slot> = workload
-        .placements
-        .iter()
-        .filter(|(number, _)| !stops.contains_key(number) && workload.is_ready(**number))
-        .map(|(_, placed)| placed.slot)
-        .filter(|slot| slot.0 <= wanted)
-        .collect();
-    let before: BTreeSet<Slot> = workload
-        .placements
-        .iter()
-        // What a dead host ran is lost whether or not the plan says so.
-        .filter(|(number, _)| {
-            workload.is_ready(**number) && stops.get(*number) != Some(&StopReason::HostDead)
-        })
-        .map(|(_, placed)| placed.slot)
-        .filter(|slot| slot.0 <= wanted)
-        .collect();
+    let slots = |stopped: bool| -> BTreeSet<Slot> {
+        let placed = workload.placements.iter();
+        placed
+            .filter(|(number, placed)| placed.slot.0 <= wanted && serves(number))
+            .filter(|(number, _)| stopped || !stops.contains_key(number))
+            .map(|(_, placed)| placed.slot)
+            .collect()
+    };
+    let (ready_slots, before) = (slots(false), slots(true));
     let least = wanted
         .saturating_sub(u64::from(target.spec.update.max_unavailable))
         .min(before.len() as u64);
@@ -249,53 +288,55 @@ fn ready_is_kept(
     }
 }
 
-fn capacity_is_kept(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
-    let stopped: BTreeSet<(&WorkloadKey, PlacementNumber)> = plan
-        .stop
-        .iter()
-        .map(|stop| (&stop.key, stop.placement))
-        .collect();
-    let mut used: BTreeMap<&HostId, Capacity> = BTreeMap::new();
-    let mut book = |host, key, revision| {
-        let workload = cluster.workload(key);
-        let Some(revision) = workload.and_then(|workload| workload.revisions.get(revision)) else {
-            return;
-        };
-        let used: &mut Capacity = used.entry(host).or_default();
-        let reserve = &revision.spec.resources.reserve;
-        used.memory_bytes = used.memory_bytes.saturating_add(reserve.memory.0);
-        used.cpu_millis = used.cpu_millis.saturating_add(reserve.cpu.0);
-        used.replicas += 1;
+/// What starts on a host must fit beside what stays there, in every dimension that it adds to: a
+/// host that shrank under what it holds bars nothing that asks for no more of the same.
+fn capacity_is_kept(cluster: &Cluster, plan: &Plan, whole: bool, broken: &mut Vec<BrokenRule>) {
+    let reserve = |key: &WorkloadKey, revision, args: Option<&Vec<String>>| {
+        let workload = cluster.workload(key)?;
+        let revision = workload.revisions.get(revision)?;
+        Some(Booked::of(key, &revision.spec, args))
     };
-    for (key, workload) in cluster.workloads() {
-        for (number, placed) in &workload.placements {
-            if !stopped.contains(&(key, *number)) {
-                book(&placed.host, key, &placed.revision);
+    let mut adds: BTreeMap<&HostId, Booked> = BTreeMap::new();
+    for start in &plan.start {
+        let booked = reserve(&start.key, &start.revision, start.args.as_deref());
+        let sum = adds.entry(&start.host).or_default();
+        *sum = sum.plus(booked.unwrap_or_default());
+    }
+    let mut used: BTreeMap<&HostId, Booked> = BTreeMap::new();
+    if whole {
+        for (key, workload) in cluster.workloads() {
+            for placed in workload.placements.values() {
+                let booked = reserve(key, &placed.revision, placed.args.as_deref());
+                let sum = used.entry(&placed.host).or_default();
+                *sum = sum.plus(booked.unwrap_or_default());
             }
         }
+    } else {
+        let known = adds
+            .keys()
+            .filter_map(|id| cluster.hosts().get_key_value(*id));
+        used.extend(known.map(|(id, host)| (id, host.booked)));
     }
-    for start in &plan.start {
-        book(&start.host, &start.key, &start.revision);
+    for stop in &plan.stop {
+        let workload = cluster.workload(&stop.key);
+        let placed = workload.and_then(|workload| workload.placements.get(&stop.placement));
+        if let (Some(sum), Some(placed)) = (used.get_mut(&stop.host), placed) {
+            let booked = reserve(&stop.key, &placed.revision, placed.args.as_deref());
+            *sum = sum.minus(booked.unwrap_or_default());
+        }
     }
-    let starts_on: BTreeSet<&HostId> = plan.start.iter().map(|start| &start.host).collect();
-    for host in starts_on {
-        let (Some(used), Some(known)) = (used.get(host), cluster.hosts().get(host)) else {
+    for (id, adds) in adds {
+        let Some(host) = cluster.hosts().get(id) else {
             continue;
         };
-        let has = known.capacity();
-        let over = [
-            ("memory", used.memory_bytes > has.memory_bytes),
-            (
-                "cpu",
-                used.cpu_millis > 0 && used.cpu_millis > has.cpu_millis,
-            ),
-            ("replicas", used.replicas > has.replicas),
-        ];
-        for (dimension, _) in over.into_iter().filter(|(_, over)| *over) {
-            broken.push(BrokenRule::OverCapacity {
-                host: host.clone(),
-                dimension,
-            });
+        let used = used.get(id).copied().unwrap_or_default();
+        for (dimension, used, adds, has) in used.dimensions(adds, Booked::of_host(host)) {
+            if adds > 0 && used.saturating_add(adds) > has {
+                broken.push(BrokenRule::OverCapacity {
+                    host: id.clone(),
+                    dimension,
+                });
+            }
         }
     }
 }

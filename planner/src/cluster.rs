@@ -2,7 +2,7 @@
 //!
 //! Owns the maps and how stored entries and acknowledged writes change them. It decides nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use wasmorch_api::record::Removed;
@@ -13,6 +13,8 @@ use wasmorch_api::{
     Timestamp, WorkloadKey,
 };
 
+use crate::agenda::Agenda;
+use crate::pool::{Booked, Classes, Counts, Pool};
 use crate::write::{EventDraft, Stored, Write};
 use crate::{DEAD_AFTER, ENDED_KEPT};
 
@@ -33,6 +35,19 @@ pub struct Cluster {
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
+    /// What has to be planned.
+    pub(crate) agenda: Agenda,
+    /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
+    pub(crate) stale_tables: BTreeSet<WorkloadKey>,
+    pub(crate) classes: Classes,
+    /// Placements by host and workload, by their numbers.
+    pub(crate) counts: Counts,
+    /// The last number given to a host or a workload; none is given twice.
+    pub(crate) numbered: u32,
+    /// Where there is room: made from the hosts, and thrown away at will.
+    pub(crate) pool: Pool,
+    /// The counters are not to be trusted: the next plan counts anew.
+    pub(crate) stale: bool,
 }
 
 /// One host.
@@ -68,10 +83,17 @@ pub struct Host {
     pub memory_bytes: u64,
     /// Live replicas, by its own count.
     pub replicas: u64,
+    /// What its set books.
+    pub(crate) booked: Booked,
+    /// The hosts that are like it.
+    pub(crate) class: u32,
+    pub(crate) number: u32,
+    /// Its reports of replicas that its set does not hold (any more).
+    pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
 }
 
 impl Host {
-    fn new(record: HostRecord, stored: bool, since: Timestamp) -> Self {
+    pub(crate) fn new(record: HostRecord, stored: bool, since: Timestamp) -> Self {
         Self {
             record,
             stored,
@@ -88,6 +110,10 @@ impl Host {
             table_seq: 0,
             memory_bytes: 0,
             replicas: 0,
+            booked: Booked::default(),
+            class: u32::MAX,
+            number: 0,
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -135,6 +161,17 @@ pub struct Workload {
     pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
     /// Slots that could not be placed when last planned.
     pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
+    pub(crate) number: u32,
+    /// The placements by slot.
+    pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
+    /// Reports of replicas that no set holds (any more).
+    pub(crate) leaving: BTreeSet<PlacementNumber>,
+    /// Placements in each class of hosts.
+    pub(crate) per_class: BTreeMap<u32, u32>,
+    /// Nothing of it moves by itself: what has changed can be planned slot by slot.
+    pub(crate) steady: bool,
+    /// When it wants to be planned again though nothing happens.
+    pub(crate) wake: Option<Timestamp>,
 }
 
 /// One placement as dispatched.
@@ -147,7 +184,7 @@ pub struct Placed {
     /// Where.
     pub host: HostId,
     /// Arguments in place of the spec's.
-    pub args: Option<Vec<String>>,
+    pub args: Option<Arc<Vec<String>>>,
 }
 
 /// What a host says of one placement.
@@ -176,6 +213,12 @@ impl Workload {
             routes: None,
             story: VecDeque::new(),
             unplaced: None,
+            number: 0,
+            slots: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            per_class: BTreeMap::new(),
+            steady: false,
+            wake: None,
         }
     }
 
@@ -221,6 +264,13 @@ impl Cluster {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
+            agenda: Agenda::default(),
+            stale_tables: BTreeSet::new(),
+            classes: Classes::default(),
+            counts: Counts::default(),
+            numbered: 0,
+            pool: Pool::default(),
+            stale: true,
         }
     }
 
@@ -247,30 +297,18 @@ impl Cluster {
     /// Folds in one stored entry at the start of a term. Records first, then the rest: an entry
     /// whose workload is unknown is a leftover and is ignored.
     pub fn load(&mut self, entry: Stored, sequence: u64) {
+        // Revisions and sets come in any order: what they book is counted once all are there.
+        self.stale = true;
         match entry {
-            Stored::Record(record) => {
-                self.workloads
-                    .insert(record.key(), Workload::new(*record, sequence));
-            }
+            Stored::Record(record) => self.put_record(*record, sequence),
             Stored::Removed(removed) => {
                 self.removed.insert(removed.key(), removed);
             }
-            Stored::Revision(revision) => self.add_revision(*revision),
-            Stored::Host(record) => {
-                let host = Host::new(*record, true, self.since);
-                self.hosts.insert(host.record.host.clone(), host);
-            }
+            Stored::Revision(revision) => self.put_revision(*revision),
+            Stored::Host(record) => self.put_host(*record),
             Stored::Placements(set) => self.set_placements(set, sequence, self.since),
-            Stored::Endpoints(table) => {
-                if let Some(workload) = self.workloads.get_mut(&table.key()) {
-                    workload.endpoints = Some(table);
-                }
-            }
-            Stored::Routes(table) => {
-                if let Some(workload) = self.workloads.get_mut(&table.key()) {
-                    workload.routes = Some(table);
-                }
-            }
+            Stored::Endpoints(table) => self.put_endpoints(table),
+            Stored::Routes(table) => self.put_routes(table),
         }
     }
 
@@ -285,144 +323,156 @@ impl Cluster {
 
     fn commit_one(&mut self, write: Write, sequence: u64, now: Timestamp) {
         match write {
-            Write::Record(record) => match self.workloads.get_mut(&record.key()) {
-                Some(workload) => {
-                    workload.record = *record;
-                    workload.index = sequence;
-                }
-                None => self.load(Stored::Record(record), sequence),
-            },
-            Write::DeleteRecord(key) => {
-                self.workloads.remove(&key);
+            Write::Record(record) => self.put_record(*record, sequence),
+            Write::DeleteRecord(key) => self.remove_workload(&key),
+            Write::Removed(removed) => {
+                self.removed.insert(removed.key(), removed);
             }
-            Write::Removed(removed) => self.load(Stored::Removed(removed), sequence),
             Write::DeleteRemoved(key) => {
                 self.removed.remove(&key);
             }
-            Write::Revision(revision) => self.add_revision(*revision),
+            Write::Revision(revision) => self.put_revision(*revision),
             Write::DeleteRevision(key, number) => {
                 if let Some(workload) = self.workloads.get_mut(&key) {
+                    // Only revisions that nothing runs are deleted, so nothing booked changes.
                     workload.revisions.remove(&number);
+                    self.agenda.whole(&key);
                 }
             }
-            Write::Host(record) => match self.hosts.get_mut(&record.host) {
-                Some(host) => {
-                    host.record = *record;
-                    host.stored = true;
-                }
-                None => self.load(Stored::Host(record), sequence),
-            },
-            Write::DeleteHost(host) => {
-                self.hosts.remove(&host);
-                for workload in self.workloads.values_mut() {
-                    workload.placements.retain(|_, placed| placed.host != host);
-                    workload.reports.retain(|_, known| known.host != host);
-                }
-            }
+            Write::Host(record) => self.put_host(*record),
+            Write::DeleteHost(host) => self.remove_host(&host),
             Write::Placements(set) => self.set_placements(set, sequence, now),
-            Write::DeletePlacements(host) => {
-                if let Some(host) = self.hosts.get_mut(&host) {
+            Write::DeletePlacements(id) => {
+                let (cluster, term, leader) =
+                    (self.cluster.clone(), self.term, self.leader.clone());
+                if let Some(host) = self.hosts.get(&id).filter(|host| host.set.is_some()) {
+                    let (groups, sequence, at) = (Vec::new(), host.set_sequence, host.set_at);
+                    let host = id.clone();
+                    let empty = PlacementSet {
+                        cluster,
+                        term,
+                        leader,
+                        host,
+                        groups,
+                    };
+                    self.set_placements(empty, sequence, at);
+                }
+                if let Some(host) = self.hosts.get_mut(&id) {
                     host.set = None;
                 }
             }
-            Write::Endpoints(table) => self.load(Stored::Endpoints(table), sequence),
+            Write::Endpoints(table) => self.put_endpoints(table),
             Write::DeleteEndpoints(key) => {
                 if let Some(workload) = self.workloads.get_mut(&key) {
                     workload.endpoints = None;
+                    self.agenda.whole(&key);
                 }
             }
-            Write::Routes(table) => self.load(Stored::Routes(table), sequence),
+            Write::Routes(table) => self.put_routes(table),
             Write::DeleteRoutes(key) => {
                 if let Some(workload) = self.workloads.get_mut(&key) {
                     workload.routes = None;
+                    self.agenda.whole(&key);
                 }
             }
         }
     }
 
-    fn add_revision(&mut self, revision: Revision) {
-        if let Some(workload) = self.workloads.get_mut(&revision.key()) {
+    fn put_record(&mut self, record: Record, sequence: u64) {
+        let key = record.key();
+        let Some(workload) = self.workloads.get_mut(&key) else {
+            let mut workload = Workload::new(record, sequence);
+            self.numbered += 1;
+            workload.number = self.numbered;
+            self.agenda.whole(&key);
+            self.workloads.insert(key, workload);
+            return;
+        };
+        let before = std::mem::replace(&mut workload.record, record);
+        workload.index = sequence;
+        // A plan that only placed something has moved the counter: nothing new follows from that.
+        let only_counted = Record {
+            next_placement: workload.record.next_placement,
+            updated: workload.record.updated,
+            ..before
+        } == workload.record;
+        if only_counted {
+            self.agenda.part(&key, None, None);
+        } else {
+            self.agenda.whole(&key);
+        }
+    }
+
+    fn put_revision(&mut self, revision: Revision) {
+        let key = revision.key();
+        if let Some(workload) = self.workloads.get_mut(&key) {
             workload
                 .revisions
                 .insert(revision.number, Arc::new(revision));
+            self.agenda.whole(&key);
         }
     }
 
-    /// Takes a host's whole set in place of the one before.
-    fn set_placements(&mut self, set: PlacementSet, sequence: u64, now: Timestamp) {
-        let host_id = set.host.clone();
-        for (_, workload) in self.workloads.iter_mut() {
-            workload
-                .placements
-                .retain(|_, placed| placed.host != host_id);
-        }
-        for group in &set.groups {
-            let Some(workload) = self.workloads.get_mut(&group.key()) else {
-                continue;
-            };
-            for slot in &group.slots {
-                workload.placements.insert(
-                    slot.placement,
-                    Placed {
-                        slot: slot.slot,
-                        revision: group.revision,
-                        host: host_id.clone(),
-                        args: slot.args.clone(),
-                    },
-                );
+    fn put_host(&mut self, record: HostRecord) {
+        let id = record.host.clone();
+        if let Some(host) = self.hosts.get_mut(&id) {
+            let same_shape =
+                host.record.info == record.info && host.record.cordoned == record.cordoned;
+            host.record = record;
+            host.stored = true;
+            if !same_shape {
+                self.host_reshaped(&id);
             }
-        }
-        self.forget_dropped(&host_id);
-        let since = self.since;
-        let host = self.hosts.entry(host_id.clone()).or_insert_with(|| {
-            // A set without a host record: the record was lost or never written. The host tells
-            // what it is with its next heartbeat.
-            let record = HostRecord {
-                host: host_id,
-                info: HostInfo::default(),
-                cordoned: false,
-                joined: now,
-            };
-            Host::new(record, false, since)
-        });
-        host.set = Some(set);
-        host.set_sequence = sequence;
-        host.set_at = now;
-    }
-
-    /// Reports of ended replicas whose placement is gone from the set are kept as history only.
-    fn forget_dropped(&mut self, host: &HostId) {
-        for workload in self.workloads.values_mut() {
-            let dropped: Vec<_> = workload
-                .reports
-                .iter()
-                .filter(|(number, report)| {
-                    report.host == *host
-                        && report.status.state.ended()
-                        && !workload.placements.contains_key(number)
-                })
-                .map(|(number, _)| *number)
-                .collect();
-            for number in dropped {
-                if let Some(report) = workload.reports.remove(&number) {
-                    workload.remember_ended(report);
-                }
-            }
+        } else {
+            let mut host = Host::new(record, true, self.since);
+            self.numbered += 1;
+            host.number = self.numbered;
+            self.hosts.insert(id.clone(), host);
+            self.host_reshaped(&id);
         }
     }
 
-    pub(crate) fn host_entry(&mut self, host: &HostId, now: Timestamp) -> (&mut Host, bool) {
-        let new = !self.hosts.contains_key(host);
-        let entry = self.hosts.entry(host.clone()).or_insert_with(|| {
-            let record = HostRecord {
-                host: host.clone(),
-                info: HostInfo::default(),
-                cordoned: false,
-                joined: now,
-            };
-            Host::new(record, false, now)
-        });
-        (entry, new)
+    /// What a host is has changed: name, labels, capacity, cordon.
+    pub(crate) fn host_reshaped(&mut self, id: &HostId) {
+        self.classify(id);
+        self.pool.rebuild();
+        self.host_changed(id);
+    }
+
+    fn put_endpoints(&mut self, table: EndpointTable) {
+        let key = table.key();
+        if let Some(workload) = self.workloads.get_mut(&key) {
+            workload.endpoints = Some(table);
+            self.agenda.part(&key, None, None);
+        }
+    }
+
+    fn put_routes(&mut self, table: RouteTable) {
+        let key = table.key();
+        if let Some(workload) = self.workloads.get_mut(&key) {
+            workload.routes = Some(table);
+            self.agenda.part(&key, None, None);
+        }
+    }
+
+    /// The host, entered now if it was unknown: its record was lost or never written, and it tells
+    /// what it is with its next heartbeat.
+    pub(crate) fn host_entry(&mut self, id: &HostId, joined: Timestamp, heard: Timestamp) -> bool {
+        if self.hosts.contains_key(id) {
+            return false;
+        }
+        let record = HostRecord {
+            host: id.clone(),
+            info: HostInfo::default(),
+            cordoned: false,
+            joined,
+        };
+        let mut host = Host::new(record, false, heard);
+        self.numbered += 1;
+        host.number = self.numbered;
+        self.hosts.insert(id.clone(), host);
+        self.host_reshaped(id);
+        true
     }
 
     /// Remembers events of workloads for `why`.

@@ -16,13 +16,17 @@
 //!                                    └─────────┘
 //! ```
 
+mod agenda;
 pub mod check;
 mod cluster;
 pub mod commands;
 mod explain;
+mod fill;
+mod holdings;
 mod observe;
 mod place;
 mod plan;
+mod pool;
 pub mod queries;
 mod rollout;
 mod slots;

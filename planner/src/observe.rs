@@ -75,7 +75,12 @@ impl Cluster {
         if beat.term > self.term {
             out.asks.push(Ask::NewerTerm(beat.term));
         }
-        let (host, new) = self.host_entry(&beat.host, now);
+        let new = self.host_entry(&beat.host, now, now);
+        let Some(host) = self.hosts.get_mut(&beat.host) else {
+            return;
+        };
+        let known = (host.known(), host.state);
+        let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
         host.heard = host.heard.max(now);
         host.applied = beat.sequence;
@@ -85,6 +90,7 @@ impl Cluster {
         if host.record.info != beat.info {
             host.record.info = beat.info;
             host.stored = false;
+            reshaped = true;
             out.changed = true;
         }
         if host.boot.as_ref() != Some(&beat.boot) {
@@ -116,9 +122,15 @@ impl Cluster {
             && now.0.saturating_sub(host.set_at.0) >= ASK_EVERY_MS
         {
             out.asks.push(Ask::Sync {
-                host: beat.host,
+                host: beat.host.clone(),
                 sequence: host.set_sequence,
             });
+        }
+        let moved = known != (host.known(), host.state);
+        if reshaped {
+            self.host_reshaped(&beat.host);
+        } else if moved {
+            self.host_changed(&beat.host);
         }
     }
 
@@ -126,7 +138,11 @@ impl Cluster {
         if report.cluster != self.cluster {
             return;
         }
-        let (host, _) = self.host_entry(&report.host, now);
+        self.host_entry(&report.host, now, now);
+        let Some(host) = self.hosts.get_mut(&report.host) else {
+            return;
+        };
+        let known = host.known();
         if host.boot.as_ref() != Some(&report.boot) {
             // The heartbeat of a new boot comes within a second; of an old boot, never again.
             if host.boot.is_some() {
@@ -140,6 +156,9 @@ impl Cluster {
             }
             host.synced = true;
             host.status_seq = report.status_seq;
+            if !known {
+                self.host_changed(&report.host);
+            }
             self.forget_reports(&report);
         } else {
             if report.status_seq <= host.status_seq {
@@ -152,6 +171,9 @@ impl Cluster {
                     host.asked = now;
                     out.asks.push(Ask::Status(report.host.clone()));
                 }
+                if known {
+                    self.host_changed(&report.host);
+                }
                 return;
             }
             host.status_seq = report.status_seq;
@@ -162,24 +184,10 @@ impl Cluster {
         }
     }
 
-    /// A full report is everything: what it does not name is no more.
-    fn forget_reports(&mut self, report: &StatusReport) {
-        for workload in self.workloads.values_mut() {
-            workload.reports.retain(|number, known| {
-                known.host != report.host
-                    || report.replicas.iter().any(|status| {
-                        status.replica.placement == *number
-                            && status.workload == workload.record.name
-                            && status.namespace == workload.record.namespace
-                    })
-            });
-        }
-    }
-
     fn fold_status(
         &mut self,
         host: &HostId,
-        status: ReplicaStatus,
+        mut status: ReplicaStatus,
         now: Timestamp,
         out: &mut Observed,
     ) {
@@ -187,6 +195,11 @@ impl Cluster {
         let Some(workload) = self.workloads.get_mut(&key) else {
             return;
         };
+        // One allocation for a name, however many reports carry it.
+        status.namespace = workload.record.namespace.clone();
+        status.workload = workload.record.name.clone();
+        self.agenda
+            .part(&key, Some(status.replica.slot), Some(host));
         let number = status.replica.placement;
         let newer_start = workload.reports.get(&number).is_some_and(|known| {
             known.host == *host && known.status.replica.start > status.replica.start
@@ -248,10 +261,13 @@ impl Cluster {
         if status.state.ended() {
             workload.remember_ended(reported.clone());
         }
-        if status.state.ended() && !workload.placements.contains_key(&number) {
-            workload.reports.remove(&number);
+        let leaves = !workload.placements.contains_key(&number);
+        if status.state.ended() && leaves {
+            self.remove_report(&key, number);
+            // A slot may have waited for its end.
+            self.agenda.room();
         } else {
-            workload.reports.insert(number, reported);
+            self.put_report(&key, reported);
         }
     }
 
@@ -259,6 +275,7 @@ impl Cluster {
         let gap_ms = now.0.saturating_sub(self.ticked.0);
         self.ticked = now;
         let stalled_ms = if gap_ms > STALL_MS { gap_ms } else { 0 };
+        let mut moved = Vec::new();
         for (id, host) in &mut self.hosts {
             host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
             let silent = now.since(host.heard);
@@ -274,6 +291,7 @@ impl Cluster {
                 continue;
             }
             host.state = state;
+            moved.push(id.clone());
             out.changed = true;
             let kind = if state == HostState::Dead {
                 EventKind::HostDead
@@ -286,6 +304,9 @@ impl Cluster {
                 silent.as_secs_f64()
             );
             out.events.push(EventDraft::cluster(kind, reason).host(id));
+        }
+        for id in moved {
+            self.host_changed(&id);
         }
     }
 }

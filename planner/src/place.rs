@@ -1,83 +1,33 @@
-//! Where a replica goes: filters that can explain themselves, then scores.
+//! Where a replica goes: the rule, the filters that can explain themselves, and the scores.
 //!
 //! Rule: of the hosts that pass every filter, the one with the highest total wins. The total is the
-//! sum of `spread` (fewer replicas of the workload under the same label value is better), `affinity`
-//! (the weights that match), `free` (the share of its capacity that is left) and `failed` (a penalty
-//! where this slot failed lately). Ties break by the host's name, then by its id.
-//! Known limit: one replica at a time against every host; counts per host class come with the
-//! planner at scale.
+//! sum of
+//!
+//! - `spread`: -100 for each replica of the workload under the same value of each label in `spread`
+//!   (default: `host` and `zone`); on a host without the label nothing;
+//! - `affinity`: the weights that match;
+//! - `free`: the free share of its fullest dimension (memory, cpu, replicas), 0 to 10; with
+//!   `spread = []` replicas are packed: `packed`, the booked share, in its place.
+//!
+//! A host where the slot failed lately is taken only when no other has room. Ties break by the
+//! share in millionths, then by the host's name, then by its id.
+//!
+//! `fill` carries this rule out on counts. What is here says it of one host at a time, for whoever
+//! asks why; `World::plan` in the tests holds the two together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::{Constraint, LabelTest};
-use wasmorch_api::status::{Capacity, HostState};
+use wasmorch_api::status::HostState;
 use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Host};
+use crate::pool::{Booked, Class, FULL};
 
-/// What is booked on each host, kept up to date through one plan.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Books {
-    used: BTreeMap<HostId, Capacity>,
-    /// Placements of each workload by host.
-    counts: BTreeMap<WorkloadKey, BTreeMap<HostId, u32>>,
-}
-
-impl Books {
-    pub(crate) fn of(cluster: &Cluster) -> Self {
-        let mut books = Self::default();
-        for (key, workload) in &cluster.workloads {
-            for placed in workload.placements.values() {
-                if let Some(revision) = workload.revisions.get(&placed.revision) {
-                    books.add(key, &placed.host, &revision.spec);
-                }
-            }
-        }
-        books
-    }
-
-    pub(crate) fn add(&mut self, key: &WorkloadKey, host: &HostId, spec: &WorkloadSpec) {
-        let used = self.used.entry(host.clone()).or_default();
-        let reserve = &spec.resources.reserve;
-        used.memory_bytes = used.memory_bytes.saturating_add(reserve.memory.0);
-        used.cpu_millis = used.cpu_millis.saturating_add(reserve.cpu.0);
-        used.replicas += 1;
-        *self
-            .counts
-            .entry(key.clone())
-            .or_default()
-            .entry(host.clone())
-            .or_default() += 1;
-    }
-
-    pub(crate) fn remove(&mut self, key: &WorkloadKey, host: &HostId, spec: &WorkloadSpec) {
-        if let Some(used) = self.used.get_mut(host) {
-            let reserve = &spec.resources.reserve;
-            used.memory_bytes = used.memory_bytes.saturating_sub(reserve.memory.0);
-            used.cpu_millis = used.cpu_millis.saturating_sub(reserve.cpu.0);
-            used.replicas = used.replicas.saturating_sub(1);
-        }
-        if let Some(count) = self
-            .counts
-            .get_mut(key)
-            .and_then(|hosts| hosts.get_mut(host))
-        {
-            *count = count.saturating_sub(1);
-        }
-    }
-
-    pub(crate) fn used(&self, host: &HostId) -> Capacity {
-        self.used.get(host).copied().unwrap_or_default()
-    }
-
-    fn count(&self, key: &WorkloadKey, host: &HostId) -> u32 {
-        self.counts
-            .get(key)
-            .and_then(|hosts| hosts.get(host))
-            .copied()
-            .unwrap_or(0)
-    }
-}
+/// The label that every host has: its name.
+pub(crate) const HOST: &str = "host";
+/// A replica more under the same value weighs more than anything but a matching affinity of 100.
+pub(crate) const CROWD: i64 = 100;
 
 /// Why a host cannot take a replica: the filter that removed it, what it lacks, what would help.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +43,8 @@ pub(crate) struct Scored {
     pub(crate) host: HostId,
     pub(crate) name: Name,
     pub(crate) total: i64,
+    /// Breaks ties: less first.
+    load: i32,
     pub(crate) parts: BTreeMap<&'static str, i64>,
 }
 
@@ -104,94 +56,217 @@ pub(crate) struct Ranking {
     pub(crate) removed: Vec<(Name, Removed)>,
 }
 
-/// Ranks every host for one more replica of `spec`. `failed` are hosts where the slot failed lately.
-pub(crate) fn rank(
-    cluster: &Cluster,
-    books: &Books,
-    key: &WorkloadKey,
-    spec: &WorkloadSpec,
-    failed: &[HostId],
-) -> Ranking {
+/// What a ranking is made on: what is booked, and how many replicas of the workload are where.
+pub(crate) struct Standpoint<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) key: &'a WorkloadKey,
+    pub(crate) spec: &'a WorkloadSpec,
+    pub(crate) used: &'a dyn Fn(&HostId, &Host) -> Booked,
+    pub(crate) count: &'a dyn Fn(&HostId, &Host) -> u32,
+}
+
+/// Ranks every host for one more replica: for people who ask why. Costs a look at every host.
+/// `failed` are hosts where the slot failed lately.
+pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
     let mut ranking = Ranking::default();
-    for (id, host) in &cluster.hosts {
-        match filter(cluster, books, key, spec, id, host) {
+    let under = Under::of(on);
+    let wants = Booked::of(on.key, on.spec, None);
+    let mut classes: BTreeMap<u32, Option<Removed>> = BTreeMap::new();
+    for (id, host) in &on.cluster.hosts {
+        let removed = state(host)
+            .or_else(|| {
+                let known = classes.entry(host.class).or_insert_with(|| {
+                    let class = on.cluster.classes.get(host.class);
+                    class.and_then(|class| against_class(on.spec, class))
+                });
+                known.clone()
+            })
+            .or_else(|| against_host(on, &under, id, host))
+            .or_else(|| capacity((on.used)(id, host), host, wants));
+        match removed {
             Some(removed) => ranking.removed.push((host.info().name.clone(), removed)),
-            None => ranking
-                .fits
-                .push(score(cluster, books, key, spec, id, host, failed)),
+            None => ranking.fits.push(score(on, &under, id, host, failed)),
         }
     }
     ranking.fits.sort_by(|a, b| {
         b.total
             .cmp(&a.total)
+            .then_with(|| a.load.cmp(&b.load))
             .then_with(|| a.name.cmp(&b.name))
             .then_with(|| a.host.cmp(&b.host))
     });
     ranking
 }
 
-fn filter(
-    cluster: &Cluster,
-    books: &Books,
-    key: &WorkloadKey,
-    spec: &WorkloadSpec,
-    id: &HostId,
-    host: &Host,
-) -> Option<Removed> {
+/// Replicas of the workload under each value of the labels that its spec counts by.
+struct Under<'a>(BTreeMap<(&'a str, &'a str), u32>);
+
+impl<'a> Under<'a> {
+    fn of(on: &Standpoint<'a>) -> Self {
+        let distinct = on.spec.constraints.iter().filter_map(|one| match one {
+            Constraint::Distinct { distinct, .. } => Some(distinct),
+            Constraint::Label { .. } => None,
+        });
+        let labels = on.spec.spread.iter().chain(distinct);
+        let labels: BTreeSet<&String> = labels.filter(|label| *label != HOST).collect();
+        let mut under = BTreeMap::new();
+        if labels.is_empty() {
+            return Self(under);
+        }
+        for (id, host) in &on.cluster.hosts {
+            let mut count = None;
+            for label in &labels {
+                if let Some((label, value)) = host.info().labels.get_key_value(*label) {
+                    let count = *count.get_or_insert_with(|| (on.count)(id, host));
+                    *under.entry((label.as_str(), value.as_str())).or_default() += count;
+                }
+            }
+        }
+        Self(under)
+    }
+
+    fn count(&self, label: &str, value: &str) -> u32 {
+        self.0.get(&(label, value)).copied().unwrap_or(0)
+    }
+}
+
+fn removed(filter: &str, fix: String) -> Removed {
+    Removed {
+        filter: filter.to_owned(),
+        lacking: None,
+        fix,
+    }
+}
+
+/// Whether a host is there to be had.
+fn state(host: &Host) -> Option<Removed> {
     let name = &host.info().name;
-    let removed = |filter: &str, fix: String| {
-        Some(Removed {
-            filter: filter.to_owned(),
-            lacking: None,
-            fix,
-        })
-    };
     if host.state != HostState::Alive {
-        return removed(host.state.as_str(), format!("bring {name} back"));
+        return Some(removed(host.state.as_str(), format!("bring {name} back")));
     }
     if !host.known() {
-        return removed("not heard yet", format!("wait for {name} to report"));
+        return Some(removed(
+            "not heard yet",
+            format!("wait for {name} to report"),
+        ));
     }
     if host.record.cordoned {
-        return removed("cordoned", format!("uncordon {name}"));
+        return Some(removed("cordoned", format!("uncordon {name}")));
     }
-    for taint in &host.info().taints {
+    None
+}
+
+/// What all hosts of a class are refused for.
+pub(crate) fn against_class(spec: &WorkloadSpec, class: &Class) -> Option<Removed> {
+    for taint in &class.taints {
         let tolerated = spec
             .tolerate
             .iter()
             .any(|tolerated| tolerated == taint || taint.split('=').next() == Some(tolerated));
         if !tolerated {
-            let filter = format!("taint {taint}");
-            return Some(Removed {
-                filter,
-                lacking: None,
-                fix: format!("tolerate = [\"{taint}\"]"),
-            });
+            return Some(removed(
+                &format!("taint {taint}"),
+                format!("tolerate = [\"{taint}\"]"),
+            ));
         }
     }
     for constraint in &spec.constraints {
-        if let Some(removed) = against(cluster, books, key, id, host, constraint) {
-            return Some(removed);
+        match constraint {
+            Constraint::Label { label, test } if label != HOST => {
+                if !passes(test, class.labels.get(label).map(String::as_str)) {
+                    return Some(unmet(label, test));
+                }
+            }
+            Constraint::Distinct { distinct, .. } if distinct != HOST => {
+                if !class.labels.contains_key(distinct) {
+                    return Some(removed(
+                        &format!("distinct {distinct}"),
+                        format!("label a host with {distinct}"),
+                    ));
+                }
+            }
+            _ => {}
         }
     }
-    capacity(books.used(id), host, spec)
+    None
+}
+
+fn unmet(label: &str, test: &LabelTest) -> Removed {
+    let words = words(label, test);
+    removed(
+        &format!("constraint {words}"),
+        format!("remove the constraint {words}, or label a host"),
+    )
+}
+
+/// Whether a host's name passes a constraint on it; one on another label always does.
+pub(crate) fn name_passes(constraint: &Constraint, name: &str) -> bool {
+    match constraint {
+        Constraint::Label { label, test } if label == HOST => passes(test, Some(name)),
+        _ => true,
+    }
+}
+
+/// The weights that match in a class, but for those on the name.
+pub(crate) fn class_affinity(spec: &WorkloadSpec, class: &Class) -> i64 {
+    let wishes = spec.affinity.iter().filter(|wish| wish.label != HOST);
+    wishes
+        .filter(|wish| {
+            passes(
+                &wish.test,
+                class.labels.get(&wish.label).map(String::as_str),
+            )
+        })
+        .map(|wish| i64::from(wish.weight))
+        .sum()
+}
+
+/// The weights that match a name.
+pub(crate) fn name_affinity(spec: &WorkloadSpec, name: &str) -> i64 {
+    let wishes = spec.affinity.iter().filter(|wish| wish.label == HOST);
+    wishes
+        .filter(|wish| passes(&wish.test, Some(name)))
+        .map(|wish| i64::from(wish.weight))
+        .sum()
+}
+
+/// What one host is refused for by itself: its name, and what it has of the workload already.
+fn against_host(
+    on: &Standpoint<'_>,
+    under: &Under<'_>,
+    id: &HostId,
+    host: &Host,
+) -> Option<Removed> {
+    let name = host.info().name.as_str();
+    for constraint in &on.spec.constraints {
+        match constraint {
+            Constraint::Label { label, test } if !name_passes(constraint, name) => {
+                return Some(unmet(label, test));
+            }
+            Constraint::Distinct { distinct, max } => {
+                let there = if distinct == HOST {
+                    (on.count)(id, host)
+                } else {
+                    let value = host.info().labels.get(distinct);
+                    value.map_or(0, |value| under.count(distinct, value))
+                };
+                if there >= *max {
+                    return Some(removed(
+                        &format!("distinct {distinct}"),
+                        format!("add a host with another {distinct}, or raise max"),
+                    ));
+                }
+            }
+            Constraint::Label { .. } => {}
+        }
+    }
+    None
 }
 
 /// Booked reserve against capacity, dimension by dimension.
-fn capacity(used: Capacity, host: &Host, spec: &WorkloadSpec) -> Option<Removed> {
-    let has = host.capacity();
+fn capacity(used: Booked, host: &Host, wants: Booked) -> Option<Removed> {
     let name = &host.info().name;
-    let reserve = &spec.resources.reserve;
-    let dimensions = [
-        (
-            "memory",
-            used.memory_bytes,
-            reserve.memory.0,
-            has.memory_bytes,
-        ),
-        ("cpu", used.cpu_millis, reserve.cpu.0, has.cpu_millis),
-        ("replicas", used.replicas, 1, has.replicas),
-    ];
+    let dimensions = used.dimensions(wants, Booked::of_host(host));
     dimensions
         .into_iter()
         .find_map(|(dimension, used, wants, has)| {
@@ -200,9 +275,15 @@ fn capacity(used: Capacity, host: &Host, spec: &WorkloadSpec) -> Option<Removed>
                 let amount = match dimension {
                     "memory" => ByteSize(lacks).approximate(),
                     "cpu" => format!("{lacks}m cpu"),
-                    _ => format!("{lacks} replicas"),
+                    "replicas" => format!("{lacks} replicas"),
+                    _ => format!("{lacks} bytes of its placement set"),
                 };
-                let fix = format!("free {amount} on {name}, or lower resources.reserve");
+                let fix = match dimension {
+                    "memory" | "cpu" => {
+                        format!("free {amount} on {name}, or lower resources.reserve")
+                    }
+                    _ => format!("free {amount} on {name}, or add a host"),
+                };
                 Removed {
                     filter: dimension.to_owned(),
                     lacking: Some((dimension, lacks)),
@@ -210,71 +291,6 @@ fn capacity(used: Capacity, host: &Host, spec: &WorkloadSpec) -> Option<Removed>
                 }
             })
         })
-}
-
-fn label<'a>(host: &'a Host, name: &str) -> Option<&'a str> {
-    if name == "host" {
-        return Some(host.info().name.as_str());
-    }
-    host.info().labels.get(name).map(String::as_str)
-}
-
-fn against(
-    cluster: &Cluster,
-    books: &Books,
-    key: &WorkloadKey,
-    id: &HostId,
-    host: &Host,
-    constraint: &Constraint,
-) -> Option<Removed> {
-    match constraint {
-        Constraint::Label { label: name, test } => {
-            let value = label(host, name);
-            (!passes(test, value)).then(|| {
-                let words = words(name, test);
-                let fix = format!("remove the constraint {words}, or label a host");
-                Removed {
-                    filter: format!("constraint {words}"),
-                    lacking: None,
-                    fix,
-                }
-            })
-        }
-        Constraint::Distinct { distinct, max } => {
-            let mine = if distinct == "host" {
-                Some(id.as_str())
-            } else {
-                label(host, distinct)
-            };
-            let Some(mine) = mine else {
-                let filter = format!("distinct {distinct}");
-                let fix = format!("label {} with {distinct}", host.info().name);
-                return Some(Removed {
-                    filter,
-                    lacking: None,
-                    fix,
-                });
-            };
-            let there: u32 = cluster
-                .hosts
-                .iter()
-                .filter(|(other, host)| {
-                    let value = if distinct == "host" {
-                        Some(other.as_str())
-                    } else {
-                        label(host, distinct)
-                    };
-                    value == Some(mine)
-                })
-                .map(|(other, _)| books.count(key, other))
-                .sum();
-            (there >= *max).then(|| Removed {
-                filter: format!("distinct {distinct}"),
-                lacking: None,
-                fix: format!("add a host with another {distinct}, or raise max"),
-            })
-        }
-    }
 }
 
 /// Whether a label's value (`None`: the host has no such label) passes.
@@ -322,68 +338,57 @@ fn words(name: &str, test: &LabelTest) -> String {
 }
 
 fn score(
-    cluster: &Cluster,
-    books: &Books,
-    key: &WorkloadKey,
-    spec: &WorkloadSpec,
+    on: &Standpoint<'_>,
+    under: &Under<'_>,
     id: &HostId,
     host: &Host,
     failed: &[HostId],
 ) -> Scored {
     let mut parts = BTreeMap::new();
-    // A replica more under the same value weighs more than anything but a matching affinity of 100.
-    let crowd: i64 = spec
+    let crowd: i64 = on
+        .spec
         .spread
         .iter()
-        .filter_map(|name| label(host, name).map(|value| (name, value)))
-        .map(|(name, value)| {
-            cluster
-                .hosts
-                .iter()
-                .filter(|(other, host)| {
-                    if name == "host" {
-                        *other == id
-                    } else {
-                        label(host, name) == Some(value)
-                    }
-                })
-                .map(|(other, _)| i64::from(books.count(key, other)))
-                .sum::<i64>()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .map(|label| {
+            let count = if label == HOST {
+                (on.count)(id, host)
+            } else {
+                let value = host.info().labels.get(label);
+                value.map_or(0, |value| under.count(label, value))
+            };
+            i64::from(count)
         })
         .sum();
-    parts.insert("spread", -100 * crowd);
-    let affinity: i64 = spec
-        .affinity
-        .iter()
-        .filter(|wish| passes(&wish.test, label(host, &wish.label)))
-        .map(|wish| i64::from(wish.weight))
-        .sum();
+    parts.insert("spread", -CROWD * crowd);
+    let class = on.cluster.classes.get(host.class);
+    let affinity = class.map_or(0, |class| class_affinity(on.spec, class))
+        + name_affinity(on.spec, host.info().name.as_str());
     if affinity != 0 {
         parts.insert("affinity", affinity);
     }
-    parts.insert("free", free_percent(books.used(id), host.capacity()) / 10);
+    let load = (on.used)(id, host).load(Booked::of_host(host));
+    let pack = on.spec.spread.is_empty();
+    if pack {
+        parts.insert("packed", i64::from(load / (FULL / 10)));
+    } else {
+        parts.insert("free", i64::from((FULL - load) / (FULL / 10)));
+    }
     if failed.contains(id) {
-        parts.insert("failed", -1_000);
+        parts.insert("failed", FAILED);
     }
     Scored {
         host: id.clone(),
         name: host.info().name.clone(),
         total: parts.values().sum(),
+        load: if pack { -(load as i32) } else { load as i32 },
         parts,
     }
 }
 
-/// The scarcest dimension's free share, 0 to 100.
-fn free_percent(used: Capacity, has: Capacity) -> i64 {
-    let share = |used: u64, has: u64| {
-        let free = u128::from(has.saturating_sub(used)) * 100;
-        free.checked_div(u128::from(has))
-            .map_or(0, |share| i64::try_from(share).unwrap_or(100))
-    };
-    share(used.memory_bytes, has.memory_bytes)
-        .min(share(used.cpu_millis, has.cpu_millis))
-        .min(share(used.replicas, has.replicas))
-}
+/// A host where the slot failed is taken only when no other has room: shown as more than a crowd weighs.
+const FAILED: i64 = -1_000_000;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,9 @@
 //! Owns the shape of a plan and how it becomes store writes. Each room below decides its part:
 //! `slots` and `rollout` what a workload needs, `place` where, `tables` what gateways must know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::status::HostRecord;
@@ -12,8 +14,9 @@ use wasmorch_api::{
     RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
-use crate::cluster::{Cluster, Placed};
-use crate::place::Books;
+use crate::agenda::Dirt;
+use crate::cluster::Cluster;
+use crate::pool::Pool;
 use crate::slots;
 use crate::tables;
 use crate::write::{EventDraft, Write};
@@ -57,7 +60,7 @@ pub struct Start {
     /// Where.
     pub host: HostId,
     /// Arguments in place of the spec's.
-    pub args: Option<Vec<String>>,
+    pub args: Option<Arc<Vec<String>>>,
 }
 
 /// One placement that ends.
@@ -103,70 +106,152 @@ impl Plan {
             && self.routes.is_empty()
             && self.forgotten == 0
     }
+}
 
-    pub(crate) fn wake(&mut self, at: Timestamp) {
-        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+/// A host's placements by workload and revision.
+type Held = Vec<((WorkloadKey, RevisionNumber), Vec<PlacedSlot>)>;
+
+/// A plan's starts and stops by host: looked up, never walked.
+struct Changes<'a> {
+    started: HashMap<&'a HostId, Vec<&'a Start>>,
+    stopped: HashMap<&'a HostId, BTreeSet<(&'a WorkloadKey, PlacementNumber)>>,
+}
+
+impl<'a> Changes<'a> {
+    fn of(plan: &'a Plan) -> Self {
+        let (mut started, mut stopped) = (HashMap::new(), HashMap::new());
+        for start in &plan.start {
+            let starts: &mut Vec<&Start> = started.entry(&start.host).or_default();
+            starts.push(start);
+        }
+        for stop in &plan.stop {
+            let stops: &mut BTreeSet<_> = stopped.entry(&stop.host).or_default();
+            stops.insert((&stop.key, stop.placement));
+        }
+        Self { started, stopped }
     }
 }
 
+impl Plan {
+    /// The plan without these workloads' parts: what they would do breaks a rule, and must not keep
+    /// everyone else from going on. They stay dirty, and are planned again.
+    #[must_use]
+    pub fn without(mut self, out: &BTreeSet<WorkloadKey>) -> Self {
+        self.start.retain(|one| !out.contains(&one.key));
+        self.stop.retain(|one| !out.contains(&one.key));
+        self.update.retain(|one| !out.contains(&one.key()));
+        self.endpoints.retain(|one| !out.contains(&one.key()));
+        self.routes.retain(|one| !out.contains(&one.key()));
+        let named = |event: &EventDraft| {
+            let (namespace, name) = (event.namespace.clone()?, event.workload.clone()?);
+            Some(WorkloadKey::new(namespace, name))
+        };
+        self.events
+            .retain(|event| named(event).is_none_or(|key| !out.contains(&key)));
+        self
+    }
+
+    /// How much it would write.
+    fn size(&self) -> usize {
+        self.start.len()
+            + self.stop.len()
+            + self.update.len()
+            + self.endpoints.len()
+            + self.routes.len()
+    }
+}
+
+/// Larger priority first, then by name: who is served first when room is scarce.
+type Turn = (Reverse<u32>, WorkloadKey);
+
 impl Cluster {
-    /// What should change now. The state is not touched but for what was last said of unplaced
-    /// slots, so that the same trouble is announced once.
+    /// What should change now. Looks at what has changed since the last plan, and at what waited
+    /// for the time that it is now. The state is not touched but for what was last said of unplaced
+    /// slots, so that the same trouble is announced once; a plan that is not carried out is made
+    /// again.
     pub fn plan(&mut self, now: Timestamp) -> Plan {
+        if std::mem::take(&mut self.stale) {
+            self.recount();
+        }
         let mut plan = Plan::default();
         for host in self.hosts.values() {
             if !host.stored && host.boot.is_some() {
                 plan.hosts.push(host.record.clone());
             }
+            plan.forgotten += usize::from(host.holds_unkept());
         }
-        plan.forgotten = self
-            .hosts
-            .values()
-            .filter(|host| host.holds_unkept())
-            .count();
-        let mut books = Books::of(self);
-        for key in self.by_priority() {
-            slots::plan_workload(self, &mut books, &key, now, &mut plan);
+        let mut pool = std::mem::take(&mut self.pool);
+        pool.refresh(&self.hosts);
+        let mut work = self.agenda.take(now);
+        let mut turns: BTreeSet<Turn> = work.keys().map(|key| self.turn(key)).collect();
+        while let Some(turn) = turns.pop_first() {
+            let Some(dirt) = work.remove(&turn.1) else {
+                continue;
+            };
+            let stops = plan.stop.len();
+            self.plan_one(&mut pool, &turn.1, dirt, now, &mut plan);
+            if plan.stop.len() > stops {
+                // What it frees may be what others wait for.
+                for key in self.agenda.waiting() {
+                    let other = self.turn(key);
+                    if other > turn && turns.insert(other) {
+                        work.insert(key.clone(), Dirt::Whole);
+                    }
+                }
+            }
         }
-        tables::plan_tables(self, &mut plan);
-        self.announce_unplaced(&mut plan);
+        self.pool = pool;
+        plan.wake_at = self.agenda.next_wake();
         plan
     }
 
-    /// Larger priority first, then by name: who is served first when room is scarce.
-    fn by_priority(&self) -> Vec<WorkloadKey> {
-        let mut keys: Vec<_> = self
-            .workloads
-            .iter()
-            .map(|(key, workload)| {
-                let priority = workload.target().map_or(0, |target| target.spec.priority);
-                (std::cmp::Reverse(priority), key.clone())
-            })
-            .collect();
-        keys.sort();
-        keys.into_iter().map(|(_, key)| key).collect()
+    fn turn(&self, key: &WorkloadKey) -> Turn {
+        let workload = self.workloads.get(key);
+        let target = workload.and_then(|workload| workload.target());
+        let priority = target.map_or(0, |target| target.spec.priority);
+        (Reverse(priority), key.clone())
     }
 
-    fn announce_unplaced(&mut self, plan: &mut Plan) {
-        let now_unplaced: BTreeMap<&str, &Unplaced> = plan
-            .unplaced
-            .iter()
-            .map(|one| (one.workload.as_str(), one))
-            .collect();
-        for (key, workload) in &mut self.workloads {
-            let found = now_unplaced
-                .get(key.to_string().as_str())
-                .map(|one| (*one).clone());
-            if found != workload.unplaced {
-                if let Some(trouble) = &found {
-                    let reason = crate::explain::one_line(trouble);
-                    let mut event = EventDraft::of(key, wasmorch_api::EventKind::Unplaced, reason);
-                    event.detail = serde_json::to_value(trouble).unwrap_or_default();
-                    plan.events.push(event);
-                }
-                workload.unplaced = found;
-            }
+    fn plan_one(
+        &mut self,
+        pool: &mut Pool,
+        key: &WorkloadKey,
+        dirt: Dirt,
+        now: Timestamp,
+        plan: &mut Plan,
+    ) {
+        let before = plan.size();
+        let stops = plan.stop.len();
+        let partly = self.workloads.get(key).is_some_and(|one| one.steady);
+        let passed = slots::plan_workload(self, pool, (key, &dirt), now, plan);
+        let awaits = tables::plan_tables(self, (key, &dirt), partly, stops, plan);
+        let wrote = plan.size() != before;
+        if partly && matches!(dirt, Dirt::Part { .. }) {
+            // Looked at in part only: what the rest awaits has not changed.
+        } else if awaits {
+            self.stale_tables.insert(key.clone());
+        } else {
+            self.stale_tables.remove(key);
         }
+        let (Some(passed), Some(workload)) = (passed, self.workloads.get_mut(key)) else {
+            return;
+        };
+        let wakes = (workload.wake, passed.wake);
+        workload.wake = passed.wake;
+        workload.steady = passed.steady;
+        let known = workload.unplaced.as_ref().map(|trouble| trouble.slots);
+        if let Some(trouble) = &passed.unplaced {
+            if known != Some(trouble.slots) {
+                let reason = crate::explain::one_line(trouble);
+                let mut event = EventDraft::of(key, wasmorch_api::EventKind::Unplaced, reason);
+                event.detail = serde_json::to_value(trouble).unwrap_or_default();
+                plan.events.push(event);
+            }
+            plan.unplaced.push(trouble.clone());
+        }
+        workload.unplaced = passed.unplaced;
+        let again = wrote.then_some(dirt);
+        self.agenda.planned(key, again, passed.waits, wakes);
     }
 
     /// The store writes of a plan, in the order in which they may take effect: records first, then
@@ -195,97 +280,82 @@ impl Cluster {
         // explicit one it would run that for ever.
         let forgotten = self.hosts.iter().filter(|(_, host)| host.holds_unkept());
         touched.extend(forgotten.map(|(id, _)| id));
+        let changes = Changes::of(plan);
         for host in touched {
-            writes.push(Write::Placements(self.set_after(host, plan)));
+            writes.push(Write::Placements(self.set_after(host, &changes)));
         }
         writes.extend(plan.routes.iter().cloned().map(Write::Routes));
         writes.extend(plan.endpoints.iter().cloned().map(Write::Endpoints));
         writes
     }
 
-    fn set_after(&self, host: &HostId, plan: &Plan) -> PlacementSet {
-        let stopped: BTreeSet<(&WorkloadKey, PlacementNumber)> = plan
-            .stop
-            .iter()
-            .map(|stop| (&stop.key, stop.placement))
-            .collect();
-        let mut placed: BTreeMap<(WorkloadKey, RevisionNumber), Vec<PlacedSlot>> = BTreeMap::new();
-        for (key, workload) in &self.workloads {
-            for (number, seat) in &workload.placements {
-                if seat.host == *host && !stopped.contains(&(key, *number)) {
-                    placed
-                        .entry((key.clone(), seat.revision))
-                        .or_default()
-                        .push(PlacedSlot {
-                            slot: seat.slot,
-                            placement: *number,
-                            args: seat.args.clone(),
-                        });
+    fn set_after(&self, host: &HostId, changes: &Changes<'_>) -> PlacementSet {
+        let stopped = changes.stopped.get(host);
+        let mut placed = self.held(host, |key, slot| {
+            !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)))
+        });
+        for start in changes.started.get(host).into_iter().flatten() {
+            let slot = PlacedSlot {
+                slot: start.slot,
+                placement: start.placement,
+                args: start.args.as_deref().cloned(),
+            };
+            match placed.last_mut() {
+                Some(((key, revision), slots))
+                    if *key == start.key && *revision == start.revision =>
+                {
+                    slots.push(slot);
                 }
+                _ => placed.push(((start.key.clone(), start.revision), vec![slot])),
             }
-        }
-        for start in plan.start.iter().filter(|start| start.host == *host) {
-            placed
-                .entry((start.key.clone(), start.revision))
-                .or_default()
-                .push(PlacedSlot {
-                    slot: start.slot,
-                    placement: start.placement,
-                    args: start.args.clone(),
-                });
         }
         self.set(host, placed)
     }
 
     /// A host's set without one workload, for `rm`.
     pub(crate) fn set_without(&self, host: &HostId, gone: &WorkloadKey) -> PlacementSet {
-        let mut placed: BTreeMap<(WorkloadKey, RevisionNumber), Vec<PlacedSlot>> = BTreeMap::new();
-        for (key, workload) in self.workloads.iter().filter(|(key, _)| *key != gone) {
-            for (
-                number,
-                Placed {
-                    slot,
-                    revision,
-                    args,
-                    ..
-                },
-            ) in workload
-                .placements
-                .iter()
-                .filter(|(_, seat)| seat.host == *host)
-            {
-                placed
-                    .entry((key.clone(), *revision))
-                    .or_default()
-                    .push(PlacedSlot {
-                        slot: *slot,
-                        placement: *number,
-                        args: args.clone(),
-                    });
-            }
-        }
-        self.set(host, placed)
+        self.set(host, self.held(host, |key, _| key != gone))
     }
 
-    fn set(
-        &self,
-        host: &HostId,
-        placed: BTreeMap<(WorkloadKey, RevisionNumber), Vec<PlacedSlot>>,
-    ) -> PlacementSet {
+    /// What a host's set holds, as far as it stays.
+    fn held(&self, host: &HostId, stays: impl Fn(&WorkloadKey, &PlacedSlot) -> bool) -> Held {
+        let set = self.hosts.get(host).and_then(|host| host.set.as_ref());
+        let mut placed = Held::new();
+        for group in set.iter().flat_map(|set| &set.groups) {
+            let key = group.key();
+            let slots = group.slots.iter().filter(|slot| stays(&key, slot));
+            let slots: Vec<PlacedSlot> = slots.cloned().collect();
+            if !slots.is_empty() {
+                placed.push(((key, group.revision), slots));
+            }
+        }
+        placed
+    }
+
+    fn set(&self, host: &HostId, mut placed: Held) -> PlacementSet {
+        placed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        placed.dedup_by(|(next, more), (first, slots)| {
+            let same = next == first;
+            if same {
+                slots.append(more);
+            }
+            same
+        });
+        let groups = placed
+            .into_iter()
+            .map(|((key, revision), slots)| PlacementGroup {
+                namespace: key.namespace,
+                workload: key.name,
+                revision,
+                slots,
+            })
+            .collect();
         PlacementSet {
             cluster: self.cluster.clone(),
             term: self.term,
             leader: self.leader.clone(),
             host: host.clone(),
-            groups: placed
-                .into_iter()
-                .map(|((key, revision), slots)| PlacementGroup {
-                    namespace: key.namespace,
-                    workload: key.name,
-                    revision,
-                    slots,
-                })
-                .collect(),
+            groups,
         }
     }
 }

@@ -15,7 +15,7 @@ use wasmorch_api::{
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::commands::DeployInput;
 use crate::commands::{self, Call};
-use crate::place::{self, Books};
+use crate::place::{self, Standpoint};
 use crate::plan::StopReason;
 
 /// The highest store sequence among the records named: the `index` of `--if-index`.
@@ -453,7 +453,14 @@ pub fn why(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
             ));
         }
     }
-    let ranking = place::rank(cluster, &Books::of(cluster), key, &target.spec, &[]);
+    let on = Standpoint {
+        cluster,
+        key,
+        spec: &target.spec,
+        used: &|_, host| host.booked,
+        count: &|_, host| host.count_of(key),
+    };
+    let ranking = place::rank(&on, &[]);
     let scores: Vec<Value> = ranking
         .fits
         .iter()

@@ -32,14 +32,17 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     {
         return;
     }
+    if pass.seats.values().all(|seat| seat.fresh) {
+        return;
+    }
     let update = pass.target.spec.update.clone();
     let wanted = u64::from(pass.record.wanted());
-    let live: usize = pass.seats.values().map(Vec::len).sum();
+    let live = pass.seats.len();
     let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(live as u64);
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
     for slot in pass.wanted() {
-        let seats = pass.seats.get(&slot).cloned().unwrap_or_default();
+        let seats: Vec<Seat> = pass.seats_of(slot).cloned().collect();
         let Some(old) = seats.iter().find(|seat| !seat.fresh) else {
             continue;
         };
@@ -75,31 +78,44 @@ fn crash_loop_waits(pass: &mut Pass<'_>, slot: Slot) -> bool {
         .find(|one| one.slot == slot && one.revision == pass.record.revision && one.until > now)
         .map(|one| one.until);
     if let Some(until) = until {
-        pass.plan.wake(until);
+        pass.wake(until);
     }
     until.is_some()
 }
 
 /// Wanted slots in which something serves.
 fn available_slots(pass: &mut Pass<'_>) -> u64 {
-    let mut count = 0;
-    for slot in pass.wanted() {
-        let seats = pass.seats.get(&slot).cloned().unwrap_or_default();
-        count += u64::from(seats.iter().any(|seat| pass.available(seat)));
+    let mut slots = std::collections::BTreeSet::new();
+    for seat in wanted_seats(pass) {
+        if pass.available(&seat) {
+            slots.insert(seat.placed.slot);
+        }
     }
-    count
+    slots.len() as u64
 }
 
 /// Wanted slots whose fresh placement is available, and whether an old one is left anywhere.
 fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
-    let mut updated = 0;
+    let mut updated = std::collections::BTreeSet::new();
     let mut old_left = false;
-    for slot in pass.wanted() {
-        let seats: Vec<Seat> = pass.seats.get(&slot).cloned().unwrap_or_default();
-        old_left |= seats.iter().any(|seat| !seat.fresh);
-        updated += u32::from(seats.iter().any(|seat| seat.fresh && pass.available(seat)));
+    for seat in wanted_seats(pass) {
+        old_left |= !seat.fresh;
+        if seat.fresh && pass.available(&seat) {
+            updated.insert(seat.placed.slot);
+        }
     }
-    (updated, old_left || old_serves(pass))
+    (u32::try_from(updated.len()).unwrap_or(u32::MAX), old_left)
+}
+
+/// Seats of wanted slots that serve, and old ones: the rest makes no difference to either count.
+fn wanted_seats(pass: &Pass<'_>) -> Vec<Seat> {
+    let wanted = u64::from(pass.record.wanted());
+    let seats = pass.seats.values();
+    seats
+        .filter(|seat| seat.placed.slot.0 <= wanted)
+        .filter(|seat| !seat.fresh || matches!(seat.standing, Standing::Ready(_)))
+        .cloned()
+        .collect()
 }
 
 /// Whether a replica of another revision still takes requests: it has been taken out of its host's
@@ -126,8 +142,16 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
     if pass.record.stopped {
         return;
     }
+    if matches!(
+        rollout.state,
+        RolloutState::Completed | RolloutState::Reverted | RolloutState::Aborted
+    ) {
+        return;
+    }
     let (updated, old_left) = progress(pass);
-    let done = updated == wanted && !old_left;
+    // A host that never says that the old one drains holds up nothing beyond the deadline.
+    let done =
+        updated == wanted && !old_left && (pass.now >= rollout.deadline || !old_serves(pass));
     match rollout.state {
         RolloutState::Rolling if done => complete(pass, &rollout),
         // A first revision that failed and came to life yet: nobody is served by calling it failed.
@@ -164,7 +188,7 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
                 let reason = why_late(pass, updated, wanted);
                 fail(pass, &reason);
             } else {
-                pass.plan.wake(deadline);
+                pass.wake(deadline);
                 if let Some(reason) = never_ready(pass) {
                     fail(pass, &reason);
                 }
@@ -207,7 +231,6 @@ fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
     let said = pass
         .seats
         .values()
-        .flatten()
         .filter(|seat| seat.fresh)
         .find_map(|seat| {
             pass.workload
@@ -229,7 +252,7 @@ fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
     let patience = health.start_grace.0 + probe.interval.0 * probe.fail;
     let mut wake = None;
     let mut found = None;
-    for seat in pass.seats.values().flatten().filter(|seat| seat.fresh) {
+    for seat in pass.seats.values().filter(|seat| seat.fresh) {
         let Standing::Unready(since) = seat.standing else {
             continue;
         };
@@ -249,7 +272,7 @@ fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
         found = Some(format!("not ready within {}: {reason}", health.start_grace));
     }
     if let Some(due) = wake {
-        pass.plan.wake(due);
+        pass.wake(due);
     }
     found
 }
@@ -300,7 +323,7 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
                 moving.best = 0;
             }
             // The seats were judged by the revision that has just been given up.
-            pass.plan.wake(pass.now);
+            pass.wake(pass.now);
         }
         (_, None) => end(pass, RolloutState::Failed, EventKind::RolloutFailed, reason),
     }
@@ -317,7 +340,7 @@ impl Pass<'_> {
     pub(crate) fn job(&mut self) {
         let run = self.record.run.clone().filter(|run| run.outcome.is_none());
         let first = run.as_ref().map(|run| run.first_placement);
-        let seats: Vec<Seat> = self.seats.values().flatten().cloned().collect();
+        let seats: Vec<Seat> = self.seats.values().cloned().collect();
         let mut placed = false;
         for seat in seats {
             let mine = first.is_some_and(|first| seat.number >= first) && !self.record.stopped;

@@ -11,7 +11,7 @@
 //!
 //! A new leader stops or moves nothing on a host it has not heard from (DESIGN, section 4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use wasmorch_api::record::CrashLoop;
@@ -22,10 +22,13 @@ use wasmorch_api::{
     WorkloadKey,
 };
 
+use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
-use crate::place::{self, Books, Ranking};
+use crate::fill::{Delta, Fill, Ground};
+use crate::place::{self, Standpoint};
 use crate::plan::{Plan, Start, Stop, StopReason};
+use crate::pool::{Booked, Pool, Rank};
 use crate::rollout;
 use crate::write::EventDraft;
 
@@ -61,35 +64,66 @@ pub(crate) struct Seat {
 /// One workload's pass.
 pub(crate) struct Pass<'a> {
     pub(crate) cluster: &'a Cluster,
-    pub(crate) books: &'a mut Books,
+    pub(crate) pool: &'a mut Pool,
     pub(crate) plan: &'a mut Plan,
     pub(crate) key: &'a WorkloadKey,
     pub(crate) workload: &'a Workload,
     pub(crate) target: Arc<Revision>,
     pub(crate) record: Record,
     pub(crate) now: Timestamp,
-    pub(crate) seats: BTreeMap<Slot, Vec<Seat>>,
-    unplaced: Option<(u32, Ranking)>,
+    pub(crate) seats: BTreeMap<(Slot, PlacementNumber), Seat>,
+    /// The slots to look at; `None`: all of them.
+    scope: Option<BTreeSet<Slot>>,
+    delta: Delta,
+    fill: Option<Fill>,
+    /// Its place has been given up already, while it was asked whether there is another.
+    vacated: Option<PlacementNumber>,
+    /// Slots that could not be placed.
+    unplaced: u32,
+    /// Slots with a replica that is still ending.
+    draining: Option<BTreeSet<Slot>>,
+    waits: bool,
+    wake: Option<Timestamp>,
+    /// Told of one by one, and not.
+    said_placed: u32,
+    placed: u32,
+    said_lost: u32,
+    lost: u32,
 }
 
-/// Plans one workload.
+/// What a pass leaves behind, besides what it has added to the plan.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
+    /// Something could not be done yet, and no time will tell.
+    pub(crate) waits: bool,
+    pub(crate) wake: Option<Timestamp>,
+    pub(crate) steady: bool,
+}
+
+/// So many events of one kind for one workload in one plan; the rest are summed up.
+const SAID_EACH: u32 = 16;
+/// In a plan with more starts than this every workload's are summed up.
+const SAID_STARTS: usize = 1_024;
+
+/// Plans one workload; `None` when nothing can be decided.
 pub(crate) fn plan_workload(
     cluster: &Cluster,
-    books: &mut Books,
-    key: &WorkloadKey,
+    pool: &mut Pool,
+    (key, dirt): (&WorkloadKey, &Dirt),
     now: Timestamp,
     plan: &mut Plan,
-) {
-    let Some(workload) = cluster.workloads.get(key) else {
-        return;
-    };
+) -> Option<Passed> {
+    let workload = cluster.workloads.get(key)?;
     // Record and revision are written in one batch; without its revision nothing can be decided.
-    let Some(target) = workload.target().cloned() else {
-        return;
+    let target = workload.target().cloned()?;
+    let scope = match dirt {
+        Dirt::Part { slots, .. } if workload.steady => Some(slots.clone()),
+        _ => None,
     };
     let mut pass = Pass {
         cluster,
-        books,
+        pool,
         plan,
         key,
         workload,
@@ -97,7 +131,18 @@ pub(crate) fn plan_workload(
         target,
         now,
         seats: BTreeMap::new(),
-        unplaced: None,
+        scope,
+        delta: Delta::default(),
+        fill: None,
+        vacated: None,
+        unplaced: 0,
+        draining: None,
+        waits: false,
+        wake: None,
+        said_placed: 0,
+        placed: 0,
+        said_lost: 0,
+        lost: 0,
     };
     pass.take_seats();
     if pass.target.kind.ends() {
@@ -105,20 +150,57 @@ pub(crate) fn plan_workload(
     } else {
         pass.serve();
     }
-    pass.finish();
+    Some(pass.finish())
 }
 
 impl Pass<'_> {
     fn take_seats(&mut self) {
-        for (number, placed) in &self.workload.placements {
-            let seat = Seat {
-                number: *number,
-                placed: placed.clone(),
-                standing: standing(self.cluster, self.workload, *number, placed, self.now),
-                fresh: placed.revision == self.record.revision && *number >= self.record.fresh_from,
-            };
-            self.seats.entry(placed.slot).or_default().push(seat);
+        let Some(scope) = &self.scope else {
+            for (number, placed) in &self.workload.placements {
+                let seat = self.seat(*number, placed);
+                self.add_seat(seat);
+            }
+            return;
+        };
+        let numbers: Vec<_> = scope
+            .iter()
+            .flat_map(|slot| self.workload.numbers_of(*slot))
+            .collect();
+        for number in numbers {
+            if let Some(placed) = self.workload.placements.get(&number) {
+                let seat = self.seat(number, placed);
+                self.add_seat(seat);
+            }
         }
+    }
+
+    fn seat(&self, number: PlacementNumber, placed: &Placed) -> Seat {
+        Seat {
+            number,
+            placed: placed.clone(),
+            standing: standing(self.cluster, self.workload, number, placed, self.now),
+            fresh: placed.revision == self.record.revision && number >= self.record.fresh_from,
+        }
+    }
+
+    fn add_seat(&mut self, seat: Seat) {
+        if seat.standing == Standing::Unheard && !self.cluster.settled(self.now) {
+            // A host that is unknown is given until then to speak.
+            self.wake(self.cluster.since.after(crate::DEAD_AFTER));
+        }
+        self.seats.insert((seat.placed.slot, seat.number), seat);
+    }
+
+    /// The seats of one slot.
+    pub(crate) fn seats_of(&self, slot: Slot) -> impl Iterator<Item = &Seat> {
+        let (first, last) = (PlacementNumber(0), PlacementNumber(u64::MAX));
+        self.seats
+            .range((slot, first)..=(slot, last))
+            .map(|(_, seat)| seat)
+    }
+
+    pub(crate) fn wake(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |earlier| earlier.min(at)));
     }
 
     fn serve(&mut self) {
@@ -133,29 +215,122 @@ impl Pass<'_> {
             self.keep_the_best(slot);
         }
         self.place_empty();
-        rollout::replace(self);
-        rollout::advance(self);
-    }
-
-    /// The slots that shall be filled.
-    pub(crate) fn wanted(&self) -> Vec<Slot> {
-        (1..=u64::from(self.record.wanted())).map(Slot).collect()
-    }
-
-    fn finish(mut self) {
-        if let Some((slots, ranking)) = self.unplaced.take() {
-            self.plan
-                .unplaced
-                .push(explain::unplaced(self.key, slots, &ranking));
+        if self.scope.is_none() {
+            rollout::replace(self);
+            rollout::advance(self);
         }
+    }
+
+    /// The slots that shall be filled, as far as they are looked at.
+    pub(crate) fn wanted(&self) -> Vec<Slot> {
+        let last = u64::from(self.record.wanted());
+        match &self.scope {
+            Some(slots) => slots.range(..=Slot(last)).copied().collect(),
+            None => (1..=last).map(Slot).collect(),
+        }
+    }
+
+    fn finish(mut self) -> Passed {
+        self.end_fill();
+        self.sum_up();
+        let unplaced = (self.unplaced > 0).then(|| self.explain());
+        let rollout = self.record.rollout.as_ref();
+        // A first revision that failed completes when it comes to life yet.
+        let moves = rollout.is_some_and(|rollout| {
+            !rollout.state.ended()
+                || (rollout.state == wasmorch_api::RolloutState::Failed && rollout.from.is_none())
+        });
+        let passed = Passed {
+            steady: !self.target.kind.ends()
+                && unplaced.is_none()
+                && !self.waits
+                && self.wake.is_none()
+                && !moves
+                && self.record.revision == self.workload.record.revision
+                && self.seats.values().all(|seat| seat.fresh),
+            waits: self.waits || unplaced.is_some(),
+            unplaced,
+            wake: self.wake,
+        };
         if self.record != self.workload.record {
             self.record.updated = self.now;
             self.plan.update.push(self.record);
         }
+        passed
+    }
+
+    /// One event for all that were not told of one by one.
+    fn sum_up(&mut self) {
+        let (placed, lost) = (self.placed, self.lost);
+        if placed > 0 {
+            let text = format!("{placed} more slots");
+            let event = EventDraft::of(self.key, EventKind::Placed, text);
+            self.plan.events.push(event.revision(self.record.revision));
+        }
+        if lost > 0 {
+            let text = format!("{lost} more: their hosts are dead");
+            let event = EventDraft::of(self.key, EventKind::ReplicaLost, text);
+            self.plan.events.push(event);
+        }
+    }
+
+    fn explain(&self) -> wasmorch_api::messages::Unplaced {
+        let ground = self.ground();
+        let on = Standpoint {
+            cluster: self.cluster,
+            key: self.key,
+            spec: &self.target.spec,
+            used: &|id, _| self.pool.used(id),
+            count: &|id, host| match self.pool.rank(id) {
+                Some(rank) => ground.count(self.pool, rank),
+                None => host.count_of(self.key),
+            },
+        };
+        explain::unplaced(self.key, self.unplaced, &place::rank(&on, &[]))
+    }
+
+    fn ground(&self) -> Ground<'_> {
+        Ground {
+            cluster: self.cluster,
+            key: self.key,
+            workload: self.workload,
+            delta: &self.delta,
+        }
+    }
+
+    /// The best host for one more replica.
+    fn best(&mut self, args: Option<&Vec<String>>, failed: &BTreeSet<Rank>) -> Option<Rank> {
+        let ground = Ground {
+            cluster: self.cluster,
+            key: self.key,
+            workload: self.workload,
+            delta: &self.delta,
+        };
+        let pool = &mut *self.pool;
+        let spec = &self.target.spec;
+        let fill = self
+            .fill
+            .get_or_insert_with(|| Fill::new(&ground, pool, spec, args));
+        fill.best(&ground, pool, failed)
+    }
+
+    fn end_fill(&mut self) {
+        if let Some(fill) = self.fill.take() {
+            fill.end(self.pool);
+        }
+    }
+
+    fn class_of(&self, host: &HostId) -> Option<u32> {
+        self.cluster.hosts.get(host).map(|host| host.class)
     }
 
     fn end_gone_and_used_up(&mut self) {
-        let seats: Vec<Seat> = self.seats.values().flatten().cloned().collect();
+        let seats: Vec<Seat> = self
+            .seats
+            .values()
+            .filter(|seat| matches!(seat.standing, Standing::Gone | Standing::GivenUp))
+            .cloned()
+            .collect();
         for seat in seats {
             match seat.standing {
                 // With nowhere else to go, taking it out of its host's set would only stop what may
@@ -163,6 +338,11 @@ impl Pass<'_> {
                 Standing::Gone if self.nowhere_else(&seat) => {}
                 Standing::Gone => {
                     self.stop(&seat, StopReason::HostDead);
+                    if self.said_lost >= SAID_EACH {
+                        self.lost += 1;
+                        continue;
+                    }
+                    self.said_lost += 1;
                     let reason = format!("its host {} is dead", self.host_name(&seat.placed.host));
                     let mut event = EventDraft::of(self.key, EventKind::ReplicaLost, reason)
                         .revision(seat.placed.revision)
@@ -186,23 +366,31 @@ impl Pass<'_> {
     /// Whether a silent host's wanted seat fits on no other host; it counts as unplaced then.
     pub(crate) fn nowhere_else(&mut self, seat: &Seat) -> bool {
         let slot = seat.placed.slot;
-        let others = self.seats.get(&slot).is_some_and(|seats| seats.len() > 1);
+        let others = self.seats_of(slot).nth(1).is_some();
         let known = self.cluster.hosts.contains_key(&seat.placed.host);
         if slot.0 > u64::from(self.record.wanted()) || others || !known {
             return false;
         }
-        let Some(old) = self.workload.revisions.get(&seat.placed.revision).cloned() else {
-            return false;
-        };
-        self.books.remove(self.key, &seat.placed.host, &old.spec);
-        let ranking = place::rank(self.cluster, self.books, self.key, &self.target.spec, &[]);
-        self.books.add(self.key, &seat.placed.host, &old.spec);
-        if !ranking.fits.is_empty() {
+        if !self.workload.revisions.contains_key(&seat.placed.revision) {
             return false;
         }
-        let count = self.unplaced.as_ref().map_or(0, |(count, _)| *count);
-        self.unplaced = Some((count + 1, ranking));
+        self.vacate(seat);
+        if self.best(None, &BTreeSet::new()).is_some() {
+            self.vacated = Some(seat.number);
+            return false;
+        }
+        self.end_fill();
+        let class = self.class_of(&seat.placed.host);
+        self.delta.add(self.pool, &seat.placed.host, class, 1);
+        self.unplaced += 1;
         true
+    }
+
+    /// The seat no longer counts for where others go.
+    fn vacate(&mut self, seat: &Seat) {
+        self.end_fill();
+        let class = self.class_of(&seat.placed.host);
+        self.delta.add(self.pool, &seat.placed.host, class, -1);
     }
 
     /// A host's starts are used up: the slot moves at once while there is another host to try, and
@@ -262,8 +450,8 @@ impl Pass<'_> {
         let wanted = u64::from(self.record.wanted());
         let extra: Vec<Seat> = self
             .seats
-            .range(Slot(wanted + 1)..)
-            .flat_map(|(_, seats)| seats)
+            .range((Slot(wanted + 1), PlacementNumber(0))..)
+            .map(|(_, seat)| seat)
             .filter(|seat| seat.standing != Standing::Unheard)
             .cloned()
             .collect();
@@ -277,7 +465,14 @@ impl Pass<'_> {
     }
 
     fn keep_the_best(&mut self, slot: Slot) {
-        let seats = self.seats.get(&slot).cloned().unwrap_or_default();
+        let seats: Vec<Seat> = self.seats_of(slot).cloned().collect();
+        if let [seat] = seats.as_slice() {
+            // Nothing to choose.
+            if !self.record.crash_loop.is_empty() && seat.fresh && self.available(seat) {
+                self.record.crash_loop.retain(|one| one.slot != slot);
+            }
+            return;
+        }
         let best_first = |fresh: bool| {
             let mut seats: Vec<Seat> = seats
                 .iter()
@@ -310,14 +505,14 @@ impl Pass<'_> {
         }
         let due = since.after(self.target.spec.update.min_ready.0);
         if self.now < due {
-            self.plan.wake(due);
+            self.wake(due);
         }
         self.now >= due
     }
 
     fn place_empty(&mut self) {
         for slot in self.wanted() {
-            if self.seats.get(&slot).is_some_and(|seats| !seats.is_empty()) {
+            if self.seats_of(slot).next().is_some() {
                 continue;
             }
             let revision = self.record.revision;
@@ -327,11 +522,12 @@ impl Pass<'_> {
                 .iter()
                 .find(|one| one.slot == slot && one.revision == revision);
             if let Some(until) = waits.map(|one| one.until).filter(|until| *until > self.now) {
-                self.plan.wake(until);
+                self.wake(until);
                 continue;
             }
             let stop_first = self.target.spec.update.order == UpdateOrder::StopFirst;
             if stop_first && self.still_draining(slot) {
+                self.waits = true;
                 continue;
             }
             self.start(slot, None);
@@ -339,68 +535,82 @@ impl Pass<'_> {
     }
 
     /// A replica of this slot that has left its set and has not ended yet.
-    fn still_draining(&self, slot: Slot) -> bool {
-        self.workload.reports.iter().any(|(number, known)| {
-            known.status.replica.slot == slot
-                && !known.status.state.ended()
-                && !self.workload.placements.contains_key(number)
-                && self
-                    .cluster
-                    .hosts
-                    .get(&known.host)
-                    .is_some_and(|host| host.state != HostState::Dead)
-        })
+    fn still_draining(&mut self, slot: Slot) -> bool {
+        let (cluster, workload) = (self.cluster, self.workload);
+        let draining = self.draining.get_or_insert_with(|| {
+            let alive = |host: &HostId| {
+                let host = cluster.hosts.get(host);
+                host.is_some_and(|host| host.state != HostState::Dead)
+            };
+            workload.draining(alive)
+        });
+        draining.contains(&slot)
     }
 
-    /// Places the slot on the best host; counts it as unplaced when none fits.
+    /// Places the slot on the best host; counts it as unplaced when none has room.
     pub(crate) fn start(&mut self, slot: Slot, args: Option<Vec<String>>) -> bool {
-        let spec = &self.target.spec;
         let failed = self.failed_on(slot);
-        let ranking = place::rank(self.cluster, self.books, self.key, spec, &failed);
-        let Some(best) = ranking.fits.first() else {
-            let count = self.unplaced.as_ref().map_or(0, |(count, _)| *count);
-            self.unplaced = Some((count + 1, ranking));
+        let Some(rank) = self.best(args.as_ref(), &failed) else {
+            self.unplaced += 1;
             return false;
         };
         let number = self.record.next_placement;
         self.record.next_placement = number.next();
-        self.books.add(self.key, &best.host, spec);
-        let placed = Placed {
-            slot,
-            revision: self.record.revision,
-            host: best.host.clone(),
-            args: args.clone(),
-        };
+        if let Some(fill) = &mut self.fill {
+            let ground = Ground {
+                cluster: self.cluster,
+                key: self.key,
+                workload: self.workload,
+                delta: &self.delta,
+            };
+            fill.take(&ground, self.pool, rank);
+        }
+        let room = self.pool.room(rank);
+        let host = room.id.clone();
+        let revision = self.record.revision;
+        if self.said_placed < SAID_EACH && self.plan.start.len() < SAID_STARTS {
+            self.said_placed += 1;
+            let reason = format!("slot {slot} on {}", room.name);
+            let event = EventDraft::of(self.key, EventKind::Placed, reason);
+            self.plan.events.push(event.revision(revision).host(&host));
+        } else {
+            self.placed += 1;
+        }
+        let class = Some(self.pool.class_of(rank));
+        self.delta.add(self.pool, &host, class, 1);
+        let args = args.map(Arc::new);
         self.plan.start.push(Start {
             key: self.key.clone(),
             slot,
             placement: number,
-            revision: self.record.revision,
-            host: best.host.clone(),
-            args,
+            revision,
+            host: host.clone(),
+            args: args.clone(),
         });
-        let reason = format!("slot {slot} on {}", best.name);
-        self.plan.events.push(
-            EventDraft::of(self.key, EventKind::Placed, reason)
-                .revision(self.record.revision)
-                .host(&best.host),
-        );
+        let placed = Placed {
+            slot,
+            revision,
+            host,
+            args,
+        };
         let seat = Seat {
             number,
             placed,
             standing: Standing::Starting,
             fresh: true,
         };
-        self.seats.entry(slot).or_default().push(seat);
+        self.seats.insert((slot, number), seat);
         true
     }
 
     /// Hosts where this slot failed at the wanted revision, as far as is remembered.
-    fn failed_on(&self, slot: Slot) -> Vec<HostId> {
+    fn failed_on(&self, slot: Slot) -> BTreeSet<Rank> {
+        let live = self.workload.numbers_of(slot);
+        let live = live.filter_map(|number| self.workload.reports.get(&number));
         self.workload
             .ended
             .iter()
-            .chain(self.workload.reports.values())
+            .chain(live)
             .filter(|known| {
                 known.status.replica.slot == slot
                     && known.status.revision == self.record.revision
@@ -409,7 +619,7 @@ impl Pass<'_> {
                         ReplicaState::Failed | ReplicaState::Rejected
                     )
             })
-            .map(|known| known.host.clone())
+            .filter_map(|known| self.pool.rank(&known.host))
             .collect()
     }
 
@@ -420,13 +630,15 @@ impl Pass<'_> {
     }
 
     pub(crate) fn stop(&mut self, seat: &Seat, why: StopReason) {
+        if self.vacated.take() != Some(seat.number) {
+            self.vacate(seat);
+        }
         if let Some(revision) = self.workload.revisions.get(&seat.placed.revision) {
-            self.books
-                .remove(self.key, &seat.placed.host, &revision.spec);
+            let args = seat.placed.args.as_deref();
+            let booked = Booked::of(self.key, &revision.spec, args);
+            self.pool.free(&seat.placed.host, booked);
         }
-        if let Some(seats) = self.seats.get_mut(&seat.placed.slot) {
-            seats.retain(|other| other.number != seat.number);
-        }
+        self.seats.remove(&(seat.placed.slot, seat.number));
         self.plan.stop.push(Stop {
             key: self.key.clone(),
             slot: seat.placed.slot,

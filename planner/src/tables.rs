@@ -7,55 +7,122 @@ use wasmorch_api::{
     EndpointTable, HostEndpoint, HostId, Kind, PlacementNumber, Route, RouteTable, WorkloadKey,
 };
 
+use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Workload};
-use crate::plan::Plan;
+use crate::plan::{Plan, Stop};
 
-/// Adds the tables that differ from what is stored once `plan` is carried out.
-pub(crate) fn plan_tables(cluster: &Cluster, plan: &mut Plan) {
-    let mut stopped: BTreeMap<&WorkloadKey, BTreeSet<PlacementNumber>> = BTreeMap::new();
-    for stop in &plan.stop {
-        stopped.entry(&stop.key).or_default().insert(stop.placement);
+/// Adds a workload's tables if they differ from what is stored once `plan` is carried out. Tells
+/// whether its endpoints name a host that has not spoken and holds nothing of it.
+pub(crate) fn plan_tables(
+    cluster: &Cluster,
+    (key, dirt): (&WorkloadKey, &Dirt),
+    partly: bool,
+    stops_from: usize,
+    plan: &mut Plan,
+) -> bool {
+    let Some(workload) = cluster.workloads.get(key) else {
+        return false;
+    };
+    if !matches!(workload.record.kind, Kind::Http | Kind::Messages) {
+        return false;
     }
-    let none = BTreeSet::new();
-    let mut endpoints = Vec::new();
-    let mut routes = Vec::new();
-    for (key, workload) in &cluster.workloads {
-        if !matches!(workload.record.kind, Kind::Http | Kind::Messages) {
+    let stops = &plan.stop[stops_from..];
+    let mut awaits = false;
+    let changed = match (dirt, &workload.endpoints) {
+        (Dirt::Part { hosts, .. }, Some(stored)) if partly => {
+            let stopped = stops.iter().map(|stop| &stop.host);
+            let hosts: BTreeSet<&HostId> = hosts.iter().chain(stopped).collect();
+            patched(cluster, key, workload, stops, stored, &hosts)
+        }
+        (_, stored) => {
+            let wanted = endpoint_table(cluster, key, workload, stops, &mut awaits);
+            (stored.as_ref().map(|table| &table.hosts) != Some(&wanted.hosts)).then_some(wanted)
+        }
+    };
+    plan.endpoints.extend(changed);
+    let wanted = route_table(cluster, key, workload);
+    let stored = workload.routes.as_ref();
+    if stored.map(|table| (&table.routes, table.kind)) != Some((&wanted.routes, wanted.kind)) {
+        plan.routes.push(wanted);
+    }
+    awaits
+}
+
+/// The stored table with these hosts' entries as they are now; `None` when they are so already.
+fn patched(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    workload: &Workload,
+    stops: &[Stop],
+    stored: &EndpointTable,
+    hosts: &BTreeSet<&HostId>,
+) -> Option<EndpointTable> {
+    let mut changes = Vec::new();
+    for id in hosts {
+        let at = stored.hosts.binary_search_by(|one| one.host.cmp(id));
+        let before = at.ok().map(|at| &stored.hosts[at]);
+        let host = cluster.hosts.get(*id);
+        let unheard = host.is_some_and(|host| !host.known() && host.state != HostState::Dead);
+        if unheard && before.is_some() {
             continue;
         }
-        let wanted = endpoint_table(cluster, key, workload, stopped.get(key).unwrap_or(&none));
-        if workload.endpoints.as_ref().map(|table| &table.hosts) != Some(&wanted.hosts) {
-            endpoints.push(wanted);
-        }
-        let wanted = route_table(cluster, key, workload);
-        let stored = workload.routes.as_ref();
-        if stored.map(|table| (&table.routes, table.kind)) != Some((&wanted.routes, wanted.kind)) {
-            routes.push(wanted);
+        let lives = host.filter(|host| host.state != HostState::Dead);
+        let slots = lives.into_iter().flat_map(|host| host.groups_of(key));
+        let slots = slots.flat_map(|group| &group.slots);
+        let ready = slots.filter(|slot| {
+            workload.is_ready(slot.placement)
+                && !stops.iter().any(|stop| stop.placement == slot.placement)
+        });
+        let ready = ready.count() as u32;
+        let after = lives.filter(|_| ready > 0).map(|host| HostEndpoint {
+            host: (*id).clone(),
+            peer: host.info().peer.clone(),
+            ready,
+            weight: ready,
+        });
+        if before != after.as_ref() {
+            changes.push(((*id).clone(), after));
         }
     }
-    plan.endpoints.extend(endpoints);
-    plan.routes.extend(routes);
+    if changes.is_empty() {
+        return None;
+    }
+    let mut table = EndpointTable {
+        cluster: cluster.cluster.clone(),
+        term: cluster.term,
+        ..stored.clone()
+    };
+    for (id, after) in changes {
+        match (table.hosts.binary_search_by(|one| one.host.cmp(&id)), after) {
+            (Ok(at), Some(after)) => table.hosts[at] = after,
+            (Ok(at), None) => drop(table.hosts.remove(at)),
+            (Err(at), Some(after)) => table.hosts.insert(at, after),
+            (Err(_), None) => {}
+        }
+    }
+    Some(table)
 }
 
 fn endpoint_table(
     cluster: &Cluster,
     key: &WorkloadKey,
     workload: &Workload,
-    stopped: &BTreeSet<PlacementNumber>,
+    stops: &[Stop],
+    awaits: &mut bool,
 ) -> EndpointTable {
+    let stopped: BTreeSet<PlacementNumber> = stops.iter().map(|stop| stop.placement).collect();
     let mut ready: BTreeMap<&HostId, u32> = BTreeMap::new();
-    for (number, placed) in &workload.placements {
-        let host_lives = cluster
-            .hosts
-            .get(&placed.host)
-            .is_some_and(|host| host.state != HostState::Dead);
-        if host_lives && !stopped.contains(number) && workload.is_ready(*number) {
+    for number in workload.reports.keys() {
+        if !workload.is_ready(*number) || stopped.contains(number) {
+            continue;
+        }
+        if let Some(placed) = workload.placements.get(number) {
             *ready.entry(&placed.host).or_default() += 1;
         }
     }
     // A new leader knows nothing of a host until it has spoken: what gateways were told before
     // stays true until then, or until the host counts as dead.
-    let unheard: Vec<&HostEndpoint> = workload
+    let unheard: BTreeMap<&HostId, &HostEndpoint> = workload
         .endpoints
         .iter()
         .flat_map(|table| &table.hosts)
@@ -65,21 +132,26 @@ fn endpoint_table(
                 .get(&endpoint.host)
                 .is_some_and(|host| !host.known() && host.state != HostState::Dead)
         })
+        .map(|endpoint| (&endpoint.host, endpoint))
         .collect();
-    let mut hosts: Vec<HostEndpoint> = ready
+    *awaits = unheard.keys().any(|host| {
+        let host = cluster.hosts.get(*host);
+        host.is_some_and(|host| host.groups_of(key).is_empty())
+    });
+    let known = ready
         .into_iter()
-        .filter(|(host, _)| !unheard.iter().any(|endpoint| endpoint.host == **host))
-        .map(|(host, count)| HostEndpoint {
-            host: host.clone(),
-            peer: cluster
-                .hosts
-                .get(host)
-                .and_then(|host| host.info().peer.clone()),
-            ready: count,
-            weight: count,
-        })
-        .collect();
-    hosts.extend(unheard.into_iter().cloned());
+        .filter(|(host, _)| !unheard.contains_key(host))
+        .filter_map(|(id, ready)| {
+            let host = cluster.hosts.get(id)?;
+            (host.state != HostState::Dead).then(|| HostEndpoint {
+                host: id.clone(),
+                peer: host.info().peer.clone(),
+                ready,
+                weight: ready,
+            })
+        });
+    let mut hosts: Vec<HostEndpoint> = known.collect();
+    hosts.extend(unheard.into_values().cloned());
     hosts.sort_by(|a, b| a.host.cmp(&b.host));
     EndpointTable {
         cluster: cluster.cluster.clone(),

@@ -44,6 +44,10 @@ struct World {
     replicas_max: u64,
     labels: BTreeMap<HostId, BTreeMap<String, String>>,
     plans: Vec<Plan>,
+    /// Hold every plan against one made from scratch.
+    oracle: bool,
+    /// What each host has last reported: it speaks when something is different.
+    said: BTreeMap<HostId, Vec<ReplicaStatus>>,
 }
 
 impl World {
@@ -59,6 +63,8 @@ impl World {
             replicas_max: 100,
             labels: BTreeMap::new(),
             plans: Vec::new(),
+            oracle: true,
+            said: BTreeMap::new(),
         };
         for n in 1..=hosts {
             world.seqs.insert(host(n), 0);
@@ -83,13 +89,64 @@ impl World {
     }
 
     fn plan(&mut self) -> Plan {
+        let before = self.oracle.then(|| self.cluster.clone());
         let plan = self.cluster.plan(self.now);
         assert_eq!(check::check(&self.cluster, &plan), vec![], "{plan:#?}");
+        assert_eq!(check::check_touched(&self.cluster, &plan), vec![]);
+        if let Some(mut whole) = before {
+            whole.mark_all_dirty();
+            let scratch = whole.plan(self.now);
+            self.same_as_from_scratch(&plan, scratch, &whole);
+            self.as_ranked(&plan);
+        }
         let writes = self.cluster.writes(&plan);
         self.cluster.remember(&plan.events, self.now);
         self.store(writes);
         self.plans.push(plan.clone());
         plan
+    }
+
+    /// What is placed on counts goes where the ranking of single hosts says, and what the ranking
+    /// has a host for is not left unplaced.
+    fn as_ranked(&self, plan: &Plan) {
+        let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
+        if !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+            return;
+        }
+        let best = |key: &WorkloadKey| {
+            let why = queries::why(&self.cluster, key).unwrap();
+            why["scores"][0]["host"].as_str().map(str::to_owned)
+        };
+        if let Some(first) = plan.start.first() {
+            let name = self.cluster.hosts()[&first.host].info().name.to_string();
+            assert_eq!(best(&first.key), Some(name), "{plan:#?}");
+        } else {
+            for one in &plan.unplaced {
+                let (namespace, workload) = one.workload.split_once('/').unwrap();
+                let key = WorkloadKey::new(name(namespace), name(workload));
+                // What is on a silent host counts there until it has somewhere to go.
+                let silent = self.cluster.workload(&key).unwrap().placements.values();
+                if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
+                    assert_eq!(best(&key), None, "{plan:#?}");
+                }
+            }
+        }
+    }
+
+    /// Every incremental plan equals one that looks at everything and trusts no counter. Standing
+    /// trouble is state, and told in a plan only where it was looked at.
+    fn same_as_from_scratch(&self, plan: &Plan, scratch: Plan, whole: &Cluster) {
+        let trouble = |cluster: &Cluster| -> Vec<(String, u32)> {
+            let keys = cluster.workloads().keys();
+            let status = keys.filter_map(|key| queries::status(cluster, key, false)?.unplaced);
+            status.map(|one| (one.workload, one.slots)).collect()
+        };
+        assert_eq!(trouble(&self.cluster), trouble(whole));
+        let scratch = Plan {
+            unplaced: plan.unplaced.clone(),
+            ..scratch
+        };
+        assert_eq!(*plan, scratch, "incremental (left) and from scratch");
     }
 
     fn heartbeat(&mut self, id: &HostId) {
@@ -123,9 +180,6 @@ impl World {
 
     /// The host says all it knows, which is what its fates make of its set.
     fn report(&mut self, id: &HostId) {
-        let seq = self.seqs.get_mut(id).unwrap();
-        *seq += 1;
-        let status_seq = *seq;
         let mut replicas = Vec::new();
         for (key, workload) in self.cluster.workloads() {
             for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
@@ -159,6 +213,18 @@ impl World {
                 });
             }
         }
+        for status in &mut replicas {
+            let known = self.said.get(id).into_iter().flatten();
+            let since = known.filter(|known| known.replica == status.replica);
+            status.since = { since }.next().map_or(self.now, |known| known.since);
+        }
+        if self.said.get(id) == Some(&replicas) && self.cluster.hosts()[id].synced {
+            return;
+        }
+        self.said.insert(id.clone(), replicas.clone());
+        let seq = self.seqs.get_mut(id).unwrap();
+        *seq += 1;
+        let status_seq = *seq;
         let report = StatusReport {
             cluster: self.cluster.cluster.clone(),
             host: id.clone(),
@@ -666,7 +732,11 @@ fn the_checker_bites() {
         host: host(host_n),
         args: None,
     };
-    let broken = |plan: &Plan| check::check(&world.cluster, plan).len();
+    let broken = |plan: &Plan| {
+        let whole = check::check(&world.cluster, plan);
+        assert_eq!(check::check_touched(&world.cluster, plan), whole);
+        whole.len()
+    };
     let mut plan = Plan {
         start: vec![start(1, 1, 1)],
         ..Plan::default()
@@ -762,6 +832,7 @@ proptest! {
         world.silent.clear();
         world.fates.clear();
         // Longest wait: a crash loop's backoff of five minutes.
+        world.oracle = false;
         world.run(900);
         let workload = world.cluster.workload(&web()).unwrap();
         let wanted = workload.record.wanted();
@@ -769,5 +840,222 @@ proptest! {
         prop_assert_eq!(workload.placements.len() as u32, wanted);
         let plan = world.plan();
         prop_assert!(plan.is_empty(), "{:#?}", plan);
+    }
+}
+
+#[test]
+fn one_broken_part_bars_nobody_else() {
+    let mut world = World::new(2);
+    world.deploy(shaped(0, 1, 2, 0), Kind::Http);
+    world.deploy(shaped(1, 1, 2, 0), Kind::Http);
+    let mut plan = world.cluster.plan(world.now);
+    let wanted = plan.start.len();
+    // A mistake of the planner: a number given twice.
+    plan.start[1].placement = plan.start[0].placement;
+    let broken = check::check_touched(&world.cluster, &plan);
+    let out = broken[0].workloads(&plan);
+    assert_eq!(out, BTreeSet::from([plan.start[0].key.clone()]));
+    let rest = plan.without(&out);
+    assert_eq!((rest.start.len(), wanted), (2, 4));
+    assert_eq!(check::check_touched(&world.cluster, &rest), vec![]);
+    let writes = world.cluster.writes(&rest);
+    world.store(writes);
+    let again = world.cluster.plan(world.now);
+    assert_eq!(again.start.len(), 2, "what was left out is planned again");
+}
+
+#[test]
+fn a_host_that_shrank_bars_only_what_asks_for_more_of_it() {
+    let mut world = World::new(1);
+    world.deploy(shaped(0, 1, 4, 0), Kind::Http);
+    world.run(6);
+    let start = wasmorch_planner::Start {
+        key: WorkloadKey::new(name("default"), name("w0")),
+        slot: wasmorch_api::Slot(4),
+        placement: PlacementNumber(100),
+        revision: wasmorch_api::RevisionNumber(1),
+        host: host(1),
+        args: None,
+    };
+    let plan = Plan {
+        start: vec![start],
+        ..Plan::default()
+    };
+    assert_eq!(check::check_touched(&world.cluster, &plan), vec![]);
+    world.replicas_max = 2;
+    world.heartbeat(&host(1));
+    let broken = check::check_touched(&world.cluster, &plan);
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert_eq!(check::check(&world.cluster, &plan), broken);
+}
+
+#[derive(Debug, Clone)]
+enum Busy {
+    Deploy(u8, u8, u8, u8),
+    Scale(u8, u8),
+    Remove(u8),
+    Restart(u8),
+    Silence(u8),
+    Speak(u8),
+    HostRm(u8),
+    Cordon(u8, bool),
+    Shrink(u8),
+    Label(u8, u8),
+    NewLeader,
+    Lose,
+    Fate(u8, u8),
+    Rounds(u8),
+}
+
+fn busy() -> impl Strategy<Value = Vec<Busy>> {
+    let step = prop_oneof![
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..8u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
+        1 => (0..5u8).prop_map(Busy::Remove),
+        1 => (0..5u8).prop_map(Busy::Restart),
+        2 => (1..7u8).prop_map(Busy::Silence),
+        2 => (1..7u8).prop_map(Busy::Speak),
+        1 => (1..7u8).prop_map(Busy::HostRm),
+        2 => (1..7u8, any::<bool>()).prop_map(|(h, c)| Busy::Cordon(h, c)),
+        1 => (1..9u8).prop_map(Busy::Shrink),
+        1 => (1..7u8, 0..3u8).prop_map(|(h, z)| Busy::Label(h, z)),
+        1 => Just(Busy::NewLeader),
+        2 => Just(Busy::Lose),
+        1 => (1..6u8, 0..3u8).prop_map(|(r, f)| Busy::Fate(r, f)),
+        6 => (1..12u8).prop_map(Busy::Rounds),
+    ];
+    prop::collection::vec(step, 5..40)
+}
+
+/// A spec of one of eight shapes: priorities, constraints, affinities, packing, stop-first.
+fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
+    let mut spec = WorkloadSpec {
+        name: name(&format!("w{workload}")),
+        ..spec(&version.to_string(), u32::from(count))
+    };
+    spec.priority = 50 + u32::from(workload % 3);
+    match shape {
+        1 => {
+            spec.constraints = vec![Constraint::Label {
+                label: "zone".into(),
+                test: LabelTest::In(vec!["z0".into(), "z1".into()]),
+            }];
+        }
+        2 => {
+            spec.constraints = vec![Constraint::Distinct {
+                distinct: "host".into(),
+                max: 1,
+            }];
+        }
+        3 => {
+            spec.constraints = vec![Constraint::Distinct {
+                distinct: "zone".into(),
+                max: 2,
+            }];
+        }
+        4 => spec.spread = Vec::new(),
+        5 => {
+            spec.affinity = ["zone", "host"]
+                .map(|label| wasmorch_api::spec::Affinity {
+                    label: label.into(),
+                    weight: 70,
+                    test: LabelTest::Matches("*1".into()),
+                })
+                .to_vec();
+        }
+        6 => {
+            spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+            spec.update.max_surge = 0;
+            spec.update.max_unavailable = 1;
+        }
+        7 => spec.resources.reserve.memory = wasmorch_api::ByteSize::mib(300),
+        _ => {}
+    }
+    spec
+}
+
+impl World {
+    fn ask(&mut self, workload: u8, desired: Option<u32>, command: Command) {
+        let request = ChangeRequest {
+            workload: name(&format!("w{workload}")),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        if let Ok(outcome) = command(&self.cluster, &request, &self.call()) {
+            self.store(outcome.writes);
+        }
+    }
+
+    fn busy(&mut self, step: &Busy) {
+        match *step {
+            Busy::Deploy(w, v, n, shape) => {
+                self.deploy(shaped(w, v, n, shape), Kind::Http);
+            }
+            Busy::Scale(w, n) => self.ask(w, Some(u32::from(n)), commands::scale),
+            Busy::Remove(w) => self.ask(w, None, commands::rm),
+            Busy::Restart(w) => self.ask(w, None, commands::restart),
+            Busy::Silence(n) => drop(self.silent.insert(host(n as usize))),
+            Busy::Speak(n) => drop(self.silent.remove(&host(n as usize))),
+            Busy::HostRm(n) => {
+                let outcome = commands::host_rm(&self.cluster, host(n as usize).as_str(), self.now);
+                if let Ok(outcome) = outcome {
+                    self.store(outcome.writes);
+                }
+            }
+            Busy::Cordon(n, cordon) => {
+                let command = if cordon {
+                    commands::cordon
+                } else {
+                    commands::uncordon
+                };
+                let outcome = command(&self.cluster, host(n as usize).as_str(), self.now);
+                if let Ok(outcome) = outcome {
+                    self.store(outcome.writes);
+                }
+            }
+            Busy::Shrink(n) => self.replicas_max = u64::from(n),
+            Busy::Label(n, zone) => {
+                let labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
+                self.labels.insert(host(n as usize), labels);
+            }
+            Busy::NewLeader => self.new_leader(),
+            // A plan that is made and never stored.
+            Busy::Lose => drop(self.cluster.plan(self.now)),
+            Busy::Fate(revision, fate) => {
+                let fate = [Fate::Ready, Fate::Unready, Fate::GivesUp][fate as usize];
+                self.fates.insert(u64::from(revision), fate);
+            }
+            Busy::Rounds(rounds) => self.run(rounds as usize),
+        }
+    }
+}
+
+type Command =
+    fn(
+        &Cluster,
+        &ChangeRequest,
+        &Call,
+    )
+        -> Result<commands::Outcome<wasmorch_api::messages::ChangeReply>, wasmorch_api::ApiError>;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Several workloads in want of the same room, on hosts that come, go and change: at every step
+    /// the incremental plan is the one made from scratch (`World::plan` asserts it).
+    #[test]
+    fn every_incremental_plan_equals_one_from_scratch(steps in busy()) {
+        let mut world = World::new(6);
+        for n in 1..=5 {
+            let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", n % 3))]);
+            world.labels.insert(host(n), labels);
+        }
+        for step in &steps {
+            world.busy(step);
+        }
+        world.run(30);
     }
 }

@@ -1,0 +1,470 @@
+//! Water-filling: the replicas of one workload poured over classes of hosts.
+//!
+//! Owns the choice of the next host within one pass. It carries out the rule that `place` writes
+//! down, but on counts: every class of hosts that passes the filters is one *cell* with a score of
+//! its own (labels are equal within it) and hands out its best host from an order by load. A
+//! replica costs one look at each cell and a few steps in that order, never a look at every host.
+//!
+//! Known limits: the cost of a replica grows with the number of classes; hosts that are emptier
+//! than the rest but too small are passed over once in every pass.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use wasmorch_api::spec::Constraint;
+use wasmorch_api::{HostId, WorkloadKey, WorkloadSpec};
+
+use crate::cluster::{Cluster, Workload};
+use crate::place::{self, HOST};
+use crate::pool::{Booked, FULL, Pool, Rank};
+
+/// The score of free room has ten steps.
+const TENTH: i32 = FULL as i32 / 10;
+
+/// What this pass has placed and stopped so far, beyond what the sets say.
+#[derive(Debug, Default)]
+pub(crate) struct Delta {
+    hosts: BTreeMap<Rank, i64>,
+    classes: BTreeMap<u32, i64>,
+}
+
+impl Delta {
+    pub(crate) fn add(&mut self, pool: &Pool, id: &HostId, class: Option<u32>, by: i64) {
+        if let Some(rank) = pool.rank(id) {
+            *self.hosts.entry(rank).or_default() += by;
+        }
+        if let Some(class) = class {
+            *self.classes.entry(class).or_default() += by;
+        }
+    }
+}
+
+/// Replicas under one value of one label.
+#[derive(Debug)]
+struct Group {
+    count: u32,
+    /// Spread over: each one weighs.
+    spread: bool,
+    /// At most so many.
+    max: u32,
+}
+
+/// The hosts of one class that pass the filters.
+#[derive(Debug)]
+struct Cell {
+    class: u32,
+    affinity: i64,
+    groups: Vec<usize>,
+    /// Hosts taken out of the pool's order: replicas there (if they count), load, rank.
+    seen: BTreeSet<Key>,
+    /// Hosts taken out, without room for one more.
+    full: Vec<Rank>,
+    /// All hosts were taken out of the pool's order: their scores differ by name, or none is left
+    /// without a replica.
+    own: bool,
+    /// Up to here the pool's order has been looked at: what was passed over has no room, or has a
+    /// replica already.
+    cursor: Option<(u32, Rank)>,
+    /// The best one, when it is known.
+    head: Option<Option<Key>>,
+}
+
+/// Fewest replicas first, then by load, then by rank.
+type Key = (u32, i32, Rank);
+
+/// One workload's filling.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    cells: Vec<Cell>,
+    groups: Vec<Group>,
+    wants: Booked,
+    per_host: bool,
+    host_max: u32,
+    /// Without anything to spread over, hosts are filled one after the other, the fullest first.
+    pack: bool,
+    by_name: Vec<Constraint>,
+}
+
+/// Where and how to look a count up.
+pub(crate) struct Ground<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) key: &'a WorkloadKey,
+    pub(crate) workload: &'a Workload,
+    pub(crate) delta: &'a Delta,
+}
+
+impl Ground<'_> {
+    pub(crate) fn count(&self, pool: &Pool, rank: Rank) -> u32 {
+        let base = if self.workload.placements.is_empty() {
+            0
+        } else {
+            let counts = &self.cluster.counts;
+            counts.get(pool.room(rank).number, self.workload.number)
+        };
+        let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
+        u32::try_from(i64::from(base) + delta).unwrap_or(0)
+    }
+}
+
+impl Fill {
+    pub(crate) fn new(
+        ground: &Ground<'_>,
+        pool: &mut Pool,
+        spec: &WorkloadSpec,
+        args: Option<&Vec<String>>,
+    ) -> Self {
+        let mut host_max = u32::MAX;
+        let mut labels: BTreeMap<&str, (bool, u32)> = BTreeMap::new();
+        for label in spec.spread.iter().filter(|label| *label != HOST) {
+            labels.entry(label).or_insert((true, u32::MAX)).0 = true;
+        }
+        for constraint in &spec.constraints {
+            if let Constraint::Distinct { distinct, max } = constraint {
+                if distinct == HOST {
+                    host_max = host_max.min(*max);
+                } else {
+                    let label = labels.entry(distinct).or_insert((false, u32::MAX));
+                    label.1 = label.1.min(*max);
+                }
+            }
+        }
+        let by_name = spec.constraints.iter().filter(
+            |constraint| matches!(constraint, Constraint::Label { label, .. } if label == HOST),
+        );
+        let mut fill = Self {
+            cells: Vec::new(),
+            groups: Vec::new(),
+            wants: Booked::of(ground.key, spec, args),
+            per_host: spec.spread.iter().any(|label| label == HOST),
+            host_max,
+            pack: spec.spread.is_empty(),
+            by_name: by_name.cloned().collect(),
+        };
+        let mut numbers: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let classes: Vec<u32> = pool.classes().collect();
+        let known = &ground.cluster.classes;
+        for number in classes {
+            let Some(class) = known.get(number) else {
+                continue;
+            };
+            if place::against_class(spec, class).is_some() {
+                continue;
+            }
+            let mut groups = Vec::new();
+            for (label, (spread, max)) in &labels {
+                let Some(value) = class.labels.get(*label) else {
+                    continue;
+                };
+                let group = *numbers.entry((*label, value.as_str())).or_insert_with(|| {
+                    fill.groups.push(Group {
+                        count: 0,
+                        spread: *spread,
+                        max: *max,
+                    });
+                    fill.groups.len() - 1
+                });
+                groups.push(group);
+            }
+            fill.add_cells(
+                pool,
+                spec,
+                number,
+                place::class_affinity(spec, class),
+                groups,
+            );
+        }
+        // Replicas on any host count, usable or not.
+        let bases = ground.workload.per_class.iter();
+        let bases = bases.map(|(class, count)| (*class, i64::from(*count)));
+        let deltas = ground.delta.classes.iter().map(|(class, by)| (*class, *by));
+        let mut counts: BTreeMap<usize, i64> = BTreeMap::new();
+        for (class, count) in bases.chain(deltas) {
+            let Some(class) = known.get(class) else {
+                continue;
+            };
+            for label in labels.keys() {
+                let value = class.labels.get(*label);
+                let group = value.and_then(|value| numbers.get(&(*label, value.as_str())));
+                if let Some(group) = group {
+                    *counts.entry(*group).or_default() += count;
+                }
+            }
+        }
+        for (group, count) in counts {
+            fill.groups[group].count = u32::try_from(count).unwrap_or(0);
+        }
+        fill
+    }
+
+    /// One cell for the class; more when hosts differ in affinity by their names.
+    fn add_cells(
+        &mut self,
+        pool: &mut Pool,
+        spec: &WorkloadSpec,
+        class: u32,
+        affinity: i64,
+        groups: Vec<usize>,
+    ) {
+        let cell = |affinity: i64, own: bool| Cell {
+            class,
+            affinity,
+            groups: groups.clone(),
+            seen: BTreeSet::new(),
+            full: Vec::new(),
+            own,
+            cursor: None,
+            head: None,
+        };
+        if !spec.affinity.iter().any(|wish| wish.label == HOST) {
+            self.cells.push(cell(affinity, false));
+            return;
+        }
+        let mut named: BTreeMap<i64, Vec<Rank>> = BTreeMap::new();
+        for rank in pool.all(class) {
+            let more = place::name_affinity(spec, pool.room(rank).name.as_str());
+            named.entry(affinity + more).or_default().push(rank);
+        }
+        for (affinity, ranks) in named {
+            let mut cell = cell(affinity, true);
+            for rank in ranks {
+                pool.take(rank);
+                // Not looked at yet: its count is found when it comes first.
+                cell.seen.insert((0, self.load_key(pool, rank), rank));
+            }
+            self.cells.push(cell);
+        }
+    }
+
+    fn load_key(&self, pool: &Pool, rank: Rank) -> i32 {
+        let load = pool.load(rank) as i32;
+        if self.pack { -load } else { load }
+    }
+
+    /// The best host for one more replica; hosts of `failed` only when no other has room.
+    pub(crate) fn best(
+        &mut self,
+        ground: &Ground<'_>,
+        pool: &mut Pool,
+        failed: &BTreeSet<Rank>,
+    ) -> Option<Rank> {
+        if failed.is_empty() {
+            return self.best_of_all(ground, pool);
+        }
+        let hidden = self.hide(pool, failed);
+        let best = self.best_of_all(ground, pool);
+        self.show(pool, hidden);
+        best.or_else(|| self.best_of_all(ground, pool))
+    }
+
+    fn best_of_all(&mut self, ground: &Ground<'_>, pool: &mut Pool) -> Option<Rank> {
+        let mut best: Option<((Reverse<i64>, i32, Rank), usize)> = None;
+        for at in 0..self.cells.len() {
+            if self.barred(at) {
+                continue;
+            }
+            let Some(key) = self.head(ground, pool, at) else {
+                continue;
+            };
+            let order = (Reverse(self.total(at, key)), key.1, key.2);
+            if best.is_none_or(|(known, _)| order < known) {
+                best = Some((order, at));
+            }
+        }
+        best.map(|((_, _, rank), _)| rank)
+    }
+
+    /// Takes hosts out of every order for a while: where they were seen, or that they were not.
+    fn hide(
+        &mut self,
+        pool: &mut Pool,
+        ranks: &BTreeSet<Rank>,
+    ) -> Vec<(Rank, Option<(usize, Key)>)> {
+        let mut hidden = Vec::new();
+        for rank in ranks {
+            let cells = self.cells.iter().enumerate();
+            let seen = cells.filter_map(|(at, cell)| {
+                let key = cell.seen.iter().find(|key| key.2 == *rank)?;
+                Some((at, *key))
+            });
+            let seen = { seen }.next();
+            if let Some((at, key)) = seen {
+                self.cells[at].seen.remove(&key);
+                hidden.push((*rank, seen));
+            } else if pool.take(*rank) {
+                hidden.push((*rank, None));
+            }
+        }
+        self.look_again();
+        hidden
+    }
+
+    fn show(&mut self, pool: &mut Pool, hidden: Vec<(Rank, Option<(usize, Key)>)>) {
+        for (rank, seen) in hidden {
+            match seen {
+                Some((at, key)) => drop(self.cells[at].seen.insert(key)),
+                None => {
+                    // Its class may have been emptied meanwhile.
+                    let class = pool.class_of(rank);
+                    let key = (0, self.load_key(pool, rank), rank);
+                    let mut cells = self.cells.iter_mut();
+                    match cells.find(|cell| cell.class == class && cell.own) {
+                        Some(cell) => drop(cell.seen.insert(key)),
+                        None => pool.put(rank),
+                    }
+                }
+            }
+        }
+        self.look_again();
+    }
+
+    fn look_again(&mut self) {
+        for cell in &mut self.cells {
+            cell.head = None;
+            cell.cursor = None;
+        }
+    }
+
+    /// Whether a label's value has as many as it may.
+    fn barred(&self, at: usize) -> bool {
+        let groups = self.cells[at].groups.iter();
+        groups
+            .map(|group| &self.groups[*group])
+            .any(|group| group.count >= group.max)
+    }
+
+    fn total(&self, at: usize, (count, load, _): Key) -> i64 {
+        let cell = &self.cells[at];
+        let spread = cell.groups.iter().map(|group| &self.groups[*group]);
+        let crowd: i64 = spread
+            .filter(|group| group.spread)
+            .map(|group| i64::from(group.count))
+            .sum();
+        let free = if self.pack { -load } else { FULL as i32 - load };
+        cell.affinity - place::CROWD * (crowd + i64::from(count)) + i64::from(free / TENTH)
+    }
+
+    /// The best host of a cell that has room.
+    fn head(&mut self, ground: &Ground<'_>, pool: &mut Pool, at: usize) -> Option<Key> {
+        if let Some(head) = self.cells[at].head {
+            return head;
+        }
+        let waiting = self.first_in_pool(ground, pool, at);
+        let seen = match waiting {
+            // Whatever was taken out has a replica more.
+            Some(_) if self.per_host => None,
+            _ => self.first_seen(ground, pool, at),
+        };
+        let head = match (waiting, seen) {
+            (Some(waiting), Some(seen)) => Some(waiting.min(seen)),
+            (waiting, seen) => waiting.or(seen),
+        };
+        self.cells[at].head = Some(head);
+        head
+    }
+
+    /// The first host in the pool's order that has room (and, where each one weighs, no replica
+    /// yet). When there is none left without a replica, all are taken out and ordered by count.
+    fn first_in_pool(&mut self, ground: &Ground<'_>, pool: &mut Pool, at: usize) -> Option<Key> {
+        if self.cells[at].own {
+            return None;
+        }
+        let class = self.cells[at].class;
+        let mut passed = self.cells[at].cursor;
+        while let Some(next) = pool.next(class, self.pack, passed) {
+            let (_, rank) = next;
+            let count = ground.count(pool, rank);
+            let crowded = self.per_host && count > 0;
+            if !crowded && count < self.host_max && self.has_room(pool, rank) {
+                self.cells[at].cursor = passed;
+                return Some((0, self.load_key(pool, rank), rank));
+            }
+            passed = Some(next);
+        }
+        self.cells[at].cursor = passed;
+        if self.per_host && self.host_max > 1 {
+            self.cells[at].own = true;
+            for rank in pool.all(class) {
+                pool.take(rank);
+                let count = ground.count(pool, rank);
+                let key = (count, self.load_key(pool, rank), rank);
+                self.cells[at].seen.insert(key);
+            }
+        }
+        None
+    }
+
+    /// The first host that was taken out and has room; those without are put aside.
+    fn first_seen(&mut self, ground: &Ground<'_>, pool: &Pool, at: usize) -> Option<Key> {
+        while let Some(key) = self.cells[at].seen.first().copied() {
+            let rank = key.2;
+            let count = ground.count(pool, rank);
+            let now = (if self.per_host { count } else { 0 }, key.1, rank);
+            if count >= self.host_max || !self.has_room(pool, rank) {
+                self.cells[at].seen.remove(&key);
+                self.cells[at].full.push(rank);
+            } else if now == key {
+                return Some(key);
+            } else {
+                self.cells[at].seen.remove(&key);
+                self.cells[at].seen.insert(now);
+            }
+        }
+        None
+    }
+
+    fn has_room(&self, pool: &Pool, rank: Rank) -> bool {
+        pool.fits(rank, self.wants) && self.named(pool, rank)
+    }
+
+    fn named(&self, pool: &Pool, rank: Rank) -> bool {
+        self.by_name.is_empty()
+            || self
+                .by_name
+                .iter()
+                .all(|constraint| place::name_passes(constraint, pool.room(rank).name.as_str()))
+    }
+
+    /// Books a replica on a host that `best` has named.
+    pub(crate) fn take(&mut self, ground: &Ground<'_>, pool: &mut Pool, rank: Rank) {
+        let key = |fill: &Self, pool: &Pool, count: u32| {
+            let count = if fill.per_host { count } else { 0 };
+            (count, fill.load_key(pool, rank), rank)
+        };
+        let class = pool.class_of(rank);
+        let count = ground.count(pool, rank);
+        let before = key(self, pool, count);
+        let cells = self.cells.iter().enumerate();
+        let mut cells = cells.filter(|(_, cell)| cell.class == class);
+        let holder = { &mut cells }
+            .find(|(_, cell)| cell.seen.contains(&before))
+            .map(|(at, _)| at);
+        let at = holder.or_else(|| {
+            // Still in the pool's order: then the class is one cell.
+            let cells = self.cells.iter();
+            { cells }.position(|cell| cell.class == class && !cell.own)
+        });
+        let Some(at) = at else { return };
+        if holder.is_some() {
+            self.cells[at].seen.remove(&before);
+        } else {
+            pool.take(rank);
+        }
+        pool.book(rank, self.wants);
+        let after = key(self, pool, count + 1);
+        let cell = &mut self.cells[at];
+        cell.seen.insert(after);
+        cell.head = None;
+        for group in &cell.groups {
+            self.groups[*group].count += 1;
+        }
+    }
+
+    /// Gives every host back to the pool's order.
+    pub(crate) fn end(self, pool: &mut Pool) {
+        for cell in self.cells {
+            for rank in cell.seen.into_iter().map(|key| key.2).chain(cell.full) {
+                pool.put(rank);
+            }
+        }
+    }
+}

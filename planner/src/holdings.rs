@@ -1,0 +1,441 @@
+//! Who holds what: a host's set folded into the workloads, and everything that is counted from it.
+//!
+//! Owns the link between [`Host::set`] and [`Workload::placements`] (each is the index of the
+//! other), what is booked on a host, how many replicas a workload has in each class of hosts, and
+//! the reports of replicas that have left their set. Work is proportional to what differs between
+//! a set and the one before.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use wasmorch_api::{
+    HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, ReplicaStatus, StatusReport,
+    Timestamp, WorkloadKey,
+};
+
+use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::pool::Booked;
+
+impl Host {
+    /// How many placements of a workload its set holds.
+    pub(crate) fn count_of(&self, key: &WorkloadKey) -> u32 {
+        self.groups_of(key)
+            .iter()
+            .map(|group| group.slots.len() as u32)
+            .sum()
+    }
+
+    /// The groups of a workload in its set.
+    pub(crate) fn groups_of(&self, key: &WorkloadKey) -> &[PlacementGroup] {
+        let Some(set) = &self.set else { return &[] };
+        let from = set
+            .groups
+            .partition_point(|group| by_key(group, key) == Ordering::Less);
+        let rest = &set.groups[from..];
+        let many = rest
+            .iter()
+            .take_while(|group| by_key(group, key) == Ordering::Equal)
+            .count();
+        &rest[..many]
+    }
+}
+
+fn by_key(group: &PlacementGroup, key: &WorkloadKey) -> Ordering {
+    group
+        .workload
+        .cmp(&key.name)
+        .then_with(|| group.namespace.cmp(&key.namespace))
+}
+
+/// The order of groups in a set as this crate keeps it. By name first: names differ sooner than
+/// namespaces do.
+fn order(a: &PlacementGroup, b: &PlacementGroup) -> Ordering {
+    a.workload
+        .cmp(&b.workload)
+        .then_with(|| a.namespace.cmp(&b.namespace))
+        .then_with(|| a.revision.cmp(&b.revision))
+}
+
+impl Cluster {
+    /// Takes a host's whole set in place of the one before.
+    pub(crate) fn set_placements(&mut self, mut set: PlacementSet, sequence: u64, now: Timestamp) {
+        let id = set.host.clone();
+        // A group of a workload that is unknown is a leftover.
+        set.groups.retain_mut(|group| {
+            let Some(workload) = self.workloads.get(&group.key()) else {
+                return false;
+            };
+            // One allocation for a name, however many sets name it.
+            group.namespace = workload.record.namespace.clone();
+            group.workload = workload.record.name.clone();
+            group.slots.sort_by_key(|slot| slot.placement);
+            true
+        });
+        set.groups.sort_by(order);
+        self.host_entry(&id, now, self.since);
+        let before = self.hosts.get_mut(&id).and_then(|host| host.set.take());
+        let before = before.map(|set| set.groups).unwrap_or_default();
+        let mut changed = Changed::default();
+        diff(&before, &set.groups, &mut changed);
+        self.take_out(&id, &changed.gone);
+        self.put_in(&id, &changed.come);
+        self.drop_ended(&id, &changed.gone);
+        self.pool.touch(&id);
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.set = Some(set);
+            host.set_sequence = sequence;
+            host.set_at = now;
+        }
+    }
+
+    fn put_in(&mut self, id: &HostId, come: &[(&PlacementGroup, &PlacedSlot)]) {
+        let Some(host) = self.hosts.get_mut(id) else {
+            return;
+        };
+        for (group, slot) in come {
+            let key = group.key();
+            let Some(workload) = self.workloads.get_mut(&key) else {
+                continue;
+            };
+            let args = slot.args.clone().map(std::sync::Arc::new);
+            if let Some(revision) = workload.revisions.get(&group.revision) {
+                let booked = Booked::of(&key, &revision.spec, args.as_deref());
+                host.booked = host.booked.plus(booked);
+            }
+            *workload.per_class.entry(host.class).or_default() += 1;
+            self.counts.add(host.number, workload.number, 1);
+            workload.slots.insert((slot.slot, slot.placement));
+            let placed = Placed {
+                slot: slot.slot,
+                revision: group.revision,
+                host: id.clone(),
+                args,
+            };
+            workload.placements.insert(slot.placement, placed);
+            if host.leaving.remove(&(key.clone(), slot.placement)) {
+                workload.leaving.remove(&slot.placement);
+            }
+            self.agenda.part(&key, Some(slot.slot), Some(id));
+        }
+    }
+
+    fn take_out(&mut self, id: &HostId, gone: &[(&PlacementGroup, &PlacedSlot)]) {
+        if !gone.is_empty() {
+            self.agenda.room();
+        }
+        for (group, slot) in gone {
+            let key = group.key();
+            let Some(workload) = self.workloads.get_mut(&key) else {
+                continue;
+            };
+            self.agenda.part(&key, Some(slot.slot), Some(id));
+            if let Some(host) = self.hosts.get_mut(id) {
+                if let Some(revision) = workload.revisions.get(&group.revision) {
+                    let args = slot.args.as_ref();
+                    let booked = Booked::of(&key, &revision.spec, args);
+                    host.booked = host.booked.minus(booked);
+                }
+                if workload
+                    .reports
+                    .get(&slot.placement)
+                    .is_some_and(|r| r.host == *id)
+                {
+                    host.leaving.insert((key.clone(), slot.placement));
+                    workload.leaving.insert(slot.placement);
+                }
+                self.counts.remove(host.number, workload.number, 1);
+                if let Some(count) = workload.per_class.get_mut(&host.class) {
+                    *count = count.saturating_sub(1);
+                    if *count == 0 {
+                        workload.per_class.remove(&host.class);
+                    }
+                }
+            }
+            workload.slots.remove(&(slot.slot, slot.placement));
+            if workload
+                .placements
+                .get(&slot.placement)
+                .is_some_and(|placed| placed.host == *id)
+            {
+                workload.placements.remove(&slot.placement);
+            }
+        }
+    }
+
+    /// Reports of ended replicas whose placement is gone from the set are kept as history only.
+    fn drop_ended(&mut self, id: &HostId, gone: &[(&PlacementGroup, &PlacedSlot)]) {
+        for (group, slot) in gone {
+            let key = group.key();
+            let ended = self.workloads.get(&key).is_some_and(|workload| {
+                let report = workload.reports.get(&slot.placement);
+                report.is_some_and(|r| r.host == *id && r.status.state.ended())
+                    && !workload.placements.contains_key(&slot.placement)
+            });
+            if ended
+                && let Some(report) = self.remove_report(&key, slot.placement)
+                && let Some(workload) = self.workloads.get_mut(&key)
+            {
+                workload.remember_ended(report);
+            }
+        }
+    }
+
+    /// Puts a report in place of the one before.
+    pub(crate) fn put_report(&mut self, key: &WorkloadKey, report: Reported) {
+        let Some(workload) = self.workloads.get_mut(key) else {
+            return;
+        };
+        let (number, id) = (report.status.replica.placement, report.host.clone());
+        let leaves = workload
+            .placements
+            .get(&number)
+            .is_none_or(|placed| placed.host != id);
+        let before = workload.reports.insert(number, report);
+        if let Some(before) = before.filter(|before| before.host != id)
+            && let Some(other) = self.hosts.get_mut(&before.host)
+        {
+            other.leaving.remove(&(key.clone(), number));
+        }
+        if leaves {
+            workload.leaving.insert(number);
+            if let Some(host) = self.hosts.get_mut(&id) {
+                host.leaving.insert((key.clone(), number));
+            }
+        }
+    }
+
+    /// Takes a report out.
+    pub(crate) fn remove_report(
+        &mut self,
+        key: &WorkloadKey,
+        number: PlacementNumber,
+    ) -> Option<Reported> {
+        let workload = self.workloads.get_mut(key)?;
+        let report = workload.reports.remove(&number)?;
+        if workload.leaving.remove(&number)
+            && let Some(host) = self.hosts.get_mut(&report.host)
+        {
+            host.leaving.remove(&(key.clone(), number));
+        }
+        Some(report)
+    }
+
+    /// A full report is everything: what it does not name is no more.
+    pub(crate) fn forget_reports(&mut self, report: &StatusReport) {
+        let named: BTreeSet<(&str, &str, PlacementNumber)> =
+            report.replicas.iter().map(name_of).collect();
+        let Some(host) = self.hosts.get(&report.host) else {
+            return;
+        };
+        let held = host.set.iter().flat_map(|set| &set.groups);
+        let mut gone: Vec<(WorkloadKey, PlacementNumber)> = Vec::new();
+        for group in held {
+            let (namespace, name) = (group.namespace.as_str(), group.workload.as_str());
+            for slot in &group.slots {
+                if !named.contains(&(namespace, name, slot.placement)) {
+                    gone.push((group.key(), slot.placement));
+                }
+            }
+        }
+        let left = host.leaving.iter().filter(|(key, number)| {
+            !named.contains(&(key.namespace.as_str(), key.name.as_str(), *number))
+        });
+        gone.extend(left.cloned());
+        for (key, number) in gone {
+            let known = self
+                .workloads
+                .get(&key)
+                .and_then(|workload| workload.reports.get(&number))
+                .filter(|known| known.host == report.host)
+                .map(|known| known.status.replica.slot);
+            if let Some(slot) = known {
+                self.remove_report(&key, number);
+                self.agenda.part(&key, Some(slot), Some(&report.host));
+                // A slot may have waited for this one's end.
+                self.agenda.room();
+            }
+        }
+    }
+
+    /// The host is gone for good, and all that was on it.
+    pub(crate) fn remove_host(&mut self, id: &HostId) {
+        self.host_changed(id);
+        let Some(host) = self.hosts.get(id) else {
+            return;
+        };
+        let held = host.set.iter().flat_map(|set| &set.groups);
+        let held = held.flat_map(|group| group.slots.iter().map(|s| (group.key(), s.placement)));
+        let reports: Vec<_> = held.chain(host.leaving.iter().cloned()).collect();
+        let groups = self.hosts.get_mut(id).and_then(|host| host.set.take());
+        let groups = groups.map(|set| set.groups).unwrap_or_default();
+        let mut changed = Changed::default();
+        diff(&groups, &[], &mut changed);
+        self.take_out(id, &changed.gone);
+        for (key, number) in reports {
+            self.remove_report(&key, number);
+        }
+        self.hosts.remove(id);
+        self.pool.rebuild();
+    }
+
+    /// The workload is gone; sets no longer name it, or are leftovers.
+    pub(crate) fn remove_workload(&mut self, key: &WorkloadKey) {
+        let Some(workload) = self.workloads.remove(key) else {
+            return;
+        };
+        self.agenda.forget(key, workload.wake);
+        self.stale_tables.remove(key);
+        for placed in workload.placements.values() {
+            let Some(host) = self.hosts.get_mut(&placed.host) else {
+                continue;
+            };
+            if let Some(revision) = workload.revisions.get(&placed.revision) {
+                let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
+                host.booked = host.booked.minus(booked);
+            }
+            self.counts.remove(host.number, workload.number, 1);
+            if let Some(set) = &mut host.set {
+                set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
+            }
+            self.pool.touch(&placed.host);
+            self.agenda.room();
+        }
+        for number in &workload.leaving {
+            let report = workload.reports.get(number);
+            if let Some(host) = report.and_then(|r| self.hosts.get_mut(&r.host)) {
+                host.leaving.remove(&(key.clone(), *number));
+            }
+        }
+    }
+
+    /// Puts a host into the class of its labels, and its replicas with it.
+    pub(crate) fn classify(&mut self, id: &HostId) {
+        let Some(host) = self.hosts.get_mut(id) else {
+            return;
+        };
+        let class = self.classes.of(&host.record.info);
+        let before = std::mem::replace(&mut host.class, class);
+        if before == class {
+            return;
+        }
+        for group in host.set.iter().flat_map(|set| &set.groups) {
+            let Some(workload) = self.workloads.get_mut(&group.key()) else {
+                continue;
+            };
+            let many = group.slots.len() as u32;
+            if let Some(count) = workload.per_class.get_mut(&before) {
+                *count = count.saturating_sub(many);
+                if *count == 0 {
+                    workload.per_class.remove(&before);
+                }
+            }
+            *workload.per_class.entry(class).or_default() += many;
+        }
+    }
+
+    /// Counts everything anew from sets and records.
+    pub(crate) fn recount(&mut self) {
+        for workload in self.workloads.values_mut() {
+            workload.per_class.clear();
+            workload.steady = false;
+            let slots = workload.placements.iter();
+            workload.slots = slots
+                .map(|(number, placed)| (placed.slot, *number))
+                .collect();
+        }
+        let ids: Vec<HostId> = self.hosts.keys().cloned().collect();
+        for id in &ids {
+            self.classify(id);
+        }
+        self.counts.clear();
+        for host in self.hosts.values_mut() {
+            host.booked = Booked::default();
+            for group in host.set.iter().flat_map(|set| &set.groups) {
+                let key = group.key();
+                let Some(workload) = self.workloads.get_mut(&key) else {
+                    continue;
+                };
+                let many = group.slots.len() as u32;
+                *workload.per_class.entry(host.class).or_default() += many;
+                self.counts.add(host.number, workload.number, many);
+                let Some(revision) = workload.revisions.get(&group.revision) else {
+                    continue;
+                };
+                for slot in &group.slots {
+                    let booked = Booked::of(&key, &revision.spec, slot.args.as_ref());
+                    host.booked = host.booked.plus(booked);
+                }
+            }
+        }
+        for key in self.workloads.keys() {
+            self.agenda.whole(key);
+        }
+        self.pool.rebuild();
+    }
+}
+
+fn name_of(status: &ReplicaStatus) -> (&str, &str, PlacementNumber) {
+    (
+        status.namespace.as_str(),
+        status.workload.as_str(),
+        status.replica.placement,
+    )
+}
+
+/// What differs between two sets.
+#[derive(Default)]
+struct Changed<'a> {
+    gone: Vec<(&'a PlacementGroup, &'a PlacedSlot)>,
+    come: Vec<(&'a PlacementGroup, &'a PlacedSlot)>,
+}
+
+fn diff<'a>(before: &'a [PlacementGroup], after: &'a [PlacementGroup], changed: &mut Changed<'a>) {
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let which = match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => order(a, b),
+        };
+        let gone = if which.is_le() { old.next() } else { None };
+        let come = if which.is_ge() { new.next() } else { None };
+        if let (Some(gone), Some(come)) = (gone, come)
+            && gone.slots == come.slots
+        {
+            continue;
+        }
+        let slots = |group: Option<&'a PlacementGroup>| {
+            group
+                .into_iter()
+                .flat_map(|group| group.slots.iter().map(move |slot| (group, slot)))
+        };
+        let in_other = |other: Option<&PlacementGroup>, slot: &PlacedSlot| {
+            let at = |group: &PlacementGroup| {
+                let found = group
+                    .slots
+                    .binary_search_by_key(&slot.placement, |s| s.placement);
+                found.is_ok_and(|at| group.slots[at] == *slot)
+            };
+            other.is_some_and(at)
+        };
+        changed
+            .gone
+            .extend(slots(gone).filter(|(_, slot)| !in_other(come, slot)));
+        changed
+            .come
+            .extend(slots(come).filter(|(_, slot)| !in_other(gone, slot)));
+    }
+}
+
+impl Workload {
+    /// Slots with a replica that has left its set and has not ended, on a host that may still run it.
+    pub(crate) fn draining(&self, alive: impl Fn(&HostId) -> bool) -> BTreeSet<wasmorch_api::Slot> {
+        self.leaving
+            .iter()
+            .filter_map(|number| self.reports.get(number))
+            .filter(|known| !known.status.state.ended() && alive(&known.host))
+            .map(|known| known.status.replica.slot)
+            .collect()
+    }
+}

@@ -1,0 +1,411 @@
+//! Room: what is booked, what there is, and the hosts of each class in the order of their load.
+//!
+//! Owns the dimensions of capacity and the pool. The pool is made from the hosts and can be thrown
+//! away at any time: a plan books in it what it decides, and whatever it has touched is read from
+//! the hosts again before the next one, whether or not the plan was carried out.
+//!
+//! A *class* is all hosts with the same labels, taints and architecture: filters on these, and the
+//! scores of labels, are evaluated once for each. Capacity is no part of it.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use wasmorch_api::status::HostState;
+use wasmorch_api::{HostId, HostInfo, Name, WorkloadKey, WorkloadSpec};
+
+use crate::cluster::Host;
+
+/// A placement set travels in one message, by default of at most 1 MiB. The rest is headroom for
+/// its head and for what the estimate of a slot leaves out.
+pub(crate) const SET_BYTES_MAX: u64 = (1 << 20) - (128 << 10);
+
+/// Booked amounts, dimension by dimension.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Booked {
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_millis: u64,
+    pub(crate) replicas: u64,
+    /// Its share of the encoded set.
+    pub(crate) set_bytes: u64,
+}
+
+/// The load of a full host.
+pub(crate) const FULL: u32 = 1_000_000;
+
+/// A group without its names and slots, and a slot with numbers of 12 digits.
+const GROUP_BYTES: u64 = 60;
+const SLOT_BYTES: u64 = 47;
+
+impl Booked {
+    /// What one replica books.
+    pub(crate) fn of(key: &WorkloadKey, spec: &WorkloadSpec, args: Option<&Vec<String>>) -> Self {
+        let names = key.namespace.as_str().len() + key.name.as_str().len();
+        let args = args.map_or(0, |args| {
+            serde_json::to_vec(args).map_or(0, |json| json.len() as u64 + 8)
+        });
+        let reserve = &spec.resources.reserve;
+        Self {
+            memory_bytes: reserve.memory.0,
+            cpu_millis: reserve.cpu.0,
+            replicas: 1,
+            set_bytes: GROUP_BYTES + names as u64 + SLOT_BYTES + args,
+        }
+    }
+
+    /// What a host has.
+    pub(crate) fn of_host(host: &Host) -> Self {
+        let has = host.capacity();
+        Self {
+            memory_bytes: has.memory_bytes,
+            cpu_millis: has.cpu_millis,
+            replicas: has.replicas,
+            set_bytes: SET_BYTES_MAX,
+        }
+    }
+
+    pub(crate) fn plus(self, more: Self) -> Self {
+        self.each(more, u64::saturating_add)
+    }
+
+    pub(crate) fn minus(self, less: Self) -> Self {
+        self.each(less, u64::saturating_sub)
+    }
+
+    fn each(self, other: Self, with: fn(u64, u64) -> u64) -> Self {
+        Self {
+            memory_bytes: with(self.memory_bytes, other.memory_bytes),
+            cpu_millis: with(self.cpu_millis, other.cpu_millis),
+            replicas: with(self.replicas, other.replicas),
+            set_bytes: with(self.set_bytes, other.set_bytes),
+        }
+    }
+
+    /// By name: what is booked here, wanted, and had.
+    pub(crate) fn dimensions(self, wants: Self, has: Self) -> [(&'static str, u64, u64, u64); 4] {
+        [
+            (
+                "memory",
+                self.memory_bytes,
+                wants.memory_bytes,
+                has.memory_bytes,
+            ),
+            ("cpu", self.cpu_millis, wants.cpu_millis, has.cpu_millis),
+            ("replicas", self.replicas, wants.replicas, has.replicas),
+            ("set size", self.set_bytes, wants.set_bytes, has.set_bytes),
+        ]
+    }
+
+    /// Whether `wants` fits beside what is booked: a dimension that it does not ask for is not asked.
+    fn fits(self, wants: Self, has: Self) -> bool {
+        self.dimensions(wants, has)
+            .iter()
+            .all(|(_, used, wants, has)| *wants == 0 || used.saturating_add(*wants) <= *has)
+    }
+
+    /// The fullest dimension's booked share in millionths. A host without cpu to book is not full.
+    pub(crate) fn load(self, has: Self) -> u32 {
+        let share = |used: u64, has: u64| match has {
+            0 => FULL,
+            has if used >= has => FULL,
+            has => (u128::from(used) * u128::from(FULL) / u128::from(has)) as u32,
+        };
+        share(self.memory_bytes, has.memory_bytes)
+            .max(share(self.cpu_millis, has.cpu_millis))
+            .max(share(self.replicas, has.replicas))
+    }
+}
+
+/// What makes hosts alike.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Class {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) taints: Vec<String>,
+    pub(crate) arch: String,
+}
+
+/// Every class that a host has ever been in, so that a class keeps its number.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Classes {
+    numbers: BTreeMap<Arc<Class>, u32>,
+    all: Vec<Arc<Class>>,
+}
+
+impl Classes {
+    pub(crate) fn of(&mut self, info: &HostInfo) -> u32 {
+        let class = Arc::new(Class {
+            labels: info.labels.clone(),
+            taints: info.taints.clone(),
+            arch: info.arch.clone(),
+        });
+        if let Some(number) = self.numbers.get(&class) {
+            return *number;
+        }
+        let number = self.all.len() as u32;
+        self.all.push(class.clone());
+        self.numbers.insert(class, number);
+        number
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&Arc<Class>> {
+        self.all.get(number as usize)
+    }
+}
+
+/// How many placements of a workload a host holds, by the numbers that the state has given both.
+///
+/// One flat map: placing looks at many hosts that hold the workload already, and a walk down two
+/// trees of names for each would be most of its cost.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counts(HashMap<u64, u32, BuildHasherDefault<Mix>>);
+
+impl Counts {
+    fn key(host: u32, workload: u32) -> u64 {
+        u64::from(host) << 32 | u64::from(workload)
+    }
+
+    pub(crate) fn add(&mut self, host: u32, workload: u32, many: u32) {
+        *self.0.entry(Self::key(host, workload)).or_default() += many;
+    }
+
+    pub(crate) fn remove(&mut self, host: u32, workload: u32, many: u32) {
+        if let Entry::Occupied(mut known) = self.0.entry(Self::key(host, workload)) {
+            *known.get_mut() = known.get().saturating_sub(many);
+            if *known.get() == 0 {
+                known.remove();
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, host: u32, workload: u32) -> u32 {
+        let count = self.0.get(&Self::key(host, workload));
+        count.copied().unwrap_or(0)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Mixes one `u64` (the multiplier of splitmix64). The keys are our own numbers, so nobody can
+/// choose them to collide.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+}
+
+/// One host in the pool.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    pub(crate) id: HostId,
+    pub(crate) name: Name,
+    /// The state's number for it.
+    pub(crate) number: u32,
+    class: u32,
+    /// Something may be placed there.
+    usable: bool,
+    used: Booked,
+    has: Booked,
+    load: u32,
+    /// To be read again before the next plan.
+    touched: bool,
+}
+
+/// A host's number in the pool: its rank by name, then by id, which is how ties break.
+pub(crate) type Rank = u32;
+
+/// Where there is room.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pool {
+    rooms: Vec<Room>,
+    ranks: HashMap<HostId, Rank>,
+    /// Usable hosts of each class, the emptiest first.
+    by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
+    touched: Vec<Rank>,
+    fresh: bool,
+}
+
+impl Pool {
+    /// Make it anew: hosts came, went, or are something else now.
+    pub(crate) fn rebuild(&mut self) {
+        self.fresh = false;
+    }
+
+    /// Read this host again.
+    pub(crate) fn touch(&mut self, id: &HostId) {
+        if self.fresh
+            && let Some(rank) = self.rank(id)
+        {
+            self.touch_rank(rank);
+        }
+    }
+
+    fn touch_rank(&mut self, rank: Rank) {
+        let room = &mut self.rooms[rank as usize];
+        if !room.touched {
+            room.touched = true;
+            self.touched.push(rank);
+        }
+    }
+
+    /// Brings it in line with the hosts.
+    pub(crate) fn refresh(&mut self, hosts: &BTreeMap<HostId, Host>) {
+        let touched = std::mem::take(&mut self.touched);
+        if self.fresh {
+            for rank in touched {
+                self.take(rank);
+                let room = &mut self.rooms[rank as usize];
+                if let Some(host) = hosts.get(&room.id) {
+                    *room = Room::of(&room.id, host);
+                }
+                self.put(rank);
+            }
+            return;
+        }
+        self.fresh = true;
+        self.rooms = hosts.iter().map(|(id, host)| Room::of(id, host)).collect();
+        self.rooms
+            .sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
+        let rooms = self.rooms.iter().enumerate();
+        self.ranks = rooms
+            .map(|(rank, room)| (room.id.clone(), rank as Rank))
+            .collect();
+        self.by_class.clear();
+        for rank in 0..self.rooms.len() {
+            self.put(rank as Rank);
+        }
+    }
+
+    pub(crate) fn rank(&self, id: &HostId) -> Option<Rank> {
+        self.ranks.get(id).copied()
+    }
+
+    pub(crate) fn room(&self, rank: Rank) -> &Room {
+        &self.rooms[rank as usize]
+    }
+
+    pub(crate) fn load(&self, rank: Rank) -> u32 {
+        self.rooms[rank as usize].load
+    }
+
+    pub(crate) fn used(&self, id: &HostId) -> Booked {
+        self.rank(id)
+            .map_or_else(Booked::default, |rank| self.rooms[rank as usize].used)
+    }
+
+    pub(crate) fn fits(&self, rank: Rank, wants: Booked) -> bool {
+        let room = &self.rooms[rank as usize];
+        room.used.fits(wants, room.has)
+    }
+
+    /// The classes with a usable host.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = u32> + '_ {
+        let some = self.by_class.iter().filter(|(_, hosts)| !hosts.is_empty());
+        some.map(|(class, _)| *class)
+    }
+
+    /// The host of a class that comes after `after`: the emptiest first (`full`: the fullest), by
+    /// name where they are equal.
+    pub(crate) fn next(
+        &self,
+        class: u32,
+        full: bool,
+        after: Option<(u32, Rank)>,
+    ) -> Option<(u32, Rank)> {
+        let hosts = self.by_class.get(&class)?;
+        if !full {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            return hosts.range((from, Bound::Unbounded)).next().copied();
+        }
+        // From the fullest down, and up by rank within one load.
+        if let Some(at) = after {
+            let same = hosts.range((Bound::Excluded(at), Bound::Included((at.0, Rank::MAX))));
+            if let Some(next) = { same }.next() {
+                return Some(*next);
+            }
+        }
+        let below = after.map_or(Bound::Unbounded, |(load, _)| Bound::Excluded((load, 0)));
+        let mut below = hosts.range((Bound::Unbounded, below));
+        let (load, _) = below.next_back()?;
+        hosts.range((*load, 0)..).next().copied()
+    }
+
+    /// All hosts of a class.
+    pub(crate) fn all(&self, class: u32) -> Vec<Rank> {
+        let hosts = self.by_class.get(&class).into_iter().flatten();
+        hosts.map(|(_, rank)| *rank).collect()
+    }
+
+    /// Takes a host out of its class's order; whether it was there.
+    pub(crate) fn take(&mut self, rank: Rank) -> bool {
+        let room = &self.rooms[rank as usize];
+        let hosts = self.by_class.get_mut(&room.class);
+        hosts.is_some_and(|hosts| hosts.remove(&(room.load, rank)))
+    }
+
+    /// Puts it back, where it belongs now.
+    pub(crate) fn put(&mut self, rank: Rank) {
+        let room = &self.rooms[rank as usize];
+        if room.usable {
+            let hosts = self.by_class.entry(room.class).or_default();
+            hosts.insert((room.load, rank));
+        }
+    }
+
+    /// Books on a host that has been taken out.
+    pub(crate) fn book(&mut self, rank: Rank, wants: Booked) {
+        let room = &mut self.rooms[rank as usize];
+        room.used = room.used.plus(wants);
+        room.load = room.used.load(room.has);
+        self.touch_rank(rank);
+    }
+
+    /// Frees what a placement has booked. The host must not be taken out.
+    pub(crate) fn free(&mut self, id: &HostId, booked: Booked) {
+        let Some(rank) = self.rank(id) else { return };
+        self.take(rank);
+        let room = &mut self.rooms[rank as usize];
+        room.used = room.used.minus(booked);
+        room.load = room.used.load(room.has);
+        self.put(rank);
+        self.touch_rank(rank);
+    }
+
+    pub(crate) fn class_of(&self, rank: Rank) -> u32 {
+        self.rooms[rank as usize].class
+    }
+}
+
+impl Room {
+    fn of(id: &HostId, host: &Host) -> Self {
+        let (used, has) = (host.booked, Booked::of_host(host));
+        Self {
+            id: id.clone(),
+            name: host.info().name.clone(),
+            number: host.number,
+            class: host.class,
+            usable: host.state == HostState::Alive && host.known() && !host.record.cordoned,
+            used,
+            has,
+            load: used.load(has),
+            touched: false,
+        }
+    }
+}
