@@ -86,7 +86,9 @@ fn main() {
         println!("{}", run(scenarios()[at]));
         return;
     }
-    println!("the planner alone, seconds on one core; hosts, reports and the store are simulated\n");
+    println!(
+        "the planner alone, seconds on one core; hosts, reports and the store are simulated\n"
+    );
     println!(
         "| scenario | hosts | workloads | replicas | plan from empty s | replicas/s | check s | writes s | commit s | peak MiB | full, steady MiB | steady plan s | one changed ms | one dead host ms |"
     );

@@ -46,6 +46,13 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
 fn planner(project: &Project, args: &Args) -> Result<()> {
     setup::step("bench", "planner, bench profile");
     let mut bench = project.cargo();
-    bench.args(["bench", "--quiet", "--package", "wasmorch-planner", "--bench", "planner"]);
+    bench.args([
+        "bench",
+        "--quiet",
+        "--package",
+        "wasmorch-planner",
+        "--bench",
+        "planner",
+    ]);
     process::run(bench.arg("--").args(&args.rest)).context("the benchmark planner failed")
 }
