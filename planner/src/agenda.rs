@@ -120,10 +120,8 @@ impl Agenda {
             self.waiting.remove(key);
         }
         let (before, after) = wakes;
-        if before != after {
-            if let Some(at) = before {
-                self.wakes.remove(&(at, key.clone()));
-            }
+        if let Some(at) = before.filter(|_| before != after) {
+            self.wakes.remove(&(at, key.clone()));
         }
         if let Some(at) = after {
             self.wakes.insert((at, key.clone()));

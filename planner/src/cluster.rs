@@ -117,6 +117,17 @@ impl Host {
         }
     }
 
+    /// A copy that holds another set.
+    fn without_set(&self, set: Option<PlacementSet>) -> Self {
+        Self {
+            record: self.record.clone(),
+            boot: self.boot.clone(),
+            set,
+            leaving: BTreeSet::new(),
+            ..*self
+        }
+    }
+
     /// What it last said of itself.
     pub fn info(&self) -> &HostInfo {
         &self.record.info
@@ -292,6 +303,47 @@ impl Cluster {
     /// A new leader has waited long enough for hosts to speak.
     pub(crate) fn settled(&self, now: Timestamp) -> bool {
         now.since(self.since) >= DEAD_AFTER
+    }
+
+    /// A copy with these workloads alone. Hosts keep what all others book on them, so that a plan
+    /// on the copy finds the room that there is; its size grows with hosts, not with replicas.
+    pub(crate) fn excerpt(&self, keys: &[WorkloadKey]) -> Self {
+        if self.stale {
+            // Not counted yet: right after a start, and the next plan mends it.
+            return self.clone();
+        }
+        let (cluster, leader) = (self.cluster.clone(), self.leader.clone());
+        let mut copy = Self::new(cluster, self.term, leader, self.since);
+        copy.ticked = self.ticked;
+        copy.stale = false;
+        copy.classes = self.classes.clone();
+        copy.numbered = self.numbered;
+        for (id, host) in &self.hosts {
+            let groups = keys.iter().flat_map(|key| host.groups_of(key));
+            let set = host.set.as_ref().map(|set| PlacementSet {
+                groups: groups.cloned().collect(),
+                cluster: set.cluster.clone(),
+                term: set.term,
+                leader: set.leader.clone(),
+                host: set.host.clone(),
+            });
+            copy.hosts.insert(id.clone(), host.without_set(set));
+        }
+        for key in keys {
+            let removed = self.removed.get(key).cloned();
+            copy.removed.extend(removed.map(|one| (key.clone(), one)));
+            let Some(workload) = self.workloads.get(key) else {
+                continue;
+            };
+            for placed in workload.placements.values() {
+                if let Some(host) = self.hosts.get(&placed.host) {
+                    copy.counts.add(host.number, workload.number, 1);
+                }
+            }
+            copy.agenda.whole(key);
+            copy.workloads.insert(key.clone(), workload.clone());
+        }
+        copy
     }
 
     /// Folds in one stored entry at the start of a term. Records first, then the rest: an entry

@@ -257,7 +257,7 @@ impl Fill {
     }
 
     fn best_of_all(&mut self, ground: &Ground<'_>, pool: &mut Pool) -> Option<Rank> {
-        let mut best: Option<((Reverse<i64>, i32, Rank), usize)> = None;
+        let mut best: Option<(Reverse<i64>, i32, Rank)> = None;
         for at in 0..self.cells.len() {
             if self.barred(at) {
                 continue;
@@ -266,11 +266,11 @@ impl Fill {
                 continue;
             };
             let order = (Reverse(self.total(at, key)), key.1, key.2);
-            if best.is_none_or(|(known, _)| order < known) {
-                best = Some((order, at));
+            if best.is_none_or(|known| order < known) {
+                best = Some(order);
             }
         }
-        best.map(|((_, _, rank), _)| rank)
+        best.map(|(_, _, rank)| rank)
     }
 
     /// Takes hosts out of every order for a while: where they were seen, or that they were not.

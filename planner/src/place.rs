@@ -172,18 +172,18 @@ pub(crate) fn against_class(spec: &WorkloadSpec, class: &Class) -> Option<Remove
     }
     for constraint in &spec.constraints {
         match constraint {
-            Constraint::Label { label, test } if label != HOST => {
-                if !passes(test, class.labels.get(label).map(String::as_str)) {
-                    return Some(unmet(label, test));
-                }
+            Constraint::Label { label, test }
+                if label != HOST && !passes(test, class.labels.get(label).map(String::as_str)) =>
+            {
+                return Some(unmet(label, test));
             }
-            Constraint::Distinct { distinct, .. } if distinct != HOST => {
-                if !class.labels.contains_key(distinct) {
-                    return Some(removed(
-                        &format!("distinct {distinct}"),
-                        format!("label a host with {distinct}"),
-                    ));
-                }
+            Constraint::Distinct { distinct, .. }
+                if distinct != HOST && !class.labels.contains_key(distinct) =>
+            {
+                return Some(removed(
+                    &format!("distinct {distinct}"),
+                    format!("label a host with {distinct}"),
+                ));
             }
             _ => {}
         }

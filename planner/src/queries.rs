@@ -28,7 +28,11 @@ pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> 
 
 /// How many slots within what is wanted have a ready replica.
 pub fn ready(workload: &Workload) -> u32 {
-    let wanted = u64::from(workload.record.wanted());
+    ready_of(workload, workload.record.wanted())
+}
+
+fn ready_of(workload: &Workload, wanted: u32) -> u32 {
+    let wanted = u64::from(wanted);
     let slots: std::collections::BTreeSet<_> = workload
         .placements
         .iter()
@@ -40,7 +44,11 @@ pub fn ready(workload: &Workload) -> u32 {
 
 /// How a workload stands.
 pub fn state(cluster: &Cluster, workload: &Workload) -> WorkloadState {
-    let record = &workload.record;
+    state_of(cluster, workload, &workload.record)
+}
+
+/// How it would stand with this record.
+pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) -> WorkloadState {
     if record.stopped {
         return WorkloadState::Stopped;
     }
@@ -49,11 +57,11 @@ pub fn state(cluster: &Cluster, workload: &Workload) -> WorkloadState {
         return match record.run.as_ref().and_then(|run| run.outcome.as_ref()) {
             Some(outcome) if outcome.completed => WorkloadState::Completed,
             Some(_) => WorkloadState::Failed,
-            None if ready(workload) > 0 => WorkloadState::Ready,
+            None if ready_of(workload, record.wanted()) > 0 => WorkloadState::Ready,
             None => WorkloadState::Pending,
         };
     }
-    let ready = ready(workload);
+    let ready = ready_of(workload, record.wanted());
     let failed_first =
         rollout.is_some_and(|one| one.state == RolloutState::Failed && one.from.is_none());
     let looping = |one: &wasmorch_api::record::CrashLoop| one.until > cluster.ticked;
@@ -245,9 +253,14 @@ fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name {
 
 /// The rollout that runs, or how the last one ended.
 pub fn rollout_view(workload: &Workload) -> Option<RolloutView> {
-    let mut view = rollout_of_record(&workload.record)?;
+    rollout_view_of(workload, &workload.record)
+}
+
+/// The same with this record.
+pub(crate) fn rollout_view_of(workload: &Workload, record: &Record) -> Option<RolloutView> {
+    let mut view = rollout_of_record(record)?;
     let fresh = |number: &PlacementNumber, placed: &Placed| {
-        placed.revision == workload.record.revision && *number >= workload.record.fresh_from
+        placed.revision == record.revision && *number >= record.fresh_from
     };
     let fresh_placed = workload
         .placements
@@ -328,14 +341,17 @@ pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
     }
 }
 
-/// What a deploy would do, without doing it: the same code on a copy of the state.
+/// What a deploy would do, without doing it: the same code on a copy of what it concerns. Others
+/// that wait for room, and would go first by priority, are not asked.
 pub fn preview(
     cluster: &Cluster,
     input: &DeployInput,
     call: &Call,
 ) -> Result<Value, wasmorch_api::ApiError> {
     let outcome = commands::deploy(cluster, input, call)?;
-    let mut after = cluster.clone();
+    let keys = input.workloads.iter();
+    let keys: Vec<WorkloadKey> = keys.map(|(spec, _)| call.key_of(&spec.name)).collect();
+    let mut after = cluster.excerpt(&keys);
     // Sequences only have to be new; the copy is thrown away.
     let last = u64::MAX / 2;
     after.commit(&outcome.writes, last, call.now);

@@ -865,6 +865,43 @@ fn one_broken_part_bars_nobody_else() {
 }
 
 #[test]
+fn a_preview_shows_what_a_deploy_then_does() {
+    let mut world = World::new(3);
+    world.replicas_max = 4;
+    world.deploy(shaped(0, 1, 5, 0), Kind::Http);
+    world.deploy(shaped(1, 1, 2, 0), Kind::Http);
+    world.run(6);
+    for count in [4, 9] {
+        let input = DeployInput {
+            workloads: vec![(shaped(1, 1, count, 0), Kind::Http)],
+            if_index: None,
+        };
+        let shown = queries::preview(&world.cluster, &input, &world.call()).unwrap();
+        let shown: BTreeSet<String> = shown["start"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|start| format!("{} {}", start["slot"], start["host"].as_str().unwrap()))
+            .collect();
+        let mut real = world.cluster.clone();
+        let outcome = commands::deploy(&real, &input, &world.call()).unwrap();
+        real.commit(&outcome.writes, world.sequence + 10, world.now);
+        let plan = real.plan(world.now);
+        let done: BTreeSet<String> = plan
+            .start
+            .iter()
+            .map(|start| format!("{} {}", start.slot, start.host))
+            .collect();
+        assert_eq!(shown, done);
+        assert_eq!(
+            shown.len(),
+            if count == 4 { 2 } else { 5 },
+            "12 places, 7 are taken"
+        );
+    }
+}
+
+#[test]
 fn a_host_that_shrank_bars_only_what_asks_for_more_of_it() {
     let mut world = World::new(1);
     world.deploy(shaped(0, 1, 4, 0), Kind::Http);

@@ -1,4 +1,5 @@
-//! `cargo xtask bench NAME`: sets up, then runs one benchmark of the crate `benches`.
+//! `cargo xtask bench NAME`: sets up, then runs one benchmark of the crate `benches`; `planner` is
+//! the planner's own.
 
 use anyhow::{Context, Result};
 
@@ -18,6 +19,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    if args.name == "planner" {
+        return planner(project, args);
+    }
     let ready = setup::run(project)?;
     let profile = if args.release { "release" } else { "dev" };
     setup::step("bench", &format!("{}, {profile} profile", args.name));
@@ -35,4 +39,20 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     process::run(&mut build).context("wasmorch did not build")?;
     process::run(bench.arg("--").arg(&args.name).args(&args.rest))
         .with_context(|| format!("the benchmark {} failed", args.name))
+}
+
+/// The planner alone needs no nats-server, no guests and none of the other crates: it lies with the
+/// planner, and is always optimised.
+fn planner(project: &Project, args: &Args) -> Result<()> {
+    setup::step("bench", "planner, bench profile");
+    let mut bench = project.cargo();
+    bench.args([
+        "bench",
+        "--quiet",
+        "--package",
+        "wasmorch-planner",
+        "--bench",
+        "planner",
+    ]);
+    process::run(bench.arg("--").args(&args.rest)).context("the benchmark planner failed")
 }

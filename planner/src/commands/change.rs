@@ -15,14 +15,10 @@ use crate::write::{EventDraft, Write};
 type Changed = Result<Outcome<ChangeReply>, ApiError>;
 
 fn reply(cluster: &Cluster, workload: &Workload, record: &Record, changed: bool) -> ChangeReply {
-    let after = Workload {
-        record: record.clone(),
-        ..workload.clone()
-    };
     ChangeReply {
         workload: record.name.clone(),
         desired: record.wanted(),
-        state: queries::state(cluster, &after),
+        state: queries::state_of(cluster, workload, record),
         changed,
         kept: Vec::new(),
     }

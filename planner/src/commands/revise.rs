@@ -217,11 +217,7 @@ pub fn rollout(
     let events = vec![EventDraft::of(&key, kind, reason).revision(rollout.revision)];
     record.rollout = Some(rollout);
     record.updated = call.now;
-    let after = Workload {
-        record: record.clone(),
-        ..workload.clone()
-    };
-    let reply = queries::rollout_view(&after);
+    let reply = queries::rollout_view_of(workload, &record);
     remember(&mut record, "rollout", call, &reply);
     Ok(Outcome {
         writes: vec![Write::Record(Box::new(record))],
