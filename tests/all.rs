@@ -1,3 +1,4 @@
 //! Every test above the units, in one binary: `cargo xtask test` runs it.
 
 mod e2e;
+mod sim;

@@ -23,6 +23,8 @@ mod explain;
 mod observe;
 mod place;
 mod plan;
+#[doc(hidden)]
+pub mod planted;
 pub mod queries;
 mod rollout;
 mod slots;

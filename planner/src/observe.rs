@@ -9,6 +9,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Reported};
+use crate::planted::{self, Bug};
 use crate::write::EventDraft;
 use crate::{DEAD_AFTER, SUSPECT_AFTER};
 
@@ -114,6 +115,7 @@ impl Cluster {
         if host.set.is_some()
             && beat.sequence < host.set_sequence
             && now.0.saturating_sub(host.set_at.0) >= ASK_EVERY_MS
+            && !planted::is(Bug::SyncNotAsked)
         {
             out.asks.push(Ask::Sync {
                 host: beat.host,
@@ -145,7 +147,9 @@ impl Cluster {
             if report.status_seq <= host.status_seq {
                 return;
             }
-            if !host.synced || report.status_seq > host.status_seq + 1 {
+            let gap =
+                report.status_seq > host.status_seq + 1 && !planted::is(Bug::StatusGapIgnored);
+            if !host.synced || gap {
                 // A gap: what was missed may matter more than this. Only a full report mends it.
                 host.synced = false;
                 if now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS / 10 {
@@ -262,7 +266,7 @@ impl Cluster {
         for (id, host) in &mut self.hosts {
             host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
             let silent = now.since(host.heard);
-            let state = if silent >= DEAD_AFTER {
+            let state = if silent >= DEAD_AFTER || planted::is(Bug::DeadWindowZero) {
                 HostState::Dead
             } else if silent >= SUSPECT_AFTER {
                 HostState::Suspect

@@ -14,6 +14,7 @@ use wasmorch_api::status::{Capacity, HostState};
 use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Host};
+use crate::planted::{self, Bug};
 
 /// What is booked on each host, kept up to date through one plan.
 #[derive(Debug, Clone, Default)]
@@ -152,7 +153,7 @@ fn filter(
     if !host.known() {
         return removed("not heard yet", format!("wait for {name} to report"));
     }
-    if host.record.cordoned {
+    if host.record.cordoned && !planted::is(Bug::CordonIgnored) {
         return removed("cordoned", format!("uncordon {name}"));
     }
     for taint in &host.info().taints {

@@ -14,6 +14,7 @@ use wasmorch_api::{
 
 use crate::cluster::{Cluster, Placed};
 use crate::place::Books;
+use crate::planted::{self, Bug};
 use crate::slots;
 use crate::tables;
 use crate::write::{EventDraft, Write};
@@ -210,7 +211,10 @@ impl Cluster {
             .map(|stop| (&stop.key, stop.placement))
             .collect();
         let mut placed: BTreeMap<(WorkloadKey, RevisionNumber), Vec<PlacedSlot>> = BTreeMap::new();
-        for (key, workload) in &self.workloads {
+        let touched = |key: &WorkloadKey| {
+            !planted::is(Bug::SetsNotComplete) || plan.start.iter().any(|start| start.key == *key)
+        };
+        for (key, workload) in self.workloads.iter().filter(|(key, _)| touched(key)) {
             for (number, seat) in &workload.placements {
                 if seat.host == *host && !stopped.contains(&(key, *number)) {
                     placed

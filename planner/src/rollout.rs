@@ -18,6 +18,7 @@ use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
 use crate::plan::StopReason;
+use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
 use crate::write::EventDraft;
 
@@ -56,10 +57,10 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         }
         let serves = matches!(old.standing, Standing::Ready(_));
         if update.order == UpdateOrder::StopFirst || update.max_surge == 0 {
-            if serves && available <= least {
+            if serves && available <= least && !planted::is(Bug::MaxUnavailableIgnored) {
                 continue;
             }
-            available -= u64::from(serves);
+            available = available.saturating_sub(u64::from(serves));
             pass.stop_if_heard(old, StopReason::Replaced);
         }
     }

@@ -26,6 +26,7 @@ use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::place::{self, Books, Ranking};
 use crate::plan::{Plan, Start, Stop, StopReason};
+use crate::planted::{self, Bug};
 use crate::rollout;
 use crate::write::EventDraft;
 
@@ -288,7 +289,9 @@ impl Pass<'_> {
             seats
         };
         let (fresh, old) = (best_first(true), best_first(false));
-        let available = fresh.first().is_some_and(|seat| self.available(seat));
+        let available = fresh
+            .first()
+            .is_some_and(|seat| planted::is(Bug::SuccessorNotAwaited) || self.available(seat));
         for seat in fresh.iter().skip(1) {
             self.stop_if_heard(seat, StopReason::Duplicate);
         }
@@ -464,10 +467,13 @@ fn standing(
             Standing::Unheard
         };
     };
-    if host.state == HostState::Dead {
+    if host.state == HostState::Dead && !planted::is(Bug::DeadHostKept) {
         return Standing::Gone;
     }
     if !host.known() {
+        if planted::is(Bug::UnheardTakenAsGone) {
+            return Standing::Gone;
+        }
         return Standing::Unheard;
     }
     let Some(known) = workload
@@ -479,7 +485,7 @@ fn standing(
     };
     let status = &known.status;
     match status.state {
-        _ if status.given_up => Standing::GivenUp,
+        _ if status.given_up && !planted::is(Bug::GivenUpIgnored) => Standing::GivenUp,
         ReplicaState::Running if status.ready => Standing::Ready(known.ready_at.unwrap_or(now)),
         ReplicaState::Running => Standing::Unready(known.running_at.unwrap_or(now)),
         ReplicaState::Completed => Standing::Done,
