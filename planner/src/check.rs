@@ -189,7 +189,13 @@ fn slots_are_sound(
             .get(&placed.host)
             .is_some_and(|host| host.known())
     });
-    if !starts.is_empty() && live > most.max(1) && !unheard {
+    // Each wanted slot may be filled, even while another still holds the pair of a rollout that began
+    // under a larger surge (a revert brings its own settings); only successors have to wait.
+    let succeeds = |slot: &Slot| per_slot.get(slot).is_some_and(|count| *count > 1);
+    let surges = starts
+        .iter()
+        .any(|start| start.slot.0 > wanted || succeeds(&start.slot));
+    if surges && live > most.max(1) && !unheard {
         broken.push(BrokenRule::TooMany {
             workload: key.clone(),
             live,

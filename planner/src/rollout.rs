@@ -43,7 +43,13 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         let Some(old) = seats.iter().find(|seat| !seat.fresh) else {
             continue;
         };
-        if seats.iter().any(|seat| seat.fresh) {
+        // Two old ones, of which one has not been heard of yet, leave no room for a successor.
+        if seats.len() > 1 || seats.iter().any(|seat| seat.fresh) {
+            continue;
+        }
+        // It stays because no other host would take it: ending it would only lose what may well be
+        // running behind a broken network.
+        if old.standing == Standing::Gone {
             continue;
         }
         if crash_loop_waits(pass, slot) {
@@ -319,7 +325,12 @@ impl Pass<'_> {
                 _ => placed = true,
             }
         }
-        if let Some(run) = run.filter(|_| !placed && !self.record.stopped) {
+        // Earlier runs on hosts that have not been heard from cannot be ended yet.
+        let crowded = self
+            .seats
+            .get(&Slot(1))
+            .is_some_and(|seats| seats.len() > 1);
+        if let Some(run) = run.filter(|_| !placed && !crowded && !self.record.stopped) {
             self.start(Slot(1), run.args);
         }
     }

@@ -175,7 +175,6 @@ impl World {
                 let host = self.hosts[at].id.clone();
                 self.host_asks(at, HostAsked::Connect, Op::Connect { host });
             }
-            HostWake::Sync(wanted) => self.host_syncs(at, wanted, 0),
         }
     }
 

@@ -175,7 +175,7 @@ impl World {
 
     /// A replica's id is given out once, and a placement is not started for ever.
     pub(crate) fn law_of_a_start(&mut self, at: usize, replica: &ReplicaKey, launch: &Launch) {
-        if !self.laws.started.insert((at, replica.clone())) {
+        if !self.laws.started.insert((at, replica.clone())) && !self.store.regressed {
             self.broken(format!("host{at} gives the id {replica} to a second run"));
             return;
         }

@@ -240,7 +240,7 @@ impl World {
         for stop in &plan.stop {
             let heard = leading.last_heard.get(&stop.host);
             let known = leading.cluster.hosts().contains_key(&stop.host);
-            if heard.is_none() && !settled {
+            if !leading.spoken.contains(&stop.host) && !settled {
                 found = Some(format!(
                     "a new leader stops {} of {} on a host that has not spoken",
                     stop.placement, stop.key
@@ -255,7 +255,7 @@ impl World {
             }
         }
         for start in &plan.start {
-            if !leading.last_heard.contains_key(&start.host) {
+            if !leading.spoken.contains(&start.host) {
                 found = Some(format!(
                     "{} starts on a host that has not spoken",
                     start.key
@@ -270,7 +270,9 @@ impl World {
                 found = Some(format!("{} starts on a cordoned host", start.key));
             }
         }
-        for write in writes {
+        // A deposed leader that does not know it yet plans from what was; that goes nowhere.
+        let current = self.lease_holds(at);
+        for write in writes.iter().filter(|_| current) {
             if let Write::Placements(set) = write {
                 found = found.or_else(|| self.set_is_not_the_plan(set, plan));
             }

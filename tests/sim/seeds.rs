@@ -70,6 +70,8 @@ pub(crate) fn run_all_with(
     bent: Option<Bent>,
     prepare: &(dyn Fn() + Sync),
 ) -> (Option<Failure>, u64) {
+    // To see how many seeds fail of what, not only the first.
+    let go_on = number("WASMORCH_SIM_GO_ON").is_some();
     let next = AtomicU64::new(from);
     let (over, steps) = (AtomicBool::new(false), AtomicU64::new(0));
     let failed: Mutex<Option<Failure>> = Mutex::new(None);
@@ -86,7 +88,11 @@ pub(crate) fn run_all_with(
                     let ran = run(seed, bent, false);
                     steps.fetch_add(ran.steps, Ordering::Relaxed);
                     if let Some(failure) = ran.failure {
-                        over.store(true, Ordering::Relaxed);
+                        if go_on {
+                            println!("seed {}: {}", failure.seed, failure.law);
+                        } else {
+                            over.store(true, Ordering::Relaxed);
+                        }
                         let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
                         if first.as_ref().is_none_or(|one| one.seed > failure.seed) {
                             *first = Some(failure);

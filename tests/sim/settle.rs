@@ -11,6 +11,8 @@ use super::world::{Fate, World};
 
 /// Virtual time within which everything comes right: crash loops wait up to five minutes.
 const BOUND: u64 = 420_000;
+/// It counts as converged when all has been well for so long.
+const QUIET: u64 = 5_000;
 /// Converged, nothing may be written for so long.
 const REST: u64 = 4_000;
 
@@ -24,6 +26,7 @@ impl World {
         self.heal();
         let bound = self.now + BOUND;
         let mut trouble = None;
+        let (mut written, mut since) = (self.laws.last_written, self.now);
         while self.now < bound {
             let next = self.now + 500;
             if !self.run_until(next) {
@@ -37,7 +40,10 @@ impl World {
                 continue;
             }
             trouble = self.not_converged();
-            if trouble.is_none() {
+            // Between two steps of a rollout the plan is empty too.
+            if trouble.is_some() || self.laws.last_written != written {
+                (written, since) = (self.laws.last_written, self.now);
+            } else if self.now >= since + QUIET {
                 break;
             }
         }
@@ -128,6 +134,9 @@ impl World {
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
         if record.kind == Kind::Job {
+            if self.cannot_be_placed(key, 1) {
+                return None;
+            }
             let ended =
                 record.stopped || record.run.as_ref().is_none_or(|run| run.outcome.is_some());
             return (!ended).then(|| format!("{key} has not ended"));

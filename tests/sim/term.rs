@@ -56,8 +56,8 @@ pub(crate) struct Leading {
     answers: BTreeMap<u64, serde_json::Value>,
     /// When this leader last heard each host, by the simulator's clock; for the laws.
     pub(crate) last_heard: BTreeMap<HostId, u64>,
-    /// Hosts whose full status it has.
-    pub(crate) told_all: BTreeSet<HostId>,
+    /// Hosts that have said anything in this term.
+    pub(crate) spoken: BTreeSet<HostId>,
     pub(crate) since: u64,
     /// Batches stored in this term.
     pub(crate) batches: u64,
@@ -84,7 +84,7 @@ impl Leading {
             finding: false,
             answers: BTreeMap::new(),
             last_heard: BTreeMap::new(),
-            told_all: BTreeSet::new(),
+            spoken: BTreeSet::new(),
             since: now,
             batches: 0,
         }
@@ -166,7 +166,7 @@ impl World {
     // What hosts say.
 
     fn hear(&mut self, at: usize, what: Observation, when: Timestamp) {
-        let now = self.now;
+        let arrived = when.0.saturating_add_signed(-self.controllers[at].skew);
         let leading = leading!(self, at);
         match &what {
             Observation::Heartbeat(beat) => {
@@ -183,12 +183,15 @@ impl World {
                         }
                     }
                 }
-                leading!(self, at).last_heard.insert(beat.host.clone(), now);
+                let leading = leading!(self, at);
+                let heard = leading.last_heard.entry(beat.host.clone()).or_default();
+                *heard = (*heard).max(arrived);
+                leading.spoken.insert(beat.host.clone());
             }
-            Observation::Status(report) if report.full => {
-                leading.told_all.insert(report.host.clone());
+            Observation::Status(report) => {
+                leading.spoken.insert(report.host.clone());
             }
-            _ => {}
+            Observation::Tick => {}
         }
         self.observe(at, what, when);
     }

@@ -133,6 +133,7 @@ impl Weather {
         if calm {
             weather.calm_down();
             weather.faults.clear();
+            weather.bad_artifacts = 0;
         }
         weather
     }

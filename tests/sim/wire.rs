@@ -130,8 +130,6 @@ pub(crate) enum HostWake {
     Agent,
     /// Try to connect.
     Connect,
-    /// Get the set again.
-    Sync(u64),
 }
 
 /// What a runner does next with a replica.
