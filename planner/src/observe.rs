@@ -169,10 +169,12 @@ impl Cluster {
     /// A full report is everything: what it does not name is no more.
     fn forget_reports(&mut self, report: &StatusReport) {
         for workload in self.workloads.values_mut() {
-            workload.reports.retain(|number, known| {
+            workload.reports.retain(|_, known| {
                 known.host != report.host
                     || report.replicas.iter().any(|status| {
-                        status.replica.placement == *number
+                        // The very start: a later one that the host does not know was another's (two
+                        // hosts with one id), and would hide all that this one says.
+                        status.replica == known.status.replica
                             && status.workload == workload.record.name
                             && status.namespace == workload.record.namespace
                     })

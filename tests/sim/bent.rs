@@ -15,10 +15,4 @@ pub(crate) enum Bent {
     UnknownTakenAsNotStored,
     /// A host that is behind is not told.
     SyncNotAsked,
-    /// Nobody compares what hosts have seen with what the store holds.
-    GuardAsleep,
-    /// A repeated request is carried out again.
-    RequestIdIgnored,
-    /// The next term does not look at what hosts have seen.
-    FloorForgotten,
 }

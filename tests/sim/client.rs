@@ -73,12 +73,12 @@ type Done = Result<(Vec<Write>, Value), ApiError>;
 
 impl UserCall {
     /// Carries it out on a leader's state: what to store, and the answer after that.
-    pub(crate) fn execute(&self, cluster: &Cluster, now: Timestamp, remembers: bool) -> Done {
+    pub(crate) fn execute(&self, cluster: &Cluster, now: Timestamp) -> Done {
         let id: RequestId = format!("r{}", self.id).parse().expect("an id");
         let call = Call {
             namespace: self.key.namespace.clone(),
             now,
-            request_id: Some(id).filter(|_| remembers),
+            request_id: Some(id),
             by: "sim".into(),
         };
         if let Some(first) = commands::answered(cluster, &self.key, self.verb(), &call) {

@@ -158,10 +158,8 @@ impl World {
 
     /// A host has seen a later term than the store: the next one is later still.
     pub(crate) fn step_down_behind(&mut self, at: usize, seen: Term) {
-        if self.bent != Some(Bent::FloorForgotten) {
-            let floor = &mut self.controllers[at].floor;
-            *floor = (*floor).max(seen);
-        }
+        let floor = &mut self.controllers[at].floor;
+        *floor = (*floor).max(seen);
         self.step_down(at, "hosts have seen a later term than the store");
     }
 

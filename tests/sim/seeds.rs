@@ -53,18 +53,9 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or_default())
 }
 
-/// Runs seeds on all cores until one fails; the lowest that did.
+/// Runs seeds on all cores until one fails; the lowest that did. `prepare` is called on each thread
+/// first.
 pub(crate) fn run_all(
-    from: u64,
-    count: u64,
-    bent: Option<Bent>,
-    prepare: fn(),
-) -> (Option<Failure>, u64) {
-    run_all_with(from, count, bent, &move || prepare())
-}
-
-/// The same; `prepare` is called on each thread first.
-pub(crate) fn run_all_with(
     from: u64,
     count: u64,
     bent: Option<Bent>,
@@ -146,7 +137,7 @@ fn every_seed_keeps_the_laws() {
         number("WASMORCH_SIM_SEEDS").unwrap_or(SEEDS),
     );
     let began = Instant::now();
-    let (failure, steps) = run_all(from, count, None, || {});
+    let (failure, steps) = run_all(from, count, None, &|| {});
     if let Some(failure) = failure {
         panic!("{}", report(&failure));
     }

@@ -173,9 +173,6 @@ impl World {
                 match leading.guard.heard(beat) {
                     Concern::Fine => {}
                     Concern::Foreign => return,
-                    Concern::Verify(_) if self.bent == Some(Bent::GuardAsleep) => {
-                        leading.guard.verified(0, u64::MAX);
-                    }
                     Concern::Verify(seen) => {
                         if !std::mem::replace(&mut leading.finding, true) {
                             let purpose = Purpose::LastSequence(seen);
@@ -276,13 +273,12 @@ impl World {
 
     fn execute(&mut self, at: usize, call: UserCall) {
         let now = self.controller_clock(at);
-        let remembers = self.bent != Some(Bent::RequestIdIgnored);
         let leading = leading!(self, at);
-        if let Some(first) = leading.answers.get(&call.id).filter(|_| remembers).cloned() {
+        if let Some(first) = leading.answers.get(&call.id).cloned() {
             self.answer_user(at, &call, Ok(first));
             return;
         }
-        let done = match call.execute(&leading.cluster, now, remembers) {
+        let done = match call.execute(&leading.cluster, now) {
             Ok(done) => done,
             Err(refusal) => {
                 self.answer_user(at, &call, Err(refusal));
