@@ -140,9 +140,10 @@ impl Cluster {
             if report.status_seq < host.status_seq {
                 return;
             }
+            let first_of_boot = !host.synced && host.status_seq == 0;
             host.synced = true;
             host.status_seq = report.status_seq;
-            self.forget_reports(&report);
+            self.forget_reports(&report, first_of_boot);
         } else {
             if report.status_seq <= host.status_seq {
                 return;
@@ -166,18 +167,20 @@ impl Cluster {
         }
     }
 
-    /// A full report is everything: what it does not name is no more.
-    fn forget_reports(&mut self, report: &StatusReport) {
+    /// A full report is everything: what it does not name is no more. Nothing that another boot said
+    /// is of use: a copy of the data folder gives the same ids to runs of its own.
+    fn forget_reports(&mut self, report: &StatusReport, first_of_boot: bool) {
         for workload in self.workloads.values_mut() {
             workload.reports.retain(|_, known| {
                 known.host != report.host
-                    || report.replicas.iter().any(|status| {
-                        // The very start: a later one that the host does not know was another's (two
-                        // hosts with one id), and would hide all that this one says.
-                        status.replica == known.status.replica
-                            && status.workload == workload.record.name
-                            && status.namespace == workload.record.namespace
-                    })
+                    || !first_of_boot
+                        && report.replicas.iter().any(|status| {
+                            // The very start: a later one that the host does not know was another's (two
+                            // hosts with one id), and would hide all that this one says.
+                            status.replica == known.status.replica
+                                && status.workload == workload.record.name
+                                && status.namespace == workload.record.namespace
+                        })
             });
         }
     }

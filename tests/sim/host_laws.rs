@@ -203,11 +203,12 @@ impl World {
             if kind == Kind::Job {
                 continue;
             }
-            let ready = self.ready_slots(&key);
             let stored = self
                 .laws
                 .record(&key)
                 .map_or(0, |record| u64::from(record.wanted()));
+            // Fewer wanted: the highest slots end, ready or not.
+            let ready = self.ready_slots(&key, stored);
             let proven = self.laws.proven.entry(key.clone()).or_default();
             *proven = (*proven).min(stored).max(ready.min(stored));
             let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
@@ -220,13 +221,14 @@ impl World {
     }
 
     /// Slots in which something is ready, by what truly runs.
-    pub(crate) fn ready_slots(&self, key: &WorkloadKey) -> u64 {
+    pub(crate) fn ready_slots(&self, key: &WorkloadKey, up_to: u64) -> u64 {
         let slots: BTreeSet<Slot> = self
             .hosts
             .iter()
             .filter_map(|host| host.up.as_ref())
             .flat_map(|up| &up.runner)
             .filter(|(replica, run)| run.ready && replica.workload == *key)
+            .filter(|(replica, _)| replica.id.slot.0 <= up_to)
             .map(|(replica, _)| replica.id.slot)
             .collect();
         slots.len() as u64

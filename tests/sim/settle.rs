@@ -65,13 +65,13 @@ impl World {
         }
     }
 
-    /// No workload is tried again and again in vain.
+    /// No workload is tried again and again in vain, or waits for room.
     fn all_good(&self) -> bool {
         let target = |key: &WorkloadKey| self.target_fate(key);
-        self.laws
-            .records
-            .keys()
-            .all(|key| target(key) == Some(Fate::Good))
+        self.laws.records.iter().all(|(key, record)| {
+            let waits = self.cannot_be_placed(key, u64::from(record.wanted()));
+            target(key) == Some(Fate::Good) && !waits
+        })
     }
 
     fn target_fate(&self, key: &WorkloadKey) -> Option<Fate> {
