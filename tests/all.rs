@@ -2,3 +2,4 @@
 
 mod conformance;
 mod e2e;
+mod sim;

@@ -36,7 +36,7 @@ use crate::store::{Store, StoreError};
 pub(crate) use ending::End;
 use ending::{ending, in_doubt};
 use execute::Answers;
-use pace::Pace;
+pub use pace::Pace;
 
 /// Time passes for the planner this often.
 const TICK: Duration = Duration::from_millis(200);

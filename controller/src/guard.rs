@@ -8,7 +8,7 @@ use wasmorch_api::{ClusterId, Heartbeat};
 
 /// What a heartbeat means for the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Concern {
+pub enum Concern {
     /// None.
     Fine,
     /// A host of another cluster on the same NATS account: ignored.
@@ -19,7 +19,7 @@ pub(crate) enum Concern {
 
 /// Watches for contradictions within one term.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub struct Guard {
     cluster: ClusterId,
     /// The store knew no host when the term began, and none of this cluster has been heard since.
     hostless: bool,
@@ -32,12 +32,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// `unreadable` are keys whose values this version cannot read.
-    pub(crate) fn new(
-        cluster: ClusterId,
-        hostless: bool,
-        known: u64,
-        unreadable: &[String],
-    ) -> Self {
+    pub fn new(cluster: ClusterId, hostless: bool, known: u64, unreadable: &[String]) -> Self {
         let frozen = unreadable.first().map(|key| {
             let more = unreadable.len() - 1;
             let others = if more == 0 {
@@ -57,22 +52,22 @@ impl Guard {
     }
 
     /// Why nothing is changed; `None`: all is well.
-    pub(crate) fn frozen(&self) -> Option<&str> {
+    pub fn frozen(&self) -> Option<&str> {
         self.frozen.as_deref()
     }
 
     /// Stays as it first was.
-    pub(crate) fn freeze(&mut self, why: String) {
+    pub fn freeze(&mut self, why: String) {
         self.frozen.get_or_insert(why);
     }
 
     /// The store has acknowledged up to this sequence.
-    pub(crate) fn stored(&mut self, sequence: u64) {
+    pub fn stored(&mut self, sequence: u64) {
         self.known = self.known.max(sequence);
     }
 
     /// Looks at one heartbeat.
-    pub(crate) fn heard(&mut self, beat: &Heartbeat) -> Concern {
+    pub fn heard(&mut self, beat: &Heartbeat) -> Concern {
         if beat.cluster != self.cluster {
             if self.hostless {
                 self.freeze(format!(
@@ -93,12 +88,12 @@ impl Guard {
     }
 
     /// Whether a contradiction is being looked into: what follows must not reach hosts before.
-    pub(crate) fn in_doubt(&self) -> bool {
+    pub fn in_doubt(&self) -> bool {
         self.doubt
     }
 
     /// The store's answer to [`Concern::Verify`].
-    pub(crate) fn verified(&mut self, seen: u64, last_sequence: u64) {
+    pub fn verified(&mut self, seen: u64, last_sequence: u64) {
         self.doubt = false;
         self.known = self.known.max(last_sequence);
         if seen > last_sequence {

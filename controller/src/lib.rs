@@ -30,6 +30,13 @@ pub mod link;
 mod metrics;
 pub mod store;
 
+/// The pure parts of the shell, for the simulator in `tests/sim`: it drives these very ones.
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::control_loop::Pace;
+    pub use crate::guard::{Concern, Guard};
+}
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

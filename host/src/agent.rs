@@ -29,6 +29,7 @@ use wasmorch_api::{
     WorkloadKey,
 };
 
+use crate::planted::{self, Bug};
 use crate::runner::protocol::ReplicaKey;
 
 mod events;
@@ -165,6 +166,7 @@ impl Agent {
     fn fold(&mut self, event: Event, now: Timestamp) {
         match event {
             Event::Set { set, sequence } => self.apply_set(*set, sequence, now),
+            Event::NoSet if planted::is(Bug::MissingKeyIsEmpty) => self.apply_nothing(now),
             Event::NoSet => tracing::debug!("no placement set in the store: holding"),
             Event::Revision(revision) => self.revision_arrived(revision, now),
             Event::RevisionMissing {
@@ -256,6 +258,11 @@ impl Agent {
         let held = self.set.as_ref();
         let term = held.map_or(Term(0), |set| set.term).max(self.seen_term);
         (term, held.map(|set| &set.leader))
+    }
+
+    /// The set that is held, as it came.
+    pub fn held_set(&self) -> Option<&PlacementSet> {
+        self.set.as_ref()
     }
 
     /// The store sequence of the set that is held; 0 without one.

@@ -11,6 +11,8 @@
 //! runner speak only by the messages of [`runner::protocol`], so that runners can become processes.
 
 pub mod agent;
+#[doc(hidden)]
+pub mod planted;
 pub mod runner;
 
 mod admin;

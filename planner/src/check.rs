@@ -210,11 +210,11 @@ fn slots_are_sound(
     }
     // What this leader has not heard of yet cannot be cleared away, and is not its doing: only
     // slots in which something starts are judged.
-    for (slot, count) in per_slot.into_iter().filter(|(_, count)| *count > 2) {
+    for (slot, count) in per_slot.iter().filter(|(_, count)| **count > 2) {
         broken.push(BrokenRule::CrowdedSlot {
             workload: key.clone(),
-            slot,
-            count,
+            slot: *slot,
+            count: *count,
         });
     }
     let Some(target) = workload.target() else {
@@ -224,7 +224,13 @@ fn slots_are_sound(
     let stopped = stopped.filter(|number| workload.placements.contains_key(number));
     let live = (workload.placements.len() - stopped.count() + part.starts.len()) as u64;
     let most = wanted + u64::from(target.spec.update.max_surge);
-    if !part.starts.is_empty() && live > most.max(1) {
+    // Each wanted slot may be filled, even while another still holds the pair of a rollout that began
+    // under a larger surge (a revert brings its own settings); only successors have to wait.
+    let surges = part
+        .starts
+        .iter()
+        .any(|start| start.slot.0 > wanted || per_slot.get(&start.slot).is_some_and(|n| *n > 1));
+    if surges && live > most.max(1) {
         let unheard = workload.placements.values().any(|placed| {
             let host = cluster.hosts().get(&placed.host);
             !host.is_some_and(|host| host.known())

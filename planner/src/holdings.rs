@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use wasmorch_api::{
-    HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, ReplicaStatus, StatusReport,
-    Timestamp, WorkloadKey,
+    HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, ReplicaId, ReplicaStatus,
+    Slot, StatusReport, Timestamp, WorkloadKey,
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
@@ -220,40 +220,41 @@ impl Cluster {
         Some(report)
     }
 
-    /// A full report is everything: what it does not name is no more.
-    pub(crate) fn forget_reports(&mut self, report: &StatusReport) {
-        let named: BTreeSet<(&str, &str, PlacementNumber)> =
+    /// A full report is everything: what it does not name is no more. Nothing that another boot said
+    /// is of use: a copy of the data folder gives the same ids to runs of its own.
+    pub(crate) fn forget_reports(&mut self, report: &StatusReport, first_of_boot: bool) {
+        // The very start: a later one that the host does not know was another's (two hosts with one
+        // id), and would hide all that this one says.
+        let named: BTreeSet<(&str, &str, ReplicaId)> =
             report.replicas.iter().map(name_of).collect();
         let Some(host) = self.hosts.get(&report.host) else {
             return;
         };
         let held = host.set.iter().flat_map(|set| &set.groups);
-        let mut gone: Vec<(WorkloadKey, PlacementNumber)> = Vec::new();
-        for group in held {
-            let (namespace, name) = (group.namespace.as_str(), group.workload.as_str());
-            for slot in &group.slots {
-                if !named.contains(&(namespace, name, slot.placement)) {
-                    gone.push((group.key(), slot.placement));
-                }
-            }
-        }
-        let left = host.leaving.iter().filter(|(key, number)| {
-            !named.contains(&(key.namespace.as_str(), key.name.as_str(), *number))
+        let held = held.flat_map(|group| {
+            let key = group.key();
+            let slots = group.slots.iter();
+            slots.map(move |slot| (key.clone(), slot.placement))
         });
-        gone.extend(left.cloned());
-        for (key, number) in gone {
+        let mut gone: Vec<(WorkloadKey, PlacementNumber, Slot)> = Vec::new();
+        for (key, number) in held.chain(host.leaving.iter().cloned()) {
             let known = self
                 .workloads
                 .get(&key)
                 .and_then(|workload| workload.reports.get(&number))
                 .filter(|known| known.host == report.host)
-                .map(|known| known.status.replica.slot);
-            if let Some(slot) = known {
-                self.remove_report(&key, number);
-                self.agenda.part(&key, Some(slot), Some(&report.host));
-                // A slot may have waited for this one's end.
-                self.agenda.room();
+                .map(|known| known.status.replica);
+            let Some(known) = known else { continue };
+            let name = (key.namespace.as_str(), key.name.as_str(), known);
+            if first_of_boot || !named.contains(&name) {
+                gone.push((key, number, known.slot));
             }
+        }
+        for (key, number, slot) in gone {
+            self.remove_report(&key, number);
+            self.agenda.part(&key, Some(slot), Some(&report.host));
+            // A slot may have waited for this one's end.
+            self.agenda.room();
         }
     }
 
@@ -374,11 +375,11 @@ impl Cluster {
     }
 }
 
-fn name_of(status: &ReplicaStatus) -> (&str, &str, PlacementNumber) {
+fn name_of(status: &ReplicaStatus) -> (&str, &str, ReplicaId) {
     (
         status.namespace.as_str(),
         status.workload.as_str(),
-        status.replica.placement,
+        status.replica,
     )
 }
 

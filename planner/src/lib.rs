@@ -26,6 +26,8 @@ mod holdings;
 mod observe;
 mod place;
 mod plan;
+#[doc(hidden)]
+pub mod planted;
 mod pool;
 pub mod queries;
 mod rollout;

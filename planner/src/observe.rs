@@ -9,6 +9,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Reported};
+use crate::planted::{self, Bug};
 use crate::write::EventDraft;
 use crate::{DEAD_AFTER, SUSPECT_AFTER};
 
@@ -120,6 +121,7 @@ impl Cluster {
         if host.set.is_some()
             && beat.sequence < host.set_sequence
             && now.0.saturating_sub(host.set_at.0) >= ASK_EVERY_MS
+            && !planted::is(Bug::SyncNotAsked)
         {
             out.asks.push(Ask::Sync {
                 host: beat.host.clone(),
@@ -154,17 +156,20 @@ impl Cluster {
             if report.status_seq < host.status_seq {
                 return;
             }
+            let first_of_boot = !host.synced && host.status_seq == 0;
             host.synced = true;
             host.status_seq = report.status_seq;
             if !known {
                 self.host_changed(&report.host);
             }
-            self.forget_reports(&report);
+            self.forget_reports(&report, first_of_boot);
         } else {
             if report.status_seq <= host.status_seq {
                 return;
             }
-            if !host.synced || report.status_seq > host.status_seq + 1 {
+            let gap =
+                report.status_seq > host.status_seq + 1 && !planted::is(Bug::StatusGapIgnored);
+            if !host.synced || gap {
                 // A gap: what was missed may matter more than this. Only a full report mends it.
                 host.synced = false;
                 if now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS / 10 {
@@ -279,7 +284,7 @@ impl Cluster {
         for (id, host) in &mut self.hosts {
             host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
             let silent = now.since(host.heard);
-            let state = if silent >= DEAD_AFTER {
+            let state = if silent >= DEAD_AFTER || planted::is(Bug::DeadWindowZero) {
                 HostState::Dead
             } else if silent >= SUSPECT_AFTER {
                 HostState::Suspect

@@ -22,6 +22,7 @@ use wasmorch_api::status::HostState;
 use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Host};
+use crate::planted::{self, Bug};
 use crate::pool::{Booked, Class, FULL};
 
 /// The label that every host has: its name.
@@ -150,7 +151,7 @@ fn state(host: &Host) -> Option<Removed> {
             format!("wait for {name} to report"),
         ));
     }
-    if host.record.cordoned {
+    if host.record.cordoned && !planted::is(Bug::CordonIgnored) {
         return Some(removed("cordoned", format!("uncordon {name}")));
     }
     None

@@ -16,6 +16,7 @@ use wasmorch_api::{
 
 use crate::agenda::Dirt;
 use crate::cluster::Cluster;
+use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::slots;
 use crate::tables;
@@ -292,7 +293,11 @@ impl Cluster {
     fn set_after(&self, host: &HostId, changes: &Changes<'_>) -> PlacementSet {
         let stopped = changes.stopped.get(host);
         let mut placed = self.held(host, |key, slot| {
-            !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)))
+            let stays = !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)));
+            let started = changes.started.get(host).into_iter().flatten();
+            stays
+                && (!planted::is(Bug::SetsNotComplete) || { started }
+                    .any(|start| start.key == *key))
         });
         for start in changes.started.get(host).into_iter().flatten() {
             let slot = PlacedSlot {

@@ -19,6 +19,7 @@ use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
 use crate::plan::StopReason;
+use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
 use crate::write::EventDraft;
 
@@ -46,7 +47,13 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         let Some(old) = seats.iter().find(|seat| !seat.fresh) else {
             continue;
         };
-        if seats.iter().any(|seat| seat.fresh) {
+        // Two old ones, of which one has not been heard of yet, leave no room for a successor.
+        if seats.len() > 1 || seats.iter().any(|seat| seat.fresh) {
+            continue;
+        }
+        // It stays because no other host would take it: ending it would only lose what may well be
+        // running behind a broken network.
+        if old.standing == Standing::Gone {
             continue;
         }
         if crash_loop_waits(pass, slot) {
@@ -60,10 +67,10 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         }
         let serves = matches!(old.standing, Standing::Ready(_));
         if update.order == UpdateOrder::StopFirst || update.max_surge == 0 {
-            if serves && available <= least {
+            if serves && available <= least && !planted::is(Bug::MaxUnavailableIgnored) {
                 continue;
             }
-            available -= u64::from(serves);
+            available = available.saturating_sub(u64::from(serves));
             pass.stop_if_heard(old, StopReason::Replaced);
         }
     }
@@ -357,7 +364,9 @@ impl Pass<'_> {
                 _ => placed = true,
             }
         }
-        if let Some(run) = run.filter(|_| !placed && !self.record.stopped) {
+        // Earlier runs on hosts that have not been heard from cannot be ended yet.
+        let crowded = self.seats_of(Slot(1)).count() > 1;
+        if let Some(run) = run.filter(|_| !placed && !crowded && !self.record.stopped) {
             self.start(Slot(1), run.args);
         }
     }

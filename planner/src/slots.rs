@@ -28,6 +28,7 @@ use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
 use crate::place::{self, Standpoint};
 use crate::plan::{Plan, Start, Stop, StopReason};
+use crate::planted::{self, Bug};
 use crate::pool::{Booked, Pool, Rank};
 use crate::rollout;
 use crate::write::EventDraft;
@@ -483,7 +484,9 @@ impl Pass<'_> {
             seats
         };
         let (fresh, old) = (best_first(true), best_first(false));
-        let available = fresh.first().is_some_and(|seat| self.available(seat));
+        let available = fresh
+            .first()
+            .is_some_and(|seat| planted::is(Bug::SuccessorNotAwaited) || self.available(seat));
         for seat in fresh.iter().skip(1) {
             self.stop_if_heard(seat, StopReason::Duplicate);
         }
@@ -676,10 +679,13 @@ fn standing(
             Standing::Unheard
         };
     };
-    if host.state == HostState::Dead {
+    if host.state == HostState::Dead && !planted::is(Bug::DeadHostKept) {
         return Standing::Gone;
     }
     if !host.known() {
+        if planted::is(Bug::UnheardTakenAsGone) {
+            return Standing::Gone;
+        }
         return Standing::Unheard;
     }
     let Some(known) = workload
@@ -691,7 +697,7 @@ fn standing(
     };
     let status = &known.status;
     match status.state {
-        _ if status.given_up => Standing::GivenUp,
+        _ if status.given_up && !planted::is(Bug::GivenUpIgnored) => Standing::GivenUp,
         ReplicaState::Running if status.ready => Standing::Ready(known.ready_at.unwrap_or(now)),
         ReplicaState::Running => Standing::Unready(known.running_at.unwrap_or(now)),
         ReplicaState::Completed => Standing::Done,

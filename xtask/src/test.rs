@@ -1,4 +1,5 @@
-//! `cargo xtask test`: sets up, then runs every test of the workspace. CI calls exactly this.
+//! `cargo xtask test`: sets up, then runs every test of the workspace, then those that need planted
+//! bugs. CI calls exactly this.
 
 use anyhow::{Context, Result};
 
@@ -23,7 +24,22 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         test.arg("--workspace");
     }
     ready.apply(&mut test);
-    process::run(test.args(&args.cargo_test)).context("the tests did not pass")
+    process::run(test.args(&args.cargo_test)).context("the tests did not pass")?;
+    if args.cargo_test.is_empty() {
+        planted(project)?;
+    }
+    Ok(())
+}
+
+/// The simulator must catch bugs that are planted in planner and agent: a build of its own, so that
+/// no other test and no binary ever sees them.
+fn planted(project: &Project) -> Result<()> {
+    setup::step("wasmorch", "building with planted bugs");
+    let mut test = project.cargo();
+    test.args(["test", "--workspace", "--test", "all"]);
+    test.args(["--features", "wasmorch-tests/planted"]);
+    test.args(["--", "--nocapture", "sim::planted"]);
+    process::run(&mut test).context("a planted bug was not caught")
 }
 
 /// Whether the user chose packages, so that `--workspace` must not choose all.

@@ -16,7 +16,7 @@ const HOLD: Duration = Duration::from_secs(1);
 
 /// The next time to plan.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     due: Option<Instant>,
     not_before: Instant,
     /// Plans in a row that changed something though nothing had come in.
@@ -24,7 +24,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
             due: Some(now),
             not_before: now,
@@ -33,19 +33,19 @@ impl Pace {
     }
 
     /// Something changed that a plan may depend on.
-    pub(super) fn changed(&mut self, now: Instant) {
+    pub fn changed(&mut self, now: Instant) {
         self.restless = 0;
         self.by((now + DEBOUNCE).max(self.not_before));
     }
 
     /// A user waits for what follows.
-    pub(super) fn urgent(&mut self, now: Instant) {
+    pub fn urgent(&mut self, now: Instant) {
         self.restless = 0;
         self.by(now);
     }
 
     /// The planner wants to be asked again then.
-    pub(super) fn wake(&mut self, at: Instant, now: Instant) {
+    pub fn wake(&mut self, at: Instant, now: Instant) {
         self.by(at.max(now + WAKE_MIN));
     }
 
@@ -54,18 +54,18 @@ impl Pace {
     }
 
     /// When the next plan is due.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub fn due(&self) -> Option<Instant> {
         self.due
     }
 
     /// A plan is made now.
-    pub(super) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         self.due = None;
     }
 
     /// The plan took so long; `wrote`: it changed something, so what follows from that is planned
     /// too. Planning takes at most a third of the time, and a plan that never comes to rest slows down.
-    pub(super) fn done(&mut self, now: Instant, took: Duration, wrote: bool) {
+    pub fn done(&mut self, now: Instant, took: Duration, wrote: bool) {
         let breath = (took * 2).clamp(BREATH_MIN, BREATH_MAX);
         self.not_before = now + breath;
         if wrote {
@@ -76,7 +76,7 @@ impl Pace {
     }
 
     /// The plan could not be carried out.
-    pub(super) fn hold(&mut self, now: Instant) {
+    pub fn hold(&mut self, now: Instant) {
         self.not_before = now + HOLD;
         self.due = Some(now + HOLD);
     }

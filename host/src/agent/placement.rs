@@ -10,6 +10,7 @@ use wasmorch_api::spec::RestartPolicy;
 use wasmorch_api::{ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber, Timestamp};
 
 use super::{PAST_MAX, PlacementKey, REASON_BYTES_MAX, STEADY};
+use crate::planted::{self, Bug};
 use crate::runner::protocol::{ReplicaKey, ReplicaUsage};
 
 /// "This slot, this revision, here", and every start of it.
@@ -176,7 +177,7 @@ impl Placement {
         if policy == RestartPolicy::Never {
             return Next::GiveUp;
         }
-        if well_for >= STEADY {
+        if well_for >= STEADY || planted::is(Bug::BackoffReset) {
             self.tries = 0;
         }
         let mut limit = spec.restart.starts_per_host;

@@ -11,6 +11,7 @@ use wasmorch_api::{PlacementSet, RevisionNumber, Timestamp, WorkloadKey};
 
 use super::placement::{Placement, Replica};
 use super::{Agent, Effect, Held, PlacementKey, Refusal, Timer};
+use crate::planted::{self, Bug};
 
 /// What a set says of one placement.
 type Wanted = BTreeMap<PlacementKey, (RevisionNumber, Option<Vec<String>>)>;
@@ -48,7 +49,9 @@ impl Agent {
             let Some(placement) = self.placements.get_mut(&memory.key) else {
                 continue;
             };
-            placement.starts = memory.starts;
+            if !planted::is(Bug::StartsForgotten) {
+                placement.starts = memory.starts;
+            }
             if let Some(status) = memory.ended.filter(|status| status.state.ended()) {
                 placement.current = Some(Replica::ended_before(&status));
                 placement.finished = true;
@@ -70,7 +73,11 @@ impl Agent {
 
     pub(super) fn apply_set(&mut self, set: PlacementSet, sequence: u64, now: Timestamp) {
         // Read from a server that lags behind: late, and nobody's fault.
-        let late = |held: &PlacementSet| set.term <= held.term && sequence <= self.sequence;
+        let late = |held: &PlacementSet| {
+            set.term <= held.term
+                && sequence <= self.sequence
+                && !planted::is(Bug::SequenceNotChecked)
+        };
         if self.set.as_ref().is_some_and(late) {
             return;
         }
@@ -98,6 +105,13 @@ impl Agent {
         }
     }
 
+    /// What a missing set must never lead to; see `planted`.
+    pub(super) fn apply_nothing(&mut self, now: Timestamp) {
+        for key in self.placements.keys().cloned().collect::<Vec<_>>() {
+            self.drop_placement(&key, now);
+        }
+    }
+
     /// `Err(None)`: refused, and already said so.
     fn check(&mut self, set: &PlacementSet) -> Result<(), Option<Refusal>> {
         if set.host != self.identity.host {
@@ -105,14 +119,15 @@ impl Agent {
             return Err(Some(Refusal::OtherHost { ours, theirs }));
         }
         if let Some(held) = &self.set {
-            if set.term < held.term {
+            if set.term < held.term && !planted::is(Bug::TermIgnored) {
                 return Err(Some(Refusal::StaleTerm {
                     ours: held.term,
                     theirs: set.term,
                     leader: set.leader.clone(),
                 }));
             }
-            if set.term == held.term && set.leader != held.leader {
+            let other = set.term == held.term && set.leader != held.leader;
+            if other && !planted::is(Bug::EqualTermAccepted) {
                 return Err(Some(Refusal::OtherLeader {
                     term: set.term,
                     ours: held.leader.clone(),
@@ -167,6 +182,9 @@ impl Agent {
         let Some(placement) = self.placements.get_mut(key) else {
             return;
         };
+        if planted::is(Bug::DropIgnored) {
+            return;
+        }
         placement.wanted = false;
         placement.start_at = None;
         if placement.live().is_none() {

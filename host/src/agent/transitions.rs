@@ -9,6 +9,7 @@ use wasmorch_api::{ReplicaState, Timestamp};
 
 use super::placement::{Next, Replica, Usage, backoff};
 use super::{Agent, DRAIN_GRACE, Effect, PlacementKey, Timer};
+use crate::planted::{self, Bug};
 use crate::runner::protocol::{FromRunner, Outcome, ReplicaKey, ReplicaUsage, ToRunner};
 
 /// After the runner died, everything is started again so long afterwards.
@@ -39,7 +40,7 @@ impl Agent {
         let number = placement.revision;
         tracing::info!(%replica, revision = %number, to = "assigned", "replica");
         self.changed.insert(replica);
-        self.persist = true;
+        self.persist |= !planted::is(Bug::StartNotPersisted);
         if self.fetches.revision(&key.workload, number).is_some() {
             self.prepare(key, now);
         } else {
@@ -400,6 +401,9 @@ impl Agent {
         let name = ReplicaKey::new(key.workload.clone(), replica.id);
         tracing::info!(replica = %name, from = %replica.state, %to, "replica");
         replica.advance(to, now);
+        if to.ended() && planted::is(Bug::EndNotTold) {
+            return;
+        }
         self.changed.insert(name);
     }
 }

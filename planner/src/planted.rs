@@ -1,0 +1,54 @@
+//! Bugs that a test can switch on, one at a time, to show that the simulator catches them.
+//!
+//! Owns the switch. Without the feature `planted` every question is answered `false` at compile time:
+//! nothing of it is in a released binary.
+
+/// What can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A report that follows a lost one is taken as if none were lost.
+    StatusGapIgnored,
+    /// A new leader moves what runs on hosts that have not spoken yet.
+    UnheardTakenAsGone,
+    /// Cordoned hosts are given new replicas.
+    CordonIgnored,
+    /// A rollout takes as many old replicas as it likes.
+    MaxUnavailableIgnored,
+    /// The old replica ends before its successor is ready.
+    SuccessorNotAwaited,
+    /// A host is dead the moment it is silent.
+    DeadWindowZero,
+    /// A removed workload that comes back begins its numbers anew.
+    NumbersForgotten,
+    /// What a dead host ran is never replaced.
+    DeadHostKept,
+    /// A host that has given a placement up is waited for.
+    GivenUpIgnored,
+    /// A set names only what its plan touches.
+    SetsNotComplete,
+    /// A host that is behind is not told.
+    SyncNotAsked,
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Switches a bug on for this thread, or all off.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is switched on.
+#[cfg(feature = "planted")]
+pub(crate) fn is(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is switched on: never.
+#[cfg(not(feature = "planted"))]
+pub(crate) const fn is(_bug: Bug) -> bool {
+    false
+}

@@ -1,0 +1,398 @@
+//! The user: deploys, scales, removes, cordons, and asks again until there is an answer.
+//!
+//! Owns what is asked for and how a leader carries it out (the planner's commands, with the memory of
+//! requests that `controller/src/control_loop/execute.rs` has). What was acknowledged is `oracle`'s.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use wasmorch_api::messages::{ChangeRequest, DeployReply, RolloutAction, RolloutRequest};
+use wasmorch_api::spec::{Constraint, OnFailure, Replicas, UpdateOrder};
+use wasmorch_api::units::HumanDuration;
+use wasmorch_api::{
+    ApiError, Digest, ErrorCode, HostId, Kind, Name, RequestId, Timestamp, WorkloadKey,
+    WorkloadSpec,
+};
+use wasmorch_planner::commands::{self, Call, DeployInput};
+use wasmorch_planner::{Cluster, Write};
+
+use super::oracle::Oracle;
+use super::rng::Rng;
+use super::weather::Weather;
+use super::wire::{Event, Node};
+use super::world::{Fate, World};
+
+/// Without an answer it is asked again after this.
+const PATIENCE: u64 = 4_000;
+/// After a refusal that says "try again".
+const AGAIN: u64 = 1_000;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub(crate) enum Ask {
+    Deploy(Box<WorkloadSpec>, Kind),
+    Scale(u32),
+    Stop,
+    Start,
+    Restart,
+    Rm,
+    Rollback,
+    Rollout(RolloutAction),
+    Cordon(HostId),
+    Uncordon(HostId),
+    HostRm(HostId),
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub(crate) struct UserCall {
+    pub(crate) id: u64,
+    pub(crate) key: WorkloadKey,
+    pub(crate) ask: Ask,
+}
+
+/// A request without an answer yet.
+#[derive(Debug, Clone)]
+struct Open {
+    call: UserCall,
+    attempt: u32,
+}
+
+/// The user.
+pub(crate) struct User {
+    names: Vec<(WorkloadKey, Kind)>,
+    /// What host requests go by.
+    hosts: WorkloadKey,
+    next: u64,
+    artifacts: u64,
+    open: BTreeMap<u64, Open>,
+    pub(crate) oracle: Oracle,
+}
+
+type Done = Result<(Vec<Write>, Value), ApiError>;
+
+impl UserCall {
+    /// Carries it out on a leader's state: what to store, and the answer after that.
+    pub(crate) fn execute(&self, cluster: &Cluster, now: Timestamp) -> Done {
+        let id: RequestId = format!("r{}", self.id).parse().expect("an id");
+        let call = Call {
+            namespace: self.key.namespace.clone(),
+            now,
+            request_id: Some(id),
+            by: "sim".into(),
+        };
+        if let Some(first) = commands::answered(cluster, &self.key, self.verb(), &call) {
+            return Ok((Vec::new(), self.remembered(first)));
+        }
+        let workload = self.key.name.clone();
+        let change = |desired| ChangeRequest {
+            workload: workload.clone(),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        let rollout = |action| RolloutRequest {
+            workload: workload.clone(),
+            to: None,
+            action,
+            request_id: None,
+            by: None,
+        };
+        let done = match &self.ask {
+            Ask::Deploy(spec, kind) => {
+                let input = DeployInput {
+                    workloads: vec![(spec.as_ref().clone(), *kind)],
+                    if_index: None,
+                };
+                let done = commands::deploy(cluster, &input, &call)?;
+                return Ok((done.writes, deployed(&done.reply)));
+            }
+            Ask::Scale(desired) => commands::scale(cluster, &change(Some(*desired)), &call)?,
+            Ask::Stop => commands::stop(cluster, &change(None), &call)?,
+            Ask::Start => commands::start(cluster, &change(None), &call)?,
+            Ask::Restart => commands::restart(cluster, &change(None), &call)?,
+            Ask::Rm => commands::rm(cluster, &change(None), &call)?,
+            Ask::Rollback => {
+                let done = commands::rollback(cluster, &rollout(None), &call)?;
+                return Ok((done.writes, Value::Null));
+            }
+            Ask::Rollout(action) => {
+                let done = commands::rollout(cluster, &rollout(Some(*action)), &call)?;
+                return Ok((done.writes, Value::Null));
+            }
+            Ask::Cordon(host) => {
+                let done = commands::cordon(cluster, host.as_str(), now)?;
+                return Ok((done.writes, Value::Null));
+            }
+            Ask::Uncordon(host) => {
+                let done = commands::uncordon(cluster, host.as_str(), now)?;
+                return Ok((done.writes, Value::Null));
+            }
+            Ask::HostRm(host) => {
+                let done = commands::host_rm(cluster, host.as_str(), now)?;
+                return Ok((done.writes, Value::Null));
+            }
+        };
+        Ok((done.writes, Value::Null))
+    }
+
+    fn verb(&self) -> &'static str {
+        match self.ask {
+            Ask::Deploy(..) => "deploy",
+            Ask::Scale(_) => "scale",
+            Ask::Stop => "stop",
+            Ask::Start => "start",
+            Ask::Restart => "restart",
+            Ask::Rm => "rm",
+            Ask::Rollback => "rollback",
+            Ask::Rollout(_) => "rollout",
+            Ask::Cordon(_) => "cordon",
+            Ask::Uncordon(_) => "uncordon",
+            Ask::HostRm(_) => "host-rm",
+        }
+    }
+
+    fn remembered(&self, first: Value) -> Value {
+        match (&self.ask, serde_json::from_value::<DeployReply>(first)) {
+            (Ask::Deploy(..), Ok(reply)) => deployed(&reply),
+            _ => Value::Null,
+        }
+    }
+
+    pub(crate) fn words(&self) -> String {
+        match &self.ask {
+            Ask::Deploy(spec, kind) => {
+                let count = spec.replicas_named().unwrap_or(1);
+                let artifact = spec.artifact.as_ref().map_or("none", Digest::short);
+                format!(
+                    "r{} deploy {} ({kind}, {count} of {artifact})",
+                    self.id, self.key
+                )
+            }
+            other => format!("r{} {other:?} {}", self.id, self.key),
+        }
+    }
+}
+
+fn deployed(reply: &DeployReply) -> Value {
+    reply.workloads.first().map_or(
+        Value::Null,
+        |one| json!({"revision": one.revision.0, "changed": one.changed}),
+    )
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+impl User {
+    pub(crate) fn new(weather: &Weather, rng: &mut Rng) -> Self {
+        let kinds = [
+            Kind::Http,
+            Kind::Http,
+            Kind::Service,
+            Kind::Messages,
+            Kind::Job,
+        ];
+        let names = (1..=weather.workloads)
+            .map(|n| {
+                (
+                    WorkloadKey::new(name("ns"), name(&format!("w{n}"))),
+                    *rng.pick(&kinds),
+                )
+            })
+            .collect();
+        Self {
+            names,
+            hosts: WorkloadKey::new(name("ns"), name("hosts")),
+            next: 0,
+            artifacts: 0,
+            open: BTreeMap::new(),
+            oracle: Oracle::default(),
+        }
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    pub(crate) fn workloads(&self) -> Vec<(WorkloadKey, Kind)> {
+        self.names.clone()
+    }
+
+    fn is_open(&self, key: &WorkloadKey) -> bool {
+        self.open.values().any(|open| open.call.key == *key)
+    }
+}
+
+impl World {
+    pub(crate) fn user_next(&mut self) {
+        if self.healed {
+            return;
+        }
+        let wait = self.rng.between(200, self.weather.call_every_ms);
+        self.after(wait, Event::UserNext);
+        let Some((key, ask)) = self.user_wishes() else {
+            return;
+        };
+        if self.user.is_open(&key) {
+            return;
+        }
+        self.user.next += 1;
+        let id = self.user.next;
+        let call = UserCall { id, key, ask };
+        let words = call.words();
+        self.say("user", || words);
+        self.user.oracle.asked(&call);
+        let open = Open { call, attempt: 0 };
+        self.user.open.insert(id, open);
+        self.user_asks(id);
+    }
+
+    fn user_wishes(&mut self) -> Option<(WorkloadKey, Ask)> {
+        if self.rng.one_in(8) {
+            let at = self.rng.below(self.hosts.len());
+            let host = self.hosts[at].id.clone();
+            let ask = match self.rng.below(5) {
+                0 | 1 => Ask::Cordon(host),
+                2 => Ask::HostRm(host),
+                _ => Ask::Uncordon(host),
+            };
+            return Some((self.user.hosts.clone(), ask));
+        }
+        let at = self.rng.below(self.user.names.len());
+        let (key, kind) = self.user.names[at].clone();
+        let there = self.user.oracle.exists(&key);
+        let ask = match self.rng.below(20) {
+            _ if !there => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
+            0..=6 => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
+            7..=10 => Ask::Scale(self.rng.between(0, 4) as u32),
+            11 => Ask::Stop,
+            12 | 13 => Ask::Start,
+            14 => Ask::Restart,
+            15 => Ask::Rm,
+            16 => Ask::Rollback,
+            17 => Ask::Rollout(RolloutAction::Pause),
+            18 => Ask::Rollout(RolloutAction::Resume),
+            _ => Ask::Rollout(RolloutAction::Abort),
+        };
+        Some((key, ask))
+    }
+
+    fn new_spec(&mut self, key: &WorkloadKey, kind: Kind) -> WorkloadSpec {
+        self.user.artifacts += 1;
+        let digest = Digest::of(format!("{key}{}", self.user.artifacts).as_bytes());
+        if self.rng.per_mille(self.weather.bad_artifacts) {
+            let fate = *self
+                .rng
+                .pick(&[Fate::Rejected, Fate::Crashes, Fate::NeverReady]);
+            self.fates.insert(digest.clone(), fate);
+        }
+        let ms = |ms| HumanDuration(std::time::Duration::from_millis(ms));
+        let rng = &mut self.rng;
+        let mut spec = WorkloadSpec {
+            name: key.name.clone(),
+            artifact: Some(digest),
+            ..WorkloadSpec::default()
+        };
+        if !kind.ends() {
+            spec.replicas = Some(Replicas::Count(rng.between(1, 4) as u32));
+        }
+        if rng.one_in(6) {
+            spec.constraints.push(Constraint::Distinct {
+                distinct: "host".into(),
+                max: 2,
+            });
+        }
+        spec.restart.backoff = ms(rng.between(100, 1_000));
+        spec.restart.backoff_max = ms(4_000);
+        spec.restart.starts_per_host = rng.between(1, 4) as u32;
+        spec.health.start_grace = ms(rng.between(500, 4_000));
+        let update = &mut spec.update;
+        update.max_surge = rng.between(0, 2) as u32;
+        update.max_unavailable = rng.between(0, 1) as u32;
+        if update.max_surge == 0 {
+            update.max_unavailable = 1;
+        }
+        if rng.one_in(4) {
+            update.order = UpdateOrder::StopFirst;
+            update.max_unavailable = 1;
+        }
+        update.min_ready = ms(rng.between(0, 1_500));
+        update.progress_deadline = ms(rng.between(5_000, 20_000));
+        update.drain = ms(rng.between(0, 3_000));
+        if rng.one_in(4) {
+            update.on_failure = OnFailure::Pause;
+        }
+        spec
+    }
+
+    /// To whoever leads, or believes so.
+    fn user_asks(&mut self, id: u64) {
+        let Some(open) = self.user.open.get_mut(&id) else {
+            return;
+        };
+        open.attempt += 1;
+        let (call, attempt) = (open.call.clone(), open.attempt);
+        for at in 0..self.controllers.len() {
+            if self.controllers[at].leads().is_some() {
+                let inc = self.controllers[at].inc;
+                let call = call.clone();
+                let event = Event::Call { at, inc, call };
+                self.send_once(Node::User, Node::Controller(at), event);
+            }
+        }
+        self.after(PATIENCE, Event::UserTimeout { call: id, attempt });
+    }
+
+    pub(crate) fn user_times_out(&mut self, id: u64, attempt: u32) {
+        if self
+            .user
+            .open
+            .get(&id)
+            .is_some_and(|open| open.attempt == attempt)
+        {
+            self.user_asks(id);
+        }
+    }
+
+    pub(crate) fn answer_user(
+        &mut self,
+        at: usize,
+        call: &UserCall,
+        answer: Result<Value, ApiError>,
+    ) {
+        let words = match &answer {
+            Ok(value) => format!("answers r{}: {value}", call.id),
+            Err(refusal) => format!("refuses r{}: {}", call.id, refusal.what),
+        };
+        self.say_controller(at, || words);
+        let call = call.id;
+        let event = Event::UserAnswer { call, answer };
+        self.send_once(Node::Controller(at), Node::User, event);
+    }
+
+    pub(crate) fn user_answered(&mut self, id: u64, answer: Result<Value, ApiError>) {
+        let Some(open) = self.user.open.get(&id).cloned() else {
+            return;
+        };
+        let again =
+            |error: &ApiError| matches!(error.code, ErrorCode::Unavailable | ErrorCode::Frozen);
+        if answer.as_ref().is_err_and(again) {
+            let attempt = open.attempt;
+            self.after(AGAIN, Event::UserTimeout { call: id, attempt });
+            return;
+        }
+        self.user.open.remove(&id);
+        let repeated = open.attempt > 1;
+        let words = format!(
+            "r{id} is {}",
+            if answer.is_ok() { "done" } else { "refused" }
+        );
+        self.say("user", || words);
+        self.user.oracle.answered(&open.call, &answer, repeated);
+        self.law_of_what_was_acknowledged(&open.call.key);
+    }
+}

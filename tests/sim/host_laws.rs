@@ -1,0 +1,236 @@
+//! What must hold on every host: which sets are obeyed, what may be started, what may be ended.
+//!
+//! Owns a second, simpler reading of the agent's rules: after each event the agent must stand where
+//! these say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wasmorch_api::{
+    ClusterId, Kind, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
+};
+use wasmorch_host::agent::{Effect, Event as AgentEvent, Held};
+use wasmorch_host::runner::protocol::{Launch, ReplicaKey, ToRunner};
+
+use super::runner::There;
+use super::world::World;
+
+/// One placement on a host.
+type Seat = (WorkloadKey, Slot, PlacementNumber);
+
+/// What a data folder must hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostLaw {
+    term: Term,
+    leader: Option<LeaderId>,
+    pub(crate) sequence: u64,
+    cluster: Option<ClusterId>,
+    wanted: BTreeSet<Seat>,
+    /// Starts of each placement since something forgave them.
+    tries: BTreeMap<Seat, u32>,
+}
+
+fn seats(set: &PlacementSet) -> BTreeSet<Seat> {
+    set.groups
+        .iter()
+        .flat_map(|group| {
+            let one = |slot: &wasmorch_api::PlacedSlot| (group.key(), slot.slot, slot.placement);
+            group.slots.iter().map(one)
+        })
+        .collect()
+}
+
+fn seat(replica: &ReplicaKey) -> Seat {
+    let id = replica.id;
+    (replica.workload.clone(), id.slot, id.placement)
+}
+
+impl HostLaw {
+    /// A daemon starts with what its disk held.
+    pub(crate) fn started(&mut self, held: Option<&Held>) {
+        self.tries.clear();
+        match held {
+            Some(held) => self.take(&held.set, held.sequence),
+            None => *self = Self::default(),
+        }
+    }
+
+    fn take(&mut self, set: &PlacementSet, sequence: u64) {
+        self.term = set.term;
+        self.leader = Some(set.leader.clone());
+        self.sequence = sequence;
+        self.cluster.get_or_insert_with(|| set.cluster.clone());
+        self.wanted = seats(set);
+        let wanted = &self.wanted;
+        self.tries.retain(|seat, _| wanted.contains(seat));
+    }
+
+    /// Whether this set is to be obeyed.
+    fn obeys(&self, set: &PlacementSet, sequence: u64) -> bool {
+        let newer = match &self.leader {
+            None => true,
+            Some(leader) => {
+                set.term > self.term
+                    || set.term == self.term && set.leader == *leader && sequence > self.sequence
+            }
+        };
+        newer
+            && self
+                .cluster
+                .as_ref()
+                .is_none_or(|cluster| *cluster == set.cluster)
+    }
+
+    pub(crate) fn runner_died(&mut self) {
+        self.forgive();
+    }
+
+    pub(crate) fn forgive(&mut self) {
+        self.tries.clear();
+    }
+}
+
+/// What an event may do, judged before the agent sees it.
+pub(crate) struct Before {
+    /// Nothing may be told to end.
+    holds: bool,
+}
+
+impl World {
+    pub(crate) fn law_before(&mut self, at: usize, event: &AgentEvent) -> Before {
+        let host = &mut self.hosts[at];
+        match event {
+            AgentEvent::Set { set, sequence } => {
+                let obeys = set.host == host.id && host.law.obeys(set, *sequence);
+                if obeys {
+                    host.law.take(set, *sequence);
+                }
+                Before { holds: !obeys }
+            }
+            _ => Before { holds: true },
+        }
+    }
+
+    pub(crate) fn law_after(&mut self, at: usize, before: &Before, effects: &[Effect]) {
+        let host = &self.hosts[at];
+        let Some(up) = &host.up else {
+            return;
+        };
+        let law = &host.law;
+        let (_, leader) = up.agent.term();
+        let set_term = up.agent.held_set().map_or(Term(0), |set| set.term);
+        if (set_term, leader, up.agent.sequence()) != (law.term, law.leader.as_ref(), law.sequence)
+        {
+            let (told, should) = (
+                format!("{:?} {leader:?} {}", set_term, up.agent.sequence()),
+                format!("{:?} {:?} {}", law.term, law.leader, law.sequence),
+            );
+            self.broken(format!("host{at} obeys {told}, and should obey {should}"));
+            return;
+        }
+        for effect in effects {
+            let Effect::ToRunner(message) = effect else {
+                continue;
+            };
+            let wrong = match message {
+                ToRunner::Prepare { replica, .. } | ToRunner::Start { replica } => {
+                    (!law.wanted.contains(&seat(replica)))
+                        .then_some((replica, "starts what no set names"))
+                }
+                ToRunner::Drain { replica, .. } => {
+                    let kept = before.holds || law.wanted.contains(&seat(replica));
+                    kept.then_some((replica, "ends what it should hold"))
+                }
+                ToRunner::Stop { replica } => {
+                    let ending = up
+                        .runner
+                        .get(replica)
+                        .is_none_or(|run| run.there == There::Ending);
+                    let kept = law.wanted.contains(&seat(replica)) && !ending;
+                    kept.then_some((replica, "stops what it should hold"))
+                }
+                _ => None,
+            };
+            if let Some((replica, what)) = wrong {
+                let words = format!("host{at} {what}: {replica}");
+                self.broken(words);
+                return;
+            }
+        }
+    }
+
+    /// What is obeyed is on disk before anything rests on it.
+    pub(crate) fn law_on_disk(&mut self, at: usize) {
+        // Read back only when it may have changed: it is the dearest of all laws.
+        let host = &self.hosts[at];
+        let Some(up) = host.up.as_ref().filter(|up| up.agent.held_set().is_some()) else {
+            return;
+        };
+        if host.disk.held.is_none() {
+            let sequence = up.agent.sequence();
+            self.broken(format!(
+                "host{at} obeys set {sequence} and its disk is empty"
+            ));
+        }
+    }
+
+    /// A replica's id is given out once, and a placement is not started for ever.
+    pub(crate) fn law_of_a_start(&mut self, at: usize, replica: &ReplicaKey, launch: &Launch) {
+        if !self.laws.started.insert((at, replica.clone())) && !self.store.regressed {
+            self.broken(format!("host{at} gives the id {replica} to a second run"));
+            return;
+        }
+        let mut limit = launch.spec.restart.starts_per_host.max(1);
+        if launch.kind.ends() {
+            limit = limit.min(launch.spec.job.attempts.max(1));
+        }
+        let tries = self.hosts[at].law.tries.entry(seat(replica)).or_default();
+        *tries += 1;
+        let tries = *tries;
+        if tries > limit {
+            self.broken(format!(
+                "host{at} starts {replica}, its try {tries} of {limit}"
+            ));
+        }
+    }
+
+    /// In calm worlds nothing but the planner takes readiness away, and never more than promised.
+    pub(crate) fn law_of_readiness(&mut self, _at: usize) {
+        if !self.weather.calm {
+            return;
+        }
+        let kinds = self.user.workloads();
+        for (key, kind) in kinds {
+            if kind == Kind::Job {
+                continue;
+            }
+            let stored = self
+                .laws
+                .record(&key)
+                .map_or(0, |record| u64::from(record.wanted()));
+            // Fewer wanted: the highest slots end, ready or not.
+            let ready = self.ready_slots(&key, stored);
+            let proven = self.laws.proven.entry(key.clone()).or_default();
+            *proven = (*proven).min(stored).max(ready.min(stored));
+            let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
+            if ready + may < proven {
+                self.broken(format!(
+                    "{ready} slots of {key} are ready: {proven} were, and only {may} may be lacking"
+                ));
+            }
+        }
+    }
+
+    /// Slots in which something is ready, by what truly runs.
+    pub(crate) fn ready_slots(&self, key: &WorkloadKey, up_to: u64) -> u64 {
+        let slots: BTreeSet<Slot> = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.up.as_ref())
+            .flat_map(|up| &up.runner)
+            .filter(|(replica, run)| run.ready && replica.workload == *key)
+            .filter(|(replica, _)| replica.id.slot.0 <= up_to)
+            .map(|(replica, _)| replica.id.slot)
+            .collect();
+        slots.len() as u64
+    }
+}

@@ -1,0 +1,311 @@
+//! What must hold at every step, kept in books of its own: laws of the store and of plans.
+//!
+//! Written apart from planner and agent, so that one mistake is not made twice. The laws of hosts
+//! are in `host_laws`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wasmorch_api::record::TermRecord;
+use wasmorch_api::status::HostRecord;
+use wasmorch_api::subjects::key;
+use wasmorch_api::{
+    HostId, LeaderId, PlacementNumber, PlacementSet, Record, RevisionNumber, Slot, Term,
+    WorkloadKey,
+};
+use wasmorch_planner::{Plan, StopReason, Write};
+
+pub(crate) use super::host_laws::HostLaw;
+use super::world::World;
+
+/// A silent host is dead after this; `wasmorch_planner::DEAD_AFTER`, said again here on purpose.
+const DEAD_AFTER: u64 = 5_000;
+
+/// One placement as a set names it.
+type Placed = (WorkloadKey, RevisionNumber, Slot, PlacementNumber);
+
+/// The books.
+#[derive(Debug, Default)]
+pub(crate) struct Laws {
+    pub(crate) last_written: u64,
+    /// Every host's set as stored.
+    sets: BTreeMap<HostId, PlacementSet>,
+    /// Every workload's record as stored.
+    pub(crate) records: BTreeMap<WorkloadKey, Record>,
+    hosts: BTreeMap<HostId, HostRecord>,
+    /// What each placement number has meant since it was first given out.
+    meant: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, RevisionNumber, HostId)>,
+    /// Replicas ever given to a runner, by data folder.
+    pub(crate) started: BTreeSet<(usize, wasmorch_host::runner::protocol::ReplicaKey)>,
+    /// In calm worlds: so many slots of a workload have been ready and stay wanted.
+    pub(crate) proven: BTreeMap<WorkloadKey, u64>,
+    /// The largest `max_unavailable` of any revision of a workload.
+    pub(crate) may_lack: BTreeMap<WorkloadKey, u64>,
+    regressed: bool,
+}
+
+fn placed(set: &PlacementSet) -> BTreeSet<Placed> {
+    set.groups
+        .iter()
+        .flat_map(|group| {
+            let one = |slot: &wasmorch_api::PlacedSlot| {
+                (group.key(), group.revision, slot.slot, slot.placement)
+            };
+            group.slots.iter().map(one)
+        })
+        .collect()
+}
+
+impl Laws {
+    /// The store is an older one: its books with it, and numbers may come again.
+    pub(crate) fn store_regressed(&mut self) {
+        self.regressed = true;
+    }
+
+    pub(crate) fn record(&self, key: &WorkloadKey) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    pub(crate) fn host(&self, host: &HostId) -> Option<&HostRecord> {
+        self.hosts.get(host)
+    }
+}
+
+impl World {
+    pub(crate) fn law_terms_grow(&mut self, before: Option<TermRecord>, after: &TermRecord) {
+        if let Some(before) = before
+            && (after.term <= before.term || after.cluster != before.cluster)
+        {
+            self.broken(format!("term {} follows {}", after.term, before.term));
+        }
+    }
+
+    pub(crate) fn law_only_the_leader_writes(&mut self, by: &(Term, LeaderId)) {
+        let in_force = self
+            .store
+            .bucket
+            .term
+            .as_ref()
+            .map(|(record, _)| (record.term, record.leader.clone()));
+        if in_force.as_ref() != Some(by) && !self.laws.regressed {
+            let (term, leader) = by;
+            self.broken(format!(
+                "the store took a batch of {leader} in term {term}; in force is {in_force:?}"
+            ));
+        }
+    }
+
+    pub(crate) fn law_freezes_for_a_reason(&mut self) {
+        if !self.store.regressed {
+            self.broken("a leader froze though the store lost nothing");
+        }
+    }
+
+    /// What a stored batch may contain, and what it leaves behind.
+    pub(crate) fn laws_of_writes(&mut self, writes: &[Write]) {
+        let mut touched: BTreeSet<WorkloadKey> = BTreeSet::new();
+        let mut found = Vec::new();
+        for write in writes {
+            match write {
+                Write::Record(record) => {
+                    self.laws
+                        .records
+                        .insert(record.key(), record.as_ref().clone());
+                    touched.insert(record.key());
+                }
+                Write::DeleteRecord(key) => {
+                    self.laws.records.remove(key);
+                    touched.insert(key.clone());
+                }
+                Write::Revision(revision) => {
+                    let may = u64::from(revision.spec.update.max_unavailable);
+                    let most = self.laws.may_lack.entry(revision.key()).or_default();
+                    *most = (*most).max(may);
+                }
+                Write::Host(record) => {
+                    self.laws
+                        .hosts
+                        .insert(record.host.clone(), record.as_ref().clone());
+                    found.extend(self.cordon_lost(&record.host));
+                }
+                Write::DeleteHost(host) => {
+                    self.laws.hosts.remove(host);
+                }
+                Write::Placements(set) => {
+                    found.extend(self.set_wrong(set));
+                    self.laws.sets.insert(set.host.clone(), set.clone());
+                }
+                Write::DeletePlacements(host) => {
+                    self.laws.sets.remove(host);
+                }
+                _ => {}
+            }
+        }
+        for key in touched {
+            found.extend(self.user.oracle.wrong(&key, self.laws.record(&key)));
+        }
+        if self.weather.batch_max >= 1_000 {
+            found.extend(self.slot_crowded());
+        }
+        if let Some(first) = found.into_iter().next() {
+            self.broken(first);
+        }
+    }
+
+    fn cordon_lost(&self, host: &HostId) -> Option<String> {
+        let stored = self.laws.host(host)?.cordoned;
+        let known = self.user.oracle.cordoned(host)?;
+        (known != stored)
+            .then(|| format!("{host}: cordoned = {known} was acknowledged and is lost"))
+    }
+
+    fn set_wrong(&mut self, set: &PlacementSet) -> Option<String> {
+        if self.laws.regressed {
+            return None;
+        }
+        if let Some(before) = self.laws.sets.get(&set.host)
+            && before.term > set.term
+        {
+            return Some(format!(
+                "{}: a set of term {} over one of {}",
+                set.host, set.term, before.term
+            ));
+        }
+        for (key, revision, slot, number) in placed(set) {
+            if !self.store.bucket.has(&key::revision(&key, revision)) {
+                return Some(format!(
+                    "a set names revision {revision} of {key}, which is not stored"
+                ));
+            }
+            let means = (slot, revision, set.host.clone());
+            let meant = self
+                .laws
+                .meant
+                .entry((key.clone(), number))
+                .or_insert_with(|| means.clone());
+            if *meant != means {
+                return Some(format!(
+                    "placement {number} of {key} was {meant:?} and is {means:?}"
+                ));
+            }
+        }
+        None
+    }
+
+    /// A slot has one current placement and at most one successor.
+    fn slot_crowded(&self) -> Option<String> {
+        if self.laws.regressed {
+            return None;
+        }
+        let mut seats: BTreeMap<(WorkloadKey, Slot), u32> = BTreeMap::new();
+        for (key, _, slot, _) in self.laws.sets.values().flat_map(placed) {
+            *seats.entry((key, slot)).or_default() += 1;
+        }
+        let ((key, slot), count) = seats.into_iter().find(|(_, count)| *count > 2)?;
+        Some(format!("slot {slot} of {key} has {count} placements"))
+    }
+
+    /// An acknowledged request is stored, at the moment of its acknowledgement and ever after.
+    pub(crate) fn law_of_what_was_acknowledged(&mut self, key: &WorkloadKey) {
+        let record = self.store.bucket.value(&key::workload(key));
+        let record: Option<Record> =
+            record.map(|value| serde_json::from_slice(&value).expect("a stored record reads back"));
+        if let Some(wrong) = self.user.oracle.wrong(key, record.as_ref()) {
+            self.broken(wrong);
+            return;
+        }
+        let Some((number, digest)) = self.user.oracle.revision(key).cloned() else {
+            return;
+        };
+        let newest = record.map_or(0, |record| record.newest.0);
+        let number = RevisionNumber(number);
+        let stored = self.store.bucket.value(&key::revision(key, number));
+        let stored: Option<wasmorch_api::Revision> = stored
+            .map(|value| serde_json::from_slice(&value).expect("a stored revision reads back"));
+        // Old ones are pruned.
+        let kept = newest < number.0 + wasmorch_planner::REVISIONS_KEPT as u64 / 2;
+        if kept && stored.is_none_or(|revision| revision.artifact != digest) {
+            self.broken(format!(
+                "{key}: the acknowledged revision {number} is not stored"
+            ));
+        }
+    }
+
+    /// What a plan may do, by what its leader has heard.
+    pub(crate) fn laws_of_a_plan(&mut self, at: usize, plan: &Plan, writes: &[Write]) {
+        let Some(leading) = self.controllers[at].leads() else {
+            return;
+        };
+        let mut found = None;
+        let settled = self.now >= leading.since + DEAD_AFTER;
+        for stop in &plan.stop {
+            let heard = leading.last_heard.get(&stop.host);
+            let known = leading.cluster.hosts().contains_key(&stop.host);
+            if !leading.spoken.contains(&stop.host) && !settled {
+                found = Some(format!(
+                    "a new leader stops {} of {} on a host that has not spoken",
+                    stop.placement, stop.key
+                ));
+            }
+            let silent = heard.map_or(DEAD_AFTER, |heard| self.now - heard);
+            if stop.why == StopReason::HostDead && known && silent < DEAD_AFTER {
+                found = Some(format!(
+                    "{} of {} ends for its host's death, silent for {silent} ms",
+                    stop.placement, stop.key
+                ));
+            }
+        }
+        for start in &plan.start {
+            if !leading.spoken.contains(&start.host) {
+                found = Some(format!(
+                    "{} starts on a host that has not spoken",
+                    start.key
+                ));
+            }
+            if leading
+                .cluster
+                .hosts()
+                .get(&start.host)
+                .is_some_and(|host| host.record.cordoned)
+            {
+                found = Some(format!("{} starts on a cordoned host", start.key));
+            }
+        }
+        // A deposed leader that does not know it yet plans from what was; that goes nowhere.
+        let current = self.lease_holds(at);
+        for write in writes.iter().filter(|_| current) {
+            if let Write::Placements(set) = write {
+                found = found.or_else(|| self.set_is_not_the_plan(set, plan));
+            }
+        }
+        if let Some(found) = found {
+            self.broken(found);
+        }
+    }
+
+    /// A host's new set is its old one, less what the plan stops, and what it starts.
+    fn set_is_not_the_plan(&self, set: &PlacementSet, plan: &Plan) -> Option<String> {
+        if self.laws.regressed {
+            return None;
+        }
+        let mut wanted = self
+            .laws
+            .sets
+            .get(&set.host)
+            .map(placed)
+            .unwrap_or_default();
+        for stop in plan.stop.iter().filter(|stop| stop.host == set.host) {
+            wanted.retain(|(key, _, _, number)| (key, *number) != (&stop.key, stop.placement));
+        }
+        for start in plan.start.iter().filter(|start| start.host == set.host) {
+            wanted.insert((
+                start.key.clone(),
+                start.revision,
+                start.slot,
+                start.placement,
+            ));
+        }
+        let made = placed(set);
+        let lost: Vec<_> = wanted.symmetric_difference(&made).take(3).collect();
+        (!lost.is_empty()).then(|| format!("a set is not what its plan says: {lost:?}"))
+    }
+}

@@ -1,0 +1,161 @@
+//! What was acknowledged, and what may therefore be stored.
+//!
+//! Owns the user's memory. For each workload one request is open at a time, so what is stored is
+//! either what was last acknowledged or that with the open request carried out.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use wasmorch_api::{ApiError, Digest, ErrorCode, HostId, Record, WorkloadKey};
+
+use super::client::{Ask, UserCall};
+
+/// What the user may rely on for one workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Expect {
+    exists: bool,
+    desired: u32,
+    stopped: bool,
+}
+
+/// The user's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    acked: BTreeMap<WorkloadKey, Expect>,
+    open: BTreeMap<WorkloadKey, Ask>,
+    /// The highest revision that an answer named.
+    newest: BTreeMap<WorkloadKey, u64>,
+    /// Acknowledged revisions of workloads that are there.
+    revisions: BTreeMap<WorkloadKey, (u64, Digest)>,
+    cordoned: BTreeMap<HostId, bool>,
+    /// The store lost what it had acknowledged: nothing can be relied on.
+    pub(crate) void: bool,
+}
+
+impl Expect {
+    fn after(&self, ask: &Ask) -> Self {
+        let mut after = self.clone();
+        match ask {
+            Ask::Deploy(spec, kind) => {
+                after.exists = true;
+                after.stopped = false;
+                after.desired = if kind.ends() {
+                    1
+                } else {
+                    spec.replicas_named().unwrap_or(1)
+                };
+            }
+            _ if !self.exists => {}
+            Ask::Scale(desired) => after.desired = *desired,
+            Ask::Stop => after.stopped = true,
+            Ask::Start | Ask::Rollback => after.stopped = false,
+            Ask::Rm => after = Self::default(),
+            _ => {}
+        }
+        after
+    }
+
+    fn is(&self, record: Option<&Record>) -> bool {
+        match record {
+            None => !self.exists,
+            Some(record) => {
+                self.exists && self.desired == record.desired && self.stopped == record.stopped
+            }
+        }
+    }
+}
+
+impl Oracle {
+    pub(crate) fn exists(&self, key: &WorkloadKey) -> bool {
+        self.acked.get(key).is_some_and(|expect| expect.exists)
+    }
+
+    pub(crate) fn asked(&mut self, call: &UserCall) {
+        self.open.insert(call.key.clone(), call.ask.clone());
+    }
+
+    pub(crate) fn answered(
+        &mut self,
+        call: &UserCall,
+        answer: &Result<Value, ApiError>,
+        repeated: bool,
+    ) {
+        self.open.remove(&call.key);
+        let gone = |error: &ApiError| error.code == ErrorCode::NotFound;
+        // The first try removed it, and its answer was lost.
+        let removed = matches!(call.ask, Ask::Rm) && repeated && answer.as_ref().is_err_and(gone);
+        if answer.is_err() && !removed {
+            return;
+        }
+        match &call.ask {
+            Ask::Cordon(host) => {
+                self.cordoned.insert(host.clone(), true);
+                return;
+            }
+            Ask::Uncordon(host) => {
+                self.cordoned.insert(host.clone(), false);
+                return;
+            }
+            Ask::HostRm(host) => {
+                self.cordoned.remove(host);
+                return;
+            }
+            _ => {}
+        }
+        let expect = self.acked.entry(call.key.clone()).or_default();
+        *expect = expect.after(&call.ask);
+        match (&call.ask, answer) {
+            (Ask::Deploy(spec, _), Ok(reply)) => {
+                let revision = reply["revision"].as_u64().unwrap_or(0);
+                let newest = self.newest.entry(call.key.clone()).or_default();
+                *newest = (*newest).max(revision);
+                if let Some(digest) = &spec.artifact {
+                    self.revisions
+                        .insert(call.key.clone(), (revision, digest.clone()));
+                }
+            }
+            (Ask::Rm, _) => {
+                self.revisions.remove(&call.key);
+            }
+            _ => {}
+        }
+    }
+
+    /// What is wrong with a stored record (`None`: there is none), if anything.
+    pub(crate) fn wrong(&self, key: &WorkloadKey, record: Option<&Record>) -> Option<String> {
+        if self.void {
+            return None;
+        }
+        let acked = self.acked.get(key).cloned().unwrap_or_default();
+        let open = self.open.get(key).map(|ask| acked.after(ask));
+        if !acked.is(record) && !open.as_ref().is_some_and(|open| open.is(record)) {
+            let stored = record.map(|record| (record.desired, record.stopped));
+            return Some(format!(
+                "what was acknowledged of {key} is lost: {acked:?}, or {open:?}; stored (desired, stopped) {stored:?}"
+            ));
+        }
+        let newest = self.newest.get(key).copied().unwrap_or(0);
+        match record {
+            Some(record) if record.newest.0 < newest => Some(format!(
+                "{key}: revision {newest} was acknowledged, the newest stored is {}",
+                record.newest
+            )),
+            _ => None,
+        }
+    }
+
+    /// A revision that must be there.
+    pub(crate) fn revision(&self, key: &WorkloadKey) -> Option<&(u64, Digest)> {
+        let removing = matches!(self.open.get(key), Some(Ask::Rm));
+        self.revisions.get(key).filter(|_| !self.void && !removing)
+    }
+
+    /// Whether a host is known to be cordoned or not; `None`: unknown.
+    pub(crate) fn cordoned(&self, host: &HostId) -> Option<bool> {
+        let touches = |ask: &Ask| matches!(ask, Ask::Cordon(one) | Ask::Uncordon(one) | Ask::HostRm(one) if one == host);
+        if self.void || self.open.values().any(touches) {
+            return None;
+        }
+        self.cordoned.get(host).copied()
+    }
+}

@@ -1,0 +1,160 @@
+//! Running seeds: one as a timeline, or many on all cores.
+//!
+//! `WASMORCH_SIM_SEED` replays one seed; `WASMORCH_SIM_SEEDS` says how many are run (2,000 unless
+//! set), from `WASMORCH_SIM_FROM` (0 unless set).
+
+#![allow(clippy::print_stdout, reason = "a test that reports what it has run")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::bent::Bent;
+use super::world::World;
+
+/// CI runs so many.
+const SEEDS: u64 = 2_000;
+
+/// A law that was broken.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) seed: u64,
+    pub(crate) law: String,
+    pub(crate) seconds: f64,
+}
+
+/// How a run ended.
+pub(crate) struct Ran {
+    pub(crate) failure: Option<Failure>,
+    pub(crate) steps: u64,
+    pub(crate) fingerprint: u64,
+}
+
+/// Runs one seed.
+pub(crate) fn run(seed: u64, bent: Option<Bent>, tell: bool) -> Ran {
+    let mut world = World::new(seed, bent, tell);
+    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
+    let law = world
+        .broken
+        .clone()
+        .or_else(|| panicked.map(|what| words_of(&*what)));
+    let seconds = (world.now - super::world::EPOCH) as f64 / 1_000.0;
+    Ran {
+        failure: law.map(|law| Failure { seed, law, seconds }),
+        steps: world.steps,
+        fingerprint: world.fingerprint,
+    }
+}
+
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    format!("panic: {}", text.unwrap_or_default())
+}
+
+/// Runs seeds on all cores until one fails; the lowest that did. `prepare` is called on each thread
+/// first.
+pub(crate) fn run_all(
+    from: u64,
+    count: u64,
+    bent: Option<Bent>,
+    prepare: &(dyn Fn() + Sync),
+) -> (Option<Failure>, u64) {
+    // To see how many seeds fail of what, not only the first.
+    let go_on = number("WASMORCH_SIM_GO_ON").is_some();
+    let next = AtomicU64::new(from);
+    let (over, steps) = (AtomicBool::new(false), AtomicU64::new(0));
+    let failed: Mutex<Option<Failure>> = Mutex::new(None);
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                prepare();
+                while !over.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + count {
+                        return;
+                    }
+                    let ran = run(seed, bent, false);
+                    steps.fetch_add(ran.steps, Ordering::Relaxed);
+                    if let Some(failure) = ran.failure {
+                        if go_on {
+                            println!("seed {}: {}", failure.seed, failure.law);
+                        } else {
+                            over.store(true, Ordering::Relaxed);
+                        }
+                        let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        if first.as_ref().is_none_or(|one| one.seed > failure.seed) {
+                            *first = Some(failure);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (failed, steps.into_inner())
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn commit() -> String {
+    let git = std::process::Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output();
+    git.map_or_else(
+        |_| "unknown".into(),
+        |out| String::from_utf8_lossy(&out.stdout).trim().to_owned(),
+    )
+}
+
+fn report(failure: &Failure) -> String {
+    format!(
+        "seed {} broke a law after {:.3} virtual seconds, at commit {}:\n  {}\nreplay it step by step: cargo xtask sim --seed {}",
+        failure.seed,
+        failure.seconds,
+        commit(),
+        failure.law,
+        failure.seed
+    )
+}
+
+#[test]
+fn every_seed_keeps_the_laws() {
+    if let Some(seed) = number("WASMORCH_SIM_SEED") {
+        let ran = run(seed, None, true);
+        if let Some(failure) = ran.failure {
+            panic!("{}", report(&failure));
+        }
+        println!("seed {seed} keeps every law, in {} steps", ran.steps);
+        return;
+    }
+    let (from, count) = (
+        number("WASMORCH_SIM_FROM").unwrap_or(0),
+        number("WASMORCH_SIM_SEEDS").unwrap_or(SEEDS),
+    );
+    let began = Instant::now();
+    let (failure, steps) = run_all(from, count, None, &|| {});
+    if let Some(failure) = failure {
+        panic!("{}", report(&failure));
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds, {steps} steps in {seconds:.1} s: {:.0} seeds a second",
+        count as f64 / seconds
+    );
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    for seed in [3, 14] {
+        let (first, second) = (run(seed, None, false), run(seed, None, false));
+        assert_eq!(
+            (first.steps, first.fingerprint),
+            (second.steps, second.fingerprint)
+        );
+    }
+}

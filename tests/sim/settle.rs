@@ -1,0 +1,216 @@
+//! After the storm: the cluster must come to what is wanted, within a bound, and then rest.
+//!
+//! Owns what "converged" means. It looks at the truth (what runners run) and at the leader's plan.
+
+use std::collections::BTreeSet;
+
+use wasmorch_api::subjects::key;
+use wasmorch_api::{Kind, Revision, RolloutState, WorkloadKey};
+
+use super::world::{Fate, World};
+
+/// Virtual time within which everything comes right: crash loops wait up to five minutes.
+const BOUND: u64 = 420_000;
+/// It counts as converged when all has been well for so long.
+const QUIET: u64 = 5_000;
+/// Converged, nothing may be written for so long.
+const REST: u64 = 4_000;
+
+impl World {
+    /// Runs to the end of the storm and until all is well; `broken` tells what was not.
+    pub(crate) fn run(&mut self) {
+        let end = self.now + self.weather.storm_ms;
+        if !self.run_until(end) {
+            return;
+        }
+        self.heal();
+        let bound = self.now + BOUND;
+        let mut trouble = None;
+        let (mut written, mut since) = (self.laws.last_written, self.now);
+        while self.now < bound {
+            let next = self.now + 500;
+            if !self.run_until(next) {
+                return;
+            }
+            if self.store.regressed {
+                // Law 5: what was acknowledged is gone; that nothing is made worse is all there is.
+                if self.now > bound - BOUND + 20_000 {
+                    return;
+                }
+                continue;
+            }
+            trouble = self.not_converged();
+            // Between two steps of a rollout the plan is empty too.
+            if trouble.is_some() || self.laws.last_written != written {
+                (written, since) = (self.laws.last_written, self.now);
+            } else if self.now >= since + QUIET {
+                break;
+            }
+        }
+        if self.store.regressed {
+            return;
+        }
+        if let Some(trouble) = trouble {
+            self.broken(format!("after {} s of calm: {trouble}", BOUND / 1_000));
+            return;
+        }
+        self.say("world", || "has converged".into());
+        let written = self.laws.last_written;
+        let next = self.now + REST;
+        if self.run_until(next) && self.laws.last_written != written && self.all_good() {
+            self.broken("it had converged, and yet something was written");
+        }
+        for (key, _) in self.user.workloads() {
+            self.law_of_what_was_acknowledged(&key);
+        }
+    }
+
+    /// No workload is tried again and again in vain, or waits for room.
+    fn all_good(&self) -> bool {
+        let target = |key: &WorkloadKey| self.target_fate(key);
+        self.laws.records.iter().all(|(key, record)| {
+            let waits = self.cannot_be_placed(key, u64::from(record.wanted()));
+            target(key) == Some(Fate::Good) && !waits
+        })
+    }
+
+    fn target_fate(&self, key: &WorkloadKey) -> Option<Fate> {
+        let record = self.laws.record(key)?;
+        let value = self
+            .store
+            .bucket
+            .value(&key::revision(key, record.revision))?;
+        let revision: Revision = serde_json::from_slice(&value).ok()?;
+        Some(
+            self.fates
+                .get(&revision.artifact)
+                .copied()
+                .unwrap_or(Fate::Good),
+        )
+    }
+
+    /// What is not yet as it should be.
+    fn not_converged(&self) -> Option<String> {
+        if self.user.waits() {
+            return Some("a request has no answer".into());
+        }
+        let leaders: Vec<usize> = (0..self.controllers.len())
+            .filter(|at| self.lease_holds(*at) && self.controllers[*at].leads().is_some())
+            .collect();
+        let [at] = leaders[..] else {
+            return Some(format!("{} controllers lead", leaders.len()));
+        };
+        let leading = self.controllers[at].leads()?;
+        if let Some(why) = leading.guard.frozen() {
+            return Some(format!("frozen: {why}"));
+        }
+        for key in self.laws.records.keys() {
+            if let Some(trouble) = self.workload_trouble(key) {
+                return Some(trouble);
+            }
+        }
+        if let Some(stray) = self.stray() {
+            return Some(stray);
+        }
+        if leading.is_busy() {
+            return Some("a batch is on its way".into());
+        }
+        if self.all_good() {
+            let mut cluster = leading.cluster.clone();
+            let plan = cluster.plan(self.controller_clock(at));
+            let writes = cluster.writes(&plan);
+            if !writes.is_empty() {
+                let keys: Vec<String> = writes.iter().map(wasmorch_planner::Write::key).collect();
+                return Some(format!("the plan is not empty: {}", keys.join(" ")));
+            }
+        }
+        None
+    }
+
+    fn workload_trouble(&self, key: &WorkloadKey) -> Option<String> {
+        let record = self.laws.record(key)?;
+        if self.target_fate(key) != Some(Fate::Good) {
+            return None;
+        }
+        let state = record.rollout.as_ref().map(|rollout| rollout.state);
+        if record.kind == Kind::Job {
+            if self.cannot_be_placed(key, 1) {
+                return None;
+            }
+            let ended =
+                record.stopped || record.run.as_ref().is_none_or(|run| run.outcome.is_some());
+            return (!ended).then(|| format!("{key} has not ended"));
+        }
+        if state == Some(RolloutState::Paused) {
+            return None;
+        }
+        let wanted = u64::from(record.wanted());
+        if let Some(state) = state.filter(|state| !state.ended() && wanted > 0) {
+            return Some(format!("the rollout of {key} is {state}"));
+        }
+        let (mut running, mut slots) = (0, BTreeSet::new());
+        let runs = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.up.as_ref())
+            .flat_map(|up| &up.runner);
+        for (replica, run) in runs.filter(|(replica, _)| replica.workload == *key) {
+            running += 1;
+            if run.ready && run.revision == record.revision {
+                slots.insert(replica.id.slot);
+            }
+        }
+        if slots.len() as u64 == wanted && running == wanted {
+            return None;
+        }
+        if self.cannot_be_placed(key, wanted) {
+            return None;
+        }
+        Some(format!(
+            "{key} wants {wanted} of revision {}, {} slots are ready, {running} replicas are there",
+            record.revision,
+            slots.len()
+        ))
+    }
+
+    /// Fewer hosts than its constraint asks for, or no host at all.
+    fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+        let open = self
+            .hosts
+            .iter()
+            .filter(|host| host.up.is_some())
+            .filter(|host| self.laws.host(&host.id).is_none_or(|known| !known.cordoned))
+            .count() as u64;
+        let spread = self
+            .laws
+            .record(key)
+            .and_then(|record| {
+                self.store
+                    .bucket
+                    .value(&key::revision(key, record.revision))
+            })
+            .and_then(|value| serde_json::from_slice::<Revision>(&value).ok())
+            .is_some_and(|revision| !revision.spec.constraints.is_empty());
+        // A successor needs a seat beside the one that it replaces.
+        let seats = if spread { open * 2 } else { open * 12 };
+        let total: u64 = self
+            .laws
+            .records
+            .values()
+            .map(|record| u64::from(record.wanted()) + 2)
+            .sum();
+        wanted + 2 > seats || total > open * 12
+    }
+
+    /// Something runs that no workload wants.
+    fn stray(&self) -> Option<String> {
+        let runs = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.up.as_ref())
+            .flat_map(|up| &up.runner);
+        runs.map(|(replica, _)| replica)
+            .find(|replica| !self.laws.records.contains_key(&replica.workload))
+            .map(|replica| format!("{replica} runs and its workload is gone"))
+    }
+}

@@ -1,0 +1,439 @@
+//! A running term: the loop round the planner, as `controller/src/control_loop` does it.
+//!
+//! Owns what one leader knows and has under way: one batch at a time, and while it is on its way
+//! everything else waits. The state changes by what hosts say and by what the store acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmorch_api::{HostId, StatusReport, Timestamp};
+use wasmorch_controller::simulation::{Concern, Guard, Pace};
+use wasmorch_planner::{Ask, Cluster, Observation, Plan, Write, check};
+
+use super::bent::Bent;
+use super::client::UserCall;
+use super::controller::{BATCH_TIMEOUT, Phase, Purpose};
+use super::wire::{Answer, Event, HostMessage, Node, Op, Wake};
+use super::world::World;
+
+const TICK: u64 = 200;
+const TRY_AGAIN: u64 = 100;
+const TRIES: u32 = 3;
+/// A question to the store is given up after this.
+const PATIENCE: u64 = 2_000;
+
+/// What waits for the batch that is on its way.
+#[derive(Debug)]
+enum InHand {
+    Plan(Plan),
+    Call(UserCall, serde_json::Value),
+}
+
+/// Batches on their way, one after the other.
+#[derive(Debug)]
+struct Busy {
+    now: Arc<Vec<Write>>,
+    rest: VecDeque<Vec<Write>>,
+    tries: u32,
+    what: InHand,
+}
+
+/// One leader in its term.
+pub(crate) struct Leading {
+    pub(crate) cluster: Cluster,
+    pub(crate) guard: Guard,
+    fence: u64,
+    pace: Pace,
+    next_tick: u64,
+    /// The newest wake-up.
+    ticket: u64,
+    heard: VecDeque<(Observation, Timestamp)>,
+    calls: VecDeque<UserCall>,
+    busy: Option<Busy>,
+    finding: bool,
+    /// Answers to requests of this term.
+    answers: BTreeMap<u64, serde_json::Value>,
+    /// When this leader last heard each host, by the simulator's clock; for the laws.
+    pub(crate) last_heard: BTreeMap<HostId, u64>,
+    /// Hosts that have said anything in this term.
+    pub(crate) spoken: BTreeSet<HostId>,
+    pub(crate) since: u64,
+    /// Batches stored in this term.
+    pub(crate) batches: u64,
+}
+
+impl Leading {
+    pub(crate) fn new(
+        cluster: Cluster,
+        guard: Guard,
+        fence: u64,
+        instant: Instant,
+        now: u64,
+    ) -> Self {
+        Self {
+            cluster,
+            guard,
+            fence,
+            pace: Pace::new(instant),
+            next_tick: now,
+            ticket: 0,
+            heard: VecDeque::new(),
+            calls: VecDeque::new(),
+            busy: None,
+            finding: false,
+            answers: BTreeMap::new(),
+            last_heard: BTreeMap::new(),
+            spoken: BTreeSet::new(),
+            since: now,
+            batches: 0,
+        }
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.is_some()
+    }
+}
+
+/// The leader's state, for code that has made sure that there is one.
+macro_rules! leading {
+    ($world:ident, $at:ident) => {
+        match &mut $world.controllers[$at].phase {
+            Phase::Leading(leading) => leading,
+            _ => return,
+        }
+    };
+}
+
+impl World {
+    pub(crate) fn controller_hears(&mut self, at: usize, what: Observation) {
+        let now = self.controller_clock(at);
+        let leading = leading!(self, at);
+        leading.heard.push_back((what, now));
+        self.loop_turns(at);
+    }
+
+    pub(crate) fn controller_called(&mut self, at: usize, call: UserCall) {
+        // The lease is checked before each answer: a deposed leader swallows nothing.
+        if !self.lease_holds(at) {
+            return;
+        }
+        let leading = leading!(self, at);
+        leading.calls.push_back(call);
+        self.loop_turns(at);
+    }
+
+    pub(crate) fn loop_wakes(&mut self, at: usize, ticket: u64) {
+        if leading!(self, at).ticket == ticket {
+            self.loop_turns(at);
+        }
+    }
+
+    /// Does everything that waits, as far as no batch is on its way.
+    pub(crate) fn loop_turns(&mut self, at: usize) {
+        loop {
+            let leading = leading!(self, at);
+            if leading.busy.is_some() {
+                return;
+            }
+            if let Some((what, when)) = leading.heard.pop_front() {
+                self.hear(at, what, when);
+                continue;
+            }
+            if let Some(call) = leading.calls.pop_front() {
+                self.execute(at, call);
+                continue;
+            }
+            if self.now >= leading.next_tick {
+                leading.next_tick = self.now + TICK;
+                self.observe(at, Observation::Tick, self.controller_clock(at));
+                continue;
+            }
+            let due = leading.pace.due();
+            if due.is_some_and(|due| due <= self.instant(self.now)) {
+                self.plan(at);
+                continue;
+            }
+            break;
+        }
+        let leading = leading!(self, at);
+        leading.ticket += 1;
+        let (ticket, tick, due) = (leading.ticket, leading.next_tick, leading.pace.due());
+        let time = due.map_or(tick, |due| tick.min(self.time_of(due)));
+        self.wake_controller(at, time.max(self.now + 1), Wake::Loop(ticket));
+    }
+
+    // What hosts say.
+
+    fn hear(&mut self, at: usize, what: Observation, when: Timestamp) {
+        let arrived = when.0.saturating_add_signed(-self.controllers[at].skew);
+        let leading = leading!(self, at);
+        match &what {
+            Observation::Heartbeat(beat) => {
+                match leading.guard.heard(beat) {
+                    Concern::Fine => {}
+                    Concern::Foreign => return,
+                    Concern::Verify(seen) => {
+                        if !std::mem::replace(&mut leading.finding, true) {
+                            let purpose = Purpose::LastSequence(seen);
+                            self.ask_store(at, purpose, Op::LastSequence, PATIENCE);
+                        }
+                    }
+                }
+                let leading = leading!(self, at);
+                let heard = leading.last_heard.entry(beat.host.clone()).or_default();
+                *heard = (*heard).max(arrived);
+                leading.spoken.insert(beat.host.clone());
+            }
+            Observation::Status(report) => {
+                leading.spoken.insert(report.host.clone());
+            }
+            Observation::Tick => {}
+        }
+        self.observe(at, what, when);
+    }
+
+    fn observe(&mut self, at: usize, what: Observation, when: Timestamp) {
+        let instant = self.instant(self.now);
+        let leading = leading!(self, at);
+        let observed = leading.cluster.observe(what, when);
+        if observed.changed {
+            leading.pace.changed(instant);
+        }
+        if self.told() {
+            for event in &observed.events {
+                let words = format!("{:?}: {}", event.kind, event.reason);
+                self.say_controller(at, || words);
+            }
+        }
+        for ask in observed.asks {
+            match ask {
+                Ask::Status(host) => {
+                    let inc = self.controllers[at].inc;
+                    let controller = at;
+                    self.tell_host(at, &host, HostMessage::Status { controller, inc });
+                }
+                Ask::Sync { host, sequence } => {
+                    if self.bent != Some(Bent::SyncNotAsked) {
+                        self.tell_host(at, &host, HostMessage::Sync(sequence));
+                    }
+                }
+                Ask::NewerTerm(seen) => {
+                    let leading = leading!(self, at);
+                    if !std::mem::replace(&mut leading.finding, true) {
+                        self.ask_store(at, Purpose::TermSeen(seen), Op::ReadTerm, PATIENCE);
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_host(&mut self, at: usize, host: &HostId, message: HostMessage) {
+        for actor in self.actors_of(host) {
+            let inc = self.hosts[actor].inc;
+            let message = message.clone();
+            let event = Event::HostMessage {
+                at: actor,
+                inc,
+                message,
+            };
+            self.send(Node::Controller(at), Node::Host(actor), event);
+        }
+    }
+
+    pub(crate) fn last_sequence_found(&mut self, at: usize, seen: u64, answer: &Answer) {
+        let instant = self.instant(self.now);
+        let leading = leading!(self, at);
+        leading.finding = false;
+        if let Answer::Last(last) = answer {
+            leading.guard.verified(seen, *last);
+            leading.pace.changed(instant);
+            if let Some(why) = leading.guard.frozen().map(str::to_owned) {
+                self.law_freezes_for_a_reason();
+                self.say_controller(at, || format!("FROZEN: {why}"));
+            }
+            self.loop_turns(at);
+        }
+    }
+
+    pub(crate) fn term_found(&mut self, at: usize, seen: wasmorch_api::Term, answer: Answer) {
+        let leading = leading!(self, at);
+        leading.finding = false;
+        let Answer::Term(stored, _) = answer else {
+            return;
+        };
+        if stored.is_some_and(|record| record.term > leading.cluster.term) {
+            self.step_down(at, "a later term has begun");
+        } else {
+            self.step_down_behind(at, seen);
+        }
+    }
+
+    // What users ask.
+
+    fn execute(&mut self, at: usize, call: UserCall) {
+        let now = self.controller_clock(at);
+        let leading = leading!(self, at);
+        if let Some(first) = leading.answers.get(&call.id).cloned() {
+            self.answer_user(at, &call, Ok(first));
+            return;
+        }
+        let done = match call.execute(&leading.cluster, now) {
+            Ok(done) => done,
+            Err(refusal) => {
+                self.answer_user(at, &call, Err(refusal));
+                return;
+            }
+        };
+        let (writes, reply) = done;
+        if writes.is_empty() {
+            self.answer_user(at, &call, Ok(reply));
+            return;
+        }
+        if leading.guard.frozen().is_some() || leading.guard.in_doubt() {
+            let code = wasmorch_api::ErrorCode::Unavailable;
+            let refusal = wasmorch_api::ApiError::new(code, "frozen or in doubt", "", "try again");
+            self.answer_user(at, &call, Err(refusal));
+            return;
+        }
+        if self.bent == Some(Bent::AckBeforeStored) {
+            self.answer_user(at, &call, Ok(reply.clone()));
+        }
+        self.begin_batches(at, VecDeque::from([writes]), InHand::Call(call, reply));
+    }
+
+    // What the planner wants.
+
+    fn plan(&mut self, at: usize) {
+        let (now, instant) = (self.controller_clock(at), self.instant(self.now));
+        let leading = leading!(self, at);
+        leading.pace.begin();
+        if leading.guard.frozen().is_some() || leading.guard.in_doubt() {
+            return;
+        }
+        let plan = leading.cluster.plan(now);
+        if let Some(wake) = plan.wake_at {
+            let wait = wake.since(now);
+            leading.pace.wake(instant + wait, instant);
+        }
+        let broken = check::check(&leading.cluster, &plan);
+        let writes = leading.cluster.writes(&plan);
+        if writes.is_empty() {
+            leading.cluster.remember(&plan.events, now);
+            leading.pace.done(instant, Duration::ZERO, false);
+        }
+        if let Some(rule) = broken.first() {
+            self.broken(format!("a plan breaks a rule of the checker: {rule}"));
+            return;
+        }
+        self.laws_of_a_plan(at, &plan, &writes);
+        if writes.is_empty() {
+            return;
+        }
+        let most = self.weather.batch_max;
+        let batches = writes.chunks(most).map(<[Write]>::to_vec).collect();
+        self.begin_batches(at, batches, InHand::Plan(plan));
+    }
+
+    // What both need.
+
+    fn begin_batches(&mut self, at: usize, mut batches: VecDeque<Vec<Write>>, what: InHand) {
+        let Some(first) = batches.pop_front() else {
+            return;
+        };
+        leading!(self, at).busy = Some(Busy {
+            now: Arc::new(first),
+            rest: batches,
+            tries: 0,
+            what,
+        });
+        self.send_batch(at);
+    }
+
+    pub(crate) fn send_batch(&mut self, at: usize) {
+        if !self.lease_holds(at) {
+            self.step_down(at, "the lease is over");
+            return;
+        }
+        let leading = leading!(self, at);
+        if leading.guard.frozen().is_some() {
+            self.broken("a frozen leader sends a batch");
+            return;
+        }
+        let (fence, by) = (
+            leading.fence,
+            (leading.cluster.term, leading.cluster.leader.clone()),
+        );
+        let Some(busy) = &mut leading.busy else {
+            return;
+        };
+        busy.tries += 1;
+        let writes = busy.now.clone();
+        self.ask_store(
+            at,
+            Purpose::Batch,
+            Op::Batch { fence, writes, by },
+            BATCH_TIMEOUT,
+        );
+    }
+
+    pub(crate) fn batch_answered(&mut self, at: usize, answer: &Answer) {
+        let (now, instant) = (self.controller_clock(at), self.instant(self.now));
+        let leading = leading!(self, at);
+        let Some(busy) = &mut leading.busy else {
+            return;
+        };
+        match answer {
+            Answer::Stored(last) => {
+                leading.guard.stored(*last);
+                leading.batches += 1;
+                leading.cluster.commit(&busy.now, *last, now);
+                if let Some(next) = busy.rest.pop_front() {
+                    busy.now = Arc::new(next);
+                    busy.tries = 0;
+                    self.send_batch(at);
+                    return;
+                }
+                let Some(done) = leading.busy.take() else {
+                    return;
+                };
+                match done.what {
+                    InHand::Plan(plan) => {
+                        leading.cluster.remember(&plan.events, now);
+                        leading.pace.done(instant, Duration::ZERO, true);
+                    }
+                    InHand::Call(call, reply) => {
+                        leading.answers.insert(call.id, reply.clone());
+                        leading.pace.urgent(instant);
+                        if self.bent != Some(Bent::AckBeforeStored) {
+                            self.answer_user(at, &call, Ok(reply));
+                        }
+                    }
+                }
+                self.loop_turns(at);
+            }
+            Answer::NotReady if busy.tries < TRIES => {
+                self.wake_controller(at, self.now + TRY_AGAIN, Wake::Again);
+            }
+            Answer::NotReady => {
+                leading.busy = None;
+                leading.pace.hold(instant);
+                self.loop_turns(at);
+            }
+            Answer::Timeout if self.bent == Some(Bent::UnknownTakenAsNotStored) => {
+                leading.busy = None;
+                leading.pace.hold(instant);
+                self.loop_turns(at);
+            }
+            Answer::Fenced => self.step_down(at, "the store refused this term"),
+            _ => self.step_down(at, "the outcome of a batch is unknown"),
+        }
+    }
+
+    /// The answer to a question for everything: it comes as an observation.
+    pub(crate) fn status_answer(&mut self, from: usize, to: usize, inc: u64, report: StatusReport) {
+        let what = Observation::Status(report);
+        let event = Event::Heard { at: to, inc, what };
+        self.send(Node::Host(from), Node::Controller(to), event);
+    }
+}
