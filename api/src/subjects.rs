@@ -40,6 +40,8 @@ pub mod key {
     pub const TERM: &str = "term";
     /// The leader's lease.
     pub const LEASE: &str = "lease";
+    /// Answers to recent writes that leave no record which could keep them.
+    pub const ANSWERS: &str = "answers";
 
     /// A workload's record.
     pub fn workload(workload: &WorkloadKey) -> String {

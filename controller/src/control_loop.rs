@@ -12,6 +12,7 @@
 //! is not known, or the store has refused the term, the loop ends: what it held is dropped and read
 //! anew in another term.
 
+mod answers;
 mod ending;
 mod execute;
 mod pace;
@@ -33,9 +34,10 @@ use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
+pub(crate) use answers::Answers;
 pub(crate) use ending::End;
 use ending::{ending, in_doubt};
-use execute::Answers;
+use execute::Pending;
 use pace::Pace;
 
 /// Time passes for the planner this often.
@@ -82,6 +84,7 @@ pub(crate) struct Inputs {
 pub(crate) struct Begin {
     pub(crate) cluster: Cluster,
     pub(crate) guard: Guard,
+    pub(crate) answers: Answers,
     /// The sequence of this term's `term`.
     pub(crate) fence: u64,
     pub(crate) store: Store,
@@ -98,7 +101,6 @@ pub(crate) struct Begin {
 pub(crate) struct ControlLoop {
     begin: Begin,
     pace: Pace,
-    answers: Answers,
     /// A question to the store is on its way.
     finding: bool,
     frozen_said: bool,
@@ -113,7 +115,6 @@ impl ControlLoop {
         Self {
             begin,
             pace: Pace::new(now),
-            answers: Answers::default(),
             finding: false,
             frozen_said: false,
             alarm: Seldom::new(ALARM_EVERY),
@@ -184,6 +185,7 @@ impl ControlLoop {
         if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
+            self.settle_doubt()?;
         }
         if self.pace.due().is_some_and(|due| due <= Instant::now()) {
             self.plan().await?;
@@ -196,7 +198,7 @@ impl ControlLoop {
 
     fn hear(&mut self, heard: Heard) {
         if let Observation::Heartbeat(beat) = &heard.what {
-            match self.begin.guard.heard(beat) {
+            match self.begin.guard.heard(beat, heard.at) {
                 Concern::Fine => {}
                 Concern::Foreign => {
                     if let Some(more) = self.foreign.now() {
@@ -206,6 +208,11 @@ impl ControlLoop {
                     return;
                 }
                 Concern::Verify(seen) => self.verify_sequence(seen),
+            }
+            // A host that this leader's writes have not touched yet still obeys the one before.
+            if beat.term < self.begin.cluster.term {
+                let (host, term) = (beat.host.clone(), self.begin.cluster.term);
+                self.begin.asker.sync(host, term, 0);
             }
         }
         self.observe(heard.what, heard.at);
@@ -230,6 +237,18 @@ impl ControlLoop {
         if observed.changed {
             self.pace.changed(Instant::now());
         }
+    }
+
+    /// Asks the store again while a doubt lasts, and not for ever.
+    fn settle_doubt(&mut self) -> Result<(), End> {
+        if let Some(seen) = self.begin.guard.question() {
+            self.verify_sequence(seen);
+        }
+        if self.begin.guard.doubts_too_long(self.begin.clock.now()) {
+            let why = "it did not say whether it is what hosts have seen".to_owned();
+            return Err(End::Unsure(StoreError::Unavailable(why)));
+        }
+        Ok(())
     }
 
     /// Asks the store; the answer comes as a finding.
@@ -305,7 +324,7 @@ impl ControlLoop {
 
     async fn call(&mut self, call: ApiCall) -> Result<(), End> {
         let now = self.begin.clock.now();
-        if let Some(first) = self.answers.first(&call, now) {
+        if let Some(first) = self.begin.answers.first(&call, now) {
             send(call, Ok(first));
             return Ok(());
         }
@@ -323,7 +342,12 @@ impl ControlLoop {
             return Ok(());
         }
         if wrote {
-            let batch = dispatch::whole(done.writes);
+            let kept = match &done.answer {
+                Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
+                // Records keep it.
+                Pending::Deploy(..) => None,
+            };
+            let batch = dispatch::whole(done.writes).and(kept);
             if let Err(error) = self.store(batch).await {
                 if let Some(end) = ending(error, |refusal| send(call, Err(refusal))) {
                     return Err(end);
@@ -334,7 +358,7 @@ impl ControlLoop {
         self.say(done.events);
         let reply = done.answer.finish(&self.begin.cluster);
         if wrote {
-            self.answers.keep(&call, now, &reply);
+            self.begin.answers.keep(&call, now, &reply);
             self.pace.urgent(Instant::now());
         }
         send(call, Ok(reply));

@@ -88,6 +88,17 @@ pub(crate) enum LinkEvent {
         term: Term,
         /// Its leader.
         leader: LeaderId,
+        /// The sequence at which it began.
+        fence: u64,
+    },
+    /// Another term of the same cluster has begun.
+    Term {
+        /// The term in force.
+        term: Term,
+        /// Its leader.
+        leader: LeaderId,
+        /// The sequence at which it began.
+        fence: u64,
     },
     /// The server is out of reach.
     Disconnected,
@@ -154,6 +165,8 @@ struct Shared {
     behind: Notify,
     /// The leader says that the host should hold at least this.
     wanted_sequence: AtomicU64,
+    /// The leader says that this term has begun.
+    wanted_term: AtomicU64,
     /// The daemon ends: a lost connection is no news.
     ending: AtomicBool,
 }
@@ -176,6 +189,7 @@ impl Link {
             lost: Notify::new(),
             behind: Notify::new(),
             wanted_sequence: AtomicU64::new(0),
+            wanted_term: AtomicU64::new(0),
             ending: AtomicBool::new(false),
         });
         let client = connect(options, &host, shared.clone()).await?;
@@ -235,6 +249,12 @@ impl Link {
         // Unconstrained: a used-up budget of the calling task is no clogged connection.
         let publish = tokio::task::unconstrained(self.client.publish(subject, body.into()));
         matches!(publish.now_or_never(), Some(Ok(())))
+    }
+
+    /// Tells the leader of this heartbeat besides those of every second.
+    pub(crate) fn beat_now(&self, heartbeat: &Heartbeat) -> bool {
+        let body = serde_json::to_vec(heartbeat);
+        body.is_ok_and(|body| self.tell(subjects::heartbeat(&self.host), body))
     }
 
     /// Tells the leader of changes.
@@ -347,6 +367,12 @@ async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>
         }
         let wanted = shared.wanted_sequence.load(Ordering::Relaxed);
         read = read.filter(|(_, at)| at.elapsed() < SYNC_EVERY);
+        let told_term = shared.wanted_term.load(Ordering::Relaxed);
+        if let Some((reading, _)) = &mut read
+            && !link.follow_term(reading, told_term, &events).await
+        {
+            read = None;
+        }
         let result = match &mut read {
             Some((reading, _)) => link.catch_up(reading, wanted, &events).await,
             None => {
@@ -421,6 +447,10 @@ impl Shared {
     fn note_behind(&self, sequence: u64) {
         self.wanted_sequence.fetch_max(sequence, Ordering::Relaxed);
         self.behind.notify_one();
+    }
+
+    fn note_term(&self, term: Term) {
+        self.wanted_term.fetch_max(term.0, Ordering::Relaxed);
     }
 }
 

@@ -3,6 +3,7 @@
 mod daemons;
 mod faults;
 mod kinds;
+mod leaders;
 mod main_job;
 mod nats_api;
 mod refusals;

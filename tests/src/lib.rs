@@ -3,6 +3,7 @@
 //! Owns starting, asking, waiting and cleaning up. Tests read as prose on top of it; they wait for
 //! conditions with a deadline and never for time to pass.
 
+pub mod daemons;
 pub mod http;
 pub mod nats;
 pub mod nats_client;

@@ -17,7 +17,7 @@ use super::keeper::Keeper;
 use super::{Controller, Memory, Won};
 use crate::api::{Api, ApiCall, CALLS_MAX, Identity};
 use crate::clock::Clock;
-use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs};
+use crate::control_loop::{Answers, Begin, ControlLoop, End, FINDINGS_MAX, Inputs};
 use crate::ears::{Asker, Ears, OBSERVATIONS_MAX};
 use crate::events;
 use crate::guard::Guard;
@@ -35,6 +35,13 @@ struct Minted {
     record: TermRecord,
     /// The sequence of its record: the fence of every write.
     fence: u64,
+}
+
+/// What the store held when the term began.
+struct Restored {
+    cluster: Cluster,
+    guard: Guard,
+    answers: Answers,
 }
 
 impl Controller {
@@ -78,41 +85,57 @@ impl Controller {
         let began = Instant::now();
         let clock = Clock::new();
         let loading = async {
-            let minted = self.mint(memory.floor, &clock).await?;
+            let Some(minted) = self.mint(memory.floor, &clock, keeper.clock()).await? else {
+                return Ok(None);
+            };
             keeper.leads(minted.record.term);
             let loaded = self.store.load(minted.fence).await?;
-            Ok::<_, StoreError>((minted, loaded))
+            Ok::<_, StoreError>(Some((minted, loaded)))
         };
-        let (minted, loaded) = tokio::select! {
-            () = lost.cancelled() => return Ok(End::Deposed("the lease has ended".to_owned())),
+        let ended = || End::Deposed("the lease has ended".to_owned());
+        let loaded = tokio::select! {
+            () = lost.cancelled() => return Ok(ended()),
             () = shutdown.cancelled() => return Ok(End::Stopped),
             loaded = loading => loaded?,
         };
+        let Some((minted, loaded)) = loaded else {
+            return Ok(ended());
+        };
         let term = minted.record.term;
-        let (cluster, mut guard) = restore(&minted, loaded, &clock);
+        let mut restored = restore(&minted, loaded, &clock);
         if let Some(why) = memory.contradicts(&minted.record.cluster) {
-            guard.freeze(why);
+            restored.guard.freeze(why);
         }
+        let cluster = &restored.cluster;
         let (hosts, workloads) = (cluster.hosts().len(), cluster.workloads().len());
         let took_ms = began.elapsed().as_millis();
         tracing::info!(%term, hosts, workloads, took_ms, "leading");
-        let state = (cluster, guard);
-        let running = self.begin(&minted, state, keeper, clock, lost).await?;
+        let running = self.begin(&minted, restored, keeper, clock, lost).await?;
         self.open_api(&running, &minted.record, keeper).await?;
         let end = running.until_over(shutdown).await;
         self.metrics.led(0);
         Ok(end)
     }
 
-    /// Begins the next term, and the cluster with the first.
-    async fn mint(&self, floor: Term, clock: &Clock) -> Result<Minted, StoreError> {
+    /// Begins the next term, and the cluster with the first. `None`: the lease is over.
+    async fn mint(
+        &self,
+        floor: Term,
+        clock: &Clock,
+        lease: &LeaseClock,
+    ) -> Result<Option<Minted>, StoreError> {
         let mut tries = 0;
         loop {
             tries += 1;
             let (before, sequence) = self.store.read_term().await?;
             let record = next_term(before, floor, &self.leader, clock, rand::random());
+            // A process that was frozen since it won the lease would depose whoever leads by now. One
+            // that freezes right here still may: then the other steps down, and nothing is lost.
+            if !lease.holds(Instant::now()) {
+                return Ok(None);
+            }
             match self.store.write_term(&record, sequence).await {
-                Ok(fence) => return Ok(Minted { record, fence }),
+                Ok(fence) => return Ok(Some(Minted { record, fence })),
                 // Our own write whose answer was lost, or a leader before us that was slow.
                 Err(StoreError::Fenced) if tries < MINT_TRIES => {}
                 Err(error) => return Err(error),
@@ -124,7 +147,7 @@ impl Controller {
     async fn begin(
         &self,
         minted: &Minted,
-        state: (Cluster, Guard),
+        restored: Restored,
         keeper: &Keeper,
         clock: Clock,
         lost: &CancellationToken,
@@ -145,8 +168,9 @@ impl Controller {
         };
         ears.listen(&hearing, &over).await.map_err(unavailable)?;
         let begin = Begin {
-            cluster: state.0,
-            guard: state.1,
+            cluster: restored.cluster,
+            guard: restored.guard,
+            answers: restored.answers,
             fence: minted.fence,
             store: self.store.clone(),
             lease: keeper.clock().clone(),
@@ -278,7 +302,7 @@ fn next_term(
 }
 
 /// The state as loaded. Records come first: what belongs to an unknown workload is a leftover.
-fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
+fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> Restored {
     let TermRecord {
         cluster,
         term,
@@ -287,7 +311,12 @@ fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
     } = &minted.record;
     let mut unreadable = Vec::new();
     let mut entries: Vec<(u8, Stored, u64)> = Vec::with_capacity(loaded.entries.len());
+    let mut answers = Answers::default();
     for entry in loaded.entries {
+        if entry.key == key::ANSWERS {
+            answers = Answers::restore(&entry.value);
+            continue;
+        }
         match Stored::parse(&entry.key, &entry.value) {
             Ok(Some(stored)) => entries.push((rank(&stored), stored, entry.sequence)),
             Ok(None) => tracing::debug!(key = entry.key, "a key of another version is left alone"),
@@ -308,10 +337,11 @@ fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
         state.load(stored, sequence);
     }
     let last = loaded.last_sequence.max(minted.fence);
-    (
-        state,
-        Guard::new(cluster.clone(), hostless, last, &unreadable),
-    )
+    Restored {
+        cluster: state,
+        guard: Guard::new(cluster.clone(), hostless, last, &unreadable),
+        answers,
+    }
 }
 
 fn rank(stored: &Stored) -> u8 {
@@ -368,7 +398,7 @@ mod tests {
             entries: vec![entry("workload.shop.web", "{", 3)],
             last_sequence: 5,
         };
-        let (cluster, guard) = restore(&minted(), loaded, &Clock::new());
+        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &Clock::new());
         assert!(cluster.workloads().is_empty());
         assert!(
             guard
@@ -390,7 +420,7 @@ mod tests {
             ],
             last_sequence: 5,
         };
-        let (cluster, guard) = restore(&minted(), loaded, &Clock::new());
+        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &Clock::new());
         assert_eq!(guard.frozen(), None);
         let workload = cluster.workloads().values().next().unwrap();
         assert!(workload.routes.is_some());

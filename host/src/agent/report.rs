@@ -141,6 +141,7 @@ impl Agent {
             memory_bytes: pulse.memory_bytes,
             cpu_millis: pulse.cpu_millis,
             replicas: pulse.replicas,
+            leaving: self.shutting_down,
             info: info.clone(),
         })
     }

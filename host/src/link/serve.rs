@@ -152,6 +152,7 @@ async fn answer(
         }
         Some("sync") => {
             let request: SyncRequest = request(message)?;
+            shared.note_term(request.term);
             shared.note_behind(request.sequence);
             Ok(b"{}".to_vec())
         }

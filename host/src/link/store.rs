@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::subjects::{ARTIFACT_BUCKET, STATE_STREAM, key, parse_table, state};
 use wasmorch_api::{
-    Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable, WorkloadKey,
+    ClusterId, Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable, Term,
+    WorkloadKey,
 };
 
 use super::{Link, LinkEvent, REQUEST_TIMEOUT};
@@ -36,9 +37,12 @@ const LAG_DELAY: Duration = Duration::from_millis(100);
 const ROUTES: &str = "pub.routes.>";
 const ENDPOINTS: &str = "pub.endpoints.>";
 
-/// Up to where the tables have been read: (routes, endpoints).
-#[derive(Debug, Clone, Copy)]
+/// What has been read: of which cluster, in which term, and up to where the tables are complete:
+/// (routes, endpoints).
+#[derive(Debug, Clone)]
 pub(super) struct Reading {
+    cluster: ClusterId,
+    term: Term,
     as_of: (u64, u64),
 }
 
@@ -116,10 +120,7 @@ impl Link {
         wanted: u64,
         events: &mpsc::Sender<LinkEvent>,
     ) -> Result<(Reading, Result<(), StoreError>), StoreError> {
-        let term: TermRecord = match self.get(key::TERM).await? {
-            Some(stored) => stored.decode(key::TERM)?.ok_or(StoreError::NoState)?,
-            None => return Err(StoreError::NoState),
-        };
+        let (term, fence) = self.term().await?;
         let (term, leader, cluster) = (term.term, term.leader, term.cluster);
         send(
             events,
@@ -127,6 +128,7 @@ impl Link {
                 cluster: cluster.clone(),
                 term,
                 leader,
+                fence,
             },
         )
         .await?;
@@ -140,7 +142,52 @@ impl Link {
             endpoints: endpoints.live(|table| table.cluster == cluster),
         };
         send(events, LinkEvent::Tables { read, as_of }).await?;
-        Ok((Reading { as_of }, placements))
+        let reading = Reading {
+            cluster,
+            term,
+            as_of,
+        };
+        Ok((reading, placements))
+    }
+
+    /// The term in force, and its sequence.
+    async fn term(&self) -> Result<(TermRecord, u64), StoreError> {
+        let stored = self.get(key::TERM).await?.ok_or(StoreError::NoState)?;
+        let term = stored.decode(key::TERM)?.ok_or(StoreError::NoState)?;
+        Ok((term, stored.sequence))
+    }
+
+    /// Looks at the term when a leader has named a later one than was read. `false`: the store is
+    /// another cluster's by now (it was recovered, or wiped), and all of it is to be read anew.
+    pub(super) async fn follow_term(
+        &self,
+        reading: &mut Reading,
+        told: u64,
+        events: &mpsc::Sender<LinkEvent>,
+    ) -> bool {
+        if told <= reading.term.0 {
+            return true;
+        }
+        match self.term().await {
+            Ok((record, _)) if record.cluster != reading.cluster => false,
+            Ok((record, fence)) => {
+                reading.term = record.term;
+                let (term, leader) = (record.term, record.leader);
+                let event = LinkEvent::Term {
+                    term,
+                    leader,
+                    fence,
+                };
+                // The daemon is ending when nobody takes it.
+                let _ = send(events, event).await;
+                true
+            }
+            // The leader says it again.
+            Err(error) => {
+                tracing::debug!(%error, "the term cannot be read now");
+                true
+            }
+        }
     }
 
     /// Reads what is newer than `reading`: the placements, and tables that changed.
