@@ -16,15 +16,17 @@ mod answers;
 mod ending;
 mod execute;
 mod pace;
+mod questions;
+mod recovering;
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{ApiError, EventKind, Term, Timestamp};
+use wasmorch_api::{ApiError, EventKind, Timestamp};
 use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
 
-use crate::api::ApiCall;
+use crate::api::{ApiCall, Verb};
 use crate::clock::{Clock, Seldom};
 use crate::dispatch::{self, Batch};
 use crate::ears::{Asker, Heard};
@@ -39,6 +41,9 @@ pub(crate) use ending::End;
 use ending::{ending, in_doubt};
 use execute::Pending;
 use pace::Pace;
+pub(crate) use questions::Finding;
+pub(crate) use recovering::Recovery;
+use recovering::{Recovering, Voices};
 
 /// Time passes for the planner this often.
 const TICK: Duration = Duration::from_millis(200);
@@ -55,21 +60,6 @@ const TRY_AGAIN: Duration = Duration::from_millis(100);
 const ALARM_EVERY: Duration = Duration::from_secs(10);
 /// Findings on their way: one question is asked at a time.
 pub(crate) const FINDINGS_MAX: usize = 4;
-
-/// What a question to the store has found.
-#[derive(Debug)]
-pub(crate) enum Finding {
-    /// A host has seen `seen`; the store's last sequence is `last`.
-    LastSequence {
-        seen: u64,
-        last: Result<u64, StoreError>,
-    },
-    /// A host has seen the term `seen`; the store holds `stored`.
-    Term {
-        seen: Term,
-        stored: Result<Term, StoreError>,
-    },
-}
 
 /// The queues that the loop reads.
 #[derive(Debug)]
@@ -103,6 +93,9 @@ pub(crate) struct ControlLoop {
     pace: Pace,
     /// A question to the store is on its way.
     finding: bool,
+    /// Everybody who is heard.
+    voices: Voices,
+    recovering: Recovering,
     frozen_said: bool,
     alarm: Seldom,
     foreign: Seldom,
@@ -116,6 +109,8 @@ impl ControlLoop {
             begin,
             pace: Pace::new(now),
             finding: false,
+            voices: Voices::default(),
+            recovering: Recovering::default(),
             frozen_said: false,
             alarm: Seldom::new(ALARM_EVERY),
             foreign: Seldom::new(ALARM_EVERY),
@@ -186,6 +181,7 @@ impl ControlLoop {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
             self.settle_doubt()?;
+            self.gather_when_due();
         }
         if self.pace.due().is_some_and(|due| due <= Instant::now()) {
             self.plan().await?;
@@ -198,6 +194,7 @@ impl ControlLoop {
 
     fn hear(&mut self, heard: Heard) {
         if let Observation::Heartbeat(beat) = &heard.what {
+            self.voices.heard(beat, heard.at);
             match self.begin.guard.heard(beat, heard.at) {
                 Concern::Fine => {}
                 Concern::Foreign => {
@@ -239,93 +236,16 @@ impl ControlLoop {
         }
     }
 
-    /// Asks the store again while a doubt lasts, and not for ever.
-    fn settle_doubt(&mut self) -> Result<(), End> {
-        if let Some(seen) = self.begin.guard.question() {
-            self.verify_sequence(seen);
-        }
-        if self.begin.guard.doubts_too_long(self.begin.clock.now()) {
-            let why = "it did not say whether it is what hosts have seen".to_owned();
-            return Err(End::Unsure(StoreError::Unavailable(why)));
-        }
-        Ok(())
-    }
-
-    /// Asks the store; the answer comes as a finding.
-    fn verify_sequence(&mut self, seen: u64) {
-        self.find(move |store| async move {
-            Finding::LastSequence {
-                seen,
-                last: store.last_sequence().await,
-            }
-        });
-    }
-
-    fn verify_term(&mut self, seen: Term) {
-        self.find(move |store| async move {
-            let stored = store.read_term().await;
-            let stored = stored.map(|(term, _)| term.map_or(Term(0), |record| record.term));
-            Finding::Term { seen, stored }
-        });
-    }
-
-    fn find<F>(&mut self, question: impl FnOnce(Store) -> F)
-    where
-        F: Future<Output = Finding> + Send + 'static,
-    {
-        if self.finding {
-            return;
-        }
-        let (answer, findings) = (
-            question(self.begin.store.clone()),
-            self.begin.findings.clone(),
-        );
-        self.finding = self.begin.asker.run(async move {
-            // The loop may be gone.
-            let _ = findings.send(answer.await).await;
-        });
-    }
-
-    fn found(&mut self, finding: Finding) -> Result<(), End> {
-        self.finding = false;
-        match finding {
-            Finding::LastSequence {
-                seen,
-                last: Ok(last),
-            } => {
-                self.begin.guard.verified(seen, last);
-                self.pace.changed(Instant::now());
-            }
-            Finding::Term {
-                seen,
-                stored: Ok(stored),
-            } => {
-                let own = self.begin.cluster.term;
-                if stored > own {
-                    return Err(End::Deposed(format!("term {stored} has begun")));
-                }
-                // The store does not know the term that a host has seen: it went back.
-                return Err(End::Behind(seen));
-            }
-            // It is asked again with the next heartbeat.
-            Finding::LastSequence {
-                last: Err(error), ..
-            }
-            | Finding::Term {
-                stored: Err(error), ..
-            } => {
-                tracing::debug!(%error, "the store was not asked");
-            }
-        }
-        Ok(())
-    }
-
     // What users ask.
 
     async fn call(&mut self, call: ApiCall) -> Result<(), End> {
         let now = self.begin.clock.now();
         if let Some(first) = self.begin.answers.first(&call, now) {
             send(call, Ok(first));
+            return Ok(());
+        }
+        if call.verb == Verb::Recover {
+            self.recover(call);
             return Ok(());
         }
         let frozen = self.begin.guard.frozen();

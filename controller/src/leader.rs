@@ -10,12 +10,14 @@
 //! queues and subscriptions are dropped and made anew.
 
 mod keeper;
+mod rebuild;
+mod restore;
 mod term;
 
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::record::Lease;
+use wasmorch_api::record::{Lease, TermRecord};
 use wasmorch_api::{ClusterId, LeaderId, Term, subjects};
 
 use crate::artifacts::Artifacts;
@@ -58,7 +60,16 @@ struct Memory {
 
 impl Memory {
     /// Why the store is not the one that was led before.
-    fn contradicts(&mut self, cluster: &ClusterId) -> Option<String> {
+    fn contradicts(&mut self, term: &TermRecord) -> Option<String> {
+        let cluster = &term.cluster;
+        if self
+            .cluster
+            .as_ref()
+            .is_some_and(|first| term.formerly.contains(first))
+        {
+            // What was led then was empty; it has been recovered since.
+            self.cluster = None;
+        }
         let first = self.cluster.get_or_insert_with(|| cluster.clone());
         (first != cluster).then(|| {
             format!("this controller led cluster {first}, and the store now begins cluster {cluster}: it was wiped")
@@ -87,6 +98,7 @@ impl Controller {
                     tracing::error!(term = %seen, "hosts have seen a later term than the store");
                     memory.floor = memory.floor.max(seen);
                 }
+                Ok(End::Recover(_)) => tracing::error!("a recovered state was not stored"),
                 Err(error) => tracing::warn!(%error, "a term did not begin"),
             }
             if pause(STORE_AGAIN / 4, &shutdown).await {

@@ -28,6 +28,7 @@ mod leader;
 pub mod lease;
 pub mod link;
 mod metrics;
+mod recover;
 pub mod store;
 
 use std::net::SocketAddr;

@@ -252,6 +252,9 @@ impl Driver {
                 // Who asked may be gone.
                 let _ = reply.send(self.parts.agent.status_page(cursor.as_deref()));
             }
+            LinkEvent::Held { cursor, reply } => {
+                let _ = reply.send(self.parts.agent.held_page(cursor.as_deref()));
+            }
         }
     }
 

@@ -22,10 +22,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasmorch_api::messages::HeldReply;
 use wasmorch_api::{
     ClusterId, Heartbeat, HostId, LeaderId, NatsOptions, PlacementSet, StatusReport, Term, subjects,
 };
 
+use crate::artifacts::Artifacts;
 use crate::logs::LogReader;
 use crate::tables::{TableChange, TablesFile};
 
@@ -127,6 +129,13 @@ pub(crate) enum LinkEvent {
         /// The answer; `None` before the host belongs to a cluster.
         reply: oneshot::Sender<Option<StatusReport>>,
     },
+    /// Somebody asks for the set that the host holds.
+    Held {
+        /// From a page before.
+        cursor: Option<String>,
+        /// The answer; `None` before the host belongs to a cluster.
+        reply: oneshot::Sender<Option<HeldReply>>,
+    },
 }
 
 /// The connection, cheap to clone.
@@ -180,7 +189,7 @@ impl Link {
     pub(crate) async fn start(
         options: &NatsOptions,
         host: HostId,
-        logs: LogReader,
+        (logs, artifacts): (LogReader, Artifacts),
         events: mpsc::Sender<LinkEvent>,
         pulse: watch::Receiver<Option<Heartbeat>>,
     ) -> Result<(Self, LinkTasks), LinkError> {
@@ -215,13 +224,14 @@ impl Link {
             tasks.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
         };
         let subscriptions = serve::Subscriptions::open(&link).await;
-        let listening = serve::listen(
-            link.clone(),
-            subscriptions,
-            shared.clone(),
-            events.clone(),
+        let answers = serve::Answers {
+            link: link.clone(),
+            shared: shared.clone(),
+            events: events.clone(),
             logs,
-        );
+            artifacts,
+        };
+        let listening = serve::listen(answers, subscriptions);
         owned(listening.boxed());
         owned(follow(link.clone(), shared.clone(), events).boxed());
         owned(beat(link.clone(), pulse).boxed());
@@ -485,8 +495,11 @@ mod tests {
         let start = |options: NatsOptions| async move {
             let (events, _) = mpsc::channel(1);
             let (_, pulse) = watch::channel(None);
-            let logs = LogReader::new(PathBuf::new());
-            Link::start(&options, "h1".parse().unwrap(), logs, events, pulse).await
+            let files = (
+                LogReader::new(PathBuf::new()),
+                Artifacts::new(PathBuf::from("/nonexistent")),
+            );
+            Link::start(&options, "h1".parse().unwrap(), files, events, pulse).await
         };
         let options = |url: &str| NatsOptions {
             url: url.into(),

@@ -9,7 +9,7 @@ use wasmorch_tests::daemons::{Daemons, leader, says_hello};
 use wasmorch_tests::nats::Nats;
 use wasmorch_tests::nats_client::Client;
 use wasmorch_tests::up::Home;
-use wasmorch_tests::wait_for;
+use wasmorch_tests::{measured, wait_for};
 
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,9 @@ fn a_leader_that_is_killed_or_stopped_is_followed_by_another() {
         daemons.controller_id(n);
     }
     took.sort();
-    eprintln!("from kill -9 of the leader to another's answer: {took:?}");
+    measured(&format!(
+        "from kill -9 of the leader to another's answer: {took:?}"
+    ));
     // The aim is 3 s for every one; a machine that is busy with other tests may miss it once.
     assert!(took[took.len() / 2] < Duration::from_secs(3), "{took:?}");
 
@@ -54,10 +56,10 @@ fn a_leader_that_is_killed_or_stopped_is_followed_by_another() {
     let stopped = Instant::now();
     process.signal(Signal::TERM);
     let next = next_leader(&client, term, stopped);
-    eprintln!(
+    measured(&format!(
         "from SIGTERM of the leader to another's answer: {:?}",
         next.2
-    );
+    ));
     assert!(next.2 < Duration::from_millis(1_500), "{:?}", next.2);
     assert_eq!(process.wait().code(), Some(0), "{}", process.stderr());
 }
@@ -324,10 +326,10 @@ fn every_acknowledged_deploy_survives_the_loss_of_a_nats_server() {
             "{name}'s revision"
         );
     }
-    eprintln!(
+    measured(&format!(
         "{} deploys were acknowledged, all are there",
         acknowledged.len()
-    );
+    ));
     let gateways = daemons.gateways();
     assert!(gateways.iter().all(|gateway| says_hello(gateway, "hello")));
 }
@@ -365,7 +367,9 @@ fn a_host_that_shuts_down_is_not_waited_for() {
         (slots == 2).then_some(())
     });
     let took = stopped.elapsed();
-    eprintln!("from SIGTERM of a host to its replicas' new places: {took:?}");
+    measured(&format!(
+        "from SIGTERM of a host to its replicas' new places: {took:?}"
+    ));
     assert!(
         took < Duration::from_secs(3),
         "silence alone takes 5 s: {took:?}"

@@ -6,5 +6,6 @@ mod kinds;
 mod leaders;
 mod main_job;
 mod nats_api;
+mod recover;
 mod refusals;
 mod run;

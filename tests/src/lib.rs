@@ -71,3 +71,9 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
+
+/// Shows a figure that a test measured (with `--nocapture`).
+pub fn measured(text: &str) {
+    // A figure is a courtesy: a closed stderr fails no test.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+}

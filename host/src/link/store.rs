@@ -4,6 +4,7 @@
 //! so what is read is compared by sequence with what is known, and what is missing is asked for
 //! again by those who need it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ const PAGE: usize = 256;
 /// A server that lags behind what the leader named is asked again so often.
 const LAG_TRIES: u32 = 5;
 const LAG_DELAY: Duration = Duration::from_millis(100);
+
+/// The largest artifact over a slow link.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where the tables lie.
 const ROUTES: &str = "pub.routes.>";
@@ -306,6 +310,23 @@ impl Link {
             bytes,
             reader: Box::new(object),
         })
+    }
+
+    /// Puts an artifact into the store, from a file whose bytes have just been hashed; its size.
+    pub(super) async fn put_artifact(&self, digest: &Digest, path: &Path) -> Result<u64, String> {
+        let putting = async {
+            let mut file = tokio::fs::File::open(path)
+                .await
+                .map_err(|e| e.to_string())?;
+            let store = self.context.get_object_store(ARTIFACT_BUCKET).await;
+            let store = store.map_err(|error| error.to_string())?;
+            let stored = store.put(digest.as_str(), &mut file).await;
+            let info = stored.map_err(|error| error.to_string())?;
+            Ok(info.size as u64)
+        };
+        timeout(UPLOAD_TIMEOUT, putting)
+            .await
+            .map_err(|_| format!("it took longer than {UPLOAD_TIMEOUT:?}"))?
     }
 
     /// One key, by direct get.
