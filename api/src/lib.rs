@@ -7,6 +7,7 @@
 //!
 //! Invariant: no I/O, no tokio, no clock, no randomness. Time and fresh ids are passed in.
 
+pub mod backup;
 pub mod component;
 pub mod document;
 pub mod error;

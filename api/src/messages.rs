@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{
-    Digest, HostId, LeaderId, Name, ReplicaId, RequestId, RevisionNumber, Slot, Term,
+    ClusterId, Digest, HostId, LeaderId, Name, ReplicaId, RequestId, RevisionNumber, Slot, Term,
 };
-use crate::record::RolloutState;
+use crate::placement::PlacementGroup;
+use crate::record::{Revision, RolloutState};
 use crate::spec::{Kind, WorkloadSpec};
 use crate::status::{Capacity, HostState, ReplicaState};
 use crate::time::Timestamp;
@@ -413,7 +414,7 @@ pub struct WhyRequest {
     pub replica: Option<String>,
 }
 
-/// `cordon`, `uncordon`, `drain`, `host-rm`, `rebalance`, `recover`.
+/// `cordon`, `uncordon`, `drain`, `host-rm`, `rebalance`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostRequest {
@@ -435,6 +436,45 @@ pub struct HostRequest {
     /// Who asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+}
+
+/// `recover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// A backup, put into the object store of artifacts under its digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Digest>,
+    /// The write's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The answer: what the state was rebuilt from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverReply {
+    /// The cluster: as the hosts know it.
+    pub cluster: ClusterId,
+    /// Hosts that told what they hold.
+    pub hosts: Vec<Name>,
+    /// Hosts that are known of and did not.
+    #[serde(default)]
+    pub silent: Vec<Name>,
+    /// So many workloads are there now.
+    pub workloads: u64,
+    /// So many of them no host holds: they are as the backup has them.
+    #[serde(default)]
+    pub from_backup: u64,
+    /// So many revisions.
+    pub revisions: u64,
+    /// So many placements go on.
+    pub placements: u64,
+    /// What could not be rebuilt, a line each (the first of them).
+    #[serde(default)]
+    pub lost: Vec<String>,
 }
 
 /// The answer to `version`.
@@ -505,6 +545,48 @@ pub struct HostStatusRequest {
     /// From a page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+}
+
+/// `host.<host>.held`: what it runs by, paged; for `recover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HeldRequest {
+    /// From a page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// The answer: a part of the placement set that it holds, with the revisions that the part names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReply {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostId,
+    /// The sequence of the set; pages of different sequences do not belong together.
+    pub sequence: u64,
+    /// The part.
+    pub groups: Vec<PlacementGroup>,
+    /// Its revisions, as far as the host has them.
+    pub revisions: Vec<Revision>,
+    /// Pass it as `cursor` for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// `host.<host>.upload`: put an artifact that the host has on its disk back into the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UploadRequest {
+    /// Which.
+    pub digest: Digest,
+}
+
+/// The answer, once it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadReply {
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// `host.<host>.sync`: a host that is behind is told to get its set again.

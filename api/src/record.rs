@@ -279,6 +279,9 @@ pub struct TermRecord {
     pub leader: LeaderId,
     /// When it began.
     pub at: Timestamp,
+    /// Clusters that this store had begun, empty, before it was recovered to be `cluster` again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formerly: Vec<ClusterId>,
 }
 
 /// The value of the key `lease`: held by the leader, ended by the store when not renewed.

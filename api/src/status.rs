@@ -207,6 +207,9 @@ pub struct Heartbeat {
     pub cpu_millis: u64,
     /// Live replicas.
     pub replicas: u64,
+    /// Its daemon is shutting down: nobody has to wait until its silence tells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// What it is.
     pub info: HostInfo,
 }

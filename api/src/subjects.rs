@@ -40,6 +40,11 @@ pub mod key {
     pub const TERM: &str = "term";
     /// The leader's lease.
     pub const LEASE: &str = "lease";
+    /// Answers to recent writes that leave no record which could keep them.
+    pub const ANSWERS: &str = "answers";
+
+    /// There while the state is being rebuilt: what is stored beside it is not whole.
+    pub const RECOVERING: &str = "recovering";
 
     /// A workload's record.
     pub fn workload(workload: &WorkloadKey) -> String {

@@ -12,18 +12,21 @@
 //! is not known, or the store has refused the term, the loop ends: what it held is dropped and read
 //! anew in another term.
 
+mod answers;
 mod ending;
 mod execute;
 mod pace;
+mod questions;
+mod recovering;
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{ApiError, EventKind, Term, Timestamp};
+use wasmorch_api::{ApiError, EventKind, Timestamp};
 use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
 
-use crate::api::ApiCall;
+use crate::api::{ApiCall, Verb};
 use crate::clock::{Clock, Seldom};
 use crate::dispatch::{self, Batch};
 use crate::ears::{Asker, Heard};
@@ -33,10 +36,14 @@ use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
+pub(crate) use answers::Answers;
 pub(crate) use ending::End;
 use ending::{ending, in_doubt};
-use execute::Answers;
+use execute::Pending;
 pub use pace::Pace;
+pub(crate) use questions::Finding;
+pub(crate) use recovering::Recovery;
+use recovering::{Recovering, Voices};
 
 /// Time passes for the planner this often.
 const TICK: Duration = Duration::from_millis(200);
@@ -54,21 +61,6 @@ const ALARM_EVERY: Duration = Duration::from_secs(10);
 /// Findings on their way: one question is asked at a time.
 pub(crate) const FINDINGS_MAX: usize = 4;
 
-/// What a question to the store has found.
-#[derive(Debug)]
-pub(crate) enum Finding {
-    /// A host has seen `seen`; the store's last sequence is `last`.
-    LastSequence {
-        seen: u64,
-        last: Result<u64, StoreError>,
-    },
-    /// A host has seen the term `seen`; the store holds `stored`.
-    Term {
-        seen: Term,
-        stored: Result<Term, StoreError>,
-    },
-}
-
 /// The queues that the loop reads.
 #[derive(Debug)]
 pub(crate) struct Inputs {
@@ -82,6 +74,7 @@ pub(crate) struct Inputs {
 pub(crate) struct Begin {
     pub(crate) cluster: Cluster,
     pub(crate) guard: Guard,
+    pub(crate) answers: Answers,
     /// The sequence of this term's `term`.
     pub(crate) fence: u64,
     pub(crate) store: Store,
@@ -98,9 +91,11 @@ pub(crate) struct Begin {
 pub(crate) struct ControlLoop {
     begin: Begin,
     pace: Pace,
-    answers: Answers,
     /// A question to the store is on its way.
     finding: bool,
+    /// Everybody who is heard.
+    voices: Voices,
+    recovering: Recovering,
     frozen_said: bool,
     alarm: Seldom,
     foreign: Seldom,
@@ -113,8 +108,9 @@ impl ControlLoop {
         Self {
             begin,
             pace: Pace::new(now),
-            answers: Answers::default(),
             finding: false,
+            voices: Voices::default(),
+            recovering: Recovering::default(),
             frozen_said: false,
             alarm: Seldom::new(ALARM_EVERY),
             foreign: Seldom::new(ALARM_EVERY),
@@ -184,6 +180,8 @@ impl ControlLoop {
         if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
+            self.settle_doubt()?;
+            self.gather_when_due();
         }
         if self.pace.due().is_some_and(|due| due <= Instant::now()) {
             self.plan().await?;
@@ -196,7 +194,8 @@ impl ControlLoop {
 
     fn hear(&mut self, heard: Heard) {
         if let Observation::Heartbeat(beat) = &heard.what {
-            match self.begin.guard.heard(beat) {
+            self.voices.heard(beat, heard.at);
+            match self.begin.guard.heard(beat, heard.at) {
                 Concern::Fine => {}
                 Concern::Foreign => {
                     if let Some(more) = self.foreign.now() {
@@ -206,6 +205,11 @@ impl ControlLoop {
                     return;
                 }
                 Concern::Verify(seen) => self.verify_sequence(seen),
+            }
+            // A host that this leader's writes have not touched yet still obeys the one before.
+            if beat.term < self.begin.cluster.term {
+                let (host, term) = (beat.host.clone(), self.begin.cluster.term);
+                self.begin.asker.sync(host, term, 0);
             }
         }
         self.observe(heard.what, heard.at);
@@ -232,81 +236,16 @@ impl ControlLoop {
         }
     }
 
-    /// Asks the store; the answer comes as a finding.
-    fn verify_sequence(&mut self, seen: u64) {
-        self.find(move |store| async move {
-            Finding::LastSequence {
-                seen,
-                last: store.last_sequence().await,
-            }
-        });
-    }
-
-    fn verify_term(&mut self, seen: Term) {
-        self.find(move |store| async move {
-            let stored = store.read_term().await;
-            let stored = stored.map(|(term, _)| term.map_or(Term(0), |record| record.term));
-            Finding::Term { seen, stored }
-        });
-    }
-
-    fn find<F>(&mut self, question: impl FnOnce(Store) -> F)
-    where
-        F: Future<Output = Finding> + Send + 'static,
-    {
-        if self.finding {
-            return;
-        }
-        let (answer, findings) = (
-            question(self.begin.store.clone()),
-            self.begin.findings.clone(),
-        );
-        self.finding = self.begin.asker.run(async move {
-            // The loop may be gone.
-            let _ = findings.send(answer.await).await;
-        });
-    }
-
-    fn found(&mut self, finding: Finding) -> Result<(), End> {
-        self.finding = false;
-        match finding {
-            Finding::LastSequence {
-                seen,
-                last: Ok(last),
-            } => {
-                self.begin.guard.verified(seen, last);
-                self.pace.changed(Instant::now());
-            }
-            Finding::Term {
-                seen,
-                stored: Ok(stored),
-            } => {
-                let own = self.begin.cluster.term;
-                if stored > own {
-                    return Err(End::Deposed(format!("term {stored} has begun")));
-                }
-                // The store does not know the term that a host has seen: it went back.
-                return Err(End::Behind(seen));
-            }
-            // It is asked again with the next heartbeat.
-            Finding::LastSequence {
-                last: Err(error), ..
-            }
-            | Finding::Term {
-                stored: Err(error), ..
-            } => {
-                tracing::debug!(%error, "the store was not asked");
-            }
-        }
-        Ok(())
-    }
-
     // What users ask.
 
     async fn call(&mut self, call: ApiCall) -> Result<(), End> {
         let now = self.begin.clock.now();
-        if let Some(first) = self.answers.first(&call, now) {
+        if let Some(first) = self.begin.answers.first(&call, now) {
             send(call, Ok(first));
+            return Ok(());
+        }
+        if call.verb == Verb::Recover {
+            self.recover(call);
             return Ok(());
         }
         let frozen = self.begin.guard.frozen();
@@ -323,7 +262,12 @@ impl ControlLoop {
             return Ok(());
         }
         if wrote {
-            let batch = dispatch::whole(done.writes);
+            let kept = match &done.answer {
+                Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
+                // Records keep it.
+                Pending::Deploy(..) => None,
+            };
+            let batch = dispatch::whole(done.writes).and(kept);
             if let Err(error) = self.store(batch).await {
                 if let Some(end) = ending(error, |refusal| send(call, Err(refusal))) {
                     return Err(end);
@@ -334,7 +278,7 @@ impl ControlLoop {
         self.say(done.events);
         let reply = done.answer.finish(&self.begin.cluster);
         if wrote {
-            self.answers.keep(&call, now, &reply);
+            self.begin.answers.keep(&call, now, &reply);
             self.pace.urgent(Instant::now());
         }
         send(call, Ok(reply));

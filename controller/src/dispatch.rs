@@ -16,8 +16,18 @@ use crate::store::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Entry};
 pub(crate) struct Batch {
     /// As the planner knows them.
     pub(crate) writes: Vec<Write>,
-    /// As the store does; one for each write, in the same order.
+    /// As the store does; in the end one for each write, in the same order.
     pub(crate) entries: Vec<Entry>,
+}
+
+impl Batch {
+    /// With an entry that is none of the planner's. It goes first: the writes' sequences are counted
+    /// from the end.
+    #[must_use]
+    pub(crate) fn and(mut self, entry: Option<Entry>) -> Self {
+        self.entries.splice(0..0, entry);
+        self
+    }
 }
 
 /// All writes as one batch, for what must be whole.

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmorch_api::messages::{HostStatusRequest, SyncRequest};
+use wasmorch_api::error::ErrorBody;
+use wasmorch_api::messages::{HeldReply, HeldRequest, HostStatusRequest, SyncRequest};
 use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, Timestamp, subjects};
 use wasmorch_planner::Observation;
 
@@ -26,6 +27,8 @@ pub(crate) const OBSERVATIONS_MAX: usize = 16_384;
 const ASKS_MAX: usize = 64;
 /// Pages of one host's status: far beyond what its capacity allows.
 const PAGES_MAX: usize = 1_000;
+/// What a host holds is asked for again so often when it changed meanwhile.
+const HELD_TRIES: usize = 3;
 /// Malformed messages are complained about this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -153,6 +156,10 @@ impl Asker {
         }
     }
 
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Asks a host for everything it knows; the answer comes as an observation.
     pub(crate) fn status(&self, host: HostId) {
         let asker = self.clone();
@@ -209,7 +216,7 @@ impl Asker {
 }
 
 /// All pages of a host's status as one report.
-async fn full_status(link: &Link, host: &HostId) -> Result<StatusReport, String> {
+pub(crate) async fn full_status(link: &Link, host: &HostId) -> Result<StatusReport, String> {
     let subject = subjects::host(host, "status");
     let mut whole: Option<StatusReport> = None;
     let mut cursor = None;
@@ -230,6 +237,50 @@ async fn full_status(link: &Link, host: &HostId) -> Result<StatusReport, String>
         return Err(format!("more than {PAGES_MAX} pages"));
     }
     whole.ok_or_else(|| "no page".to_owned())
+}
+
+/// All pages of what a host holds. A set that changes between two pages is asked for again.
+pub(crate) async fn held(link: &Link, host: &HostId) -> Result<HeldReply, String> {
+    for _ in 0..HELD_TRIES {
+        if let Some(held) = held_once(link, host).await? {
+            return Ok(held);
+        }
+    }
+    Err("what it holds changes all the time".to_owned())
+}
+
+async fn held_once(link: &Link, host: &HostId) -> Result<Option<HeldReply>, String> {
+    let subject = subjects::host(host, "held");
+    let mut whole: Option<HeldReply> = None;
+    let mut cursor = None;
+    for _ in 0..PAGES_MAX {
+        let request = HeldRequest {
+            cursor: cursor.take(),
+        };
+        let body = serde_json::to_vec(&request).expect("an optional string serialises");
+        let answer = link.request(&subject, Bytes::from(body)).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let page: HeldReply = match parse::<ErrorBody>(&answer) {
+            Ok(refusal) => return Err(refusal.error.what),
+            Err(_) => parse(&answer)?,
+        };
+        if page.host != *host {
+            return Err("the answer is another host's".to_owned());
+        }
+        cursor = page.next.clone();
+        match &mut whole {
+            None => whole = Some(HeldReply { next: None, ..page }),
+            Some(whole) if whole.sequence != page.sequence => return Ok(None),
+            Some(whole) => {
+                whole.groups.extend(page.groups);
+                whole.revisions.extend(page.revisions);
+            }
+        }
+        if cursor.is_none() {
+            return Ok(whole);
+        }
+    }
+    Err(format!("more than {PAGES_MAX} pages"))
 }
 
 /// The first page's number counts: changes while the others were read are reported after it.

@@ -4,7 +4,13 @@
 //! runs for leftovers and stop it. So what hosts say is compared with what the store holds, and on
 //! a contradiction the leader freezes: it answers questions and changes nothing.
 
-use wasmorch_api::{ClusterId, Heartbeat};
+use std::time::Duration;
+
+use wasmorch_api::{ClusterId, Heartbeat, Timestamp};
+
+/// A doubt that the store does not settle within this ends the term: the next one reads everything
+/// anew. Longer than a stream's change of leader takes.
+const DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// What a heartbeat means for the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +23,13 @@ pub enum Concern {
     Verify(u64),
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// The highest sequence that a host has seen.
+    seen: u64,
+    since: Timestamp,
+}
+
 /// Watches for contradictions within one term.
 #[derive(Debug)]
 pub struct Guard {
@@ -25,8 +38,8 @@ pub struct Guard {
     hostless: bool,
     /// The highest sequence this leader knows the store to have.
     known: u64,
-    /// A host has seen a later one, and the store has not been asked yet.
-    doubt: bool,
+    /// A host has seen a later one, and the store has not answered yet.
+    doubt: Option<Doubt>,
     frozen: Option<String>,
 }
 
@@ -46,7 +59,7 @@ impl Guard {
             cluster,
             hostless,
             known,
-            doubt: false,
+            doubt: None,
             frozen,
         }
     }
@@ -67,7 +80,7 @@ impl Guard {
     }
 
     /// Looks at one heartbeat.
-    pub fn heard(&mut self, beat: &Heartbeat) -> Concern {
+    pub fn heard(&mut self, beat: &Heartbeat, now: Timestamp) -> Concern {
         if beat.cluster != self.cluster {
             if self.hostless {
                 self.freeze(format!(
@@ -80,7 +93,9 @@ impl Guard {
         self.hostless = false;
         let seen = beat.sequence.max(beat.table_seq);
         if seen > self.known {
-            self.doubt = true;
+            let since = self.doubt.map_or(now, |doubt| doubt.since);
+            let seen = self.doubt.map_or(seen, |doubt| doubt.seen.max(seen));
+            self.doubt = Some(Doubt { seen, since });
             Concern::Verify(seen)
         } else {
             Concern::Fine
@@ -89,13 +104,25 @@ impl Guard {
 
     /// Whether a contradiction is being looked into: what follows must not reach hosts before.
     pub fn in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    /// What the store is still to be asked about: the host that raised the doubt may be silent by now.
+    pub fn question(&self) -> Option<u64> {
+        self.doubt.map(|doubt| doubt.seen)
+    }
+
+    /// The store has not settled a doubt in time.
+    pub fn doubts_too_long(&self, now: Timestamp) -> bool {
         self.doubt
+            .is_some_and(|doubt| now.since(doubt.since) >= DOUBT_MAX)
     }
 
     /// The store's answer to [`Concern::Verify`].
     pub fn verified(&mut self, seen: u64, last_sequence: u64) {
-        self.doubt = false;
         self.known = self.known.max(last_sequence);
+        // What was seen later than this question was asked is a question of its own.
+        self.doubt = self.doubt.filter(|doubt| doubt.seen > self.known.max(seen));
         if seen > last_sequence {
             self.freeze(format!(
                 "a host has seen sequence {seen} and the store is at {last_sequence}: the store lost what it had acknowledged"
@@ -122,6 +149,7 @@ mod tests {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            leaving: false,
             info: HostInfo::default(),
         }
     }
@@ -133,7 +161,7 @@ mod tests {
     #[test]
     fn a_wiped_store_freezes() {
         let mut guard = guard(true);
-        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
         assert!(guard.frozen().is_some_and(|why| why.contains("wiped")));
     }
 
@@ -141,34 +169,59 @@ mod tests {
     fn a_first_host_makes_an_empty_store_a_cluster() {
         let mut guard = guard(true);
         guard.stored(12);
-        assert_eq!(guard.heard(&beat("c1", 11)), Concern::Fine);
-        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert_eq!(guard.heard(&beat("c1", 11), Timestamp(0)), Concern::Fine);
+        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
         assert_eq!(guard.frozen(), None);
     }
 
     #[test]
     fn a_stray_host_does_not_freeze_a_living_cluster() {
         let mut guard = guard(false);
-        assert_eq!(guard.heard(&beat("c0", 3)), Concern::Foreign);
+        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
         assert_eq!(guard.frozen(), None);
     }
 
     #[test]
     fn a_store_that_went_back_freezes() {
         let mut guard = guard(false);
-        assert_eq!(guard.heard(&beat("c1", 10)), Concern::Fine);
-        assert_eq!(guard.heard(&beat("c1", 12)), Concern::Verify(12));
+        assert_eq!(guard.heard(&beat("c1", 10), Timestamp(0)), Concern::Fine);
+        assert_eq!(
+            guard.heard(&beat("c1", 12), Timestamp(0)),
+            Concern::Verify(12)
+        );
         assert!(guard.in_doubt());
         guard.verified(12, 14);
         assert!(!guard.in_doubt() && guard.frozen().is_none());
-        assert_eq!(guard.heard(&beat("c1", 14)), Concern::Fine);
-        assert_eq!(guard.heard(&beat("c1", 20)), Concern::Verify(20));
+        assert_eq!(guard.heard(&beat("c1", 14), Timestamp(0)), Concern::Fine);
+        assert_eq!(
+            guard.heard(&beat("c1", 20), Timestamp(0)),
+            Concern::Verify(20)
+        );
         guard.verified(20, 15);
         assert!(
             guard
                 .frozen()
                 .is_some_and(|why| why.contains("sequence 20"))
         );
+    }
+
+    #[test]
+    fn a_doubt_ends() {
+        let mut guard = guard(false);
+        guard.heard(&beat("c1", 12), Timestamp(1_000));
+        guard.heard(&beat("c1", 15), Timestamp(5_000));
+        assert_eq!(
+            guard.question(),
+            Some(15),
+            "asked even if the host is silent now"
+        );
+        guard.verified(12, 13);
+        assert!(guard.in_doubt(), "nobody has asked about 15");
+        assert!(!guard.doubts_too_long(Timestamp(10_999)));
+        assert!(guard.doubts_too_long(Timestamp(11_000)));
+        guard.verified(15, 15);
+        assert!(!guard.in_doubt() && guard.frozen().is_none());
+        assert!(!guard.doubts_too_long(Timestamp(60_000)));
     }
 
     #[test]

@@ -10,17 +10,19 @@
 //! queues and subscriptions are dropped and made anew.
 
 mod keeper;
+mod rebuild;
+mod restore;
 mod term;
 
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::record::Lease;
+use wasmorch_api::record::{Lease, TermRecord};
 use wasmorch_api::{ClusterId, LeaderId, Term, subjects};
 
 use crate::artifacts::Artifacts;
 use crate::control_loop::End;
-use crate::lease::{LeaseTimes, look_again};
+use crate::lease::{LeaseTimes, Watch, look_again};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::store::{LeaseView, Store, StoreError};
@@ -58,7 +60,16 @@ struct Memory {
 
 impl Memory {
     /// Why the store is not the one that was led before.
-    fn contradicts(&mut self, cluster: &ClusterId) -> Option<String> {
+    fn contradicts(&mut self, term: &TermRecord) -> Option<String> {
+        let cluster = &term.cluster;
+        if self
+            .cluster
+            .as_ref()
+            .is_some_and(|first| term.formerly.contains(first))
+        {
+            // What was led then was empty; it has been recovered since.
+            self.cluster = None;
+        }
         let first = self.cluster.get_or_insert_with(|| cluster.clone());
         (first != cluster).then(|| {
             format!("this controller led cluster {first}, and the store now begins cluster {cluster}: it was wiped")
@@ -87,6 +98,7 @@ impl Controller {
                     tracing::error!(term = %seen, "hosts have seen a later term than the store");
                     memory.floor = memory.floor.max(seen);
                 }
+                Ok(End::Recover(_)) => tracing::error!("a recovered state was not stored"),
                 Err(error) => tracing::warn!(%error, "a term did not begin"),
             }
             if pause(STORE_AGAIN / 4, &shutdown).await {
@@ -97,62 +109,65 @@ impl Controller {
 
     /// Waits for the lease; `None`: told to stop.
     async fn candidate(&mut self, shutdown: &CancellationToken) -> Option<Won> {
-        // Live messages on the key are a hint only: a clean stop is seen at once, and whatever is
-        // missed is found by looking.
+        // Live messages on the key are a hint only: a clean stop is seen at once, a renewal soon after
+        // it was stored, and whatever is missed is found by looking.
         let mut hints = self
             .link
             .subscribe(&subjects::state(subjects::key::LEASE), None)
             .await
             .ok();
         let mut troubled = false;
+        let mut watch = Watch::default();
         loop {
             self.metrics.turned();
             if shutdown.is_cancelled() {
                 return None;
             }
-            let wait = match self.try_lease().await {
+            let wake = match self.try_lease(&mut watch).await {
                 Ok(Some(won)) => return Some(won),
                 Ok(None) => {
                     troubled = false;
-                    look_again(rand::random())
+                    watch.look_at(Instant::now(), look_again(rand::random()), &self.times)
                 }
                 Err(error) => {
                     if !troubled {
                         tracing::warn!(%error, "the store does not answer");
                     }
                     troubled = true;
+                    watch.forget();
                     self.open_again().await;
-                    STORE_AGAIN
+                    Instant::now() + STORE_AGAIN
                 }
             };
             let hint = async {
-                match hints.as_mut() {
-                    // Renewals come every second; only a delete (an empty value) says "free".
-                    Some(hints) => loop {
-                        match hints.next().await {
-                            Some(message) if message.body.is_empty() => return,
-                            Some(_) => {}
-                            None => std::future::pending().await,
-                        }
-                    },
-                    None => std::future::pending().await,
+                let said = match hints.as_mut() {
+                    Some(hints) => hints.next().await,
+                    None => None,
+                };
+                if said.is_none() {
+                    std::future::pending().await
                 }
             };
             tokio::select! {
                 () = shutdown.cancelled() => return None,
                 () = hint => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
             }
         }
     }
 
     /// Takes the lease if it is free, or still in our own name (an earlier write whose answer was
-    /// lost).
-    async fn try_lease(&self) -> Result<Option<Won>, StoreError> {
+    /// lost), or has not been renewed for as long as it lasts.
+    async fn try_lease(&self, watch: &mut Watch) -> Result<Option<Won>, StoreError> {
         let sequence = match self.store.read_lease().await? {
             LeaseView::Free { sequence } => sequence,
             LeaseView::Held { lease, sequence } if lease.leader == self.leader => sequence,
-            LeaseView::Held { .. } => return Ok(None),
+            LeaseView::Held { sequence, .. } => {
+                if !watch.over(sequence, Instant::now(), &self.times) {
+                    return Ok(None);
+                }
+                sequence
+            }
         };
         let lease = Lease {
             leader: self.leader.clone(),

@@ -1,9 +1,21 @@
-//! The lease by the monotonic clock: when to renew it and until when it certainly holds.
+//! The lease by the monotonic clock: until when it certainly holds, and from when on it certainly
+//! does not.
 //!
-//! Pure: instants are arguments. The store ends a lease `ttl` after it has stored the last
-//! renewal, which is never before that renewal was sent. So what was sent at `t` certainly holds
-//! until `t + ttl`, and this side lets go a margin earlier: it has stopped answering before the
-//! store can have given the lease to anyone else.
+//! Pure: instants are arguments. Why no two controllers believe to lead at once:
+//!
+//! - The holder counts from when it *sent* its last renewal, and lets go at `sent + ttl - margin`.
+//! - A candidate counts from when it first *read* the lease at a sequence. What it read had been
+//!   stored, so it had been sent before. When the sequence is still the same at `read + ttl`, the
+//!   holder has let go at least a margin ago, whatever became of it, and the candidate may take the
+//!   lease: by a write that expects that very sequence, so that a renewal on its way, or another
+//!   candidate, makes it fail. The margin covers clocks that run at different speeds (15 %).
+//! - The store's own TTL ends a lease that nobody watched. It counts from when the renewal was
+//!   stored, which is after it was sent, and never ends it early. It alone would do; but the server
+//!   looks for what has expired once a second, so it would cost up to a second more.
+//!
+//! None of this keeps state safe (a process may be frozen between a look at its clock and its next
+//! step): that is the fence in every write. The lease keeps answers to one leader, and changes of
+//! leader few.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,8 +23,8 @@ use std::time::{Duration, Instant};
 /// The lease's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
-    /// How long the store keeps it without a renewal. Whole seconds: a message's TTL has no finer
-    /// grain.
+    /// How long it lasts without a renewal. The store's TTL is this in whole seconds, rounded up: a
+    /// message's TTL has no finer grain.
     pub ttl: Duration,
     /// How often it is renewed.
     pub renew_every: Duration,
@@ -21,11 +33,12 @@ pub struct LeaseTimes {
 }
 
 impl Default for LeaseTimes {
-    /// 3 s, renewed every second: a renewal may be lost, and a dead leader is replaced in about 3 s.
+    /// 2 s, renewed every half: two renewals may be lost, and a dead leader is replaced between 1.5 s
+    /// and 2.1 s after its death, however soon before it has renewed.
     fn default() -> Self {
         Self {
-            ttl: Duration::from_secs(3),
-            renew_every: Duration::from_secs(1),
+            ttl: Duration::from_secs(2),
+            renew_every: Duration::from_millis(500),
             margin: Duration::from_millis(300),
         }
     }
@@ -34,12 +47,45 @@ impl Default for LeaseTimes {
 impl LeaseTimes {
     /// The value of the TTL header.
     pub(crate) fn ttl_header(&self) -> String {
-        format!("{}s", self.ttl.as_secs().max(1))
+        format!("{}s", self.ttl.as_millis().div_ceil(1_000).max(1))
     }
 
     /// Until when a write that was sent then certainly holds.
     fn holds_until(&self, sent: Instant) -> Instant {
-        sent + Duration::from_secs(self.ttl.as_secs().max(1)).saturating_sub(self.margin)
+        sent + self.ttl.saturating_sub(self.margin)
+    }
+}
+
+/// What a candidate has seen of another's lease.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// The last sequence, and when it was first read.
+    seen: Option<(u64, Instant)>,
+}
+
+impl Watch {
+    /// The lease has been read, held by another, at `now`. `true`: it is over, and may be taken by a
+    /// write that expects `sequence`.
+    pub(crate) fn over(&mut self, sequence: u64, now: Instant, times: &LeaseTimes) -> bool {
+        match self.seen {
+            Some((seen, at)) if seen == sequence => now >= at + times.ttl,
+            _ => {
+                self.seen = Some((sequence, now));
+                false
+            }
+        }
+    }
+
+    /// When to look again: at the end of what is watched, or after `at_most`.
+    pub(crate) fn look_at(&self, now: Instant, at_most: Duration, times: &LeaseTimes) -> Instant {
+        let latest = now + at_most;
+        self.seen
+            .map_or(latest, |(_, at)| latest.min((at + times.ttl).max(now)))
+    }
+
+    /// The lease was free, or the store did not say.
+    pub(crate) fn forget(&mut self) {
+        self.seen = None;
     }
 }
 
@@ -125,8 +171,8 @@ mod tests {
         let times = LeaseTimes::default();
         let clock = LeaseClock::won(times, sent);
         assert!(clock.holds(sent));
-        assert!(clock.holds(sent + ms(2_699)));
-        assert!(!clock.holds(sent + ms(2_700)));
+        assert!(clock.holds(sent + ms(1_699)));
+        assert!(!clock.holds(sent + ms(1_700)));
         assert!(clock.holds_until() + times.margin <= sent + times.ttl);
     }
 
@@ -134,11 +180,11 @@ mod tests {
     fn a_renewal_counts_from_when_it_was_sent() {
         let sent = Instant::now();
         let clock = LeaseClock::won(LeaseTimes::default(), sent);
+        assert_eq!(clock.renewal_due(), sent + ms(500));
+        clock.renewed(sent + ms(500), sent + ms(1_400));
+        assert!(clock.holds(sent + ms(2_199)));
+        assert!(!clock.holds(sent + ms(2_200)));
         assert_eq!(clock.renewal_due(), sent + ms(1_000));
-        clock.renewed(sent + ms(1_000), sent + ms(1_900));
-        assert!(clock.holds(sent + ms(3_699)));
-        assert!(!clock.holds(sent + ms(3_700)));
-        assert_eq!(clock.renewal_due(), sent + ms(2_000));
     }
 
     #[test]
@@ -162,19 +208,56 @@ mod tests {
         let clock = LeaseClock::won(LeaseTimes::default(), sent);
         clock.renewed(sent + ms(1_000), sent + ms(1_001));
         clock.renewed(sent + ms(500), sent + ms(1_002));
-        assert_eq!(clock.holds_until(), sent + ms(3_700));
+        assert_eq!(clock.holds_until(), sent + ms(2_700));
     }
 
     #[test]
-    fn times_below_a_second_are_taken_as_one() {
-        let times = LeaseTimes {
-            ttl: ms(200),
-            renew_every: ms(50),
-            margin: ms(10),
-        };
-        assert_eq!(times.ttl_header(), "1s");
+    fn the_store_never_ends_it_before_its_holder_does() {
+        for (ttl, header) in [(200, "1s"), (1_000, "1s"), (1_200, "2s"), (2_000, "2s")] {
+            let times = LeaseTimes {
+                ttl: ms(ttl),
+                renew_every: ms(50),
+                margin: ms(10),
+            };
+            assert_eq!(times.ttl_header(), header);
+            let sent = Instant::now();
+            assert!(!LeaseClock::won(times, sent).holds(sent + ms(ttl)));
+        }
+    }
+
+    #[test]
+    fn a_candidate_takes_only_what_its_holder_has_let_go() {
+        let times = LeaseTimes::default();
         let sent = Instant::now();
-        assert!(LeaseClock::won(times, sent).holds(sent + ms(900)));
+        let holder = LeaseClock::won(times, sent);
+        let mut watch = Watch::default();
+        // Read long after it was stored: only what was seen counts.
+        let read = sent + ms(400);
+        assert!(!watch.over(7, read, &times));
+        assert!(!watch.over(7, read + ms(1_999), &times));
+        assert!(watch.over(7, read + ms(2_000), &times));
+        assert!(!holder.holds(read + ms(2_000) - times.margin));
+        // A renewal begins it anew.
+        assert!(!watch.over(8, read + ms(2_100), &times));
+        assert!(!watch.over(8, read + ms(4_000), &times));
+        assert!(watch.over(8, read + ms(4_100), &times));
+        watch.forget();
+        assert!(!watch.over(8, read + ms(4_200), &times));
+    }
+
+    #[test]
+    fn a_candidate_looks_again_when_the_lease_would_be_over() {
+        let times = LeaseTimes::default();
+        let now = Instant::now();
+        let mut watch = Watch::default();
+        assert_eq!(watch.look_at(now, ms(300), &times), now + ms(300));
+        watch.over(7, now, &times);
+        let later = now + ms(1_900);
+        assert_eq!(watch.look_at(later, ms(300), &times), now + ms(2_000));
+        assert_eq!(
+            watch.look_at(now + ms(3_000), ms(300), &times),
+            now + ms(3_000)
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod leader;
 pub mod lease;
 pub mod link;
 mod metrics;
+mod recover;
 pub mod store;
 
 /// The pure parts of the shell, for the simulator in `tests/sim`: it drives these very ones.

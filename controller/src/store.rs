@@ -12,6 +12,7 @@ mod batch;
 mod leadership;
 mod load;
 mod objects;
+mod rebuild;
 mod setup;
 
 use async_nats::jetstream;

@@ -88,6 +88,8 @@ pub struct Agent {
     set: Option<PlacementSet>,
     sequence: u64,
     seen_term: Term,
+    /// The latest term whose sequence in the store is known, and that sequence.
+    fence: (Term, u64),
     placements: BTreeMap<PlacementKey, Placement>,
     fetches: Fetches,
     timers: BTreeSet<(Timestamp, Timer)>,
@@ -111,6 +113,7 @@ impl Agent {
             set: None,
             sequence: 0,
             seen_term: Term(0),
+            fence: (Term(0), 0),
             placements: BTreeMap::new(),
             fetches: Fetches::default(),
             timers: BTreeSet::new(),
@@ -187,6 +190,10 @@ impl Agent {
             Event::Runner(message) => self.runner_said(message, now),
             Event::RunnerDied { reason } => self.runner_died(&reason, now),
             Event::Connected { cluster, term } => self.connected(cluster, term, now),
+            Event::Term { term, fence } => {
+                self.seen_term = self.seen_term.max(term);
+                self.fence = self.fence.max((term, fence));
+            }
             Event::Disconnected | Event::Tick => {}
             Event::Shutdown { deadline } => self.shut_down(deadline, now),
         }

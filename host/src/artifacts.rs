@@ -118,6 +118,16 @@ impl Artifacts {
         Ok(path)
     }
 
+    /// Where an artifact lies whose bytes have just been hashed; `None`: the cache has none.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub(crate) async fn own(&self, digest: &Digest) -> Result<Option<PathBuf>, FetchError> {
+        let path = self.folder.join(digest.hex());
+        Ok(self.cached(digest, &path).await?.then_some(path))
+    }
+
     async fn cached(&self, digest: &Digest, path: &Path) -> Result<bool, FetchError> {
         let (wanted, file) = (digest.clone(), path.to_owned());
         let hashed = tokio::task::spawn_blocking(move || hash_file(&file)).await;

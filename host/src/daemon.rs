@@ -109,10 +109,11 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let logs = LogStore::start(disk.data.logs());
     let (events, link_events) = mpsc::channel(LINK_QUEUE);
     let (pulse, beats) = watch::channel(None);
+    let artifacts = Artifacts::new(disk.data.artifacts());
     let started = Link::start(
         &config.nats,
         listening.host.clone(),
-        logs.reader(),
+        (logs.reader(), artifacts.clone()),
         events,
         beats,
     )
@@ -130,7 +131,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let admin = tokio::spawn(admin::serve(admin, views.clone(), stop_admin.clone()));
     let driver = Driver::new(Parts {
         agent: disk.agent(),
-        artifacts: Artifacts::new(disk.data.artifacts()),
+        artifacts,
         data: disk.data.clone(),
         host: disk.host,
         tables: disk.tables,

@@ -82,6 +82,8 @@ pub(crate) struct Driver {
     foreign: bool,
     /// The placements on disk are not those in force: the next tick writes them again.
     unwritten: bool,
+    /// The leader is to be told at once that this host leaves.
+    say_leaving: bool,
     /// Set while the daemon ends: when it ends at the latest.
     ends_at: Option<Instant>,
 }
@@ -109,6 +111,7 @@ impl Driver {
             pruned: Instant::now(),
             foreign: false,
             unwritten: false,
+            say_leaving: false,
             ends_at: None,
         }
     }
@@ -185,57 +188,72 @@ impl Driver {
 
     fn take(&mut self, input: Input, events: &mut Vec<Event>) {
         match input {
-            Input::Link(event) => events.extend(self.link_said(event)),
+            Input::Link(event) => self.link_said(event, events),
             Input::Runner(said) => events.extend(self.runner_said(said)),
             Input::Fetched(event) => events.push(event),
             Input::Due | Input::Tick => events.push(Event::Tick),
             Input::Shutdown => {
                 tracing::info!("shutting down: draining");
+                self.say_leaving = true;
                 self.ends_at = Some(Instant::now() + DRAIN + DRAIN_GRACE);
                 events.push(Event::Shutdown { deadline: DRAIN });
             }
         }
     }
 
-    fn link_said(&mut self, event: LinkEvent) -> Option<Event> {
+    fn link_said(&mut self, event: LinkEvent, events: &mut Vec<Event>) {
         match event {
             LinkEvent::Connected {
                 cluster,
                 term,
                 leader,
+                fence,
             } => {
                 self.view.nats = true;
                 self.view.leader = Some(leader);
                 // A host without a cluster takes the first that it meets.
                 let ours = self.parts.agent.cluster();
                 self.foreign = ours.is_some_and(|ours| *ours != cluster);
-                Some(Event::Connected { cluster, term })
+                events.push(Event::Connected { cluster, term });
+                if !self.foreign {
+                    events.push(Event::Term { term, fence });
+                }
+            }
+            // Another cluster's terms are none of this host's.
+            LinkEvent::Term { .. } if self.foreign => {}
+            LinkEvent::Term {
+                term,
+                leader,
+                fence,
+            } => {
+                self.view.leader = Some(leader);
+                events.push(Event::Term { term, fence });
             }
             LinkEvent::Disconnected => {
                 self.view.nats = false;
-                Some(Event::Disconnected)
+                events.push(Event::Disconnected);
             }
-            LinkEvent::Set { set, sequence } => Some(Event::Set { set, sequence }),
-            LinkEvent::NoSet => Some(Event::NoSet),
+            LinkEvent::Set { set, sequence } => events.push(Event::Set { set, sequence }),
+            LinkEvent::NoSet => events.push(Event::NoSet),
             // Even a deletion, which names no cluster, and a full reading, which shows none of ours.
-            LinkEvent::Table(_) | LinkEvent::Tables { .. } if self.foreign => None,
+            LinkEvent::Table(_) | LinkEvent::Tables { .. } if self.foreign => {}
             LinkEvent::Table(change) => {
                 if self.is_ours(&change) {
                     let news = self.parts.tables.change(change);
                     news.into_iter()
                         .for_each(|message| self.parts.keeper.send(message));
                 }
-                None
             }
             LinkEvent::Tables { read, as_of } => {
                 let message = self.parts.tables.replace(read, as_of);
                 self.parts.keeper.send(message);
-                None
             }
             LinkEvent::Status { cursor, reply } => {
                 // Who asked may be gone.
                 let _ = reply.send(self.parts.agent.status_page(cursor.as_deref()));
-                None
+            }
+            LinkEvent::Held { cursor, reply } => {
+                let _ = reply.send(self.parts.agent.held_page(cursor.as_deref()));
             }
         }
     }
@@ -286,9 +304,14 @@ impl Driver {
             self.carry_out(effect).await;
         }
         let agent = &self.parts.agent;
-        self.parts
-            .pulse
-            .send_replace(agent.heartbeat(&self.parts.info, self.view.table_seq));
+        let heartbeat = agent.heartbeat(&self.parts.info, self.view.table_seq);
+        if std::mem::take(&mut self.say_leaving)
+            && let Some(heartbeat) = &heartbeat
+        {
+            // The next beat may come too late: a host without replicas is gone before it.
+            self.parts.link.beat_now(heartbeat);
+        }
+        self.parts.pulse.send_replace(heartbeat);
         let (term, _) = agent.term();
         self.view.term = term;
         self.view.pulse = agent.pulse();

@@ -22,10 +22,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasmorch_api::messages::HeldReply;
 use wasmorch_api::{
     ClusterId, Heartbeat, HostId, LeaderId, NatsOptions, PlacementSet, StatusReport, Term, subjects,
 };
 
+use crate::artifacts::Artifacts;
 use crate::logs::LogReader;
 use crate::tables::{TableChange, TablesFile};
 
@@ -88,6 +90,17 @@ pub(crate) enum LinkEvent {
         term: Term,
         /// Its leader.
         leader: LeaderId,
+        /// The sequence at which it began.
+        fence: u64,
+    },
+    /// Another term of the same cluster has begun.
+    Term {
+        /// The term in force.
+        term: Term,
+        /// Its leader.
+        leader: LeaderId,
+        /// The sequence at which it began.
+        fence: u64,
     },
     /// The server is out of reach.
     Disconnected,
@@ -115,6 +128,13 @@ pub(crate) enum LinkEvent {
         cursor: Option<String>,
         /// The answer; `None` before the host belongs to a cluster.
         reply: oneshot::Sender<Option<StatusReport>>,
+    },
+    /// Somebody asks for the set that the host holds.
+    Held {
+        /// From a page before.
+        cursor: Option<String>,
+        /// The answer; `None` before the host belongs to a cluster.
+        reply: oneshot::Sender<Option<HeldReply>>,
     },
 }
 
@@ -154,6 +174,8 @@ struct Shared {
     behind: Notify,
     /// The leader says that the host should hold at least this.
     wanted_sequence: AtomicU64,
+    /// The leader says that this term has begun.
+    wanted_term: AtomicU64,
     /// The daemon ends: a lost connection is no news.
     ending: AtomicBool,
 }
@@ -167,7 +189,7 @@ impl Link {
     pub(crate) async fn start(
         options: &NatsOptions,
         host: HostId,
-        logs: LogReader,
+        (logs, artifacts): (LogReader, Artifacts),
         events: mpsc::Sender<LinkEvent>,
         pulse: watch::Receiver<Option<Heartbeat>>,
     ) -> Result<(Self, LinkTasks), LinkError> {
@@ -176,6 +198,7 @@ impl Link {
             lost: Notify::new(),
             behind: Notify::new(),
             wanted_sequence: AtomicU64::new(0),
+            wanted_term: AtomicU64::new(0),
             ending: AtomicBool::new(false),
         });
         let client = connect(options, &host, shared.clone()).await?;
@@ -201,13 +224,14 @@ impl Link {
             tasks.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
         };
         let subscriptions = serve::Subscriptions::open(&link).await;
-        let listening = serve::listen(
-            link.clone(),
-            subscriptions,
-            shared.clone(),
-            events.clone(),
+        let answers = serve::Answers {
+            link: link.clone(),
+            shared: shared.clone(),
+            events: events.clone(),
             logs,
-        );
+            artifacts,
+        };
+        let listening = serve::listen(answers, subscriptions);
         owned(listening.boxed());
         owned(follow(link.clone(), shared.clone(), events).boxed());
         owned(beat(link.clone(), pulse).boxed());
@@ -235,6 +259,12 @@ impl Link {
         // Unconstrained: a used-up budget of the calling task is no clogged connection.
         let publish = tokio::task::unconstrained(self.client.publish(subject, body.into()));
         matches!(publish.now_or_never(), Some(Ok(())))
+    }
+
+    /// Tells the leader of this heartbeat besides those of every second.
+    pub(crate) fn beat_now(&self, heartbeat: &Heartbeat) -> bool {
+        let body = serde_json::to_vec(heartbeat);
+        body.is_ok_and(|body| self.tell(subjects::heartbeat(&self.host), body))
     }
 
     /// Tells the leader of changes.
@@ -347,6 +377,12 @@ async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>
         }
         let wanted = shared.wanted_sequence.load(Ordering::Relaxed);
         read = read.filter(|(_, at)| at.elapsed() < SYNC_EVERY);
+        let told_term = shared.wanted_term.load(Ordering::Relaxed);
+        if let Some((reading, _)) = &mut read
+            && !link.follow_term(reading, told_term, &events).await
+        {
+            read = None;
+        }
         let result = match &mut read {
             Some((reading, _)) => link.catch_up(reading, wanted, &events).await,
             None => {
@@ -422,6 +458,10 @@ impl Shared {
         self.wanted_sequence.fetch_max(sequence, Ordering::Relaxed);
         self.behind.notify_one();
     }
+
+    fn note_term(&self, term: Term) {
+        self.wanted_term.fetch_max(term.0, Ordering::Relaxed);
+    }
 }
 
 /// A URL fit for messages and logs.
@@ -455,8 +495,11 @@ mod tests {
         let start = |options: NatsOptions| async move {
             let (events, _) = mpsc::channel(1);
             let (_, pulse) = watch::channel(None);
-            let logs = LogReader::new(PathBuf::new());
-            Link::start(&options, "h1".parse().unwrap(), logs, events, pulse).await
+            let files = (
+                LogReader::new(PathBuf::new()),
+                Artifacts::new(PathBuf::from("/nonexistent")),
+            );
+            Link::start(&options, "h1".parse().unwrap(), files, events, pulse).await
         };
         let options = |url: &str| NatsOptions {
             url: url.into(),

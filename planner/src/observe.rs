@@ -106,13 +106,23 @@ impl Cluster {
             let reason = format!("{name} joined");
             out.events
                 .push(EventDraft::cluster(EventKind::HostJoined, reason).host(&beat.host));
-        } else if host.state != HostState::Alive {
+        } else if beat.leaving && host.state != HostState::Dead {
+            let reason = format!("{name} shuts down");
+            out.events
+                .push(EventDraft::cluster(EventKind::HostDead, reason).host(&beat.host));
+            out.changed = true;
+        } else if !beat.leaving && host.state != HostState::Alive {
             let reason = format!("{name} was {} and is heard again", host.state);
             out.events
                 .push(EventDraft::cluster(EventKind::HostReturned, reason).host(&beat.host));
             out.changed = true;
         }
-        host.state = HostState::Alive;
+        // One that says that it leaves is as good as gone: no silence has to prove it.
+        host.state = if beat.leaving {
+            HostState::Dead
+        } else {
+            HostState::Alive
+        };
         let may_ask = now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS;
         if may_ask && (!host.synced || beat.status_seq > host.status_seq) {
             host.asked = now;

@@ -161,6 +161,7 @@ impl World {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            leaving: false,
             info: HostInfo {
                 name: Name::nearest(id.as_str()).unwrap(),
                 http: "127.0.0.1:8080".into(),

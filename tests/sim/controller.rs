@@ -251,6 +251,7 @@ impl World {
                 term: Term(0),
                 leader,
                 at: self.clock(),
+                formerly: Vec::new(),
             };
             let purpose = Purpose::Load { record, fence: 0 };
             self.ask_store(at, purpose, Op::Load { fence: 0 }, PATIENCE);
@@ -345,6 +346,7 @@ impl World {
             term: last.max(controller.floor).next(),
             leader: controller.leader.clone(),
             at: self.controller_clock(at),
+            formerly: Vec::new(),
         };
         let op = Op::WriteTerm {
             record: record.clone(),

@@ -147,6 +147,7 @@ impl World {
             if self.now >= leading.next_tick {
                 leading.next_tick = self.now + TICK;
                 self.observe(at, Observation::Tick, self.controller_clock(at));
+                self.settle_doubt(at);
                 continue;
             }
             let due = leading.pace.due();
@@ -163,6 +164,22 @@ impl World {
         self.wake_controller(at, time.max(self.now + 1), Wake::Loop(ticket));
     }
 
+    /// A doubt is asked about again with every tick: whoever raised it may be silent by now.
+    fn settle_doubt(&mut self, at: usize) {
+        let leading = leading!(self, at);
+        if let Some(seen) = leading.guard.question() {
+            self.verify_sequence(at, seen);
+        }
+    }
+
+    fn verify_sequence(&mut self, at: usize, seen: u64) {
+        let leading = leading!(self, at);
+        if !std::mem::replace(&mut leading.finding, true) {
+            let purpose = Purpose::LastSequence(seen);
+            self.ask_store(at, purpose, Op::LastSequence, PATIENCE);
+        }
+    }
+
     // What hosts say.
 
     fn hear(&mut self, at: usize, what: Observation, when: Timestamp) {
@@ -170,14 +187,11 @@ impl World {
         let leading = leading!(self, at);
         match &what {
             Observation::Heartbeat(beat) => {
-                match leading.guard.heard(beat) {
+                match leading.guard.heard(beat, when) {
                     Concern::Fine => {}
                     Concern::Foreign => return,
                     Concern::Verify(seen) => {
-                        if !std::mem::replace(&mut leading.finding, true) {
-                            let purpose = Purpose::LastSequence(seen);
-                            self.ask_store(at, purpose, Op::LastSequence, PATIENCE);
-                        }
+                        self.verify_sequence(at, seen);
                     }
                 }
                 let leading = leading!(self, at);

@@ -4,6 +4,7 @@
 //! conditions with a deadline and never for time to pass.
 
 pub mod creds;
+pub mod daemons;
 pub mod http;
 pub mod nats;
 pub mod nats_client;
@@ -70,4 +71,10 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         );
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// Shows a figure that a test measured (with `--nocapture`).
+pub fn measured(text: &str) {
+    // A figure is a courtesy: a closed stderr fails no test.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
 }

@@ -1,5 +1,6 @@
-//! A nats-server of the test's own.
+//! A nats-server of the test's own, or three of them as one cluster.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -40,6 +41,31 @@ impl Nats {
     /// A server with JetStream in `folder`, on a port the system picks.
     pub fn start(folder: &Path) -> Self {
         Self::begin(folder, Some(""), "")
+    }
+
+    /// `count` servers with JetStream that form one cluster.
+    pub fn cluster(folder: &Path, count: usize) -> Vec<Self> {
+        // Routes must be known beforehand. All are held at once, so that they differ.
+        let held: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free"))
+            .collect();
+        let ports: Vec<u16> = held
+            .iter()
+            .map(|listener| listener.local_addr().expect("it is bound").port())
+            .collect();
+        drop(held);
+        let routes: Vec<String> = ports
+            .iter()
+            .map(|port| format!("\"nats://127.0.0.1:{port}\""))
+            .collect();
+        let routes = routes.join(", ");
+        let server = |(n, port): (usize, &u16)| {
+            let more = format!(
+                "server_name: n{n}\ncluster {{ name: test, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}\n"
+            );
+            Self::begin(&folder.join(format!("n{n}")), Some(""), &more)
+        };
+        ports.iter().enumerate().map(server).collect()
     }
 
     /// A server without JetStream.
@@ -87,6 +113,16 @@ impl Nats {
         self.process.as_ref().expect("the server runs")
     }
 
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Where JetStream keeps everything.
+    pub fn store(&self) -> PathBuf {
+        self.folder.join("store")
+    }
+
     /// Starts it on the same port from the same data.
     pub fn start_again(&mut self) {
         let ports = self.folder.join("ports");
@@ -96,7 +132,7 @@ impl Nats {
         let jetstream = if let Some(more) = &self.jetstream {
             format!(
                 "jetstream {{ store_dir: \"{}\", sync_interval: always{more} }}\n",
-                self.folder.join("store").display()
+                self.store().display()
             )
         } else {
             String::new()

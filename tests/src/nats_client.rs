@@ -20,11 +20,12 @@ impl Client {
             .enable_all()
             .build()
             .expect("a runtime starts");
+        let servers: Vec<&str> = url.split(',').collect();
         let client = runtime
             .block_on(
                 async_nats::ConnectOptions::new()
                     .request_timeout(Some(Duration::from_secs(30)))
-                    .connect(url),
+                    .connect(servers),
             )
             .unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"));
         Self { runtime, client }
@@ -114,5 +115,143 @@ impl Client {
                 .await
                 .expect("the object is stored");
         });
+    }
+}
+
+/// A subscription.
+pub struct Messages<'a> {
+    client: &'a Client,
+    messages: async_nats::Subscriber,
+}
+
+impl Messages<'_> {
+    /// The next message, as JSON.
+    pub fn next(&mut self, patience: Duration) -> Option<Value> {
+        use futures::StreamExt as _;
+        let next = async { tokio::time::timeout(patience, self.messages.next()).await };
+        let message = self.client.runtime.block_on(next).ok()??;
+        serde_json::from_slice(&message.payload).ok()
+    }
+}
+
+/// A value of the state bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The value.
+    pub value: Value,
+    /// Its sequence.
+    pub sequence: u64,
+}
+
+impl Client {
+    /// Request and reply in JSON, once: `None` when there is nobody, or no answer within `patience`.
+    pub fn ask(&self, subject: &str, body: &Value, patience: Duration) -> Option<Value> {
+        let request = async_nats::Request::new()
+            .payload(body.to_string().into())
+            .timeout(Some(patience));
+        let asked = self.client.send_request(subject.to_owned(), request);
+        let reply = self.runtime.block_on(asked).ok()?;
+        serde_json::from_slice(&reply.payload).ok()
+    }
+
+    /// A key of the state bucket; `None`: there is none.
+    pub fn kept(&self, key: &str) -> Option<Kept> {
+        self.runtime.block_on(async {
+            let context = async_nats::jetstream::new(self.client.clone());
+            let bucket = context.get_key_value("wasmorch_state").await.ok()?;
+            let entry = bucket.entry(key).await.ok()??;
+            let value = serde_json::from_slice(&entry.value).ok()?;
+            let sequence = entry.revision;
+            Some(Kept { value, sequence })
+        })
+    }
+
+    /// Every key of the state bucket that begins with one of these, with its sequence.
+    #[track_caller]
+    pub fn keys(&self, prefixes: &[&str]) -> Vec<(String, u64)> {
+        use futures::TryStreamExt as _;
+        self.runtime.block_on(async {
+            let context = async_nats::jetstream::new(self.client.clone());
+            let bucket = context
+                .get_key_value("wasmorch_state")
+                .await
+                .expect("the bucket is there");
+            let keys = bucket.keys().await.expect("its keys are listed");
+            let mut keys: Vec<String> = keys.try_collect().await.expect("its keys are listed");
+            keys.retain(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)));
+            keys.sort();
+            let mut found = Vec::new();
+            for key in keys {
+                let entry = bucket.entry(&key).await.expect("a key is read");
+                found.extend(entry.map(|entry| (key, entry.revision)));
+            }
+            found
+        })
+    }
+
+    /// A raw write to a stream with headers: its acknowledgement, or the stream's refusal.
+    #[track_caller]
+    pub fn put(&self, subject: &str, headers: &[(&str, &str)], body: &[u8]) -> Value {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        let body = bytes::Bytes::copy_from_slice(body);
+        let asked = self
+            .client
+            .request_with_headers(subject.to_owned(), map, body);
+        let reply = self.runtime.block_on(asked).expect("the stream answers");
+        serde_json::from_slice(&reply.payload).expect("an acknowledgement is JSON")
+    }
+
+    /// Publishes with headers and flushes.
+    pub fn say(&self, subject: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        let body = bytes::Bytes::copy_from_slice(body);
+        self.runtime.block_on(async {
+            self.client
+                .publish_with_headers(subject.to_owned(), map, body)
+                .await
+                .expect("publishes");
+            self.client.flush().await.expect("flushes");
+        });
+    }
+
+    /// Follows a subject from now on.
+    #[track_caller]
+    pub fn subscribe(&self, subject: &str) -> Messages<'_> {
+        let messages = self.runtime.block_on(async {
+            let messages = self.client.subscribe(subject.to_owned()).await;
+            self.client.flush().await.expect("flushes");
+            messages.expect("subscribes")
+        });
+        Messages {
+            client: self,
+            messages,
+        }
+    }
+
+    /// What a stream says of itself.
+    pub fn stream(&self, name: &str) -> Option<Value> {
+        let subject = format!("$JS.API.STREAM.INFO.{name}");
+        let info = self.ask(&subject, &Value::Null, Duration::from_secs(2))?;
+        info["error"].is_null().then_some(info)
+    }
+
+    /// The last event of a kind about the whole cluster.
+    pub fn last_event(&self, kind: &str) -> Option<Value> {
+        self.runtime.block_on(async {
+            let context = async_nats::jetstream::new(self.client.clone());
+            let stream = context.get_stream("wasmorch_events").await.ok()?;
+            let subject = format!("wasmorch.v1.events._.{kind}");
+            let message = stream
+                .get_last_raw_message_by_subject(&subject)
+                .await
+                .ok()?;
+            serde_json::from_slice(&message.payload).ok()
+        })
     }
 }

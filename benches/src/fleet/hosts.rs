@@ -189,6 +189,7 @@ impl Fleet {
                 memory_bytes: 0,
                 cpu_millis: 0,
                 replicas: pulse.replicas,
+                leaving: false,
                 info: host.info.clone(),
             };
             let body = serde_json::to_vec(&beat)?;

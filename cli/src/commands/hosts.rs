@@ -32,8 +32,6 @@ pub(crate) async fn run(ctx: &Context, command: Command) -> Result<Exit, CliErro
             ..CliError::not_yet("drain")
         }),
         Command::Rebalance { .. } => Err(CliError::not_yet("rebalance")),
-        Command::Backup { .. } => Err(CliError::not_yet("backup")),
-        Command::Recover { .. } => Err(CliError::not_yet("recover")),
         other => Err(CliError::bug("no such command", format!("{other:?}"))),
     }
 }

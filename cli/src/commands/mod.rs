@@ -11,6 +11,7 @@ mod inspect;
 mod interrupt;
 mod logs;
 mod plan;
+mod recover;
 mod rollout;
 mod run;
 mod show;
@@ -130,6 +131,8 @@ async fn simple(ctx: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Rm { target, data } => changes::rm(ctx, &target, data).await,
         Command::Rollout(args) => rollout::act(ctx, &args).await,
         Command::Env => hosts::env(ctx),
+        Command::Backup { file } => recover::backup(ctx, &file).await,
+        Command::Recover { file } => recover::recover(ctx, file.as_deref()).await,
         command => hosts::run(ctx, command).await,
     }
 }

@@ -4,6 +4,7 @@
 //! the user gave (`--timeout`).
 
 mod events;
+mod state;
 mod upload;
 
 use std::time::Duration;
@@ -155,9 +156,24 @@ impl Link {
         verb: &str,
         request: &Q,
     ) -> Result<R, CliError> {
+        self.call_host_within(host, verb, request, self.timeout.min(ATTEMPT))
+            .await
+    }
+
+    /// Asks one host for something that takes its time.
+    pub(crate) async fn call_host_within<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        host: &HostId,
+        verb: &str,
+        request: &Q,
+        wait: Duration,
+    ) -> Result<R, CliError> {
         let body = Bytes::from(to_json(request)?);
-        let asked = self.client.request(subjects::host(host, verb), body);
-        match timeout(self.timeout.min(ATTEMPT), asked).await {
+        let request = async_nats::Request::new().payload(body).timeout(Some(wait));
+        let asked = self
+            .client
+            .send_request(subjects::host(host, verb), request);
+        match timeout(wait, asked).await {
             Ok(Ok(message)) => read_reply(&message.payload),
             Ok(Err(error)) => Err(CliError::new(
                 Exit::UNAVAILABLE,

@@ -247,13 +247,14 @@ impl Up {
         }
     }
 
-    /// Hosts first, while the leader can still see them go; the store last.
+    /// The controller first: a leader that sees hosts go would move their replicas to those that go
+    /// next. The store last.
     async fn shut_down(&mut self, ctx: &Context) {
-        for late in self.parts.stop_hosts().await {
-            ctx.out.note(&format!("{late} did not stop in time"));
-        }
         if !self.parts.stop_controller().await {
             ctx.out.note("the controller did not stop in time");
+        }
+        for late in self.parts.stop_hosts().await {
+            ctx.out.note(&format!("{late} did not stop in time"));
         }
         if let Some(server) = self.server.take() {
             server.stop().await;

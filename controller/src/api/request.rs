@@ -4,8 +4,8 @@
 
 use serde::de::DeserializeOwned;
 use wasmorch_api::messages::{
-    ChangeRequest, DeployRequest, Empty, HostRequest, ListRequest, RolloutRequest, WhyRequest,
-    WorkloadRequest,
+    ChangeRequest, DeployRequest, Empty, HostRequest, ListRequest, RecoverRequest, RolloutRequest,
+    WhyRequest, WorkloadRequest,
 };
 use wasmorch_api::{ApiError, ErrorCode, Name, Problem, RequestId, manifest, subjects};
 
@@ -28,6 +28,8 @@ pub(crate) enum Request {
     Why(WhyRequest),
     /// Verbs about hosts.
     Host(HostRequest),
+    /// `recover`.
+    Recover(RecoverRequest),
     /// `version`.
     Nothing,
 }
@@ -40,6 +42,7 @@ impl Request {
             Self::Change(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Rollout(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Host(request) => (request.request_id.as_ref(), request.by.as_deref()),
+            Self::Recover(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::List(_) | Self::Workload(_) | Self::Why(_) | Self::Nothing => (None, None),
         }
     }
@@ -120,12 +123,10 @@ pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
         }
         Verb::Rollback | Verb::Rollout => Request::Rollout(json(verb, body)?),
         Verb::Why => Request::Why(json(verb, body)?),
-        Verb::Cordon
-        | Verb::Uncordon
-        | Verb::Drain
-        | Verb::HostRm
-        | Verb::Rebalance
-        | Verb::Recover => Request::Host(json(verb, body)?),
+        Verb::Cordon | Verb::Uncordon | Verb::Drain | Verb::HostRm | Verb::Rebalance => {
+            Request::Host(json(verb, body)?)
+        }
+        Verb::Recover => Request::Recover(json(verb, body)?),
         Verb::Version => {
             json::<Empty>(verb, body)?;
             Request::Nothing

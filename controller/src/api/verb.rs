@@ -89,8 +89,36 @@ impl Verb {
         }
     }
 
-    pub(super) fn parse(word: &str) -> Option<Self> {
+    pub(crate) fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| verb.as_str() == word)
+    }
+
+    /// Whether it may change anything.
+    pub(crate) const fn writes(self) -> bool {
+        !matches!(
+            self,
+            Self::Plan
+                | Self::List
+                | Self::Status
+                | Self::History
+                | Self::Why
+                | Self::Hosts
+                | Self::Version
+        )
+    }
+
+    /// Whether what it writes may leave no record behind that could keep its answer.
+    pub(crate) const fn leaves_no_record(self) -> bool {
+        matches!(
+            self,
+            Self::Rm
+                | Self::Cordon
+                | Self::Uncordon
+                | Self::Drain
+                | Self::HostRm
+                | Self::Rebalance
+                | Self::Recover
+        )
     }
 
     /// Its place in [`Self::ALL`].

@@ -2,6 +2,7 @@
 
 use wasmorch_api::{ApiError, ErrorCode, Term};
 
+use super::Recovery;
 use crate::api::stepping_down;
 use crate::store::StoreError;
 
@@ -16,6 +17,8 @@ pub(crate) enum End {
     Unsure(StoreError),
     /// A host has seen a later term than the store holds: the next term must be later still.
     Behind(Term),
+    /// The state is to be stored anew.
+    Recover(Box<Recovery>),
 }
 
 /// Tells whoever waits, and whether leadership ends with it.

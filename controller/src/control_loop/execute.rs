@@ -2,16 +2,14 @@
 //!
 //! Pure: the planner's commands and queries behind the API's verbs, and the shape of each answer.
 
-use std::collections::VecDeque;
 use std::ops::Bound;
-use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use wasmorch_api::messages::{
     DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
 };
-use wasmorch_api::{ApiError, ErrorCode, Name, RequestId, Timestamp, VERSION, WorkloadKey};
+use wasmorch_api::{ApiError, ErrorCode, Name, Timestamp, VERSION, WorkloadKey};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
 use wasmorch_planner::{Cluster, EventDraft, Write, queries};
 
@@ -54,13 +52,33 @@ fn body<T: Serialize>(reply: &T) -> Vec<u8> {
     serde_json::to_vec(reply).expect("our own types have string keys and serialise")
 }
 
-/// Carries a call out on the state, without changing it.
+/// Carries a call out on the state, without changing it. While the cluster is frozen every write is
+/// refused as that: a wiped store would answer "no such workload" of one that runs.
 pub(super) fn execute(
     cluster: &Cluster,
     frozen: Option<&str>,
     asked: &ApiCall,
     now: Timestamp,
 ) -> Result<Done, ApiError> {
+    match (frozen, carry_out(cluster, asked, now)) {
+        (Some(why), outcome) if asked.verb.writes() => outcome
+            .ok()
+            .filter(|done| done.writes.is_empty())
+            .ok_or_else(|| is_frozen(why)),
+        (_, outcome) => outcome,
+    }
+}
+
+fn is_frozen(why: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::Frozen,
+        "the cluster is frozen: nothing is changed",
+        why,
+        "what runs goes on; bring the store's data back and restart NATS, or rebuild it from the hosts: `wasmorch recover`",
+    )
+}
+
+fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done, ApiError> {
     let (request_id, by) = asked.request.caller();
     let call = Call {
         namespace: asked.namespace.clone().unwrap_or_default(),
@@ -68,7 +86,7 @@ pub(super) fn execute(
         request_id: request_id.cloned(),
         by: by.unwrap_or("unknown").to_owned(),
     };
-    let done = match &asked.request {
+    Ok(match &asked.request {
         Request::Deploy(request) => deploy(cluster, asked, request.if_index, &call)?,
         Request::List(request) if asked.verb == Verb::Hosts => ready(hosts(cluster, request, now)),
         Request::List(request) => ready(list(cluster, asked.namespace.as_ref(), request)?),
@@ -111,21 +129,14 @@ pub(super) fn execute(
         }
         Request::Why(request) => why(cluster, request, &call)?,
         Request::Host(request) => host(cluster, asked.verb, request, now)?,
+        // It takes longer than a turn: the loop has it.
+        Request::Recover(_) => return Err(not_yet("this", "ask the leader")),
         Request::Nothing => value(&VersionReply {
             version: VERSION.to_owned(),
             term: cluster.term,
             leader: cluster.leader.clone(),
         }),
-    };
-    match frozen {
-        Some(why) if !done.writes.is_empty() => Err(ApiError::new(
-            ErrorCode::Frozen,
-            "the cluster is frozen: nothing is changed",
-            why,
-            "what runs goes on; bring the store's data back, or start the hosts with empty data folders",
-        )),
-        _ => Ok(done),
-    }
+    })
 }
 
 fn ready(body: Vec<u8>) -> Done {
@@ -347,13 +358,9 @@ fn host(
             "drain",
             "cordon the host and restart its workloads: their new replicas go elsewhere",
         )),
-        Verb::Rebalance => Err(not_yet(
+        _ => Err(not_yet(
             "rebalance",
             "restart a workload: it is placed anew",
-        )),
-        _ => Err(not_yet(
-            "recover",
-            "bring the store's data back from a copy of its folder",
         )),
     }
 }
@@ -361,56 +368,4 @@ fn host(
 fn not_yet(verb: &str, instead: &str) -> ApiError {
     let what = format!("{verb} is not in this version yet");
     ApiError::new(ErrorCode::Invalid, what, "", instead)
-}
-
-/// Answers to recent writes of this term, whole. Records keep their own too, for the next leader;
-/// these also cover what leaves no record behind (`rm`, hosts).
-#[derive(Debug, Default)]
-pub(super) struct Answers(VecDeque<Answer>);
-
-#[derive(Debug)]
-struct Answer {
-    id: RequestId,
-    verb: Verb,
-    namespace: Option<Name>,
-    at: Timestamp,
-    reply: Reply,
-}
-
-/// As long as the contract says, and so many at most: replies are small.
-const REMEMBER: Duration = Duration::from_secs(600);
-const REMEMBER_MAX: usize = 2_000;
-
-impl Answers {
-    /// The first answer, when this is a repeat.
-    pub(super) fn first(&self, asked: &ApiCall, now: Timestamp) -> Option<Reply> {
-        let id = asked.request.caller().0?;
-        self.0
-            .iter()
-            .find(|one| one.id == *id && one.verb == asked.verb && one.namespace == asked.namespace)
-            .filter(|one| now.since(one.at) <= REMEMBER)
-            .map(|one| one.reply.clone())
-    }
-
-    /// Keeps an answer.
-    pub(super) fn keep(&mut self, asked: &ApiCall, now: Timestamp, reply: &Reply) {
-        let Some(id) = asked.request.caller().0 else {
-            return;
-        };
-        while self.0.len() >= REMEMBER_MAX
-            || self
-                .0
-                .front()
-                .is_some_and(|one| now.since(one.at) > REMEMBER)
-        {
-            self.0.pop_front();
-        }
-        self.0.push_back(Answer {
-            id: id.clone(),
-            verb: asked.verb,
-            namespace: asked.namespace.clone(),
-            at: now,
-            reply: reply.clone(),
-        });
-    }
 }

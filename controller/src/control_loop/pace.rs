@@ -24,6 +24,7 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// Nothing has been planned yet: a plan is due.
     pub fn new(now: Instant) -> Self {
         Self {
             due: Some(now),

@@ -8,33 +8,34 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use wasmorch_api::Term;
 use wasmorch_api::record::TermRecord;
-use wasmorch_api::subjects::key;
-use wasmorch_api::{ClusterId, LeaderId, Term};
-use wasmorch_planner::{Cluster, Stored};
 
 use super::keeper::Keeper;
+use super::restore::{Minted, Restored, next_term, restore};
 use super::{Controller, Memory, Won};
 use crate::api::{Api, ApiCall, CALLS_MAX, Identity};
 use crate::clock::Clock;
-use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs};
+use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs, Recovery};
 use crate::ears::{Asker, Ears, OBSERVATIONS_MAX};
 use crate::events;
-use crate::guard::Guard;
 use crate::lease::LeaseClock;
 use crate::link::LinkError;
-use crate::store::{Loaded, StoreError};
+use crate::store::StoreError;
 
 /// Calls in hand have so long to finish at a clean stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Minting is tried again when `term` changed between reading and writing.
 const MINT_TRIES: u32 = 5;
 
-/// The term as minted.
-struct Minted {
-    record: TermRecord,
-    /// The sequence of its record: the fence of every write.
-    fence: u64,
+/// What ends a term, and what it ends.
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    /// The lease is lost.
+    lost: &'a CancellationToken,
+    /// The lease is not renewed any more.
+    released: &'a CancellationToken,
+    shutdown: &'a CancellationToken,
 }
 
 impl Controller {
@@ -57,7 +58,12 @@ impl Controller {
         // Dropped with this future, should that be dropped: no lease is kept for nobody.
         let renewing = keeper.clone().renew(lost.clone(), released.clone());
         let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
-        let end = self.term(&keeper, memory, &lost, shutdown).await;
+        let tokens = Tokens {
+            lost: &lost,
+            released: &released,
+            shutdown,
+        };
+        let end = self.term(&keeper, memory, tokens).await;
         released.cancel();
         // A panic of the renewal has been reported by the runtime; the lease then ends by itself.
         let _ = renewing.await;
@@ -72,47 +78,72 @@ impl Controller {
         &self,
         keeper: &Keeper,
         memory: &mut Memory,
-        lost: &CancellationToken,
-        shutdown: &CancellationToken,
+        tokens: Tokens<'_>,
     ) -> Result<End, StoreError> {
+        let Tokens {
+            lost,
+            released,
+            shutdown,
+        } = tokens;
         let began = Instant::now();
         let clock = Clock::new();
         let loading = async {
-            let minted = self.mint(memory.floor, &clock).await?;
+            let Some(minted) = self.mint(memory.floor, &clock, keeper.clock()).await? else {
+                return Ok(None);
+            };
             keeper.leads(minted.record.term);
             let loaded = self.store.load(minted.fence).await?;
-            Ok::<_, StoreError>((minted, loaded))
+            Ok::<_, StoreError>(Some((minted, loaded)))
         };
-        let (minted, loaded) = tokio::select! {
-            () = lost.cancelled() => return Ok(End::Deposed("the lease has ended".to_owned())),
+        let ended = || End::Deposed("the lease has ended".to_owned());
+        let loaded = tokio::select! {
+            () = lost.cancelled() => return Ok(ended()),
             () = shutdown.cancelled() => return Ok(End::Stopped),
             loaded = loading => loaded?,
         };
+        let Some((minted, loaded)) = loaded else {
+            return Ok(ended());
+        };
         let term = minted.record.term;
-        let (cluster, mut guard) = restore(&minted, loaded, &clock);
-        if let Some(why) = memory.contradicts(&minted.record.cluster) {
-            guard.freeze(why);
+        let mut restored = restore(&minted, loaded, &clock);
+        if let Some(why) = memory.contradicts(&minted.record) {
+            restored.guard.freeze(why);
         }
+        let cluster = &restored.cluster;
         let (hosts, workloads) = (cluster.hosts().len(), cluster.workloads().len());
         let took_ms = began.elapsed().as_millis();
         tracing::info!(%term, hosts, workloads, took_ms, "leading");
-        let state = (cluster, guard);
-        let running = self.begin(&minted, state, keeper, clock, lost).await?;
+        let running = self.begin(&minted, restored, keeper, clock, lost).await?;
         self.open_api(&running, &minted.record, keeper).await?;
-        let end = running.until_over(shutdown).await;
+        let rebuild = async |recovery| {
+            // The lease is about to be emptied with the rest: it holds for what the clock still gives.
+            released.cancel();
+            self.rebuild(recovery, &minted.record).await
+        };
+        let end = running.until_over(shutdown, rebuild).await;
         self.metrics.led(0);
         Ok(end)
     }
 
-    /// Begins the next term, and the cluster with the first.
-    async fn mint(&self, floor: Term, clock: &Clock) -> Result<Minted, StoreError> {
+    /// Begins the next term, and the cluster with the first. `None`: the lease is over.
+    async fn mint(
+        &self,
+        floor: Term,
+        clock: &Clock,
+        lease: &LeaseClock,
+    ) -> Result<Option<Minted>, StoreError> {
         let mut tries = 0;
         loop {
             tries += 1;
             let (before, sequence) = self.store.read_term().await?;
             let record = next_term(before, floor, &self.leader, clock, rand::random());
+            // A process that was frozen since it won the lease would depose whoever leads by now. One
+            // that freezes right here still may: then the other steps down, and nothing is lost.
+            if !lease.holds(Instant::now()) {
+                return Ok(None);
+            }
             match self.store.write_term(&record, sequence).await {
-                Ok(fence) => return Ok(Minted { record, fence }),
+                Ok(fence) => return Ok(Some(Minted { record, fence })),
                 // Our own write whose answer was lost, or a leader before us that was slow.
                 Err(StoreError::Fenced) if tries < MINT_TRIES => {}
                 Err(error) => return Err(error),
@@ -124,7 +155,7 @@ impl Controller {
     async fn begin(
         &self,
         minted: &Minted,
-        state: (Cluster, Guard),
+        restored: Restored,
         keeper: &Keeper,
         clock: Clock,
         lost: &CancellationToken,
@@ -145,8 +176,9 @@ impl Controller {
         };
         ears.listen(&hearing, &over).await.map_err(unavailable)?;
         let begin = Begin {
-            cluster: state.0,
-            guard: state.1,
+            cluster: restored.cluster,
+            guard: restored.guard,
+            answers: restored.answers,
             fence: minted.fence,
             store: self.store.clone(),
             lease: keeper.clock().clone(),
@@ -227,7 +259,11 @@ struct Running {
 
 impl Running {
     /// Waits for the end of the term, or ends it in order.
-    async fn until_over(mut self, shutdown: &CancellationToken) -> End {
+    async fn until_over(
+        mut self,
+        shutdown: &CancellationToken,
+        rebuild: impl AsyncFnOnce(Recovery) -> End,
+    ) -> End {
         let joined = tokio::select! {
             joined = &mut self.main => joined,
             () = shutdown.cancelled() => {
@@ -239,6 +275,11 @@ impl Running {
                 self.stop.cancel();
                 (&mut self.main).await
             }
+        };
+        // Who waits for a recover is answered by a task of this term.
+        let joined = match joined {
+            Ok(End::Recover(recovery)) => Ok(rebuild(*recovery).await),
+            joined => joined,
         };
         self.over.cancel();
         self.calling.close();
@@ -254,146 +295,5 @@ impl Running {
             tracing::warn!("tasks of the term were broken off");
         }
         joined.unwrap_or_else(|panic| End::Deposed(format!("the control loop broke off: {panic}")))
-    }
-}
-
-/// What the stored term leads to.
-fn next_term(
-    before: Option<TermRecord>,
-    floor: Term,
-    leader: &LeaderId,
-    clock: &Clock,
-    random: [u8; 10],
-) -> TermRecord {
-    let (cluster, last) = match before {
-        Some(record) => (record.cluster, record.term),
-        None => (ClusterId::from_random(random), Term(0)),
-    };
-    TermRecord {
-        cluster,
-        term: last.max(floor).next(),
-        leader: leader.clone(),
-        at: clock.now(),
-    }
-}
-
-/// The state as loaded. Records come first: what belongs to an unknown workload is a leftover.
-fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> (Cluster, Guard) {
-    let TermRecord {
-        cluster,
-        term,
-        leader,
-        ..
-    } = &minted.record;
-    let mut unreadable = Vec::new();
-    let mut entries: Vec<(u8, Stored, u64)> = Vec::with_capacity(loaded.entries.len());
-    for entry in loaded.entries {
-        match Stored::parse(&entry.key, &entry.value) {
-            Ok(Some(stored)) => entries.push((rank(&stored), stored, entry.sequence)),
-            Ok(None) => tracing::debug!(key = entry.key, "a key of another version is left alone"),
-            Err(error) => {
-                tracing::error!(key = entry.key, %error, "a stored value cannot be read");
-                unreadable.push(entry.key);
-            }
-        }
-    }
-    entries.sort_by_key(|(rank, _, sequence)| (*rank, *sequence));
-    let known = |key: &str| key != key::TERM && key != key::LEASE;
-    unreadable.retain(|key| known(key));
-    let hostless = !entries
-        .iter()
-        .any(|(_, stored, _)| matches!(stored, Stored::Host(_)));
-    let mut state = Cluster::new(cluster.clone(), *term, leader.clone(), clock.now());
-    for (_, stored, sequence) in entries {
-        state.load(stored, sequence);
-    }
-    let last = loaded.last_sequence.max(minted.fence);
-    (
-        state,
-        Guard::new(cluster.clone(), hostless, last, &unreadable),
-    )
-}
-
-fn rank(stored: &Stored) -> u8 {
-    match stored {
-        Stored::Record(_) | Stored::Removed(_) => 0,
-        Stored::Revision(_) => 1,
-        Stored::Host(_) => 2,
-        Stored::Placements(_) => 3,
-        Stored::Endpoints(_) | Stored::Routes(_) => 4,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::store::LoadedEntry;
-
-    fn leader() -> LeaderId {
-        "l1".parse().unwrap()
-    }
-
-    #[test]
-    fn terms_only_grow_and_the_cluster_stays() {
-        let clock = Clock::new();
-        let first = next_term(None, Term(0), &leader(), &clock, [7; 10]);
-        assert_eq!(
-            (first.term, first.cluster.as_str()),
-            (Term(1), "07070707070707070707")
-        );
-        let second = next_term(Some(first.clone()), Term(0), &leader(), &clock, [8; 10]);
-        assert_eq!((second.term, &second.cluster), (Term(2), &first.cluster));
-        let after_loss = next_term(Some(first), Term(9), &leader(), &clock, [8; 10]);
-        assert_eq!(after_loss.term, Term(10), "later than what a host has seen");
-    }
-
-    fn minted() -> Minted {
-        let record = next_term(None, Term(0), &leader(), &Clock::new(), [7; 10]);
-        Minted { record, fence: 5 }
-    }
-
-    fn entry(key: &str, value: &'static str, sequence: u64) -> LoadedEntry {
-        LoadedEntry {
-            key: key.to_owned(),
-            value: Bytes::from(value),
-            sequence,
-        }
-    }
-
-    #[test]
-    fn a_value_that_cannot_be_read_freezes_the_leader() {
-        let loaded = Loaded {
-            entries: vec![entry("workload.shop.web", "{", 3)],
-            last_sequence: 5,
-        };
-        let (cluster, guard) = restore(&minted(), loaded, &Clock::new());
-        assert!(cluster.workloads().is_empty());
-        assert!(
-            guard
-                .frozen()
-                .is_some_and(|why| why.contains("workload.shop.web"))
-        );
-    }
-
-    #[test]
-    fn records_are_loaded_before_what_belongs_to_them() {
-        let routes = r#"{"cluster":"c","term":1,"namespace":"shop","workload":"web","kind":"http","routes":[]}"#;
-        let record = r#"{"namespace":"shop","name":"web","kind":"http","revision":1,"newest":1,
-            "desired":2,"next_placement":1,"created":"2023-11-14T22:13:20Z","updated":"2023-11-14T22:13:20Z"}"#;
-        let loaded = Loaded {
-            entries: vec![
-                entry("pub.routes.shop.web", routes, 2),
-                entry("workload.shop.web", record, 3),
-                entry("namespace.shop", "{}", 4),
-            ],
-            last_sequence: 5,
-        };
-        let (cluster, guard) = restore(&minted(), loaded, &Clock::new());
-        assert_eq!(guard.frozen(), None);
-        let workload = cluster.workloads().values().next().unwrap();
-        assert!(workload.routes.is_some());
-        assert_eq!(workload.index, 3);
     }
 }

@@ -197,6 +197,7 @@ impl Voice {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            leaving: false,
             info: HostInfo {
                 name: self.host.as_str().parse().unwrap(),
                 arch: "x86_64".into(),

@@ -36,6 +36,7 @@ fn term(number: u64, leader: &str) -> TermRecord {
         term: Term(number),
         leader: leader.parse().unwrap(),
         at: Timestamp(0),
+        formerly: Vec::new(),
     }
 }
 

@@ -68,6 +68,14 @@ pub enum Event {
         /// The term in force.
         term: Term,
     },
+    /// A term of this host's cluster is known, with the store sequence at which it began: a set of an
+    /// earlier term that claims a later sequence is a deposed leader's.
+    Term {
+        /// The term.
+        term: Term,
+        /// Its sequence.
+        fence: u64,
+    },
     /// NATS is gone: hold.
     Disconnected,
     /// The daemon ends: drain everything, start nothing.

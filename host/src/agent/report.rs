@@ -5,6 +5,7 @@
 
 use std::ops::Bound;
 
+use wasmorch_api::messages::HeldReply;
 use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term};
 
 use super::{Agent, PlacementKey};
@@ -89,6 +90,35 @@ impl Agent {
         self.report(replicas, true, None)
     }
 
+    /// A page of the set that is held, with its revisions: `cursor` is a page's `next`. What a lost
+    /// store is rebuilt from. `None` before the host belongs to a cluster.
+    pub fn held_page(&self, cursor: Option<&str>) -> Option<HeldReply> {
+        let from: usize = cursor.and_then(|at| at.parse().ok()).unwrap_or(0);
+        let mut page = HeldReply {
+            cluster: self.identity.cluster.clone()?,
+            host: self.identity.host.clone(),
+            sequence: self.sequence,
+            groups: Vec::new(),
+            revisions: Vec::new(),
+            next: None,
+        };
+        let groups = self.set.iter().flat_map(|set| &set.groups);
+        let mut room = REPLICAS_BYTES_MAX;
+        for (at, group) in groups.enumerate().skip(from) {
+            let revision = self.fetches.revision(&group.key(), group.revision);
+            let bytes = json_bytes(group) + revision.map_or(0, |revision| json_bytes(&**revision));
+            if bytes > room && !page.groups.is_empty() {
+                page.next = Some(at.to_string());
+                break;
+            }
+            room = room.saturating_sub(bytes);
+            page.groups.push(group.clone());
+            page.revisions
+                .extend(revision.map(|revision| (**revision).clone()));
+        }
+        Some(page)
+    }
+
     fn report(
         &self,
         replicas: Vec<ReplicaStatus>,
@@ -141,6 +171,7 @@ impl Agent {
             memory_bytes: pulse.memory_bytes,
             cpu_millis: pulse.cpu_millis,
             replicas: pulse.replicas,
+            leaving: self.shutting_down,
             info: info.clone(),
         })
     }
@@ -169,8 +200,12 @@ impl Agent {
 }
 
 fn encoded_bytes(status: &ReplicaStatus) -> usize {
-    // A status is plain data, which always encodes; the fallback only guards the arithmetic.
-    serde_json::to_vec(status).map_or(2048, |bytes| bytes.len() + 1)
+    json_bytes(status)
+}
+
+fn json_bytes<T: serde::Serialize>(value: &T) -> usize {
+    // Plain data always encodes; the fallback only guards the arithmetic.
+    serde_json::to_vec(value).map_or(2048, |bytes| bytes.len() + 1)
 }
 
 fn cursor_of(status: &ReplicaStatus) -> String {
@@ -256,6 +291,43 @@ mod tests {
             }
         }
         assert_eq!(replicas, 3000);
+    }
+
+    #[test]
+    fn what_is_held_is_told_in_pages() {
+        let mut stage = Stage::running("web", Kind::Http);
+        let names: Vec<String> = (0..200)
+            .map(|n| format!("w{n}-{}", "x".repeat(50)))
+            .collect();
+        let placements: Vec<_> = names
+            .iter()
+            .map(|name| (name.as_str(), 1, 7))
+            .chain([("web", 1, 7)])
+            .collect();
+        let mut large = set(1, "l1", &placements);
+        for group in &mut large.groups {
+            group.slots[0].args = Some(vec!["y".repeat(5_000)]);
+        }
+        stage.event(told(large.clone(), 11));
+        let (mut cursor, mut groups, mut revisions, mut pages) = (None, Vec::new(), 0, 0);
+        loop {
+            let page = stage.agent.held_page(cursor.as_deref()).unwrap();
+            assert!(serde_json::to_vec(&page).unwrap().len() < 512 * 1024);
+            assert_eq!(page.sequence, 11);
+            groups.extend(page.groups);
+            revisions += page.revisions.len();
+            pages += 1;
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(
+            (groups, revisions),
+            (large.groups, 1),
+            "the others are not fetched yet"
+        );
+        assert!(pages > 1);
     }
 
     #[test]

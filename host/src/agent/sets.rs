@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use wasmorch_api::ReplicaState;
-use wasmorch_api::{PlacementSet, RevisionNumber, Timestamp, WorkloadKey};
+use wasmorch_api::{PlacementSet, RevisionNumber, Term, Timestamp, WorkloadKey};
 
 use super::placement::{Placement, Replica};
 use super::{Agent, Effect, Held, PlacementKey, Refusal, Timer};
@@ -81,7 +81,7 @@ impl Agent {
         if self.set.as_ref().is_some_and(late) {
             return;
         }
-        if let Err(refusal) = self.check(&set) {
+        if let Err(refusal) = self.check(&set, sequence) {
             // The first set of all also names the cluster.
             self.effects.extend(refusal.map(Effect::Refused));
             return;
@@ -113,18 +113,25 @@ impl Agent {
     }
 
     /// `Err(None)`: refused, and already said so.
-    fn check(&mut self, set: &PlacementSet) -> Result<(), Option<Refusal>> {
+    fn check(&mut self, set: &PlacementSet, sequence: u64) -> Result<(), Option<Refusal>> {
         if set.host != self.identity.host {
             let (ours, theirs) = (self.identity.host.clone(), set.host.clone());
             return Err(Some(Refusal::OtherHost { ours, theirs }));
         }
+        let stale = |ours: Term| Refusal::StaleTerm {
+            ours,
+            theirs: set.term,
+            leader: set.leader.clone(),
+        };
+        // A set of an earlier term is in force until the new leader writes another one. But what came
+        // after that leader's term had begun, the store has not taken from anybody else.
+        let (begun, fence) = self.fence;
+        if set.term < begun && sequence > fence && !planted::is(Bug::TermIgnored) {
+            return Err(Some(stale(begun)));
+        }
         if let Some(held) = &self.set {
             if set.term < held.term && !planted::is(Bug::TermIgnored) {
-                return Err(Some(Refusal::StaleTerm {
-                    ours: held.term,
-                    theirs: set.term,
-                    leader: set.leader.clone(),
-                }));
+                return Err(Some(stale(held.term)));
             }
             let other = set.term == held.term && set.leader != held.leader;
             if other && !planted::is(Bug::EqualTermAccepted) {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmorch_api::{
-    Digest, Kind, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, ReplicaState,
-    ReplicaStatus, Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
-    WorkloadSpec,
+    Digest, HostInfo, Kind, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet,
+    ReplicaState, ReplicaStatus, Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp,
+    WorkloadKey, WorkloadSpec,
 };
 
 use super::*;
@@ -332,6 +332,29 @@ fn no_set_holds_and_only_an_empty_one_stops() {
 }
 
 #[test]
+fn a_deposed_leader_is_refused_before_the_new_one_has_written() {
+    let mut stage = Stage::running("web", Kind::Http);
+    // Term 2 began at sequence 20, and its leader has not touched this host.
+    let term = (Term(2), 20);
+    let told_term = Event::Term {
+        term: term.0,
+        fence: term.1,
+    };
+    assert!(stage.event(told_term).is_empty());
+    assert_eq!(stage.agent.term().0, Term(2));
+    let effects = stage.event(told(set(1, "l1", &[]), 21));
+    assert!(
+        matches!(effects[..], [Effect::Refused(Refusal::StaleTerm { .. })]),
+        "{effects:?}"
+    );
+    // What the first leader had stored before that is in force all the same.
+    let both = [("web", 1, 7), ("web", 2, 8)];
+    stage.event(told(set(1, "l1", &both), 19));
+    assert!(stage.agent.state_of(&key("web", 2, 8)).is_some());
+    assert_eq!(stage.agent.sequence(), 19);
+}
+
+#[test]
 fn sets_that_are_not_obeyed() {
     let mut stage = Stage::running("web", Kind::Http);
     stage.event(told(set(5, "l5", &[("web", 1, 7)]), 3));
@@ -419,9 +442,12 @@ fn wanted_again_while_it_drains() {
 #[test]
 fn shutting_down_drains_all_and_starts_nothing() {
     let mut stage = Stage::running("web", Kind::Http);
+    let info = HostInfo::default();
+    assert!(!stage.agent.heartbeat(&info, 0).unwrap().leaving);
     let effects = stage.event(Event::Shutdown {
         deadline: Duration::from_secs(3),
     });
+    assert!(stage.agent.heartbeat(&info, 0).unwrap().leaving);
     assert!(matches!(
         to_runner(&effects)[..],
         [ToRunner::Drain {

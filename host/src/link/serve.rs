@@ -12,11 +12,14 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmorch_api::error::ErrorBody;
-use wasmorch_api::messages::{HostStatusRequest, LogsRequest, SyncRequest};
-use wasmorch_api::{ApiError, ErrorCode, PlacementSet, StatusReport, WorkloadKey, subjects};
+use wasmorch_api::messages::{
+    HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply, UploadRequest,
+};
+use wasmorch_api::{ApiError, Digest, ErrorCode, PlacementSet, WorkloadKey, subjects};
 
 use super::store::Stored;
 use super::{Link, LinkEvent, Shared};
+use crate::artifacts::Artifacts;
 use crate::logs::LogReader;
 use crate::tables::TableChange;
 
@@ -51,14 +54,18 @@ impl Subscriptions {
     }
 }
 
+/// What answers are made of, cheap to clone.
+#[derive(Clone)]
+pub(super) struct Answers {
+    pub(super) link: Link,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: mpsc::Sender<LinkEvent>,
+    pub(super) logs: LogReader,
+    pub(super) artifacts: Artifacts,
+}
+
 /// Passes on what arrives until the connection is closed for good.
-pub(super) async fn listen(
-    link: Link,
-    mut subscriptions: Subscriptions,
-    shared: Arc<Shared>,
-    events: mpsc::Sender<LinkEvent>,
-    logs: LogReader,
-) {
+pub(super) async fn listen(answers: Answers, mut subscriptions: Subscriptions) {
     let mut answering = JoinSet::new();
     loop {
         let event = tokio::select! {
@@ -70,15 +77,14 @@ pub(super) async fn listen(
                 table(&message, "endpoints", TableChange::Endpoints, TableChange::EndpointsGone)
             }
             Some(message) = subscriptions.requests.next() => {
-                let (link, shared) = (link.clone(), shared.clone());
-                let (events, logs) = (events.clone(), logs.clone());
+                let answers = answers.clone();
                 if answering.len() < REQUESTS_MAX {
                     answering.spawn(async move {
-                        let answer = answer(&message, &shared, &events, logs).await;
-                        reply(&link, message, answer).await;
+                        let answer = answers.answer(&message).await;
+                        reply(&answers.link, message, answer).await;
                     });
                 } else if answering.len() < REFUSALS_MAX {
-                    answering.spawn(async move { reply(&link, message, Err(busy())).await });
+                    answering.spawn(async move { reply(&answers.link, message, Err(busy())).await });
                 }
                 continue;
             }
@@ -87,14 +93,14 @@ pub(super) async fn listen(
         };
         match event {
             Ok(event) => {
-                if events.send(event).await.is_err() {
+                if answers.events.send(event).await.is_err() {
                     return;
                 }
             }
             Err(why) => {
                 // It may have hidden something: what the store has is what counts.
                 tracing::warn!(%why, "a message that cannot be read");
-                shared.note_behind(0);
+                answers.shared.note_behind(0);
             }
         }
     }
@@ -134,54 +140,85 @@ fn table<T: DeserializeOwned>(
     }))
 }
 
-async fn answer(
-    message: &Message,
-    shared: &Shared,
-    events: &mpsc::Sender<LinkEvent>,
-    logs: LogReader,
-) -> Result<Vec<u8>, ApiError> {
-    match message.subject.rsplit('.').next() {
-        Some("status") => {
-            let request: HostStatusRequest = request(message)?;
-            encode(&status(request.cursor, events).await?)
+impl Answers {
+    async fn answer(&self, message: &Message) -> Result<Vec<u8>, ApiError> {
+        match message.subject.rsplit('.').next() {
+            Some("status") => {
+                let HostStatusRequest { cursor } = request(message)?;
+                encode(
+                    &self
+                        .asked(|reply| LinkEvent::Status { cursor, reply })
+                        .await?,
+                )
+            }
+            Some("held") => {
+                let HeldRequest { cursor } = request(message)?;
+                encode(
+                    &self
+                        .asked(|reply| LinkEvent::Held { cursor, reply })
+                        .await?,
+                )
+            }
+            Some("upload") => {
+                let request: UploadRequest = request(message)?;
+                encode(&self.upload(&request.digest).await?)
+            }
+            Some("logs") => {
+                let (logs, request): (_, LogsRequest) = (self.logs.clone(), request(message)?);
+                let reply = tokio::task::spawn_blocking(move || logs.tail(&request)).await;
+                encode(&reply.map_err(|_| internal("the logs could not be read"))?)
+            }
+            Some("sync") => {
+                let request: SyncRequest = request(message)?;
+                self.shared.note_term(request.term);
+                self.shared.note_behind(request.sequence);
+                Ok(b"{}".to_vec())
+            }
+            verb => Err(ApiError::new(
+                ErrorCode::NotFound,
+                format!("a host has no `{}`", verb.unwrap_or_default()),
+                "it answers status, held, upload, logs and sync",
+                "",
+            )),
         }
-        Some("logs") => {
-            let request: LogsRequest = request(message)?;
-            let reply = tokio::task::spawn_blocking(move || logs.tail(&request)).await;
-            encode(&reply.map_err(|_| internal("the logs could not be read"))?)
-        }
-        Some("sync") => {
-            let request: SyncRequest = request(message)?;
-            shared.note_behind(request.sequence);
-            Ok(b"{}".to_vec())
-        }
-        verb => Err(ApiError::new(
-            ErrorCode::NotFound,
-            format!("a host has no `{}`", verb.unwrap_or_default()),
-            "it answers status, logs and sync",
-            "",
-        )),
     }
-}
 
-async fn status(
-    cursor: Option<String>,
-    events: &mpsc::Sender<LinkEvent>,
-) -> Result<StatusReport, ApiError> {
-    let (reply, answer) = oneshot::channel();
-    let ending = || internal("the host is shutting down");
-    events
-        .send(LinkEvent::Status { cursor, reply })
-        .await
-        .map_err(|_| ending())?;
-    answer.await.map_err(|_| ending())?.ok_or_else(|| {
-        ApiError::new(
-            ErrorCode::Unavailable,
-            "the host belongs to no cluster yet",
-            "it has not reached a store with a cluster's state",
-            "start a controller",
-        )
-    })
+    /// What only the agent knows.
+    async fn asked<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Option<T>>) -> LinkEvent,
+    ) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let ending = || internal("the host is shutting down");
+        self.events
+            .send(question(reply))
+            .await
+            .map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())?.ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::Unavailable,
+                "the host belongs to no cluster yet",
+                "it has not reached a store with a cluster's state",
+                "start a controller",
+            )
+        })
+    }
+
+    /// Puts an artifact back that the store has lost and this host has on its disk.
+    async fn upload(&self, digest: &Digest) -> Result<UploadReply, ApiError> {
+        let path = self.artifacts.own(digest).await;
+        let path = path
+            .map_err(|error| internal(&error.reason))?
+            .ok_or_else(|| {
+                let what = format!("this host has no artifact {}", digest.short());
+                ApiError::new(ErrorCode::NotFound, what, "", "ask another host")
+            })?;
+        let stored = self.link.put_artifact(digest, &path).await;
+        stored.map(|bytes| UploadReply { bytes }).map_err(|why| {
+            let what = format!("artifact {} could not be put back", digest.short());
+            ApiError::new(ErrorCode::Unavailable, what, why, "try again")
+        })
+    }
 }
 
 /// Reads a request; an empty body is `{}`, as tools send it.

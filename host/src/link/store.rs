@@ -4,6 +4,7 @@
 //! so what is read is compared by sequence with what is known, and what is missing is asked for
 //! again by those who need it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use tokio::time::timeout;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::subjects::{ARTIFACT_BUCKET, STATE_STREAM, key, parse_table, state};
 use wasmorch_api::{
-    Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable, WorkloadKey,
+    ClusterId, Digest, EndpointTable, PlacementSet, Revision, RevisionNumber, RouteTable, Term,
+    WorkloadKey,
 };
 
 use super::{Link, LinkEvent, REQUEST_TIMEOUT};
@@ -32,13 +34,19 @@ const PAGE: usize = 256;
 const LAG_TRIES: u32 = 5;
 const LAG_DELAY: Duration = Duration::from_millis(100);
 
+/// The largest artifact over a slow link.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Where the tables lie.
 const ROUTES: &str = "pub.routes.>";
 const ENDPOINTS: &str = "pub.endpoints.>";
 
-/// Up to where the tables have been read: (routes, endpoints).
-#[derive(Debug, Clone, Copy)]
+/// What has been read: of which cluster, in which term, and up to where the tables are complete:
+/// (routes, endpoints).
+#[derive(Debug, Clone)]
 pub(super) struct Reading {
+    cluster: ClusterId,
+    term: Term,
     as_of: (u64, u64),
 }
 
@@ -116,10 +124,7 @@ impl Link {
         wanted: u64,
         events: &mpsc::Sender<LinkEvent>,
     ) -> Result<(Reading, Result<(), StoreError>), StoreError> {
-        let term: TermRecord = match self.get(key::TERM).await? {
-            Some(stored) => stored.decode(key::TERM)?.ok_or(StoreError::NoState)?,
-            None => return Err(StoreError::NoState),
-        };
+        let (term, fence) = self.term().await?;
         let (term, leader, cluster) = (term.term, term.leader, term.cluster);
         send(
             events,
@@ -127,6 +132,7 @@ impl Link {
                 cluster: cluster.clone(),
                 term,
                 leader,
+                fence,
             },
         )
         .await?;
@@ -140,7 +146,52 @@ impl Link {
             endpoints: endpoints.live(|table| table.cluster == cluster),
         };
         send(events, LinkEvent::Tables { read, as_of }).await?;
-        Ok((Reading { as_of }, placements))
+        let reading = Reading {
+            cluster,
+            term,
+            as_of,
+        };
+        Ok((reading, placements))
+    }
+
+    /// The term in force, and its sequence.
+    async fn term(&self) -> Result<(TermRecord, u64), StoreError> {
+        let stored = self.get(key::TERM).await?.ok_or(StoreError::NoState)?;
+        let term = stored.decode(key::TERM)?.ok_or(StoreError::NoState)?;
+        Ok((term, stored.sequence))
+    }
+
+    /// Looks at the term when a leader has named a later one than was read. `false`: the store is
+    /// another cluster's by now (it was recovered, or wiped), and all of it is to be read anew.
+    pub(super) async fn follow_term(
+        &self,
+        reading: &mut Reading,
+        told: u64,
+        events: &mpsc::Sender<LinkEvent>,
+    ) -> bool {
+        if told <= reading.term.0 {
+            return true;
+        }
+        match self.term().await {
+            Ok((record, _)) if record.cluster != reading.cluster => false,
+            Ok((record, fence)) => {
+                reading.term = record.term;
+                let (term, leader) = (record.term, record.leader);
+                let event = LinkEvent::Term {
+                    term,
+                    leader,
+                    fence,
+                };
+                // The daemon is ending when nobody takes it.
+                let _ = send(events, event).await;
+                true
+            }
+            // The leader says it again.
+            Err(error) => {
+                tracing::debug!(%error, "the term cannot be read now");
+                true
+            }
+        }
     }
 
     /// Reads what is newer than `reading`: the placements, and tables that changed.
@@ -259,6 +310,23 @@ impl Link {
             bytes,
             reader: Box::new(object),
         })
+    }
+
+    /// Puts an artifact into the store, from a file whose bytes have just been hashed; its size.
+    pub(super) async fn put_artifact(&self, digest: &Digest, path: &Path) -> Result<u64, String> {
+        let putting = async {
+            let mut file = tokio::fs::File::open(path)
+                .await
+                .map_err(|e| e.to_string())?;
+            let store = self.context.get_object_store(ARTIFACT_BUCKET).await;
+            let store = store.map_err(|error| error.to_string())?;
+            let stored = store.put(digest.as_str(), &mut file).await;
+            let info = stored.map_err(|error| error.to_string())?;
+            Ok(info.size as u64)
+        };
+        timeout(UPLOAD_TIMEOUT, putting)
+            .await
+            .map_err(|_| format!("it took longer than {UPLOAD_TIMEOUT:?}"))?
     }
 
     /// One key, by direct get.

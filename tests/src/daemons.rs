@@ -1,0 +1,193 @@
+//! The parts as daemons: several controllers, several hosts, and the nats-servers that they meet on.
+//!
+//! Owns which process is which, so that a test can stop, kill and resume them one by one.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::http;
+use crate::nats::Nats;
+use crate::nats_client::Client;
+use crate::process::{Done, Process};
+use crate::up::Home;
+use crate::{guest, wait_for};
+
+/// A whole cluster of daemons.
+pub struct Daemons {
+    /// Its servers: one, or a cluster of them.
+    pub nats: Vec<Nats>,
+    /// Its controllers; `None` while one is down.
+    pub controllers: Vec<Option<Process>>,
+    /// Its hosts; `None` while one is down.
+    pub hosts: Vec<Option<Process>>,
+    /// Its user; dropped last, after those who write there.
+    pub home: Home,
+}
+
+impl Daemons {
+    /// One server, so many controllers and hosts; waits until all hosts are alive.
+    pub fn start(controllers: usize, hosts: usize) -> Self {
+        let home = Home::new();
+        let nats = vec![Nats::start(&home.path().join("nats"))];
+        Self::start_on(home, nats, controllers, hosts)
+    }
+
+    /// The same on these servers.
+    pub fn start_on(home: Home, nats: Vec<Nats>, controllers: usize, hosts: usize) -> Self {
+        let mut daemons = Self {
+            home,
+            nats,
+            controllers: Vec::new(),
+            hosts: Vec::new(),
+        };
+        (0..controllers).for_each(|n| daemons.start_controller(n));
+        (0..hosts).for_each(|n| daemons.start_host(n));
+        daemons.wait_for_hosts(hosts);
+        daemons
+    }
+
+    /// Waits until so many hosts are alive.
+    #[track_caller]
+    pub fn wait_for_hosts(&self, count: usize) {
+        wait_for("every host to be alive", || {
+            let listed = self.run(&["hosts", "--json"]);
+            let alive = listed.out.matches("\"alive\"").count();
+            (listed.code == 0 && alive == count).then_some(())
+        });
+    }
+
+    /// Starts controller `n`.
+    pub fn start_controller(&mut self, n: usize) {
+        let url = self.url();
+        let command = self.home.command(&["--nats", &url, "controller", "--json"]);
+        let process = Process::start(command, self.home.path(), &format!("controller-{n}"));
+        put(&mut self.controllers, n, process);
+    }
+
+    /// Starts host `n`, named `host-<n>`, on its own folder.
+    pub fn start_host(&mut self, n: usize) {
+        let name = format!("host-{n}");
+        let data = self.home.path().join(&name);
+        let data = data.to_str().expect("text");
+        let url = self.url();
+        let args = [
+            "--nats",
+            &url,
+            "host",
+            "--data",
+            data,
+            "--http",
+            "127.0.0.1:0",
+            "--name",
+            &name,
+        ];
+        let command = self.home.command(&args);
+        let process = Process::start(command, self.home.path(), &name);
+        put(&mut self.hosts, n, process);
+    }
+
+    /// Every server's URL, with commas.
+    pub fn url(&self) -> String {
+        let urls: Vec<String> = self.nats.iter().map(Nats::url).collect();
+        urls.join(",")
+    }
+
+    /// A connection to the servers.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.url())
+    }
+
+    /// Runs `wasmorch ARGS` against them.
+    pub fn run(&self, args: &[&str]) -> Done {
+        let url = self.url();
+        let args: Vec<&str> = ["--nats", &url]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        self.home.run(&args)
+    }
+
+    /// Deploys a sample and waits until it is ready.
+    #[track_caller]
+    pub fn deploy(&self, sample: &str, name: &str, flags: &[&str]) -> Done {
+        let path = guest(sample);
+        let path = path.to_str().expect("the target folder's path is text");
+        let args: Vec<&str> = ["deploy", path, "--name", name]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .collect();
+        self.run(&args).ok()
+    }
+
+    /// The gateways of the live hosts.
+    pub fn gateways(&self) -> Vec<String> {
+        let listed = self.run(&["hosts", "--json"]);
+        if listed.code != 0 {
+            return Vec::new();
+        }
+        let alive = |host: &&Value| host["state"] == "alive";
+        let hosts = listed.json();
+        let hosts = hosts.as_array().expect("a list is an array");
+        hosts
+            .iter()
+            .filter(alive)
+            .filter_map(|host| Some(host["http"].as_str()?.to_owned()))
+            .collect()
+    }
+
+    /// The id of a host by its name.
+    #[track_caller]
+    pub fn host_id(&self, name: &str) -> String {
+        let hosts = self.run(&["hosts", "--json"]).ok().json();
+        let hosts = hosts.as_array().expect("a list is an array");
+        let host = hosts.iter().find(|host| host["name"] == name);
+        let id = host.and_then(|host| host["id"].as_str());
+        id.expect("the host is listed").to_owned()
+    }
+
+    /// The id of controller `n`, as it told it.
+    #[track_caller]
+    pub fn controller_id(&self, n: usize) -> String {
+        let process = self.controllers[n].as_ref().expect("it runs");
+        wait_for("a controller to tell its id", || {
+            let told: Value = serde_json::from_str(process.stdout().lines().next()?).ok()?;
+            Some(told["controller"].as_str()?.to_owned())
+        })
+    }
+
+    /// Which of the running controllers has this id.
+    #[track_caller]
+    pub fn controller_of(&self, id: &str) -> usize {
+        let is = |n: &usize| self.controllers[*n].is_some() && self.controller_id(*n) == id;
+        (0..self.controllers.len())
+            .find(is)
+            .expect("the leader is one of ours")
+    }
+}
+
+/// The leader and its term, from one question.
+pub fn leader(client: &Client) -> Option<(String, u64)> {
+    let version = client.ask(
+        "wasmorch.v1.api._.version",
+        &json!({}),
+        Duration::from_millis(250),
+    )?;
+    Some((
+        version["leader"].as_str()?.to_owned(),
+        version["term"].as_u64()?,
+    ))
+}
+
+/// Whether a gateway answers for a workload of the `hello` samples.
+pub fn says_hello(gateway: &str, workload: &str) -> bool {
+    http::get(gateway, &format!("{workload}.default.localhost"), "/")
+        .is_ok_and(|answer| answer.status == 200 && answer.body.contains("Hello"))
+}
+
+fn put(processes: &mut Vec<Option<Process>>, n: usize, process: Process) {
+    if processes.len() <= n {
+        processes.resize_with(n + 1, || None);
+    }
+    processes[n] = Some(process);
+}
