@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use wasmorch_api::Digest;
-use wasmorch_api::Timestamp;
 
 use super::bent::Bent;
 use super::client::User;
@@ -309,10 +308,6 @@ impl World {
         let law = law.into();
         self.say("LAW", || law.clone());
         self.broken.get_or_insert(law);
-    }
-
-    pub(crate) fn clock(&self) -> Timestamp {
-        Timestamp(self.now)
     }
 }
 
