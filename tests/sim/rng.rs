@@ -8,7 +8,7 @@ pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut rng = Self(seed ^ 0x5EED_0F_A_C1u64);
+        let mut rng = Self(seed ^ 0x0005_EED0_FAC1);
         // Neighbouring seeds begin far apart.
         rng.next();
         rng
