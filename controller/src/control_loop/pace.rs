@@ -24,6 +24,7 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// A plan is due at once.
     pub fn new(now: Instant) -> Self {
         Self {
             due: Some(now),
