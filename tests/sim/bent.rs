@@ -9,8 +9,6 @@ pub(crate) enum Bent {
     FenceLeftOut,
     /// The user is told before the store has acknowledged.
     AckBeforeStored,
-    /// A new leader reads the state before its term keeps others from writing.
-    LoadBeforeTerm,
     /// A batch whose outcome is unknown counts as not stored, and the term goes on.
     UnknownTakenAsNotStored,
     /// A host that is behind is not told.

@@ -12,7 +12,6 @@ use wasmorch_controller::lease::{LeaseClock, LeaseTimes};
 use wasmorch_controller::simulation::Guard;
 use wasmorch_planner::{Cluster, Stored};
 
-use super::bent::Bent;
 use super::term::Leading;
 use super::wire::{Answer, Event, Node, Op, Wake};
 use super::world::World;
@@ -243,20 +242,6 @@ impl World {
         self.controllers[at].phase = Phase::Beginning;
         self.say_controller(at, || "has the lease".into());
         self.lease_due(at);
-        if self.bent == Some(Bent::LoadBeforeTerm) {
-            // Out of order: the fence that is to come cannot protect what is read now.
-            let leader = self.controllers[at].leader.clone();
-            let record = TermRecord {
-                cluster: "none".parse().expect("an id"),
-                term: Term(0),
-                leader,
-                at: self.clock(),
-                formerly: Vec::new(),
-            };
-            let purpose = Purpose::Load { record, fence: 0 };
-            self.ask_store(at, purpose, Op::Load { fence: 0 }, PATIENCE);
-            return;
-        }
         self.ask_store(at, Purpose::ReadTerm { tries: 0 }, Op::ReadTerm, PATIENCE);
     }
 
@@ -363,12 +348,6 @@ impl World {
         match answer {
             Answer::Stored(fence) => {
                 let fence = *fence;
-                if self.bent == Some(Bent::LoadBeforeTerm) {
-                    let entries = std::mem::take(&mut self.store.early);
-                    let last = self.store.bucket.last;
-                    self.leads(at, &record, fence, entries, last);
-                    return;
-                }
                 self.ask_store(
                     at,
                     Purpose::Load { record, fence },
@@ -388,11 +367,6 @@ impl World {
             self.step_down(at, "the state cannot be read");
             return;
         };
-        if fence == 0 {
-            self.store.early = entries;
-            self.ask_store(at, Purpose::ReadTerm { tries: 0 }, Op::ReadTerm, PATIENCE);
-            return;
-        }
         self.leads(at, record, fence, entries, last);
     }
 

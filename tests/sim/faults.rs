@@ -131,11 +131,8 @@ impl World {
             return;
         }
         let host = &self.hosts[at];
-        let held = host.disk.held.as_ref();
-        let held =
-            held.map(|held| serde_json::from_slice(held).expect("what was written reads back"));
         let mut law = HostLaw::default();
-        law.started(held.as_ref());
+        law.started(host.disk.held.as_deref());
         let twin = HostNode {
             inc: 0,
             id: host.id.clone(),

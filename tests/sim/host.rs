@@ -24,7 +24,7 @@ const LAG_TRIES: u32 = 5;
 /// What survives a crash.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
-    pub(crate) held: Option<Vec<u8>>,
+    pub(crate) held: Option<Box<Held>>,
     pub(crate) cluster: Option<ClusterId>,
 }
 
@@ -117,11 +117,11 @@ impl World {
         let boot = BootId::from_random(self.rng.id_bytes());
         let host = &mut self.hosts[at];
         host.inc += 1;
-        let held: Option<Held> = host
-            .disk
-            .held
-            .as_ref()
-            .map(|held| serde_json::from_slice(held).expect("what was written reads back"));
+        // Through the form in which it lies on the disk.
+        let held: Option<Held> = host.disk.held.as_ref().map(|held| {
+            let bytes = serde_json::to_vec(held).expect("what is held is plain data");
+            serde_json::from_slice(&bytes).expect("what was written reads back")
+        });
         host.law.started(held.as_ref());
         let identity = Identity {
             host: host.id.clone(),
@@ -391,10 +391,7 @@ impl World {
 
     fn carry_out(&mut self, at: usize, effect: Effect) {
         match effect {
-            Effect::Persist(held) => {
-                let bytes = serde_json::to_vec(&held).expect("what is held is plain data");
-                self.hosts[at].disk.held = Some(bytes);
-            }
+            Effect::Persist(held) => self.hosts[at].disk.held = Some(held),
             Effect::Joined(cluster) => self.hosts[at].disk.cluster = Some(cluster),
             Effect::FetchRevision { workload, number } => {
                 let asked = HostAsked::Revision(workload.clone(), number);

@@ -209,8 +209,12 @@ impl World {
                 .map_or(0, |record| u64::from(record.wanted()));
             // Fewer wanted: the highest slots end, ready or not.
             let ready = self.ready_slots(&key, stored);
-            let proven = self.laws.proven.entry(key.clone()).or_default();
-            *proven = (*proven).min(stored).max(ready.min(stored));
+            let (before, proven) = self.laws.proven.entry(key.clone()).or_default();
+            if stored < *before {
+                *proven = 0;
+            }
+            *before = stored;
+            *proven = (*proven).max(ready);
             let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
             if ready + may < proven {
                 self.broken(format!(

@@ -36,8 +36,8 @@ pub(crate) struct Laws {
     meant: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, RevisionNumber, HostId)>,
     /// Replicas ever given to a runner, by data folder.
     pub(crate) started: BTreeSet<(usize, wasmorch_host::runner::protocol::ReplicaKey)>,
-    /// In calm worlds: so many slots of a workload have been ready and stay wanted.
-    pub(crate) proven: BTreeMap<WorkloadKey, u64>,
+    /// In calm worlds: how many slots are wanted, and how many of these have been ready.
+    pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
     /// The largest `max_unavailable` of any revision of a workload.
     pub(crate) may_lack: BTreeMap<WorkloadKey, u64>,
     regressed: bool,

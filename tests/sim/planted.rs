@@ -29,7 +29,6 @@ fn bugs_of_the_shell_and_the_store_are_caught() {
     let bugs = [
         Bent::FenceLeftOut,
         Bent::AckBeforeStored,
-        Bent::LoadBeforeTerm,
         Bent::UnknownTakenAsNotStored,
         Bent::SyncNotAsked,
     ];

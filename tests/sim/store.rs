@@ -41,8 +41,6 @@ pub(crate) struct Store {
     pub(crate) stopped: bool,
     /// Copies made now and then, for a restore.
     pub(crate) copies: Vec<Bucket>,
-    /// What a leader read before its term, in a world bent so.
-    pub(crate) early: Vec<(String, Vec<u8>, u64)>,
     /// It was put back once: what it had acknowledged may be gone.
     pub(crate) regressed: bool,
 }
@@ -169,7 +167,7 @@ impl World {
             Op::Load { fence } => {
                 let bucket = &self.store.bucket;
                 let current = bucket.term.as_ref().map_or(0, |(_, sequence)| *sequence);
-                if current > fence && self.bent != Some(Bent::LoadBeforeTerm) {
+                if current > fence {
                     return Answer::Fenced;
                 }
                 Answer::Loaded {

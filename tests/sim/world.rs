@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use wasmorch_api::Digest;
-use wasmorch_api::Timestamp;
 
 use super::bent::Bent;
 use super::client::User;
@@ -22,6 +21,8 @@ use super::wire::{Event, HostWake, Node, Wake};
 
 /// Virtual milliseconds since the Epoch at which every run begins.
 pub(crate) const EPOCH: u64 = 1_700_000_000_000;
+
+const PRIME: u64 = 0x0100_0000_01B3;
 
 /// How an artifact behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub(crate) struct World {
     pub(crate) broken: Option<String>,
     /// Printed as it happens.
     tell: bool,
-    /// A digest of all that was told, to compare runs.
+    /// A digest of when everything happened, to compare runs.
     pub(crate) fingerprint: u64,
     pub(crate) steps: u64,
     /// Virtual instants for code that wants `Instant`: only their differences count.
@@ -158,6 +159,7 @@ impl World {
             };
             self.now = time;
             self.steps += 1;
+            self.fingerprint = (self.fingerprint ^ time ^ (order << 40)).wrapping_mul(PRIME);
             self.happens(order, event);
         }
         false
@@ -286,7 +288,6 @@ impl World {
         if self.tell {
             let time = (self.now - EPOCH) as f64 / 1_000.0;
             let what = what();
-            self.mix(&what);
             let mut line = String::new();
             // Writing to a string cannot fail.
             let _ = write!(line, "{time:>9.3}  {who:<7} {what}");
@@ -298,21 +299,11 @@ impl World {
         self.tell
     }
 
-    fn mix(&mut self, text: &str) {
-        for byte in text.bytes() {
-            self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-        }
-    }
-
     /// A law is broken. The first one counts.
     pub(crate) fn broken(&mut self, law: impl Into<String>) {
         let law = law.into();
         self.say("LAW", || law.clone());
         self.broken.get_or_insert(law);
-    }
-
-    pub(crate) fn clock(&self) -> Timestamp {
-        Timestamp(self.now)
     }
 }
 

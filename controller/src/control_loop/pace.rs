@@ -24,7 +24,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Nothing has been planned yet: a plan is due.
+    /// A plan is due at once.
     pub fn new(now: Instant) -> Self {
         Self {
             due: Some(now),
