@@ -238,10 +238,15 @@ impl Workload {
         self.revisions.get(&self.record.revision)
     }
 
-    /// Whether a report says that this placement serves.
+    /// Whether the host of this placement says that it serves. After a store went back, another host
+    /// may still run what had the same number.
     pub fn is_ready(&self, number: PlacementNumber) -> bool {
-        self.reports.get(&number).is_some_and(|report| {
-            report.status.state == ReplicaState::Running && report.status.ready
+        let placed = self.placements.get(&number);
+        let report = self.reports.get(&number);
+        placed.zip(report).is_some_and(|(placed, report)| {
+            report.host == placed.host
+                && report.status.state == ReplicaState::Running
+                && report.status.ready
         })
     }
 
