@@ -160,3 +160,22 @@ fn a_manifest_of_two_workloads_commits_in_one_batch() {
     up.run(&["rm", file]).ok();
     assert_eq!(up.ps(), serde_json::json!([]));
 }
+
+#[test]
+fn an_idle_replica_drains_at_once() {
+    let up = Up::start(1);
+    for sample in ["hello-http", "hello-http-v2"] {
+        let text = format!(
+            "[workload]\nname = \"hello\"\ncomponent = \"{}\"\n[workload.update]\ndrain = \"10m\"\n",
+            guest(sample).display()
+        );
+        let file = up.home.write("hello.toml", text);
+        up.run(&["deploy", file.to_str().expect("text")]).ok();
+    }
+    // Far sooner than the deadline: nothing is in hand.
+    wait_for("the replica of revision 1 to be gone", || {
+        let replicas = up.run(&["ps", "hello", "--json"]).ok().json();
+        let live = replicas.as_array().expect("a list is an array");
+        live.iter().all(|one| one["revision"] == 2).then_some(())
+    });
+}

@@ -117,7 +117,9 @@ pub(super) async fn take_in<Handled, Shed>(
                 }
             }
             Some(_) = refusals.join_next(), if !refusals.is_empty() => {}
-            Some(message) = feeds.next(), if !feeds.is_empty() => {
+            message = feeds.next(), if !feeds.is_empty() => {
+                // The last subscription has ended: the loop's head sees that nothing is left.
+                let Some(message) = message else { continue };
                 if work.len() < concurrency {
                     work.spawn(handle(message));
                 } else if let Err(message) = waiting.push(message, limits.queue) {
