@@ -322,6 +322,10 @@ impl ControlLoop {
         self.begin.metrics.planned(began.elapsed());
         let wrote = !writes.is_empty();
         for batch in dispatch::cut(writes) {
+            // An acknowledgement can show that the store went back: nothing more reaches it.
+            if self.begin.guard.frozen().is_some() {
+                return Ok(());
+            }
             if let Err(error) = self.store(batch).await {
                 let mut refusal = None;
                 if let Some(end) = ending(error, |why| refusal = Some(why)) {

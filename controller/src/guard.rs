@@ -76,6 +76,12 @@ impl Guard {
 
     /// The store has acknowledged up to this sequence.
     pub fn stored(&mut self, sequence: u64) {
+        if sequence <= self.known {
+            let known = self.known;
+            self.freeze(format!(
+                "the store acknowledged sequence {sequence} after {known}: it lost what it had acknowledged"
+            ));
+        }
         self.known = self.known.max(sequence);
     }
 
@@ -233,5 +239,14 @@ mod tests {
                 .frozen()
                 .is_some_and(|why| why.contains("workload.a.b and 1 others"))
         );
+    }
+
+    #[test]
+    fn a_store_that_counts_backwards_freezes() {
+        let mut guard = guard(false);
+        guard.stored(12);
+        assert_eq!(guard.frozen(), None);
+        guard.stored(12);
+        assert!(guard.frozen().is_some_and(|why| why.contains("lost")));
     }
 }

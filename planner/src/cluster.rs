@@ -15,6 +15,7 @@ use wasmorch_api::{
 
 use crate::agenda::Agenda;
 use crate::pool::{Booked, Classes, Counts, Pool};
+use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
 use crate::{DEAD_AFTER, ENDED_KEPT};
 
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub since: Timestamp,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
+    /// Silences, to tell a network that broke from hosts that died.
+    pub(crate) silence: Silence,
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
@@ -277,6 +280,7 @@ impl Cluster {
             leader,
             since: now,
             ticked: now,
+            silence: Silence::default(),
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),

@@ -31,6 +31,7 @@ pub mod planted;
 mod pool;
 pub mod queries;
 mod rollout;
+mod silence;
 mod slots;
 mod tables;
 mod write;

@@ -8,8 +8,9 @@ use wasmorch_api::{
     EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
 };
 
-use crate::cluster::{Cluster, Reported};
+use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
+use crate::silence::Silent;
 use crate::write::EventDraft;
 use crate::{DEAD_AFTER, SUSPECT_AFTER};
 
@@ -290,38 +291,57 @@ impl Cluster {
         let gap_ms = now.0.saturating_sub(self.ticked.0);
         self.ticked = now;
         let stalled_ms = if gap_ms > STALL_MS { gap_ms } else { 0 };
+        let (mut silent, mut living) = (Vec::new(), 0);
         let mut moved = Vec::new();
         for (id, host) in &mut self.hosts {
             host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
-            let silent = now.since(host.heard);
-            let state = if silent >= DEAD_AFTER || planted::is(Bug::DeadWindowZero) {
-                HostState::Dead
-            } else if silent >= SUSPECT_AFTER {
-                HostState::Suspect
-            } else {
-                HostState::Alive
-            };
+            let silence = now.since(host.heard);
             // Only a heartbeat makes a host alive again.
-            if state <= host.state {
+            if host.state == HostState::Dead {
                 continue;
             }
-            host.state = state;
-            moved.push(id.clone());
-            out.changed = true;
-            let kind = if state == HostState::Dead {
-                EventKind::HostDead
-            } else {
-                EventKind::HostSuspect
-            };
-            let reason = format!(
-                "{} silent for {:.1} s",
-                host.record.info.name,
-                silent.as_secs_f64()
-            );
-            out.events.push(EventDraft::cluster(kind, reason).host(id));
+            living += 1;
+            let due = silence >= DEAD_AFTER || planted::is(Bug::DeadWindowZero);
+            if !due && silence < SUSPECT_AFTER {
+                continue;
+            }
+            silent.push(Silent {
+                heard: host.heard,
+                host: id.clone(),
+                due,
+            });
+            if host.state == HostState::Alive {
+                host.state = HostState::Suspect;
+                moved.push(id.clone());
+                out.events
+                    .push(fell_silent(EventKind::HostSuspect, host, now));
+            }
         }
+        let verdict = self.silence.look(silent, living, now);
+        if let Some((many, of)) = verdict.alarm {
+            let reason = format!(
+                "{many} of {of} hosts fell silent together: more likely the network than the hosts, \
+                 so one of them a minute is replaced"
+            );
+            let event = EventDraft::cluster(EventKind::AlarmMassSilence, reason);
+            out.events.push(event);
+        }
+        for id in verdict.dead {
+            if let Some(host) = self.hosts.get_mut(&id) {
+                host.state = HostState::Dead;
+                out.events.push(fell_silent(EventKind::HostDead, host, now));
+                moved.push(id);
+            }
+        }
+        out.changed |= !moved.is_empty();
         for id in moved {
             self.host_changed(&id);
         }
     }
+}
+
+fn fell_silent(kind: EventKind, host: &Host, now: Timestamp) -> EventDraft {
+    let (name, silence) = (&host.record.info.name, now.since(host.heard));
+    let reason = format!("{name} silent for {:.1} s", silence.as_secs_f64());
+    EventDraft::cluster(kind, reason).host(&host.record.host)
 }

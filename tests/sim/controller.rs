@@ -348,6 +348,8 @@ impl World {
         match answer {
             Answer::Stored(fence) => {
                 let fence = *fence;
+                let floor = &mut self.controllers[at].floor;
+                *floor = (*floor).max(record.term);
                 self.ask_store(
                     at,
                     Purpose::Load { record, fence },

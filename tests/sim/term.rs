@@ -402,6 +402,9 @@ impl World {
                 leading.guard.stored(*last);
                 leading.batches += 1;
                 leading.cluster.commit(&busy.now, *last, now);
+                if leading.guard.frozen().is_some() {
+                    busy.rest.clear();
+                }
                 if let Some(next) = busy.rest.pop_front() {
                     busy.now = Arc::new(next);
                     busy.tries = 0;

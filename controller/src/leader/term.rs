@@ -105,6 +105,7 @@ impl Controller {
             return Ok(ended());
         };
         let term = minted.record.term;
+        memory.floor = memory.floor.max(term);
         let mut restored = restore(&minted, loaded, &clock);
         if let Some(why) = memory.contradicts(&minted.record) {
             restored.guard.freeze(why);
