@@ -93,6 +93,13 @@ fn a_resumed_leader_changes_nothing() {
         knows_term(&client, host, new_term);
     }
     let gateways = daemons.gateways();
+    // A deploy returns when all are ready; that a rollout has completed is decided a second later.
+    for name in ["hello", "second"] {
+        wait_for("the rollout to be over", || {
+            let record = client.kept(&format!("workload.default.{name}"))?.value;
+            (record["rollout"]["state"] == "completed").then_some(())
+        });
+    }
     let before = client.keys(&DECIDED);
 
     // While it wakes up, every question is answered, by the one that leads.

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: sets up, then runs every test of the workspace, then those that need planted
-//! bugs. CI calls exactly this.
+//! `cargo xtask test`: sets up, then runs every test of the workspace, then the simulator, then what
+//! needs planted bugs. CI calls exactly this.
 
 use anyhow::{Context, Result};
 
@@ -24,11 +24,16 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         test.arg("--workspace");
     }
     ready.apply(&mut test);
-    process::run(test.args(&args.cargo_test)).context("the tests did not pass")?;
-    if args.cargo_test.is_empty() {
-        planted(project)?;
+    if !args.cargo_test.is_empty() {
+        return process::run(test.args(&args.cargo_test)).context("the tests did not pass");
     }
-    Ok(())
+    // The simulator takes every core: beside it, real processes would miss their deadlines.
+    test.args(["--", "--skip", "sim::"]);
+    process::run(&mut test).context("the tests did not pass")?;
+    let mut sim = project.cargo();
+    sim.args(["test", "--workspace", "--test", "all", "--", "sim::"]);
+    process::run(&mut sim).context("the simulator found a failure")?;
+    planted(project)
 }
 
 /// The simulator must catch bugs that are planted in planner and agent: a build of its own, so that

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 use wasmorch_api::error::ErrorBody;
-use wasmorch_api::{HostId, HumanDuration, Name, NatsOptions, subjects};
+use wasmorch_api::{ErrorCode, HostId, HumanDuration, Name, NatsOptions, subjects};
 
 pub(crate) use upload::Upload;
 
@@ -127,7 +127,17 @@ impl Link {
             let left = deadline.saturating_duration_since(Instant::now());
             let asked = self.client.request(subject.clone(), body.clone());
             let kind = match timeout(left.min(ATTEMPT), asked).await {
-                Ok(Ok(message)) => return read_reply(&message.payload),
+                // A leader lets go with the request in its hands. The next one knows by the request's
+                // id whether it was done. A recover that broke off has emptied the store: what comes
+                // next is for its user to say.
+                Ok(Ok(message)) => match read_reply(&message.payload) {
+                    Err(error)
+                        if error.code == Some(ErrorCode::Unavailable) && verb != "recover" =>
+                    {
+                        Silence::LetGo(error)
+                    }
+                    answered => return answered,
+                },
                 Ok(Err(error)) => match error.kind() {
                     RequestErrorKind::MaxPayloadExceeded => {
                         return Err(CliError::new(
@@ -217,6 +227,7 @@ impl Subscription {
 enum Silence {
     NoLeader,
     NoAnswer(String),
+    LetGo(CliError),
 }
 
 impl Silence {
@@ -230,6 +241,7 @@ impl Silence {
                 format!("{why}; {waited}"),
                 "see that a controller runs, or wait longer with --timeout",
             ),
+            Self::LetGo(error) => error,
         }
     }
 }
