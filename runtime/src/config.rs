@@ -21,6 +21,8 @@ pub struct RuntimeConfig {
     pub memory_max: u64,
     /// Threads that compile, at low priority.
     pub compile_threads: usize,
+    /// Threads of the executor that run guests: so many guests run long at the same time.
+    pub guest_threads: usize,
     /// Reserve all instances ahead (a host) instead of mapping them when they are made (`run`).
     pub pooling: bool,
 }
@@ -35,6 +37,7 @@ impl Default for RuntimeConfig {
             memory_max: 4 << 30,
             // One core stays for what already runs.
             compile_threads: cores.saturating_sub(1).max(1),
+            guest_threads: cores,
             pooling: true,
         }
     }

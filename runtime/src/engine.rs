@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::compile::CompilePool;
 use crate::config::RuntimeConfig;
 use crate::load::Loads;
-use crate::ticker::Ticker;
+use crate::pace::Pacer;
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
 const WASM_STACK_BYTES: usize = 512 << 10;
@@ -47,7 +47,7 @@ pub struct Runtime {
 
 pub(crate) struct Inner {
     pub(crate) engine: Engine,
-    pub(crate) ticker: Ticker,
+    pub(crate) pacer: Pacer,
     pub(crate) compile: CompilePool,
     pub(crate) cache: Option<Cache>,
     pub(crate) loads: Loads,
@@ -67,7 +67,8 @@ impl Runtime {
     /// When wasmtime refuses the configuration, or no thread can be started.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         let (engine, pooled) = build_engine(&config)?;
-        let ticker = Ticker::start(&engine).map_err(RuntimeError::Ticker)?;
+        let turns = config.guest_threads;
+        let pacer = Pacer::start(&engine, turns).map_err(RuntimeError::Ticker)?;
         let cache = config.compiled_dir.as_deref().and_then(|dir| {
             Cache::open(dir, &engine)
                 .inspect_err(|error| {
@@ -80,7 +81,7 @@ impl Runtime {
         Ok(Self {
             inner: Arc::new(Inner {
                 engine,
-                ticker,
+                pacer,
                 compile,
                 cache,
                 loads,

@@ -1,8 +1,9 @@
 //! Running one guest to its end: timeout, panics, processor time, and why it ended.
 //!
 //! ```text
-//!   metered( bounded( instantiate, call ) )
-//!            |          `-- borrows the store, which the caller of `bounded` owns
+//!   metered( bounded( paced( instantiate, call ) ) )
+//!            |        |      `-- borrows the store, which the caller of `bounded` owns
+//!            |        `-- who may run, and for how long
 //!            `-- says why in the Watch BEFORE the store is dropped, so that whoever sees the
 //!                response body break off finds the reason there
 //! ```
@@ -19,7 +20,9 @@ use futures::FutureExt as _;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::ended::Ended;
+use crate::engine::Runtime;
 use crate::limits::Meter;
+use crate::pace::Pace;
 
 /// When to try again on a host whose pool is used up.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -43,6 +46,8 @@ impl Deadline {
 /// What is known about one instance while it runs, shared with its limiter and its response body.
 #[derive(Debug)]
 pub(crate) struct Watch {
+    runtime: Runtime,
+    pace: Pace,
     meter: Arc<Meter>,
     memory_limit: u64,
     memory_wanted: AtomicU64,
@@ -50,13 +55,20 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(meter: Arc<Meter>, memory_limit: u64) -> Arc<Self> {
+    pub(crate) fn new(runtime: Runtime, meter: Arc<Meter>, memory_limit: u64) -> Arc<Self> {
         Arc::new(Self {
+            runtime,
+            pace: Pace::default(),
             meter,
             memory_limit,
             memory_wanted: AtomicU64::new(0),
             ended: OnceLock::new(),
         })
+    }
+
+    /// How far it may run; asked by its store.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// A growth was denied; a failure that follows is put down to it.
@@ -108,7 +120,7 @@ impl Watch {
     }
 }
 
-/// Runs `guest` until it is done, its deadline passes or it panics.
+/// Runs `guest`, at its pace, until it is done, its deadline passes or it panics.
 ///
 /// A failure is recorded in `watch` while the store still lives. When the returned future is
 /// dropped, so is `guest`, at whatever point it was.
@@ -117,7 +129,8 @@ pub(crate) async fn bounded<R>(
     deadline: Option<Deadline>,
     guest: impl Future<Output = wasmtime::Result<R>> + Send,
 ) -> Result<R, Ended> {
-    let mut guest = pin!(AssertUnwindSafe(guest).catch_unwind());
+    let guest = AssertUnwindSafe(guest).catch_unwind();
+    let mut guest = pin!(watch.runtime.inner.pacer.paced(&watch.pace, guest));
     let result = match deadline {
         Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
             Ok(result) => result,

@@ -38,6 +38,7 @@ mod logs;
 mod messages;
 mod network;
 mod outbound;
+mod pace;
 mod state;
 mod ticker;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use wasmtime::ResourceLimiter;
+use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use crate::engine::TABLE_ELEMENTS_MAX;
 use crate::guest::Watch;
@@ -106,6 +106,11 @@ impl MemoryLimiter {
             held: 0,
             last: 0,
         }
+    }
+
+    /// What the guest does at a tick of the epoch.
+    pub(crate) fn at_tick(&self) -> UpdateDeadline {
+        self.watch.pace().at_tick()
     }
 }
 

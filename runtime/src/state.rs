@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use wasmtime::Store;
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_config::WasiConfigVariables;
@@ -19,7 +19,6 @@ use crate::guest::Watch;
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
-use crate::ticker::TickGuard;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files.
 const RESOURCES_MAX: usize = 16 << 10;
@@ -53,7 +52,11 @@ impl ReplicaShared {
     }
 
     pub(crate) fn watch(&self) -> Arc<Watch> {
-        Watch::new(self.meter.clone(), self.config.limits.memory_bytes)
+        Watch::new(
+            self.runtime.clone(),
+            self.meter.clone(),
+            self.config.limits.memory_bytes,
+        )
     }
 
     /// A context with everything but standard streams.
@@ -114,11 +117,10 @@ impl ReplicaShared {
             limiter: self.limiter(watch),
             tag,
             shared: self.clone(),
-            _tick: self.runtime.inner.ticker.keep(),
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store);
+        self.begin(&mut store, |state| state.limiter.at_tick());
         store
     }
 
@@ -131,18 +133,17 @@ impl ReplicaShared {
         let state = ModuleState {
             wasi,
             limiter: self.limiter(watch),
-            _tick: self.runtime.inner.ticker.keep(),
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store);
+        self.begin(&mut store, |state| state.limiter.at_tick());
         store
     }
 
-    /// From here on the guest yields at every tick, so that its deadline can pass.
-    fn begin<T>(&self, store: &mut Store<T>) {
+    /// From here on the guest is asked at every tick whether it may go on.
+    fn begin<T: 'static>(&self, store: &mut Store<T>, at_tick: fn(&T) -> UpdateDeadline) {
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        store.epoch_deadline_callback(move |store| Ok(at_tick(store.data())));
         self.meter.started.fetch_add(1, Relaxed);
     }
 }
@@ -156,7 +157,6 @@ pub(crate) struct GuestState {
     limiter: MemoryLimiter,
     pub(crate) tag: RequestTag,
     pub(crate) shared: Arc<ReplicaShared>,
-    _tick: TickGuard,
 }
 
 impl WasiView for GuestState {
@@ -182,5 +182,4 @@ impl WasiHttpView for GuestState {
 pub(crate) struct ModuleState {
     pub(crate) wasi: WasiP1Ctx,
     limiter: MemoryLimiter,
-    _tick: TickGuard,
 }

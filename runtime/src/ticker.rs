@@ -1,24 +1,31 @@
-//! The epoch ticker: a thread of its own that advances the engine's epoch while guests live.
+//! The epoch ticker: a thread of its own that advances the engine's epoch while guests run.
 //!
-//! Every guest yields when the epoch has advanced, so the tick bounds how long a guest holds its
-//! thread, and with it how late a timeout can fire. The thread is the operating system's, not
-//! tokio's: no guest can starve it. With no live guest it sleeps, so an idle host wakes nobody.
+//! A guest looks at the epoch again and again, and is asked whether it may go on whenever that has
+//! advanced (see `pace.rs`): the tick bounds how long a guest can hold its thread unasked. The
+//! thread is the operating system's, not tokio's: no guest can starve it. Guests that wait count
+//! for nothing: when none has run for a while the thread sleeps, so an idle host wakes nobody.
 //!
 //! It owns nothing but its thread, which is joined when the ticker is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use wasmtime::Engine;
 
-/// How long a guest may hold its thread. Shorter costs wake-ups, longer costs neighbours latency.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
+/// How long a guest may hold its thread unasked. Shorter costs wake-ups (1,000 a second are half a
+/// per cent of a core), longer costs neighbours latency.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// Ticks without a running guest before the thread sleeps: under load it is not woken for every
+/// request.
+const IDLE_TICKS_MAX: u32 = 50;
 
 struct Shared {
     stop: AtomicBool,
-    live: AtomicUsize,
+    /// Guests that are being polled now.
+    running: AtomicUsize,
+    asleep: AtomicBool,
 }
 
 /// Advances the epoch of one engine.
@@ -31,7 +38,8 @@ impl Ticker {
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
-            live: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            asleep: AtomicBool::new(false),
         });
         let thread = std::thread::Builder::new()
             .name("wasmorch-epoch".into())
@@ -40,20 +48,20 @@ impl Ticker {
                 // A weak engine: the thread must not keep what the last owner drops.
                 let engine = engine.weak();
                 move || {
-                    #[allow(
-                        clippy::disallowed_methods,
-                        reason = "this thread exists to let time pass; nobody waits for it"
-                    )]
-                    while !shared.stop.load(Ordering::SeqCst) {
-                        if shared.live.load(Ordering::SeqCst) == 0 {
-                            std::thread::park();
+                    let mut idle = 0;
+                    while !shared.stop.load(SeqCst) {
+                        if idle >= IDLE_TICKS_MAX {
+                            shared.sleep();
+                            idle = 0;
                             continue;
                         }
-                        std::thread::sleep(TICK);
+                        pass(TICK);
                         let Some(engine) = engine.upgrade() else {
                             return;
                         };
                         engine.increment_epoch();
+                        let runs = shared.running.load(SeqCst) > 0;
+                        idle = if runs { 0 } else { idle + 1 };
                     }
                 }
             })?;
@@ -63,12 +71,15 @@ impl Ticker {
         })
     }
 
-    /// Keeps the epoch advancing until the returned guard is dropped. Every store holds one.
-    pub(crate) fn keep(&self) -> TickGuard {
-        if self.shared.live.fetch_add(1, Ordering::SeqCst) == 0 {
+    /// Keeps the epoch advancing until the returned guard is dropped. Held while a guest is polled.
+    pub(crate) fn run(&self) -> Running<'_> {
+        self.shared.running.fetch_add(1, SeqCst);
+        // The thread says that it sleeps before it looks for guests a last time, and here it is
+        // the other way round: one of the two sees the other.
+        if self.shared.asleep.load(SeqCst) {
             self.wake();
         }
-        TickGuard(self.shared.clone())
+        Running(&self.shared)
     }
 
     fn wake(&self) {
@@ -78,9 +89,28 @@ impl Ticker {
     }
 }
 
+impl Shared {
+    /// Sleeps until a guest runs. Waking without a reason costs some ticks.
+    fn sleep(&self) {
+        self.asleep.store(true, SeqCst);
+        if self.running.load(SeqCst) == 0 && !self.stop.load(SeqCst) {
+            std::thread::park();
+        }
+        self.asleep.store(false, SeqCst);
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the ticker's thread exists to let time pass; nobody waits for it"
+)]
+fn pass(time: Duration) {
+    std::thread::sleep(time);
+}
+
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.stop.store(true, SeqCst);
         self.wake();
         if let Some(thread) = self.thread.take() {
             // The loop cannot panic; were it to, there is nothing left to stop.
@@ -90,10 +120,10 @@ impl Drop for Ticker {
 }
 
 /// While it lives, epochs advance.
-pub(crate) struct TickGuard(Arc<Shared>);
+pub(crate) struct Running<'t>(&'t Shared);
 
-impl Drop for TickGuard {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.live.fetch_sub(1, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, SeqCst);
     }
 }

@@ -48,6 +48,9 @@ use protocol::{FromRunner, QUEUE, ToRunner};
 
 /// The name of the runner's threads.
 const THREAD_NAME: &str = "wasmorch-runner";
+/// Tasks that are run between two looks at sockets and timers. Short guests take tens of
+/// microseconds each, and tokio's 61 of them would hold up whoever comes by milliseconds.
+const EVENT_INTERVAL: u32 = 8;
 /// How long tasks that were told to end may take before the runner's threads are left behind.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
@@ -149,8 +152,11 @@ impl RunnerHandle {
 ///
 /// When the engine or its thread does not start. What fails later comes from [`RunnerEnd::join`].
 pub fn spawn(config: RunnerConfig) -> Result<RunnerHandle, RunnerError> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let threads = config.threads.unwrap_or(cores).get();
     let engine = Runtime::new(RuntimeConfig {
         compiled_dir: config.compiled.clone(),
+        guest_threads: threads,
         ..RuntimeConfig::default()
     })
     .map_err(RunnerError::Engine)?;
@@ -161,7 +167,7 @@ pub fn spawn(config: RunnerConfig) -> Result<RunnerHandle, RunnerError> {
         .name(THREAD_NAME.into())
         .spawn(move || {
             // Nobody waits any more when the daemon is gone.
-            let _ = done.send(run(config, engine, inbox, outbox));
+            let _ = done.send(run(config, engine, threads, inbox, outbox));
         })
         .map_err(RunnerError::Threads)?;
     Ok(RunnerHandle {
@@ -176,12 +182,13 @@ pub fn spawn(config: RunnerConfig) -> Result<RunnerHandle, RunnerError> {
 fn run(
     config: RunnerConfig,
     engine: Runtime,
+    threads: usize,
     inbox: mpsc::Receiver<ToRunner>,
     outbox: mpsc::Sender<FromRunner>,
 ) -> Result<(), RunnerError> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let executor = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.threads.unwrap_or(cores).get())
+        .worker_threads(threads)
+        .event_interval(EVENT_INTERVAL)
         .thread_name(THREAD_NAME)
         .enable_all()
         .build()
