@@ -14,7 +14,7 @@ use crate::ids::{
 use crate::placement::PlacementGroup;
 use crate::record::{Revision, RolloutState};
 use crate::spec::{Kind, WorkloadSpec};
-use crate::status::{Capacity, HostState, ReplicaState};
+use crate::status::{Capacity, Drain, HostState, ReplicaState};
 use crate::time::Timestamp;
 
 /// Who asks, and the id under which a repeat gets the first answer. Part of every write.
@@ -379,6 +379,9 @@ pub struct HostView {
     pub state: HostState,
     /// Nothing new is placed.
     pub cordoned: bool,
+    /// It is emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its architecture.

@@ -253,8 +253,24 @@ pub struct HostRecord {
     /// Nothing new is placed.
     #[serde(default)]
     pub cordoned: bool,
+    /// What it runs moves elsewhere, and nothing new is placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// When it was first heard.
     pub joined: Timestamp,
+}
+
+/// A host that is emptied. It stays so until someone undoes it, over restarts of host and leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since when.
+    pub since: Timestamp,
+    /// What has not moved by then is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// It runs nothing any more.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub enum BrokenRule {
         workload: WorkloadKey,
         /// The host.
         host: HostId,
-        /// `dead`, `suspect`, `cordoned`, `unknown`.
+        /// `dead`, `suspect`, `cordoned`, `draining`, `unknown`.
         why: &'static str,
     },
     /// More live placements than wanted plus surge.
@@ -154,6 +154,7 @@ fn starts_are_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>
             Some(host) if host.state == HostState::Dead => Some("dead"),
             Some(host) if host.state == HostState::Suspect => Some("suspect"),
             Some(host) if host.record.cordoned => Some("cordoned"),
+            Some(host) if host.record.drain.is_some() => Some("draining"),
             Some(_) => None,
         };
         if let Some(why) = why {
@@ -246,7 +247,7 @@ fn slots_are_sound(
     ready_is_kept(cluster, key, &part.stops, wanted, broken);
 }
 
-/// Stopping for a rollout must not take the last ready ones.
+/// Stopping for a rollout or a drain must not take the last ready ones.
 fn ready_is_kept(
     cluster: &Cluster,
     key: &WorkloadKey,
@@ -266,31 +267,40 @@ fn ready_is_kept(
         let host = placed.and_then(|placed| cluster.hosts().get(&placed.host));
         host.is_some_and(|host| host.state != HostState::Dead) && workload.is_ready(*number)
     };
-    let takes_ready = stops
-        .iter()
-        .any(|(number, why)| *why == StopReason::Replaced && serves(number));
-    if !takes_ready {
-        return;
-    }
-    let slots = |stopped: bool| -> BTreeSet<Slot> {
-        let placed = workload.placements.iter();
-        placed
-            .filter(|(number, placed)| placed.slot.0 <= wanted && serves(number))
-            .filter(|(number, _)| stopped || !stops.contains_key(number))
-            .map(|(_, placed)| placed.slot)
-            .collect()
+    let takes = |wanted: StopReason| {
+        let mut stops = stops.iter();
+        stops.any(|(number, why)| *why == wanted && serves(number))
     };
-    let (ready_slots, before) = (slots(false), slots(true));
-    let least = wanted
-        .saturating_sub(u64::from(target.spec.update.max_unavailable))
-        .min(before.len() as u64);
-    let ready = ready_slots.len() as u64;
-    if ready < least {
-        broken.push(BrokenRule::TooFew {
-            workload: key.clone(),
-            ready,
-            least,
-        });
+    let slots = |stays: &dyn Fn(&PlacementNumber) -> bool| -> u64 {
+        let placed = workload.placements.iter();
+        let ready: BTreeSet<Slot> = placed
+            .filter(|(number, placed)| placed.slot.0 <= wanted && serves(number))
+            .filter(|(number, _)| stays(number))
+            .map(|(_, placed)| placed.slot)
+            .collect();
+        ready.len() as u64
+    };
+    let before = slots(&|_| true);
+    let mut judge = |ready: u64, least: u64| {
+        let least = least.min(before);
+        if ready < least {
+            broken.push(BrokenRule::TooFew {
+                workload: key.clone(),
+                ready,
+                least,
+            });
+        }
+    };
+    let moves = takes(StopReason::Moved);
+    if moves || takes(StopReason::Replaced) {
+        let may_lack = u64::from(target.spec.update.max_unavailable);
+        let ready = slots(&|number| !stops.contains_key(number));
+        judge(ready, wanted.saturating_sub(may_lack));
+    }
+    if moves {
+        let moved = |number: &PlacementNumber| stops.get(number) == Some(&StopReason::Moved);
+        let ready = slots(&|number| !moved(number));
+        judge(ready, u64::from(target.spec.min_available));
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use wasmorch_api::record::Removed;
-use wasmorch_api::status::{Capacity, HostRecord, HostState};
+use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{
     BootId, ClusterId, EndpointTable, HostId, HostInfo, LeaderId, PlacementNumber, PlacementSet,
     Record, ReplicaState, ReplicaStatus, Revision, RevisionNumber, RouteTable, Slot, Term,
@@ -14,6 +14,7 @@ use wasmorch_api::{
 };
 
 use crate::agenda::Agenda;
+use crate::plan::StopReason;
 use crate::pool::{Booked, Classes, Counts, Pool};
 use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
@@ -93,6 +94,8 @@ pub struct Host {
     pub(crate) number: u32,
     /// Its reports of replicas that its set does not hold (any more).
     pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
+    /// Events of it in this term, newest last.
+    pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
 }
 
 impl Host {
@@ -117,6 +120,7 @@ impl Host {
             class: u32::MAX,
             number: 0,
             leaving: BTreeSet::new(),
+            story: VecDeque::new(),
         }
     }
 
@@ -127,6 +131,7 @@ impl Host {
             boot: self.boot.clone(),
             set,
             leaving: BTreeSet::new(),
+            story: VecDeque::new(),
             ..*self
         }
     }
@@ -144,6 +149,26 @@ impl Host {
     /// It runs by a set that the store no longer has: it was removed, and came back.
     pub(crate) fn holds_unkept(&self) -> bool {
         self.known() && self.set.is_none() && self.applied > 0
+    }
+
+    /// Neither cordoned nor drained.
+    pub(crate) fn takes_new(&self) -> bool {
+        !self.record.cordoned && self.record.drain.is_none()
+    }
+
+    /// Its record, if it is being drained and nothing is left there.
+    pub(crate) fn now_drained(&self) -> Option<HostRecord> {
+        let drain = self.record.drain.filter(|drain| !drain.drained)?;
+        let held = self.set.iter().flat_map(|set| &set.groups);
+        let silent = self.state == HostState::Dead;
+        let ended = silent || self.known() && self.leaving.is_empty();
+        (ended && held.count() == 0).then(|| HostRecord {
+            drain: Some(Drain {
+                drained: true,
+                ..drain
+            }),
+            ..self.record.clone()
+        })
     }
 
     /// Heard in this term, and everything it runs is known.
@@ -175,6 +200,8 @@ pub struct Workload {
     pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
     /// Slots that could not be placed when last planned.
     pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
+    /// Why placements were taken out of their sets, until their replicas have ended.
+    pub(crate) told: BTreeMap<PlacementNumber, StopReason>,
     pub(crate) number: u32,
     /// The placements by slot.
     pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
@@ -227,6 +254,7 @@ impl Workload {
             routes: None,
             story: VecDeque::new(),
             unplaced: None,
+            told: BTreeMap::new(),
             number: 0,
             slots: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -253,6 +281,14 @@ impl Workload {
         })
     }
 
+    /// Why a placement ends is kept until its replica has ended.
+    pub(crate) fn told_to_end(&mut self, number: PlacementNumber, why: StopReason) {
+        if self.told.len() >= TOLD_KEPT {
+            self.told.pop_first();
+        }
+        self.told.insert(number, why);
+    }
+
     pub(crate) fn remember_ended(&mut self, report: Reported) {
         if self
             .ended
@@ -268,8 +304,10 @@ impl Workload {
     }
 }
 
-/// Events kept for each workload's `why`.
+/// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
+/// Reasons kept for each workload: most are dropped when the replica has ended.
+const TOLD_KEPT: usize = 256;
 
 impl Cluster {
     /// An empty state at the start of a term.
@@ -479,9 +517,16 @@ impl Cluster {
         if let Some(host) = self.hosts.get_mut(&id) {
             let same_shape =
                 host.record.info == record.info && host.record.cordoned == record.cordoned;
+            let until = |drain: Option<Drain>| drain.map(|drain| drain.deadline);
+            let same_drain = until(host.record.drain) == until(record.drain);
             host.record = record;
             host.stored = true;
-            if !same_shape {
+            if !same_drain {
+                // Whose replicas come or stay is looked at whole: moving them is bounded by the rest.
+                let held = host.set.iter().flat_map(|set| &set.groups);
+                held.for_each(|group| self.agenda.whole(&group.key()));
+            }
+            if !same_shape || !same_drain {
                 self.host_reshaped(&id);
             }
         } else {
@@ -526,6 +571,7 @@ impl Cluster {
             host: id.clone(),
             info: HostInfo::default(),
             cordoned: false,
+            drain: None,
             joined,
         };
         let mut host = Host::new(record, false, heard);
@@ -536,20 +582,23 @@ impl Cluster {
         true
     }
 
-    /// Remembers events of workloads for `why`.
+    /// Remembers events of workloads and hosts for `why`.
     pub fn remember(&mut self, events: &[EventDraft], now: Timestamp) {
         for event in events {
-            let (Some(namespace), Some(name)) = (&event.namespace, &event.workload) else {
-                continue;
+            let story = match (&event.namespace, &event.workload, &event.host) {
+                (Some(namespace), Some(name), _) => {
+                    let key = WorkloadKey::new(namespace.clone(), name.clone());
+                    let workload = self.workloads.get_mut(&key);
+                    workload.map(|workload| &mut workload.story)
+                }
+                (None, None, Some(id)) => self.hosts.get_mut(id).map(|host| &mut host.story),
+                _ => None,
             };
-            let key = WorkloadKey::new(namespace.clone(), name.clone());
-            let Some(workload) = self.workloads.get_mut(&key) else {
-                continue;
-            };
-            if workload.story.len() == STORY_KEPT {
-                workload.story.pop_front();
+            let Some(story) = story else { continue };
+            if story.len() == STORY_KEPT {
+                story.pop_front();
             }
-            workload.story.push_back((now, event.clone()));
+            story.push_back((now, event.clone()));
         }
     }
 }

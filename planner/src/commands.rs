@@ -11,7 +11,8 @@ mod revise;
 
 pub use change::{restart, rm, scale, start, stop};
 pub use deploy::{DeployInput, deploy};
-pub use hosts::{cordon, host_rm, uncordon};
+pub(crate) use hosts::find_host;
+pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use revise::{rollback, rollout};
 
 use serde::Serialize;

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use wasmorch_api::WorkloadKey;
 use wasmorch_api::messages::Unplaced;
+use wasmorch_api::{Name, WorkloadKey};
 
-use crate::place::Ranking;
+use crate::place::{Ranking, Removed};
+
+/// So many fixes are named, and of one so many steps.
+const FIXES: usize = 5;
+const STEPS: usize = 3;
 
 /// Sums up the filters' own explanations for so many slots.
 pub(crate) fn unplaced(key: &WorkloadKey, slots: u32, ranking: &Ranking) -> Unplaced {
@@ -13,22 +17,39 @@ pub(crate) fn unplaced(key: &WorkloadKey, slots: u32, ranking: &Ranking) -> Unpl
     let mut lacking: BTreeMap<String, u64> = BTreeMap::new();
     let mut fix: Vec<String> = Vec::new();
     for (_, removed) in &ranking.removed {
-        *filtered.entry(removed.filter.clone()).or_default() += 1;
-        if let Some((dimension, amount)) = removed.lacking {
+        if let Some(first) = removed.first() {
+            *filtered.entry(first.filter.clone()).or_default() += 1;
+        }
+        for (dimension, amount) in removed.iter().filter_map(|one| one.lacking) {
             // The nearest host is the one that lacks least.
             lacking
                 .entry(dimension.to_owned())
                 .and_modify(|least| *least = (*least).min(amount))
                 .or_insert(amount);
         }
-        if !fix.contains(&removed.fix) {
-            fix.push(removed.fix.clone());
+    }
+    // The nearest fix is of a host that fails least, and of these what takes least.
+    let mut nearest: Vec<&(Name, Vec<Removed>)> = ranking.removed.iter().collect();
+    nearest.sort_by_key(|(name, removed)| {
+        let hardest = removed.iter().map(|one| one.effort).max();
+        (removed.len(), hardest, name)
+    });
+    for (_, removed) in nearest {
+        let steps: Vec<&str> = removed.iter().take(STEPS).map(|one| &*one.fix).collect();
+        let mut steps = steps.join("; and ");
+        if removed.len() > STEPS {
+            steps.push_str("; and more");
+        }
+        if !fix.contains(&steps) {
+            fix.push(steps);
+        }
+        if fix.len() == FIXES {
+            break;
         }
     }
     if ranking.removed.is_empty() && ranking.fits.is_empty() {
         fix.push("start a host: `wasmorch host`".to_owned());
     }
-    fix.truncate(5);
     Unplaced {
         workload: key.to_string(),
         slots,

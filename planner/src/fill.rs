@@ -147,7 +147,7 @@ impl Fill {
             let Some(class) = known.get(number) else {
                 continue;
             };
-            if place::against_class(spec, class).is_some() {
+            if place::is_against_class(spec, class) {
                 continue;
             }
             let mut groups = Vec::new();

@@ -23,17 +23,20 @@ pub mod commands;
 mod explain;
 mod fill;
 mod holdings;
+mod moves;
 mod observe;
 mod place;
 mod plan;
 #[doc(hidden)]
 pub mod planted;
 mod pool;
+pub mod preview;
 pub mod queries;
 mod rollout;
 mod silence;
 mod slots;
 mod tables;
+pub mod why;
 mod write;
 
 pub use cluster::{Cluster, Host, Placed, Reported, Workload};

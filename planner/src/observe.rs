@@ -217,6 +217,10 @@ impl Cluster {
         self.agenda
             .part(&key, Some(status.replica.slot), Some(host));
         let number = status.replica.placement;
+        if status.state == ReplicaState::Stopped && status.reason.is_none() {
+            let why = workload.told.remove(&number);
+            status.reason = why.map(|why| why.words().to_owned());
+        }
         let newer_start = workload.reports.get(&number).is_some_and(|known| {
             known.host == *host && known.status.replica.start > status.replica.start
         });

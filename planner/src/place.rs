@@ -36,6 +36,21 @@ pub(crate) struct Removed {
     pub(crate) filter: String,
     pub(crate) lacking: Option<(&'static str, u64)>,
     pub(crate) fix: String,
+    /// How far away the fix is: less is nearer.
+    pub(crate) effort: (Effort, u64),
+}
+
+/// What a fix takes, the nearest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Effort {
+    /// One command.
+    Command,
+    /// So much room.
+    Room,
+    /// A host that has to speak.
+    Wait,
+    /// Another spec.
+    Spec,
 }
 
 /// A host that can, and how well.
@@ -54,7 +69,8 @@ pub(crate) struct Scored {
 pub(crate) struct Ranking {
     /// Best first.
     pub(crate) fits: Vec<Scored>,
-    pub(crate) removed: Vec<(Name, Removed)>,
+    /// With everything that each one fails, the filter that removed it first.
+    pub(crate) removed: Vec<(Name, Vec<Removed>)>,
 }
 
 /// What a ranking is made on: what is booked, and how many replicas of the workload are where.
@@ -72,21 +88,22 @@ pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
     let mut ranking = Ranking::default();
     let under = Under::of(on);
     let wants = Booked::of(on.key, on.spec, None);
-    let mut classes: BTreeMap<u32, Option<Removed>> = BTreeMap::new();
+    let mut classes: BTreeMap<u32, Vec<Removed>> = BTreeMap::new();
     for (id, host) in &on.cluster.hosts {
-        let removed = state(host)
-            .or_else(|| {
-                let known = classes.entry(host.class).or_insert_with(|| {
-                    let class = on.cluster.classes.get(host.class);
-                    class.and_then(|class| against_class(on.spec, class))
-                });
-                known.clone()
-            })
-            .or_else(|| against_host(on, &under, id, host))
-            .or_else(|| capacity((on.used)(id, host), host, wants));
-        match removed {
-            Some(removed) => ranking.removed.push((host.info().name.clone(), removed)),
-            None => ranking.fits.push(score(on, &under, id, host, failed)),
+        let mut removed: Vec<Removed> = state(host).into_iter().collect();
+        let class = classes.entry(host.class).or_insert_with(|| {
+            let class = on.cluster.classes.get(host.class);
+            let class = class.into_iter();
+            let all = class.flat_map(|class| all_against_class(on.spec, class));
+            all.take(FAILS_KEPT).collect()
+        });
+        removed.extend(class.iter().cloned());
+        removed.extend(against_host(on, &under, id, host));
+        removed.extend(capacity((on.used)(id, host), host, wants));
+        if removed.is_empty() {
+            ranking.fits.push(score(on, &under, id, host, failed));
+        } else {
+            ranking.removed.push((host.info().name.clone(), removed));
         }
     }
     ranking.fits.sort_by(|a, b| {
@@ -98,6 +115,9 @@ pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
     });
     ranking
 }
+
+/// Of one host no more is told: with a thousand constraints, nobody reads them all.
+const FAILS_KEPT: usize = 8;
 
 /// Replicas of the workload under each value of the labels that its spec counts by.
 struct Under<'a>(BTreeMap<(&'a str, &'a str), u32>);
@@ -131,71 +151,83 @@ impl<'a> Under<'a> {
     }
 }
 
-fn removed(filter: &str, fix: String) -> Removed {
+fn removed(filter: &str, effort: Effort, fix: String) -> Removed {
     Removed {
         filter: filter.to_owned(),
         lacking: None,
         fix,
+        effort: (effort, 0),
     }
 }
 
 /// Whether a host is there to be had.
-fn state(host: &Host) -> Option<Removed> {
+pub(crate) fn state(host: &Host) -> Option<Removed> {
     let name = &host.info().name;
     if host.state != HostState::Alive {
-        return Some(removed(host.state.as_str(), format!("bring {name} back")));
+        let fix = format!("bring {name} back");
+        return Some(removed(host.state.as_str(), Effort::Wait, fix));
     }
     if !host.known() {
-        return Some(removed(
-            "not heard yet",
-            format!("wait for {name} to report"),
-        ));
+        let fix = format!("wait for {name} to report");
+        return Some(removed("not heard yet", Effort::Wait, fix));
     }
-    if host.record.cordoned && !planted::is(Bug::CordonIgnored) {
-        return Some(removed("cordoned", format!("uncordon {name}")));
+    if !host.takes_new() && !planted::is(Bug::CordonIgnored) {
+        let filter = if host.record.cordoned {
+            "cordoned"
+        } else {
+            "draining"
+        };
+        return Some(removed(
+            filter,
+            Effort::Command,
+            format!("uncordon {name}"),
+        ));
     }
     None
 }
 
+/// Whether all hosts of a class are refused.
+pub(crate) fn is_against_class(spec: &WorkloadSpec, class: &Class) -> bool {
+    all_against_class(spec, class).next().is_some()
+}
+
 /// What all hosts of a class are refused for.
-pub(crate) fn against_class(spec: &WorkloadSpec, class: &Class) -> Option<Removed> {
-    for taint in &class.taints {
-        let tolerated = spec
-            .tolerate
-            .iter()
-            .any(|tolerated| tolerated == taint || taint.split('=').next() == Some(tolerated));
-        if !tolerated {
-            return Some(removed(
-                &format!("taint {taint}"),
-                format!("tolerate = [\"{taint}\"]"),
-            ));
+pub(crate) fn all_against_class<'a>(
+    spec: &'a WorkloadSpec,
+    class: &'a Class,
+) -> impl Iterator<Item = Removed> + 'a {
+    let tolerated = |taint: &str| {
+        let mut tolerate = spec.tolerate.iter();
+        tolerate.any(|one| one == taint || taint.split('=').next() == Some(one))
+    };
+    let taints = class.taints.iter().filter(move |taint| !tolerated(taint));
+    let taints = taints.map(|taint| {
+        let fix = format!("tolerate = [\"{taint}\"]");
+        removed(&format!("taint {taint}"), Effort::Spec, fix)
+    });
+    let constraints = spec.constraints.iter();
+    let constraints = constraints.filter_map(|constraint| match constraint {
+        Constraint::Label { label, test } => {
+            let unmet_here =
+                label != HOST && !passes(test, class.labels.get(label).map(String::as_str));
+            unmet_here.then(|| unmet(label, test))
         }
-    }
-    for constraint in &spec.constraints {
-        match constraint {
-            Constraint::Label { label, test }
-                if label != HOST && !passes(test, class.labels.get(label).map(String::as_str)) =>
-            {
-                return Some(unmet(label, test));
-            }
-            Constraint::Distinct { distinct, .. }
-                if distinct != HOST && !class.labels.contains_key(distinct) =>
-            {
-                return Some(removed(
-                    &format!("distinct {distinct}"),
-                    format!("label a host with {distinct}"),
-                ));
-            }
-            _ => {}
+        Constraint::Distinct { distinct, .. } => {
+            let without = distinct != HOST && !class.labels.contains_key(distinct);
+            without.then(|| {
+                let fix = format!("label a host with {distinct}");
+                removed(&format!("distinct {distinct}"), Effort::Spec, fix)
+            })
         }
-    }
-    None
+    });
+    taints.chain(constraints)
 }
 
 fn unmet(label: &str, test: &LabelTest) -> Removed {
     let words = words(label, test);
     removed(
         &format!("constraint {words}"),
+        Effort::Spec,
         format!("remove the constraint {words}, or label a host"),
     )
 }
@@ -254,6 +286,7 @@ fn against_host(
                 if there >= *max {
                     return Some(removed(
                         &format!("distinct {distinct}"),
+                        Effort::Spec,
                         format!("add a host with another {distinct}, or raise max"),
                     ));
                 }
@@ -265,12 +298,12 @@ fn against_host(
 }
 
 /// Booked reserve against capacity, dimension by dimension.
-fn capacity(used: Booked, host: &Host, wants: Booked) -> Option<Removed> {
+fn capacity(used: Booked, host: &Host, wants: Booked) -> impl Iterator<Item = Removed> {
     let name = &host.info().name;
     let dimensions = used.dimensions(wants, Booked::of_host(host));
     dimensions
         .into_iter()
-        .find_map(|(dimension, used, wants, has)| {
+        .filter_map(move |(dimension, used, wants, has)| {
             let lacks = used.saturating_add(wants).saturating_sub(has);
             (lacks > 0 && wants > 0).then(|| {
                 let amount = match dimension {
@@ -289,6 +322,7 @@ fn capacity(used: Booked, host: &Host, wants: Booked) -> Option<Removed> {
                     filter: dimension.to_owned(),
                     lacking: Some((dimension, lacks)),
                     fix,
+                    effort: (Effort::Room, lacks),
                 }
             })
         })

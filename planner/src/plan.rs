@@ -10,7 +10,7 @@ use std::sync::Arc;
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
-    EndpointTable, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, Record,
+    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, Record,
     RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
@@ -94,6 +94,26 @@ pub enum StopReason {
     Ended,
     /// The slot has a better one.
     Duplicate,
+    /// It is to leave its host: its successor is there, or it makes room for it.
+    Moved,
+    /// It has not left its host by the deadline.
+    Overdue,
+}
+
+impl StopReason {
+    /// For people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::NotWanted => "more than wanted",
+            Self::Replaced => "replaced by its successor",
+            Self::HostDead => "its host is dead",
+            Self::GivenUp => "its host's starts are used up",
+            Self::Ended => "the job has ended",
+            Self::Duplicate => "its slot has a better one",
+            Self::Moved => "moved to another host",
+            Self::Overdue => "its host is drained, and the deadline has passed",
+        }
+    }
 }
 
 impl Plan {
@@ -176,7 +196,12 @@ impl Cluster {
         }
         let mut plan = Plan::default();
         for host in self.hosts.values() {
-            if !host.stored && host.boot.is_some() {
+            if let Some(record) = host.now_drained() {
+                let said = format!("{} runs nothing any more", host.info().name);
+                let event = EventDraft::cluster(EventKind::HostDrained, said);
+                plan.events.push(event.host(&record.host));
+                plan.hosts.push(record);
+            } else if !host.stored && host.boot.is_some() {
                 plan.hosts.push(host.record.clone());
             }
             plan.forgotten += usize::from(host.holds_unkept());
@@ -237,6 +262,9 @@ impl Cluster {
         let (Some(passed), Some(workload)) = (passed, self.workloads.get_mut(key)) else {
             return;
         };
+        for stop in &plan.stop[stops..] {
+            workload.told_to_end(stop.placement, stop.why);
+        }
         let wakes = (workload.wake, passed.wake);
         workload.wake = passed.wake;
         workload.steady = passed.steady;
@@ -244,7 +272,7 @@ impl Cluster {
         if let Some(trouble) = &passed.unplaced {
             if known != Some(trouble.slots) {
                 let reason = crate::explain::one_line(trouble);
-                let mut event = EventDraft::of(key, wasmorch_api::EventKind::Unplaced, reason);
+                let mut event = EventDraft::of(key, EventKind::Unplaced, reason);
                 event.detail = serde_json::to_value(trouble).unwrap_or_default();
                 plan.events.push(event);
             }

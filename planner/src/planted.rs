@@ -28,6 +28,10 @@ pub enum Bug {
     SetsNotComplete,
     /// A host that is behind is not told.
     SyncNotAsked,
+    /// A drain takes as many replicas as it likes.
+    MinAvailableForgotten,
+    /// A drain's deadline is not kept.
+    DeadlineForgotten,
 }
 
 #[cfg(feature = "planted")]

@@ -404,7 +404,7 @@ impl Room {
             class: host.class,
             usable: host.state == HostState::Alive
                 && host.known()
-                && (!host.record.cordoned || planted::is(Bug::CordonIgnored)),
+                && (host.takes_new() || planted::is(Bug::CordonIgnored)),
             used,
             has,
             load: used.load(has),

@@ -1,8 +1,5 @@
 //! What the state says, in the shapes of the API. Nothing here decides.
 
-use std::collections::BTreeMap;
-
-use serde_json::{Value, json};
 use wasmorch_api::messages::{
     HistoryItem, HostView, ReplicaView, RolloutView, StatusReply, WorkloadState, WorkloadSummary,
 };
@@ -13,10 +10,6 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
-use crate::commands::DeployInput;
-use crate::commands::{self, Call};
-use crate::place::{self, Standpoint};
-use crate::plan::StopReason;
 
 /// The highest store sequence among the records named: the `index` of `--if-index`.
 pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> u64 {
@@ -244,7 +237,7 @@ fn reported_view(cluster: &Cluster, known: &Reported) -> ReplicaView {
     }
 }
 
-fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name {
+pub(crate) fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name {
     cluster.hosts().get(host).map_or_else(
         || wasmorch_api::Name::nearest(host.as_str()).unwrap_or_default(),
         |known| known.info().name.clone(),
@@ -329,6 +322,7 @@ pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
         name: info.name.clone(),
         state: host.state,
         cordoned: host.record.cordoned,
+        drain: host.record.drain,
         labels: info.labels.clone(),
         arch: info.arch.clone(),
         http: info.http.clone(),
@@ -339,174 +333,4 @@ pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
         memory_bytes: host.memory_bytes,
         seen_ms: u64::try_from(now.since(host.heard).as_millis()).unwrap_or(u64::MAX),
     }
-}
-
-/// What a deploy would do, without doing it: the same code on a copy of what it concerns. Others
-/// that wait for room, and would go first by priority, are not asked.
-pub fn preview(
-    cluster: &Cluster,
-    input: &DeployInput,
-    call: &Call,
-) -> Result<Value, wasmorch_api::ApiError> {
-    let outcome = commands::deploy(cluster, input, call)?;
-    let keys = input.workloads.iter();
-    let keys: Vec<WorkloadKey> = keys.map(|(spec, _)| call.key_of(&spec.name)).collect();
-    let mut after = cluster.excerpt(&keys);
-    // Sequences only have to be new; the copy is thrown away.
-    let last = u64::MAX / 2;
-    after.commit(&outcome.writes, last, call.now);
-    let plan = after.plan(call.now);
-    let mine = |key: &WorkloadKey| {
-        input
-            .workloads
-            .iter()
-            .any(|(spec, _)| call.key_of(&spec.name) == *key)
-    };
-    let mut changes = Vec::new();
-    let (mut granted, mut revoked) = (Vec::new(), Vec::new());
-    for (spec, _) in &input.workloads {
-        let key = call.key_of(&spec.name);
-        let before = cluster
-            .workload(&key)
-            .and_then(Workload::target)
-            .map(|target| &target.spec);
-        changes.extend(changes_of(cluster, &key, before, spec));
-        let had = before.map(|spec| grants(&key, spec)).unwrap_or_default();
-        let has = grants(&key, spec);
-        granted.extend(has.iter().filter(|grant| !had.contains(grant)).cloned());
-        revoked.extend(had.into_iter().filter(|grant| !has.contains(grant)));
-    }
-    let view = |key: &WorkloadKey, slot: u64, host: &HostId| json!({"workload": key.to_string(), "slot": slot, "host": host_name(&after, host)});
-    let starts: Vec<Value> = plan
-        .start
-        .iter()
-        .filter(|start| mine(&start.key))
-        .map(|start| view(&start.key, start.slot.0, &start.host))
-        .collect();
-    let stops: Vec<Value> = plan
-        .stop
-        .iter()
-        .filter(|stop| mine(&stop.key) && stop.why != StopReason::HostDead)
-        .map(|stop| view(&stop.key, stop.slot.0, &stop.host))
-        .collect();
-    let unplaced: Vec<_> = plan
-        .unplaced
-        .iter()
-        .filter(|one| {
-            input
-                .workloads
-                .iter()
-                .any(|(spec, _)| call.key_of(&spec.name).to_string() == one.workload)
-        })
-        .collect();
-    let index = index(
-        cluster,
-        input
-            .workloads
-            .iter()
-            .map(|(spec, _)| call.key_of(&spec.name)),
-    );
-    Ok(json!({
-        "index": index, "changes": changes, "start": starts, "stop": stops, "move": [],
-        "unplaced": unplaced, "granted": granted, "revoked": revoked,
-    }))
-}
-
-fn changes_of(
-    cluster: &Cluster,
-    key: &WorkloadKey,
-    before: Option<&WorkloadSpec>,
-    after: &WorkloadSpec,
-) -> Vec<Value> {
-    let Some(before) = before else {
-        return vec![json!({"op": "add", "path": key.to_string(), "from": null, "to": after})];
-    };
-    let mut lines: Vec<Value> = commands::spec_changes(before, after)
-        .into_iter()
-        .map(|(path, from, to)| {
-            let op = match (&from, &to) {
-                (Value::Null, _) => "add",
-                (_, Value::Null) => "remove",
-                _ => "change",
-            };
-            json!({"op": op, "path": format!("{key}.{path}"), "from": from, "to": to})
-        })
-        .collect();
-    let desired = cluster
-        .workload(key)
-        .map(|workload| workload.record.desired);
-    if let (Some(from), Some(to)) = (desired, after.replicas_named())
-        && from != to
-    {
-        let path = format!("{key}.replicas");
-        lines.push(json!({"op": "change", "path": path, "from": from, "to": to}));
-    }
-    lines
-}
-
-/// A spec's capabilities as `--grant` lines, with the workload in front.
-fn grants(key: &WorkloadKey, spec: &WorkloadSpec) -> Vec<String> {
-    wasmorch_api::manifest::grant_flags(&spec.bindings)
-        .into_iter()
-        .map(|flag| format!("{key}: {flag}"))
-        .collect()
-}
-
-/// Why a workload stands as it does: what happened, what is missing, how hosts score.
-pub fn why(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
-    let workload = cluster.workload(key)?;
-    let target = workload.target()?;
-    let mut story: Vec<String> = workload
-        .story
-        .iter()
-        .map(|(at, event)| format!("{at} {}: {}", event.kind.as_str(), event.reason))
-        .collect();
-    for known in workload.reports.values() {
-        if let Some(reason) = &known.status.reason {
-            story.push(format!(
-                "{} {}: {reason}",
-                known.status.replica, known.status.state
-            ));
-        }
-    }
-    let on = Standpoint {
-        cluster,
-        key,
-        spec: &target.spec,
-        used: &|_, host| host.booked,
-        count: &|_, host| host.count_of(key),
-    };
-    let ranking = place::rank(&on, &[]);
-    let scores: Vec<Value> = ranking
-        .fits
-        .iter()
-        .take(5)
-        .map(|one| json!({"host": one.name, "total": one.total, "parts": one.parts}))
-        .collect();
-    let mut filtered: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for (name, removed) in &ranking.removed {
-        filtered
-            .entry(&removed.filter)
-            .or_default()
-            .push(name.to_string());
-    }
-    let mut fix = workload
-        .unplaced
-        .as_ref()
-        .map(|one| one.fix.clone())
-        .unwrap_or_default();
-    if let Some(one) = workload.record.crash_loop.first() {
-        fix.push(format!(
-            "slot {} keeps failing ({}): see `wasmorch logs {}`",
-            one.slot, one.reason, key.name
-        ));
-    }
-    Some(json!({
-        "state": state(cluster, workload),
-        "story": story,
-        "unplaced": workload.unplaced,
-        "filtered": filtered,
-        "scores": scores,
-        "fix": fix,
-    }))
 }

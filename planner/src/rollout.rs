@@ -18,6 +18,7 @@ use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
+use crate::moves;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
@@ -353,6 +354,11 @@ impl Pass<'_> {
             let mine = first.is_some_and(|first| seat.number >= first) && !self.record.stopped;
             match seat.standing {
                 _ if !mine => self.stop_if_heard(&seat, StopReason::NotWanted),
+                Standing::Starting | Standing::Unready(_) | Standing::Ready(_)
+                    if moves::overdue(self, &seat) =>
+                {
+                    self.stop(&seat, StopReason::Overdue);
+                }
                 Standing::Gone if self.nowhere_else(&seat) => placed = true,
                 Standing::Gone => self.stop(&seat, StopReason::HostDead),
                 Standing::Done | Standing::GivenUp => {

@@ -6,8 +6,9 @@
 //!
 //! 1. gone and used-up placements end; 2. slots that are not wanted end; 3. a slot keeps its best
 //!    placement of the wanted revision and at most one old one, which ends when its successor is
-//!    available; 4. empty slots are placed; 5. a rollout replaces old placements within
-//!    `max_surge` and `max_unavailable`; 6. the rollout's own state moves (`rollout`).
+//!    available; 4. empty slots are placed; 5. what is to leave its host is given a successor
+//!    elsewhere (`moves`), and a rollout replaces old placements, both within `max_surge` and
+//!    `max_unavailable`; 6. the rollout's own state moves (`rollout`).
 //!
 //! A new leader stops or moves nothing on a host it has not heard from (DESIGN, section 4).
 
@@ -26,6 +27,7 @@ use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
+use crate::moves::{self, Leaving};
 use crate::place::{self, Standpoint};
 use crate::plan::{Plan, Start, Stop, StopReason};
 use crate::planted::{self, Bug};
@@ -60,6 +62,14 @@ pub(crate) struct Seat {
     pub(crate) standing: Standing,
     /// At the wanted revision, and not told to be replaced by `restart`.
     pub(crate) fresh: bool,
+    /// It is to run elsewhere.
+    pub(crate) leaves: Option<Leaving>,
+}
+
+impl Seat {
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.standing, Standing::Ready(_))
+    }
 }
 
 /// One workload's pass.
@@ -181,6 +191,7 @@ impl Pass<'_> {
             placed: placed.clone(),
             standing: standing(self.cluster, self.workload, number, placed, self.now),
             fresh: placed.revision == self.record.revision && number >= self.record.fresh_from,
+            leaves: moves::leaving(self.cluster, placed),
         }
     }
 
@@ -212,11 +223,13 @@ impl Pass<'_> {
             return;
         }
         self.end_unwanted();
+        moves::end_overdue(self);
         for slot in self.wanted() {
             self.keep_the_best(slot);
         }
         self.place_empty();
         if self.scope.is_none() {
+            moves::replace(self);
             rollout::replace(self);
             rollout::advance(self);
         }
@@ -248,7 +261,7 @@ impl Pass<'_> {
                 && self.wake.is_none()
                 && !moves
                 && self.record.revision == self.workload.record.revision
-                && self.seats.values().all(|seat| seat.fresh),
+                && self.seats.values().all(|s| s.fresh && s.leaves.is_none()),
             waits: self.waits || unplaced.is_some(),
             unplaced,
             wake: self.wake,
@@ -375,16 +388,22 @@ impl Pass<'_> {
         if !self.workload.revisions.contains_key(&seat.placed.revision) {
             return false;
         }
+        !self.fits_elsewhere(seat)
+    }
+
+    /// Whether there is room for a seat on a host that takes something new. If so the seat no longer
+    /// counts, as it is about to be stopped; if not its slot is unplaced.
+    pub(crate) fn fits_elsewhere(&mut self, seat: &Seat) -> bool {
         self.vacate(seat);
         if self.best(None, &BTreeSet::new()).is_some() {
             self.vacated = Some(seat.number);
-            return false;
+            return true;
         }
         self.end_fill();
         let class = self.class_of(&seat.placed.host);
         self.delta.add(self.pool, &seat.placed.host, class, 1);
         self.unplaced += 1;
-        true
+        false
     }
 
     /// The seat no longer counts for where others go.
@@ -480,15 +499,29 @@ impl Pass<'_> {
                 .filter(|seat| seat.fresh == fresh)
                 .cloned()
                 .collect();
-            seats.sort_by_key(|seat| (!matches!(seat.standing, Standing::Ready(_)), seat.number));
+            seats.sort_by_key(|seat| (seat.leaves.is_some(), !seat.serves(), seat.number));
             seats
         };
         let (fresh, old) = (best_first(true), best_first(false));
         let available = fresh
             .first()
             .is_some_and(|seat| planted::is(Bug::SuccessorNotAwaited) || self.available(seat));
-        for seat in fresh.iter().skip(1) {
-            self.stop_if_heard(seat, StopReason::Duplicate);
+        let mut fresh = fresh.into_iter();
+        if let Some(first) = fresh.next() {
+            // Where one leaves for another it serves until the other does.
+            let mut awaited = !available && first.leaves.is_none();
+            for seat in fresh {
+                if seat.leaves.is_none() {
+                    self.stop_if_heard(&seat, StopReason::Duplicate);
+                } else if !(awaited && seat.serves()) {
+                    self.stop_if_heard(&seat, StopReason::Moved);
+                } else {
+                    awaited = false;
+                }
+            }
+            if first.leaves.is_some() && !first.serves() && !old.is_empty() {
+                self.stop_if_heard(&first, StopReason::Moved);
+            }
         }
         for seat in old.iter().skip(usize::from(!available)) {
             self.stop_if_heard(seat, StopReason::Replaced);
@@ -503,7 +536,8 @@ impl Pass<'_> {
         let Standing::Ready(since) = seat.standing else {
             return false;
         };
-        if !seat.fresh || self.record.active_rollout().is_none() {
+        let awaited = self.seats_of(seat.placed.slot).any(|one| one.leaves.is_some());
+        if !seat.fresh || self.record.active_rollout().is_none() && !awaited {
             return true;
         }
         let due = since.after(self.target.spec.update.min_ready.0);
@@ -601,6 +635,7 @@ impl Pass<'_> {
             placed,
             standing: Standing::Starting,
             fresh: true,
+            leaves: None,
         };
         self.seats.insert((slot, number), seat);
         true

@@ -14,7 +14,10 @@ use wasmorch_api::{
     WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::commands::{self, Call, DeployInput};
-use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, queries};
+use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
+
+#[path = "planner/drain.rs"]
+mod drain;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -114,7 +117,7 @@ impl World {
             return;
         }
         let best = |key: &WorkloadKey| {
-            let why = queries::why(&self.cluster, key).unwrap();
+            let why = why::workload(&self.cluster, key).unwrap();
             why["scores"][0]["host"].as_str().map(str::to_owned)
         };
         if let Some(first) = plan.start.first() {
@@ -877,7 +880,7 @@ fn a_preview_shows_what_a_deploy_then_does() {
             workloads: vec![(shaped(1, 1, count, 0), Kind::Http)],
             if_index: None,
         };
-        let shown = queries::preview(&world.cluster, &input, &world.call()).unwrap();
+        let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
         let shown: BTreeSet<String> = shown["start"]
             .as_array()
             .unwrap()
@@ -937,6 +940,7 @@ enum Busy {
     Speak(u8),
     HostRm(u8),
     Cordon(u8, bool),
+    Drain(u8, u8),
     Shrink(u8),
     Label(u8, u8),
     NewLeader,
@@ -955,6 +959,7 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         2 => (1..7u8).prop_map(Busy::Speak),
         1 => (1..7u8).prop_map(Busy::HostRm),
         2 => (1..7u8, any::<bool>()).prop_map(|(h, c)| Busy::Cordon(h, c)),
+        2 => (1..7u8, 0..12u8).prop_map(|(h, d)| Busy::Drain(h, d)),
         1 => (1..9u8).prop_map(Busy::Shrink),
         1 => (1..7u8, 0..3u8).prop_map(|(h, z)| Busy::Label(h, z)),
         1 => Just(Busy::NewLeader),
@@ -1050,6 +1055,15 @@ impl World {
                     commands::uncordon
                 };
                 let outcome = command(&self.cluster, host(n as usize).as_str(), self.now);
+                if let Ok(outcome) = outcome {
+                    self.store(outcome.writes);
+                }
+            }
+            Busy::Drain(n, seconds) => {
+                let deadline = std::time::Duration::from_secs(u64::from(seconds));
+                let deadline = (seconds > 0).then_some(deadline);
+                let outcome =
+                    commands::drain(&self.cluster, host(n as usize).as_str(), deadline, self.now);
                 if let Ok(outcome) = outcome {
                     self.store(outcome.writes);
                 }

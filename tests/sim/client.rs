@@ -40,6 +40,9 @@ pub(crate) enum Ask {
     Rollout(RolloutAction),
     Cordon(HostId),
     Uncordon(HostId),
+    /// With a deadline in milliseconds.
+    Drain(HostId, Option<u64>),
+    CancelDrain(HostId),
     HostRm(HostId),
 }
 
@@ -130,6 +133,15 @@ impl UserCall {
                 let done = commands::uncordon(cluster, host.as_str(), now)?;
                 return Ok((done.writes, Value::Null));
             }
+            Ask::Drain(host, deadline) => {
+                let deadline = deadline.map(std::time::Duration::from_millis);
+                let done = commands::drain(cluster, host.as_str(), deadline, now)?;
+                return Ok((done.writes, Value::Null));
+            }
+            Ask::CancelDrain(host) => {
+                let done = commands::cancel_drain(cluster, host.as_str(), now)?;
+                return Ok((done.writes, Value::Null));
+            }
             Ask::HostRm(host) => {
                 let done = commands::host_rm(cluster, host.as_str(), now)?;
                 return Ok((done.writes, Value::Null));
@@ -150,6 +162,7 @@ impl UserCall {
             Ask::Rollout(_) => "rollout",
             Ask::Cordon(_) => "cordon",
             Ask::Uncordon(_) => "uncordon",
+            Ask::Drain(..) | Ask::CancelDrain(_) => "drain",
             Ask::HostRm(_) => "host-rm",
         }
     }
@@ -255,9 +268,12 @@ impl World {
         if self.rng.one_in(8) {
             let at = self.rng.below(self.hosts.len());
             let host = self.hosts[at].id.clone();
-            let ask = match self.rng.below(5) {
+            let ask = match self.rng.below(8) {
                 0 | 1 => Ask::Cordon(host),
                 2 => Ask::HostRm(host),
+                3 => Ask::Drain(host, None),
+                4 => Ask::Drain(host, Some(self.rng.between(0, 20_000))),
+                5 => Ask::CancelDrain(host),
                 _ => Ask::Uncordon(host),
             };
             return Some((self.user.hosts.clone(), ask));
@@ -320,6 +336,11 @@ impl World {
             update.order = UpdateOrder::StopFirst;
             update.max_unavailable = 1;
         }
+        let wanted = spec.replicas.map_or(1, |_| spec.replicas_named().unwrap_or(1));
+        if rng.one_in(3) {
+            spec.min_available = rng.between(0, u64::from(wanted)) as u32;
+        }
+        let update = &mut spec.update;
         update.min_ready = ms(rng.between(0, 1_500));
         update.progress_deadline = ms(rng.between(5_000, 20_000));
         update.drain = ms(rng.between(0, 3_000));

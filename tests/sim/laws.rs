@@ -65,6 +65,11 @@ impl Laws {
         self.records.get(key)
     }
 
+    /// Every host's set as stored.
+    pub(crate) fn sets(&self) -> &BTreeMap<HostId, PlacementSet> {
+        &self.sets
+    }
+
     pub(crate) fn host(&self, host: &HostId) -> Option<&HostRecord> {
         self.hosts.get(host)
     }
@@ -125,7 +130,7 @@ impl World {
                     self.laws
                         .hosts
                         .insert(record.host.clone(), record.as_ref().clone());
-                    found.extend(self.cordon_lost(&record.host));
+                    found.extend(self.host_order_lost(&record.host));
                 }
                 Write::DeleteHost(host) => {
                     self.laws.hosts.remove(host);
@@ -151,11 +156,15 @@ impl World {
         }
     }
 
-    fn cordon_lost(&self, host: &HostId) -> Option<String> {
-        let stored = self.laws.host(host)?.cordoned;
-        let known = self.user.oracle.cordoned(host)?;
-        (known != stored)
-            .then(|| format!("{host}: cordoned = {known} was acknowledged and is lost"))
+    fn host_order_lost(&self, host: &HostId) -> Option<String> {
+        let stored = self.laws.host(host)?;
+        let stored = (stored.cordoned, stored.drain.is_some());
+        let known = self.user.oracle.closed(host);
+        let lost = known.0.is_some_and(|known| known != stored.0)
+            || known.1.is_some_and(|known| known != stored.1);
+        lost.then(|| {
+            format!("{host}: (cordoned, drained) {known:?} was acknowledged, stored is {stored:?}")
+        })
     }
 
     fn set_wrong(&mut self, set: &PlacementSet) -> Option<String> {
@@ -236,6 +245,7 @@ impl World {
             return;
         };
         let mut found = None;
+        let now = self.controller_clock(at);
         let settled = self.now >= leading.since + DEAD_AFTER;
         for stop in &plan.stop {
             let heard = leading.last_heard.get(&stop.host);
@@ -261,15 +271,14 @@ impl World {
                     start.key
                 ));
             }
-            if leading
-                .cluster
-                .hosts()
-                .get(&start.host)
-                .is_some_and(|host| host.record.cordoned)
-            {
-                found = Some(format!("{} starts on a cordoned host", start.key));
+            let host = leading.cluster.hosts().get(&start.host);
+            let closed =
+                host.filter(|host| host.record.cordoned || host.record.drain.is_some());
+            if closed.is_some() {
+                found = Some(format!("{} starts on a cordoned or drained host", start.key));
             }
         }
+        found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
         for write in writes.iter().filter(|_| current) {

@@ -28,6 +28,7 @@ pub(crate) struct Oracle {
     /// Acknowledged revisions of workloads that are there.
     revisions: BTreeMap<WorkloadKey, (u64, Digest)>,
     cordoned: BTreeMap<HostId, bool>,
+    drained: BTreeMap<HostId, bool>,
     /// The store lost what it had acknowledged: nothing can be relied on.
     pub(crate) void: bool,
 }
@@ -94,10 +95,20 @@ impl Oracle {
             }
             Ask::Uncordon(host) => {
                 self.cordoned.insert(host.clone(), false);
+                self.drained.insert(host.clone(), false);
+                return;
+            }
+            Ask::Drain(host, _) => {
+                self.drained.insert(host.clone(), true);
+                return;
+            }
+            Ask::CancelDrain(host) => {
+                self.drained.insert(host.clone(), false);
                 return;
             }
             Ask::HostRm(host) => {
                 self.cordoned.remove(host);
+                self.drained.remove(host);
                 return;
             }
             _ => {}
@@ -150,12 +161,20 @@ impl Oracle {
         self.revisions.get(key).filter(|_| !self.void && !removing)
     }
 
-    /// Whether a host is known to be cordoned or not; `None`: unknown.
-    pub(crate) fn cordoned(&self, host: &HostId) -> Option<bool> {
-        let touches = |ask: &Ask| matches!(ask, Ask::Cordon(one) | Ask::Uncordon(one) | Ask::HostRm(one) if one == host);
+    /// Whether a host is known to be cordoned or not, and drained or not; `None`: unknown.
+    pub(crate) fn closed(&self, host: &HostId) -> (Option<bool>, Option<bool>) {
+        let touches = |ask: &Ask| match ask {
+            Ask::Cordon(one)
+            | Ask::Uncordon(one)
+            | Ask::HostRm(one)
+            | Ask::Drain(one, _)
+            | Ask::CancelDrain(one) => one == host,
+            _ => false,
+        };
         if self.void || self.open.values().any(touches) {
-            return None;
+            return (None, None);
         }
-        self.cordoned.get(host).copied()
+        let (cordoned, drained) = (self.cordoned.get(host), self.drained.get(host));
+        (cordoned.copied(), drained.copied())
     }
 }

@@ -55,6 +55,8 @@ fn bugs_of_the_planner_are_caught() {
         Bug::GivenUpIgnored,
         Bug::SetsNotComplete,
         Bug::SyncNotAsked,
+        Bug::MinAvailableForgotten,
+        Bug::DeadlineForgotten,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use wasmorch_api::subjects::key;
-use wasmorch_api::{Kind, Revision, RolloutState, WorkloadKey};
+use wasmorch_api::spec::UpdateOrder;
+use wasmorch_api::{Kind, Revision, RolloutState, WorkloadKey, WorkloadSpec};
 
 use super::world::{Fate, World};
 
@@ -109,7 +110,7 @@ impl World {
                 return Some(trouble);
             }
         }
-        if let Some(stray) = self.stray() {
+        if let Some(stray) = self.stray().or_else(|| self.not_emptied(at)) {
             return Some(stray);
         }
         if leading.is_busy() {
@@ -179,7 +180,10 @@ impl World {
             .hosts
             .iter()
             .filter(|host| host.up.is_some())
-            .filter(|host| self.laws.host(&host.id).is_none_or(|known| !known.cordoned))
+            .filter(|host| {
+                let known = self.laws.host(&host.id);
+                known.is_none_or(|known| !known.cordoned && known.drain.is_none())
+            })
             .count() as u64;
         let spread = self
             .laws
@@ -200,6 +204,53 @@ impl World {
             .map(|record| u64::from(record.wanted()) + 2)
             .sum();
         wanted + 2 > seats || total > open * 12
+    }
+
+    /// A host that is drained holds what could go, or anything after its deadline.
+    fn not_emptied(&self, leader: usize) -> Option<String> {
+        let now = self.controller_clock(leader);
+        for (id, set) in self.laws.sets() {
+            let drain = self.laws.host(id).and_then(|record| record.drain);
+            let Some(drain) = drain else { continue };
+            let overdue = drain.deadline.is_some_and(|deadline| deadline <= now);
+            for group in &set.groups {
+                if overdue || self.could_move(&group.key()) {
+                    let slots = &group.slots;
+                    return Some(format!("{id} is drained and holds {} {slots:?}", group.key()));
+                }
+            }
+            if !drain.drained && set.groups.is_empty() {
+                return Some(format!("{id} is empty and does not count as drained"));
+            }
+        }
+        None
+    }
+
+    fn could_move(&self, key: &WorkloadKey) -> bool {
+        let Some(record) = self.laws.record(key) else {
+            return false;
+        };
+        let state = record.rollout.as_ref().map(|rollout| rollout.state);
+        let wanted = u64::from(record.wanted());
+        let spec = self.target_spec(key);
+        let held_up = spec.is_none_or(|spec| {
+            let update = &spec.update;
+            let stop_first = update.order == UpdateOrder::StopFirst || update.max_surge == 0;
+            stop_first && u64::from(spec.min_available) >= wanted
+        });
+        record.kind != Kind::Job
+            && state != Some(RolloutState::Paused)
+            && self.target_fate(key) == Some(Fate::Good)
+            && !self.cannot_be_placed(key, wanted)
+            && !held_up
+    }
+
+    fn target_spec(&self, key: &WorkloadKey) -> Option<WorkloadSpec> {
+        let record = self.laws.record(key)?;
+        let key = key::revision(key, record.revision);
+        let value = self.store.bucket.value(&key)?;
+        let revision: Revision = serde_json::from_slice(&value).ok()?;
+        Some(revision.spec)
     }
 
     /// Something runs that no workload wants.

@@ -201,7 +201,10 @@ pub(crate) enum Command {
     Cordon(HostName),
     /// Undo `cordon`
     Uncordon(HostName),
-    /// Move everything off a host
+    /// Move everything off a host, and wait until nothing is left there
+    #[command(
+        after_help = "It stays drained, over restarts too, until `--cancel` or `uncordon`.\n\nExamples:\n  wasmorch drain h2\n  wasmorch drain h2 --deadline 5m\n  wasmorch drain h2 --cancel"
+    )]
     Drain {
         #[command(flatten)]
         host: HostName,

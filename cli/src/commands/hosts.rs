@@ -26,11 +26,6 @@ pub(crate) async fn run(ctx: &Context, command: Command) -> Result<Exit, CliErro
         }
         Command::Uncordon(host) => change(ctx, "uncordon", host.host.as_str(), "uncordoned").await,
         Command::HostRm(host) => change(ctx, "host-rm", host.host.as_str(), "removed").await,
-        Command::Drain { .. } => Err(CliError {
-            fix: "`wasmorch cordon` keeps new replicas away; stopping the host moves the rest"
-                .into(),
-            ..CliError::not_yet("drain")
-        }),
         Command::Rebalance { .. } => Err(CliError::not_yet("rebalance")),
         other => Err(CliError::bug("no such command", format!("{other:?}"))),
     }

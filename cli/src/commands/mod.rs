@@ -4,6 +4,7 @@
 mod changes;
 pub(crate) mod daemons;
 mod deploy;
+mod drain;
 mod events;
 mod follow;
 mod hosts;
@@ -102,6 +103,11 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Logs(args) => logs::run(&ctx, args).await,
         Command::Events(args) => events::run(&ctx, args).await,
         Command::Run(args) => run::run(&ctx, args).await,
+        Command::Drain {
+            host,
+            deadline,
+            cancel,
+        } => drain::run(&ctx, &host.host, deadline, cancel).await,
         Command::Restart(args) => rollout::restart(&ctx, args).await,
         Command::Rollback { target, to, detach } => {
             rollout::rollback(&ctx, &target, to, detach).await

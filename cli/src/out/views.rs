@@ -300,6 +300,10 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
     ]);
     for host in items {
         let (state, tone) = match host.state {
+            HostState::Alive if host.drain.is_some_and(|drain| drain.drained) => {
+                ("drained", Tone::Warn)
+            }
+            HostState::Alive if host.drain.is_some() => ("draining", Tone::Warn),
             HostState::Alive if host.cordoned => ("cordoned", Tone::Warn),
             HostState::Alive => (host.state.as_str(), Tone::Good),
             HostState::Suspect => (host.state.as_str(), Tone::Warn),

@@ -3,15 +3,16 @@
 //! Pure: the planner's commands and queries behind the API's verbs, and the shape of each answer.
 
 use std::ops::Bound;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use wasmorch_api::messages::{
     DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
 };
-use wasmorch_api::{ApiError, ErrorCode, Name, Timestamp, VERSION, WorkloadKey};
+use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
-use wasmorch_planner::{Cluster, EventDraft, Write, queries};
+use wasmorch_planner::{Cluster, EventDraft, Write, preview, queries, why};
 
 use crate::api::{ApiCall, Reply, Request, Verb, page};
 
@@ -172,7 +173,7 @@ fn deploy(
         if_index,
     };
     if asked.verb == Verb::Plan {
-        let preview = queries::preview(cluster, &input, call)?;
+        let preview = preview::of_deploy(cluster, &input, call)?;
         return Ok(ready(page::fits(body(&preview))?));
     }
     let keys: Vec<WorkloadKey> = input
@@ -323,18 +324,40 @@ fn no_workload(cluster: &Cluster, key: &WorkloadKey) -> ApiError {
 }
 
 fn why(cluster: &Cluster, request: &WhyRequest, call: &Call) -> Result<Done, ApiError> {
-    let Some(name) = &request.workload else {
-        let what = if request.host.is_some() || request.replica.is_some() {
-            "why of a host or a replica is not in this version yet"
-        } else {
-            "why names nothing"
-        };
-        let fix = "pass `workload`";
-        return Err(ApiError::new(ErrorCode::Invalid, what, "", fix));
+    let invalid =
+        |what: String, fix: &str| ApiError::new(ErrorCode::Invalid, what, String::new(), fix);
+    let key = |name: &Name| WorkloadKey::new(call.namespace.clone(), name.clone());
+    let story: Value = match (&request.workload, &request.host, &request.replica) {
+        (None, Some(host), None) => why::host(cluster, host, call.now)?,
+        (Some(name), None, None) => {
+            let story = why::workload(cluster, &key(name));
+            story.ok_or_else(|| no_workload(cluster, &key(name)))?
+        }
+        (named, None, Some(replica)) => {
+            let (name, id) = match (named, replica.split_once('/')) {
+                (None, Some((name, id))) => (name.parse::<Name>().ok(), id),
+                (named, _) => (named.clone(), replica.as_str()),
+            };
+            let (Some(name), Ok(id)) = (name, id.parse::<ReplicaId>()) else {
+                let what = format!("`{replica}` names no replica of a workload");
+                return Err(invalid(what, "write WORKLOAD/REPLICA, as `ps` shows it"));
+            };
+            let key = key(&name);
+            if cluster.workload(&key).is_none() {
+                return Err(no_workload(cluster, &key));
+            }
+            why::replica(cluster, &key, id).ok_or_else(|| {
+                let what = format!("no replica {name}/{id} is known");
+                let why = "ended ones are remembered for a while only";
+                let fix = format!("see `wasmorch ps {name} --all` and `wasmorch events`");
+                ApiError::new(ErrorCode::NotFound, what, why, fix)
+            })?
+        }
+        _ => {
+            let what = "why names not exactly one thing".to_owned();
+            return Err(invalid(what, "pass one of `workload`, `host`, `replica`"));
+        }
     };
-    let key = WorkloadKey::new(call.namespace.clone(), name.clone());
-    let story: Option<Value> = queries::why(cluster, &key);
-    let story = story.ok_or_else(|| no_workload(cluster, &key))?;
     Ok(ready(page::fits(body(&story))?))
 }
 
@@ -354,10 +377,13 @@ fn host(
         Verb::Cordon => Ok(settled(commands::cordon(cluster, named()?, now)?)),
         Verb::Uncordon => Ok(settled(commands::uncordon(cluster, named()?, now)?)),
         Verb::HostRm => Ok(settled(commands::host_rm(cluster, named()?, now)?)),
-        Verb::Drain => Err(not_yet(
-            "drain",
-            "cordon the host and restart its workloads: their new replicas go elsewhere",
-        )),
+        Verb::Drain if request.cancel => {
+            Ok(settled(commands::cancel_drain(cluster, named()?, now)?))
+        }
+        Verb::Drain => {
+            let deadline = request.deadline_ms.map(Duration::from_millis);
+            Ok(settled(commands::drain(cluster, named()?, deadline, now)?))
+        }
         _ => Err(not_yet(
             "rebalance",
             "restart a workload: it is placed anew",

@@ -110,6 +110,7 @@ impl Book {
                 host: told.beat.host.clone(),
                 info: told.beat.info.clone(),
                 cordoned: false,
+                drain: None,
                 joined: now,
             });
             record.info = told.beat.info.clone();

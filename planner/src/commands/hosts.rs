@@ -1,8 +1,10 @@
-//! `cordon`, `uncordon`, `host-rm`: what a person decides about a host.
+//! `cordon`, `uncordon`, `drain`, `host-rm`: what a person decides about a host.
 
 use wasmorch_api::messages::HostView;
-use wasmorch_api::status::HostState;
-use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, Timestamp};
+use std::time::Duration;
+
+use wasmorch_api::status::{Drain, HostRecord, HostState};
+use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, HumanDuration, Timestamp};
 
 use super::Outcome;
 use crate::cluster::{Cluster, Host};
@@ -10,7 +12,10 @@ use crate::queries;
 use crate::write::{EventDraft, Write};
 
 /// A host by its id or by its name.
-fn find<'a>(cluster: &'a Cluster, host: &str) -> Result<(&'a HostId, &'a Host), ApiError> {
+pub(crate) fn find_host<'a>(
+    cluster: &'a Cluster,
+    host: &str,
+) -> Result<(&'a HostId, &'a Host), ApiError> {
     let named: Vec<_> = cluster
         .hosts()
         .iter()
@@ -45,7 +50,7 @@ pub fn cordon(
     set_cordoned(cluster, host, true, now)
 }
 
-/// Undoes it.
+/// Undoes it, and a drain.
 pub fn uncordon(
     cluster: &Cluster,
     host: &str,
@@ -54,32 +59,84 @@ pub fn uncordon(
     set_cordoned(cluster, host, false, now)
 }
 
+/// What the host runs moves elsewhere; what has not by the deadline is stopped. Asked again without a
+/// deadline it keeps the one that there is.
+pub fn drain(
+    cluster: &Cluster,
+    host: &str,
+    deadline: Option<Duration>,
+    now: Timestamp,
+) -> Result<Outcome<HostView>, ApiError> {
+    let (_, known) = find_host(cluster, host)?;
+    let before = known.record.drain;
+    let mut drain = before.unwrap_or(Drain {
+        since: now,
+        deadline: None,
+        drained: false,
+    });
+    drain.deadline = deadline.map(|wait| now.after(wait)).or(drain.deadline);
+    let record = HostRecord {
+        drain: Some(drain),
+        ..known.record.clone()
+    };
+    let until = deadline.map(|wait| format!(", for {} at most", HumanDuration(wait)));
+    let name = &known.info().name;
+    let said = format!("{name} is emptied{}", until.unwrap_or_default());
+    let event = EventDraft::cluster(EventKind::HostDraining, said);
+    put(cluster, host, record, Some(event), now)
+}
+
+/// Ends a drain: what is there stays, and something new may come.
+pub fn cancel_drain(
+    cluster: &Cluster,
+    host: &str,
+    now: Timestamp,
+) -> Result<Outcome<HostView>, ApiError> {
+    let (_, known) = find_host(cluster, host)?;
+    let record = HostRecord {
+        drain: None,
+        ..known.record.clone()
+    };
+    put(cluster, host, record, None, now)
+}
+
 fn set_cordoned(
     cluster: &Cluster,
     host: &str,
     cordoned: bool,
     now: Timestamp,
 ) -> Result<Outcome<HostView>, ApiError> {
-    let (id, known) = find(cluster, host)?;
-    let mut after = known.clone();
-    after.record.cordoned = cordoned;
-    let reply = queries::host_view(id, &after, now);
-    if known.record.cordoned == cordoned {
-        return Ok(Outcome {
-            writes: Vec::new(),
-            events: Vec::new(),
-            reply,
-        });
-    }
-    let events = if cordoned {
+    let (_, known) = find_host(cluster, host)?;
+    let mut record = known.record.clone();
+    record.cordoned = cordoned;
+    let event = cordoned.then(|| {
         let said = format!("{} takes nothing new", known.info().name);
-        vec![EventDraft::cluster(EventKind::HostCordoned, said).host(id)]
-    } else {
-        Vec::new()
-    };
+        EventDraft::cluster(EventKind::HostCordoned, said)
+    });
+    if !cordoned {
+        record.drain = None;
+    }
+    put(cluster, host, record, event, now)
+}
+
+/// Stores the host's record, when it is another one.
+fn put(
+    cluster: &Cluster,
+    host: &str,
+    record: HostRecord,
+    event: Option<EventDraft>,
+    now: Timestamp,
+) -> Result<Outcome<HostView>, ApiError> {
+    let (id, known) = find_host(cluster, host)?;
+    let changed = known.record != record;
+    let mut after = known.clone();
+    after.record = record;
+    let reply = queries::host_view(id, &after, now);
+    let events = event.filter(|_| changed).map(|event| event.host(id));
+    let write = || Write::Host(Box::new(after.record));
     Ok(Outcome {
-        writes: vec![Write::Host(Box::new(after.record))],
-        events,
+        writes: changed.then(write).into_iter().collect(),
+        events: events.into_iter().collect(),
         reply,
     })
 }
@@ -90,7 +147,7 @@ pub fn host_rm(
     host: &str,
     now: Timestamp,
 ) -> Result<Outcome<HostView>, ApiError> {
-    let (id, known) = find(cluster, host)?;
+    let (id, known) = find_host(cluster, host)?;
     if known.state != HostState::Dead {
         return Err(ApiError::new(
             ErrorCode::Conflict,

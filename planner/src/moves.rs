@@ -1,0 +1,119 @@
+//! Replicas that are to run elsewhere: off a host that is drained.
+//!
+//! Owns when such a replica's successor starts and when the replica itself may end. Where it starts
+//! is `fill`'s choice, that it ends once the successor is available is `slots`'.
+//!
+//! Rule: one that serves is given its successor first, within `max_surge`. With stop-first it ends
+//! first, but only while more serve than `max_unavailable` and `min_available` let be missing, and
+//! only when there is room elsewhere. One that serves nobody makes way for its successor at once. At
+//! the deadline of a drain whatever is left is stopped. A job runs to its end until then.
+//!
+//! Known limits: replicas of a revision that a rollout replaces are the rollout's; while it is paused
+//! they stay until the deadline.
+
+use wasmorch_api::spec::UpdateOrder;
+use wasmorch_api::{Slot, Timestamp};
+
+use crate::cluster::{Cluster, Placed};
+use crate::plan::StopReason;
+use crate::planted::{self, Bug};
+use crate::slots::{Pass, Seat, Standing};
+
+/// Why a seat is to run elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Its host is drained, until this moment.
+    Drain(Option<Timestamp>),
+}
+
+/// Whether what is placed there is to run elsewhere.
+pub(crate) fn leaving(cluster: &Cluster, placed: &Placed) -> Option<Leaving> {
+    let host = cluster.hosts.get(&placed.host)?;
+    host.record.drain.map(|drain| Leaving::Drain(drain.deadline))
+}
+
+/// Whether the seat's time on its host is over. Asks to be planned again when that is still to come.
+pub(crate) fn overdue(pass: &mut Pass<'_>, seat: &Seat) -> bool {
+    let Some(Leaving::Drain(Some(deadline))) = seat.leaves else {
+        return false;
+    };
+    if pass.now < deadline {
+        pass.wake(deadline);
+    }
+    pass.now >= deadline && !planted::is(Bug::DeadlineForgotten)
+}
+
+/// Stops what should have left its host by now.
+pub(crate) fn end_overdue(pass: &mut Pass<'_>) {
+    let leaving = pass.seats.values().filter(|seat| seat.leaves.is_some());
+    let leaving: Vec<Seat> = leaving.cloned().collect();
+    for seat in leaving {
+        if overdue(pass, &seat) {
+            pass.stop_if_heard(&seat, StopReason::Overdue);
+        }
+    }
+}
+
+/// Gives successors to what is to leave, as far as that is allowed now.
+pub(crate) fn replace(pass: &mut Pass<'_>) {
+    let leaves = |seat: &Seat| seat.leaves.is_some() && seat.fresh;
+    let slots: Vec<Slot> = pass
+        .wanted()
+        .into_iter()
+        .filter(|slot| pass.seats_of(*slot).any(leaves))
+        .collect();
+    if slots.is_empty() {
+        return;
+    }
+    let update = pass.target.spec.update.clone();
+    let wanted = u64::from(pass.record.wanted());
+    let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
+    let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(pass.seats.len() as u64);
+    let mut serving = serving_slots(pass);
+    let least = least_serving(pass);
+    for slot in slots {
+        let Some(seat) = only_seat(pass, slot) else {
+            continue;
+        };
+        if !leaves(&seat) || matches!(seat.standing, Standing::Gone | Standing::Unheard) {
+            continue;
+        }
+        if seat.serves() && start_first {
+            if surge > 0 && pass.start(slot, None) {
+                surge -= 1;
+            }
+            continue;
+        }
+        let may_lack = !seat.serves() || serving > least;
+        let may_lack = may_lack || planted::is(Bug::MinAvailableForgotten);
+        if may_lack && pass.fits_elsewhere(&seat) {
+            serving = serving.saturating_sub(u64::from(seat.serves()));
+            pass.stop(&seat, StopReason::Moved);
+        }
+    }
+}
+
+/// The seat of a slot that has no other.
+fn only_seat(pass: &Pass<'_>, slot: Slot) -> Option<Seat> {
+    let mut seats = pass.seats_of(slot);
+    let first = seats.next().cloned();
+    first.filter(|_| seats.next().is_none())
+}
+
+/// As many slots must serve while replicas move.
+fn least_serving(pass: &Pass<'_>) -> u64 {
+    let spec = &pass.target.spec;
+    let wanted = u64::from(pass.record.wanted());
+    let may_lack = u64::from(spec.update.max_unavailable);
+    let least = wanted.saturating_sub(may_lack);
+    least.max(u64::from(spec.min_available))
+}
+
+/// Wanted slots in which something serves.
+fn serving_slots(pass: &Pass<'_>) -> u64 {
+    let wanted = u64::from(pass.record.wanted());
+    let serving = pass.seats.values().filter(|seat| seat.serves());
+    let slots = serving.map(|seat| seat.placed.slot);
+    let slots: std::collections::BTreeSet<Slot> = slots.filter(|slot| slot.0 <= wanted).collect();
+    slots.len() as u64
+}

@@ -1,0 +1,317 @@
+//! Why a workload, a host or a replica is as it is. Nothing here decides.
+//!
+//! Owns the accounts that `wasmorch why` gives: what happened (as far as this leader's term goes
+//! back), what stands in the way, how hosts score, and what would help. The filters and scores are
+//! `place`'s own.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{
+    ApiError, Name, PlacementNumber, ReplicaId, ReplicaState, RolloutState, Timestamp, WorkloadKey,
+};
+
+use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::commands::find_host;
+use crate::explain;
+use crate::place::{self, Ranking, Standpoint};
+use crate::queries::{host_name, host_view, state};
+use crate::write::EventDraft;
+
+/// So many hosts are scored, so many are named for a filter, so many workloads for a host.
+const SCORES: usize = 5;
+const NAMED: usize = 3;
+const RUNS: usize = 100;
+
+/// Why a workload stands as it does: what happened, what is missing, how hosts score for one replica
+/// more.
+pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
+    let workload = cluster.workload(key)?;
+    let ranking = ranking(cluster, key, None)?;
+    let mut story = told(&workload.story);
+    for known in workload.reports.values() {
+        if let Some(reason) = &known.status.reason {
+            let status = &known.status;
+            story.push(format!("{} {}: {reason}", status.replica, status.state));
+        }
+    }
+    let mut fix = workload
+        .unplaced
+        .as_ref()
+        .map(|one| one.fix.clone())
+        .unwrap_or_default();
+    if let Some(one) = workload.record.crash_loop.first() {
+        fix.push(format!(
+            "slot {} keeps failing ({}): see `wasmorch logs {}`",
+            one.slot, one.reason, key.name
+        ));
+    }
+    let trouble = explain::unplaced(key, 0, &ranking);
+    Some(json!({
+        "state": state(cluster, workload),
+        "story": story,
+        "unplaced": workload.unplaced,
+        "evaluated": trouble.evaluated,
+        "filtered": trouble.filtered,
+        "named": named(&ranking),
+        "lacking": trouble.lacking,
+        "scores": scores(&ranking),
+        "fix": fix,
+    }))
+}
+
+fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) -> Option<Ranking> {
+    let workload = cluster.workload(key)?;
+    let target = workload.target()?;
+    let placed = less.and_then(|number| workload.placements.get(&number));
+    let there = |id: &_| placed.is_some_and(|placed| placed.host == *id);
+    let booked = placed.map(|placed| {
+        let args = placed.args.as_deref();
+        crate::pool::Booked::of(key, &target.spec, args)
+    });
+    let on = Standpoint {
+        cluster,
+        key,
+        spec: &target.spec,
+        used: &|id, host| match booked.filter(|_| there(id)) {
+            Some(booked) => host.booked.minus(booked),
+            None => host.booked,
+        },
+        count: &|id, host| host.count_of(key).saturating_sub(u32::from(there(id))),
+    };
+    Some(place::rank(&on, &[]))
+}
+
+fn scores(ranking: &Ranking) -> Vec<Value> {
+    let fits = ranking.fits.iter().take(SCORES);
+    fits.map(|one| json!({"host": one.name, "total": one.total, "parts": one.parts}))
+        .collect()
+}
+
+/// A few of the hosts that each filter removed.
+fn named(ranking: &Ranking) -> BTreeMap<&str, Vec<&Name>> {
+    let mut named: BTreeMap<&str, Vec<&Name>> = BTreeMap::new();
+    for (name, removed) in &ranking.removed {
+        if let Some(first) = removed.first() {
+            let hosts = named.entry(&first.filter).or_default();
+            if hosts.len() < NAMED {
+                hosts.push(name);
+            }
+        }
+    }
+    named
+}
+
+fn told<'a>(story: impl IntoIterator<Item = &'a (Timestamp, EventDraft)>) -> Vec<String> {
+    let story = story.into_iter();
+    story
+        .map(|(at, event)| format!("{at} {}: {}", event.kind.as_str(), event.reason))
+        .collect()
+}
+
+/// Why a host is as it is: what it runs, whether it gets something new and why not.
+pub fn host(cluster: &Cluster, host: &str, now: Timestamp) -> Result<Value, ApiError> {
+    let (id, host) = find_host(cluster, host)?;
+    let mut runs: BTreeMap<WorkloadKey, (u32, u32)> = BTreeMap::new();
+    for group in host.set.iter().flat_map(|set| &set.groups) {
+        let key = group.key();
+        let workload = cluster.workload(&key);
+        let ready = group.slots.iter().filter(|slot| {
+            let report = workload.and_then(|workload| workload.reports.get(&slot.placement));
+            report.is_some_and(|known| known.host == *id && known.status.ready)
+        });
+        let ready = ready.count() as u32;
+        let sum = runs.entry(key).or_default();
+        *sum = (sum.0 + group.slots.len() as u32, sum.1 + ready);
+    }
+    let ending = host.leaving.len();
+    let left: u32 = runs.values().map(|(many, _)| many).sum();
+    let more = runs.len().saturating_sub(RUNS);
+    let runs: Vec<Value> = runs
+        .iter()
+        .take(RUNS)
+        .map(|(key, (many, ready))| {
+            let stays = host.record.drain.and_then(|_| why_it_stays(cluster, key));
+            json!({"workload": key.to_string(), "replicas": many, "ready": ready, "stays": stays})
+        })
+        .collect();
+    let (refuses, fix) = refuses(cluster, host);
+    Ok(json!({
+        "state": word(host),
+        "story": told(&host.story),
+        "host": host_view(id, host, now),
+        "runs": runs,
+        "more": more,
+        "left": left as usize + ending,
+        "refuses": refuses,
+        "fix": fix,
+    }))
+}
+
+fn word(host: &Host) -> &'static str {
+    match host.state {
+        HostState::Alive => match host.record.drain {
+            Some(drain) if drain.drained => "drained",
+            Some(_) => "draining",
+            None if host.record.cordoned => "cordoned",
+            None => "alive",
+        },
+        other => other.as_str(),
+    }
+}
+
+/// Why something new does not go there: for every workload, then for those that look for a place.
+fn refuses(cluster: &Cluster, host: &Host) -> (Vec<String>, Vec<String>) {
+    let (mut refuses, mut fix) = (Vec::new(), Vec::new());
+    let mut note = |what: String, how: String| {
+        if !refuses.contains(&what) && refuses.len() < SCORES {
+            refuses.push(what);
+        }
+        if !fix.contains(&how) && fix.len() < SCORES {
+            fix.push(how);
+        }
+    };
+    if let Some(removed) = place::state(host) {
+        note(format!("anything: {}", removed.filter), removed.fix);
+    }
+    for taint in &host.info().taints {
+        let what = format!("what does not tolerate {taint}: taint {taint}");
+        note(what, format!("tolerate = [\"{taint}\"]"));
+    }
+    for key in cluster.agenda.waiting().iter().take(RUNS) {
+        let Some(ranking) = ranking(cluster, key, None) else {
+            continue;
+        };
+        let here = |(name, _): &&(Name, _)| *name == host.info().name;
+        let removed = ranking.removed.iter().find(here).map(|(_, all)| all);
+        if let Some(first) = removed.and_then(|all| all.first()) {
+            note(format!("{key}: {}", first.filter), first.fix.clone());
+        }
+    }
+    (refuses, fix)
+}
+
+/// What holds up the replicas of a workload on a host that is drained.
+fn why_it_stays(cluster: &Cluster, key: &WorkloadKey) -> Option<String> {
+    let workload = cluster.workload(key)?;
+    let target = workload.target()?;
+    if target.kind.ends() {
+        return Some("it runs to its end".to_owned());
+    }
+    if let Some(trouble) = &workload.unplaced {
+        return Some(explain::one_line(trouble));
+    }
+    let rollout = workload.record.active_rollout();
+    if rollout.is_some_and(|rollout| rollout.state == RolloutState::Paused) {
+        return Some("its rollout is paused".to_owned());
+    }
+    let ready = crate::queries::ready(workload);
+    let least = target.spec.min_available;
+    (ready <= least).then(|| format!("{ready} are ready, and min_available is {least}"))
+}
+
+/// Why a replica is there, how it fared, and why it ended.
+pub fn replica(cluster: &Cluster, key: &WorkloadKey, replica: ReplicaId) -> Option<Value> {
+    let workload = cluster.workload(key)?;
+    let number = replica.placement;
+    let known = workload.reports.get(&number).into_iter();
+    let known = { known.chain(&workload.ended) }.find(|known| known.status.replica == replica);
+    let placed = workload.placements.get(&number);
+    let placed = placed.filter(|placed| placed.slot == replica.slot);
+    if known.is_none() && placed.is_none() {
+        return None;
+    }
+    let mut story: Vec<String> = Vec::new();
+    if let Some(placed) = placed {
+        story.push(why_there(cluster, key, number, placed));
+    }
+    let mine = workload.story.iter().filter(|(_, event)| {
+        let same = |one: ReplicaId| one.slot == replica.slot && one.placement == number;
+        event.replica.is_some_and(same)
+    });
+    story.extend(told(mine));
+    let host = known.map(|known| &known.host);
+    let host = host.or(placed.map(|placed| &placed.host));
+    let fix = known.map(|known| what_helps(cluster, key, known));
+    Some(json!({
+        "state": known.map_or(ReplicaState::Assigned, |known| state_of(cluster, known)),
+        "ready": known.is_some_and(|known| known.status.ready),
+        "workload": key.to_string(),
+        "slot": replica.slot,
+        "revision": known.map(|known| known.status.revision).or(placed.map(|one| one.revision)),
+        "host": host.map(|id| host_name(cluster, id)),
+        "story": story,
+        "reason": why_so(workload, number, placed, known),
+        "exit_code": known.and_then(|known| known.status.exit_code),
+        "fix": fix.unwrap_or_default(),
+    }))
+}
+
+fn state_of(cluster: &Cluster, known: &Reported) -> ReplicaState {
+    let host = cluster.hosts().get(&known.host);
+    let dead = host.is_none_or(|host| host.state == HostState::Dead);
+    if dead && !known.status.state.ended() {
+        ReplicaState::Lost
+    } else {
+        known.status.state
+    }
+}
+
+/// How its host scores among those that would have it now.
+fn why_there(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    number: PlacementNumber,
+    placed: &Placed,
+) -> String {
+    let name = host_name(cluster, &placed.host);
+    let ranking = ranking(cluster, key, Some(number)).unwrap_or_default();
+    let fits = ranking.fits.len();
+    let hosts = if fits == 1 { "host" } else { "hosts" };
+    match ranking.fits.iter().position(|one| one.host == placed.host) {
+        Some(at) => {
+            let one = &ranking.fits[at];
+            let parts: Vec<String> = { one.parts.iter() }
+                .map(|(part, points)| format!("{part} {points}"))
+                .collect();
+            let (total, parts) = (one.total, parts.join(", "));
+            format!(
+                "on {name}: number {} of the {fits} {hosts} that would have it now, with {total} ({parts})",
+                at + 1
+            )
+        }
+        None => format!("on {name}, which would not have it now; {fits} {hosts} would"),
+    }
+}
+
+/// Why it ended, or is not ready.
+fn why_so(
+    workload: &Workload,
+    number: PlacementNumber,
+    placed: Option<&Placed>,
+    known: Option<&Reported>,
+) -> Option<String> {
+    let said = known.and_then(|known| known.status.reason.clone());
+    let ending = placed.is_none().then(|| workload.told.get(&number));
+    said.or_else(|| ending.flatten().map(|why| why.words().to_owned()))
+}
+
+fn what_helps(cluster: &Cluster, key: &WorkloadKey, known: &Reported) -> Vec<String> {
+    let replica = format!("{}/{}", key.name, known.status.replica);
+    match state_of(cluster, known) {
+        ReplicaState::Failed | ReplicaState::Rejected => {
+            vec![format!("see `wasmorch logs {replica}`")]
+        }
+        ReplicaState::Running if !known.status.ready => {
+            vec![format!("see health.ready and `wasmorch logs {replica}`")]
+        }
+        ReplicaState::Lost => {
+            let name = host_name(cluster, &known.host);
+            vec![format!(
+                "bring {name} back, or forget it with `wasmorch host-rm {name}`"
+            )]
+        }
+        _ => Vec::new(),
+    }
+}
