@@ -441,6 +441,28 @@ pub struct HostRequest {
     pub by: Option<String>,
 }
 
+/// The answer to `rebalance`: what moves, and why each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebalanceReply {
+    /// The moves, the most useful first.
+    pub moves: Vec<MoveView>,
+}
+
+/// One replica that moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// `namespace/name`.
+    pub workload: String,
+    /// The seat.
+    pub slot: Slot,
+    /// The host it leaves.
+    pub from: Name,
+    /// The host it goes to.
+    pub to: Name,
+    /// Why it is better off there.
+    pub why: String,
+}
+
 /// `recover`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

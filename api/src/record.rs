@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{
-    ClusterId, Digest, LeaderId, Name, PlacementNumber, RequestId, RevisionNumber, Slot, Term,
-    WorkloadKey,
+    ClusterId, Digest, HostId, LeaderId, Name, PlacementNumber, RequestId, RevisionNumber, Slot,
+    Term, WorkloadKey,
 };
 use crate::spec::{Kind, WorkloadSpec};
 use crate::time::Timestamp;
@@ -75,6 +75,9 @@ pub struct Record {
     /// Jobs: the run asked for, and how it ended.
     #[serde(default)]
     pub run: Option<Run>,
+    /// Replicas that are to run on another host (`rebalance`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<Move>,
     /// Slots in a crash loop: every host tried has used up its starts.
     #[serde(default)]
     pub crash_loop: Vec<CrashLoop>,
@@ -125,6 +128,18 @@ impl Removed {
     pub fn key(&self) -> WorkloadKey {
         WorkloadKey::new(self.namespace.clone(), self.name.clone())
     }
+}
+
+/// A replica that is to run on another host: there first, then here no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Its placement.
+    pub placement: PlacementNumber,
+    /// The other host.
+    pub to: HostId,
+    /// The placement there, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<PlacementNumber>,
 }
 
 /// A slot that failed everywhere it was tried.

@@ -7,12 +7,14 @@
 mod change;
 mod deploy;
 mod hosts;
+mod rebalance;
 mod revise;
 
 pub use change::{restart, rm, scale, start, stop};
 pub use deploy::{DeployInput, deploy};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
+pub use rebalance::rebalance;
 pub use revise::{rollback, rollout};
 
 use serde::Serialize;

@@ -17,6 +17,7 @@
 //! ```
 
 mod agenda;
+mod balance;
 pub mod check;
 mod cluster;
 pub mod commands;

@@ -1,4 +1,4 @@
-//! Replicas that are to run elsewhere: off a host that is drained.
+//! Replicas that are to run elsewhere: off a host that is drained, or on the one that `rebalance` named.
 //!
 //! Owns when such a replica's successor starts and when the replica itself may end. Where it starts
 //! is `fill`'s choice, that it ends once the successor is available is `slots`'.
@@ -8,15 +8,20 @@
 //! only when there is room elsewhere. One that serves nobody makes way for its successor at once. At
 //! the deadline of a drain whatever is left is stopped. A job runs to its end until then.
 //!
+//! A move to a named host is given up when it cannot be made there and then: another takes its place in
+//! the next `rebalance`.
+//!
 //! Known limits: replicas of a revision that a rollout replaces are the rollout's; while it is paused
 //! they stay until the deadline.
 
 use wasmorch_api::spec::UpdateOrder;
-use wasmorch_api::{Slot, Timestamp};
+use wasmorch_api::{HostId, PlacementNumber, Record, Slot, Timestamp};
 
 use crate::cluster::{Cluster, Placed};
+use crate::place;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
+use crate::rollout;
 use crate::slots::{Pass, Seat, Standing};
 
 /// Why a seat is to run elsewhere.
@@ -24,12 +29,72 @@ use crate::slots::{Pass, Seat, Standing};
 pub(crate) enum Leaving {
     /// Its host is drained, until this moment.
     Drain(Option<Timestamp>),
+    /// It does better there.
+    To(HostId),
 }
 
-/// Whether what is placed there is to run elsewhere.
-pub(crate) fn leaving(cluster: &Cluster, placed: &Placed) -> Option<Leaving> {
-    let host = cluster.hosts.get(&placed.host)?;
-    host.record.drain.map(|drain| Leaving::Drain(drain.deadline))
+/// Whether a placement is to run elsewhere.
+pub(crate) fn leaving(
+    cluster: &Cluster,
+    record: &Record,
+    number: PlacementNumber,
+    placed: &Placed,
+) -> Option<Leaving> {
+    let host = cluster.hosts.get(&placed.host);
+    let drain = host.and_then(|host| host.record.drain);
+    let drain = drain.map(|drain| Leaving::Drain(drain.deadline));
+    drain.or_else(|| {
+        let mut moves = record.moves.iter();
+        let to = moves.find(|one| one.placement == number)?;
+        Some(Leaving::To(to.to.clone()))
+    })
+}
+
+/// Forgets moves that are over: made, or no longer to be made.
+pub(crate) fn settle(pass: &mut Pass<'_>) {
+    if pass.record.moves.is_empty() {
+        return;
+    }
+    let rollout = pass.record.active_rollout().is_some();
+    let mut moves = std::mem::take(&mut pass.record.moves);
+    moves.retain(|one| {
+        let mut seats = pass.seats.values();
+        let Some(seat) = seats.find(|seat| seat.number == one.placement) else {
+            return false;
+        };
+        let target = pass.cluster.hosts.get(&one.to);
+        let takes = target.is_some_and(|host| place::state(host).is_none());
+        let mut others = pass.seats_of(seat.placed.slot);
+        match one.successor {
+            Some(successor) => others.any(|other| other.number == successor),
+            None => takes && seat.fresh && !rollout && seat.standing != Standing::Gone,
+        }
+    });
+    for seat in pass.seats.values_mut() {
+        let still = moves.iter().any(|one| one.placement == seat.number);
+        if !still && matches!(seat.leaves, Some(Leaving::To(_))) {
+            seat.leaves = None;
+        }
+    }
+    pass.record.moves = moves;
+}
+
+/// Starts the successor of a seat on the host that it is to move to, or gives the move up.
+fn go(pass: &mut Pass<'_>, seat: &Seat, to: &HostId) -> bool {
+    let number = pass.record.next_placement;
+    let started = seat.serves() && pass.start_on(seat.placed.slot, to);
+    let mut moves = pass.record.moves.iter_mut();
+    if let Some(one) = moves.find(|one| one.placement == seat.number) {
+        one.successor = started.then_some(number);
+    }
+    if !started {
+        pass.record.moves.retain(|one| one.placement != seat.number);
+        let key = (seat.placed.slot, seat.number);
+        if let Some(seat) = pass.seats.get_mut(&key) {
+            seat.leaves = None;
+        }
+    }
+    started
 }
 
 /// Whether the seat's time on its host is over. Asks to be planned again when that is still to come.
@@ -78,8 +143,14 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         if !leaves(&seat) || matches!(seat.standing, Standing::Gone | Standing::Unheard) {
             continue;
         }
+        if let Some(Leaving::To(to)) = &seat.leaves {
+            if surge > 0 && go(pass, &seat, to) {
+                surge -= 1;
+            }
+            continue;
+        }
         if seat.serves() && start_first {
-            if surge > 0 && pass.start(slot, None) {
+            if surge > 0 && !rollout::crash_loop_waits(pass, slot) && pass.start(slot, None) {
                 surge -= 1;
             }
             continue;

@@ -60,7 +60,7 @@ pub(crate) struct Scored {
     pub(crate) name: Name,
     pub(crate) total: i64,
     /// Breaks ties: less first.
-    load: i32,
+    pub(crate) load: i32,
     pub(crate) parts: BTreeMap<&'static str, i64>,
 }
 
@@ -114,6 +114,19 @@ pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
             .then_with(|| a.host.cmp(&b.host))
     });
     ranking
+}
+
+/// Whether this one host passes every filter.
+pub(crate) fn fits_on(on: &Standpoint<'_>, id: &HostId) -> bool {
+    let Some(host) = on.cluster.hosts.get(id) else {
+        return false;
+    };
+    let class = on.cluster.classes.get(host.class);
+    let wants = Booked::of(on.key, on.spec, None);
+    state(host).is_none()
+        && class.is_some_and(|class| !is_against_class(on.spec, class))
+        && against_host(on, &Under::of(on), id, host).is_none()
+        && capacity((on.used)(id, host), host, wants).next().is_none()
 }
 
 /// Of one host no more is told: with a thousand constraints, nobody reads them all.
@@ -177,11 +190,7 @@ pub(crate) fn state(host: &Host) -> Option<Removed> {
         } else {
             "draining"
         };
-        return Some(removed(
-            filter,
-            Effort::Command,
-            format!("uncordon {name}"),
-        ));
+        return Some(removed(filter, Effort::Command, format!("uncordon {name}")));
     }
     None
 }
@@ -307,7 +316,7 @@ fn capacity(used: Booked, host: &Host, wants: Booked) -> impl Iterator<Item = Re
             let lacks = used.saturating_add(wants).saturating_sub(has);
             (lacks > 0 && wants > 0).then(|| {
                 let amount = match dimension {
-                    "memory" => ByteSize(lacks).approximate(),
+                    "memory" => ByteSize(lacks).approximate().replace(".0 ", " "),
                     "cpu" => format!("{lacks}m cpu"),
                     "replicas" => format!("{lacks} replicas"),
                     _ => format!("{lacks} bytes of its placement set"),

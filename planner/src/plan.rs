@@ -10,8 +10,8 @@ use std::sync::Arc;
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
-    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, Record,
-    RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
+    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet,
+    Record, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::Dirt;

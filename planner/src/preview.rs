@@ -1,15 +1,36 @@
 //! What a deploy would change, without changing it.
+//!
+//! Owns the look ahead: the deploy is carried out on a copy of what it concerns, then the planner's own
+//! plans, one after the other, as if every replica became ready at once. So what is shown is what
+//! the same code would do, to the end of the rollout and not only its first step.
+//!
+//! Known limits: other workloads that wait for room, and would go first by priority, are not asked. A
+//! rollout of very many replicas is followed for a bounded number of steps; how many slots are left then
+//! is told.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use wasmorch_api::{HostId, WorkloadKey, WorkloadSpec};
+use wasmorch_api::messages::Unplaced;
+use wasmorch_api::{
+    HostId, PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, Slot, Timestamp, WorkloadKey,
+    WorkloadSpec,
+};
 
-use crate::cluster::{Cluster, Workload};
+use crate::cluster::{Cluster, Reported, Workload};
 use crate::commands::{self, Call, DeployInput};
-use crate::plan::StopReason;
 use crate::queries::{host_name, index};
 
-/// What a deploy would do, without doing it: the same code on a copy of what it concerns. Others
-/// that wait for room, and would go first by priority, are not asked.
+/// So many plans are followed, and so many seats looked at in all of them together.
+const STEPS_MAX: usize = 500;
+const SEATS_MAX: usize = 200_000;
+/// So many starts, stops and moves are named, each.
+const NAMED_MAX: usize = 500;
+
+/// Where each slot runs, by the placement that would stay.
+type Seats = BTreeMap<(WorkloadKey, Slot), (PlacementNumber, HostId)>;
+
+/// What a deploy would do, without doing it.
 pub fn of_deploy(
     cluster: &Cluster,
     input: &DeployInput,
@@ -19,64 +40,153 @@ pub fn of_deploy(
     let keys = input.workloads.iter();
     let keys: Vec<WorkloadKey> = keys.map(|(spec, _)| call.key_of(&spec.name)).collect();
     let mut after = cluster.excerpt(&keys);
+    let before = seats(&after, &keys);
     // Sequences only have to be new; the copy is thrown away.
-    let last = u64::MAX / 2;
-    after.commit(&outcome.writes, last, call.now);
-    let plan = after.plan(call.now);
-    let mine = |key: &WorkloadKey| {
-        input
-            .workloads
-            .iter()
-            .any(|(spec, _)| call.key_of(&spec.name) == *key)
-    };
+    let mut sequence = u64::MAX / 2;
+    after.commit(&outcome.writes, sequence, call.now);
+    let left = play(&mut after, &keys, &mut sequence, call.now);
+    let then = seats(&after, &keys);
     let mut changes = Vec::new();
     let (mut granted, mut revoked) = (Vec::new(), Vec::new());
-    for (spec, _) in &input.workloads {
-        let key = call.key_of(&spec.name);
-        let before = cluster
-            .workload(&key)
-            .and_then(Workload::target)
-            .map(|target| &target.spec);
-        changes.extend(changes_of(cluster, &key, before, spec));
-        let had = before.map(|spec| grants(&key, spec)).unwrap_or_default();
-        let has = grants(&key, spec);
+    for ((spec, _), key) in input.workloads.iter().zip(&keys) {
+        let before = cluster.workload(key).and_then(Workload::target);
+        let before = before.map(|target| &target.spec);
+        changes.extend(changes_of(cluster, key, before, spec));
+        let had = before.map(|spec| grants(key, spec)).unwrap_or_default();
+        let has = grants(key, spec);
         granted.extend(has.iter().filter(|grant| !had.contains(grant)).cloned());
         revoked.extend(had.into_iter().filter(|grant| !has.contains(grant)));
     }
-    let view = |key: &WorkloadKey, slot: u64, host: &HostId| json!({"workload": key.to_string(), "slot": slot, "host": host_name(&after, host)});
-    let starts: Vec<Value> = plan
-        .start
-        .iter()
-        .filter(|start| mine(&start.key))
-        .map(|start| view(&start.key, start.slot.0, &start.host))
-        .collect();
-    let stops: Vec<Value> = plan
-        .stop
-        .iter()
-        .filter(|stop| mine(&stop.key) && stop.why != StopReason::HostDead)
-        .map(|stop| view(&stop.key, stop.slot.0, &stop.host))
-        .collect();
-    let unplaced: Vec<_> = plan
-        .unplaced
-        .iter()
-        .filter(|one| {
-            input
-                .workloads
-                .iter()
-                .any(|(spec, _)| call.key_of(&spec.name).to_string() == one.workload)
-        })
-        .collect();
-    let index = index(
-        cluster,
-        input
-            .workloads
-            .iter()
-            .map(|(spec, _)| call.key_of(&spec.name)),
-    );
+    let (mut start, mut stop, mut moves) = (Vec::new(), Vec::new(), Vec::new());
+    let slots: BTreeSet<&(WorkloadKey, Slot)> = before.keys().chain(then.keys()).collect();
+    for at in slots {
+        let (key, slot) = at;
+        let name = |seat: Option<&(PlacementNumber, HostId)>| {
+            seat.map(|(_, host)| host_name(&after, host))
+        };
+        let (from, to) = (before.get(at), then.get(at));
+        let same = from.map(|seat| seat.0) == to.map(|seat| seat.0);
+        let list = match (from, to) {
+            _ if same => continue,
+            (None, _) => &mut start,
+            (_, None) => &mut stop,
+            _ => &mut moves,
+        };
+        let (from, to) = (name(from), name(to));
+        let host = to.clone().or(from.clone());
+        let mut step = json!({"workload": key.to_string(), "slot": slot, "host": host});
+        if let (Some(from), Some(to)) = (from, to) {
+            step["from"] = json!(from);
+            step["to"] = json!(to);
+        }
+        list.push(step);
+    }
+    let named = [&start, &stop, &moves].map(|list| list.len().saturating_sub(NAMED_MAX));
+    for list in [&mut start, &mut stop, &mut moves] {
+        list.truncate(NAMED_MAX);
+    }
+    let unplaced = keys.iter().filter_map(|key| after.workload(key));
+    let unplaced: Vec<&Unplaced> = unplaced.filter_map(|one| one.unplaced.as_ref()).collect();
     Ok(json!({
-        "index": index, "changes": changes, "start": starts, "stop": stops, "move": [],
+        "index": index(cluster, keys.iter().cloned()), "changes": changes, "start": start,
+        "stop": stop, "move": moves, "more": left + named.iter().sum::<usize>(),
         "unplaced": unplaced, "granted": granted, "revoked": revoked,
     }))
+}
+
+/// Each slot's placement: of two the later one.
+fn seats(cluster: &Cluster, keys: &[WorkloadKey]) -> Seats {
+    let mut seats = Seats::new();
+    for key in keys {
+        let Some(workload) = cluster.workload(key) else {
+            continue;
+        };
+        for (number, placed) in &workload.placements {
+            let at = (key.clone(), placed.slot);
+            seats.insert(at, (*number, placed.host.clone()));
+        }
+    }
+    seats
+}
+
+/// Plans and carries out until there is nothing more to do; how many slots it did not come to.
+fn play(after: &mut Cluster, keys: &[WorkloadKey], sequence: &mut u64, now: Timestamp) -> usize {
+    let mut looked = 0;
+    for _ in 0..STEPS_MAX {
+        let plan = after.plan(now);
+        let mine = |key: &WorkloadKey| keys.contains(key);
+        let moves = plan.start.iter().any(|start| mine(&start.key))
+            || plan.stop.iter().any(|stop| mine(&stop.key));
+        let writes = after.writes(&plan);
+        if writes.is_empty() || !moves && plan.update.is_empty() {
+            return 0;
+        }
+        *sequence += writes.len() as u64;
+        after.commit(&writes, *sequence, now);
+        for key in keys {
+            looked += as_if_ready(after, key);
+        }
+        if looked > SEATS_MAX {
+            break;
+        }
+    }
+    let old = keys
+        .iter()
+        .filter_map(|key| after.workload(key))
+        .map(|one| {
+            let slots = one.placements.values();
+            let old = slots.filter(|placed| placed.revision != one.record.revision);
+            old.map(|placed| placed.slot)
+                .collect::<BTreeSet<Slot>>()
+                .len()
+        });
+    old.sum()
+}
+
+/// Every replica of the workload that a set holds serves, and has for long; every other has ended.
+fn as_if_ready(after: &mut Cluster, key: &WorkloadKey) -> usize {
+    let Some(workload) = after.workload(key) else {
+        return 0;
+    };
+    let gone: Vec<PlacementNumber> = workload.leaving.iter().copied().collect();
+    let placed: Vec<Reported> = workload
+        .placements
+        .iter()
+        .filter(|(number, _)| !workload.is_ready(**number))
+        .map(|(number, placed)| Reported {
+            host: placed.host.clone(),
+            status: ReplicaStatus {
+                namespace: key.namespace.clone(),
+                workload: key.name.clone(),
+                replica: ReplicaId {
+                    slot: placed.slot,
+                    placement: *number,
+                    start: 1,
+                },
+                revision: placed.revision,
+                state: ReplicaState::Running,
+                ready: true,
+                since: Timestamp(0),
+                reason: None,
+                exit_code: None,
+                given_up: false,
+                memory_bytes: 0,
+                cpu_millis: 0,
+                in_flight: 0,
+            },
+            ready_at: Some(Timestamp(0)),
+            running_at: Some(Timestamp(0)),
+        })
+        .collect();
+    let looked = workload.placements.len();
+    for number in gone {
+        after.remove_report(key, number);
+    }
+    for report in placed {
+        after.put_report(key, report);
+    }
+    after.agenda.whole(key);
+    looked
 }
 
 fn changes_of(

@@ -77,7 +77,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     }
 }
 
-fn crash_loop_waits(pass: &mut Pass<'_>, slot: Slot) -> bool {
+pub(crate) fn crash_loop_waits(pass: &mut Pass<'_>, slot: Slot) -> bool {
     let now = pass.now;
     let until = pass
         .record

@@ -89,6 +89,8 @@ pub(crate) struct Pass<'a> {
     fill: Option<Fill>,
     /// Its place has been given up already, while it was asked whether there is another.
     vacated: Option<PlacementNumber>,
+    /// No host has room: nothing was freed since that was found.
+    full: bool,
     /// Slots that could not be placed.
     unplaced: u32,
     /// Slots with a replica that is still ending.
@@ -146,6 +148,7 @@ pub(crate) fn plan_workload(
         delta: Delta::default(),
         fill: None,
         vacated: None,
+        full: false,
         unplaced: 0,
         draining: None,
         waits: false,
@@ -191,7 +194,7 @@ impl Pass<'_> {
             placed: placed.clone(),
             standing: standing(self.cluster, self.workload, number, placed, self.now),
             fresh: placed.revision == self.record.revision && number >= self.record.fresh_from,
-            leaves: moves::leaving(self.cluster, placed),
+            leaves: moves::leaving(self.cluster, &self.record, number, placed),
         }
     }
 
@@ -223,6 +226,7 @@ impl Pass<'_> {
             return;
         }
         self.end_unwanted();
+        moves::settle(self);
         moves::end_overdue(self);
         for slot in self.wanted() {
             self.keep_the_best(slot);
@@ -289,8 +293,14 @@ impl Pass<'_> {
     }
 
     fn explain(&self) -> wasmorch_api::messages::Unplaced {
+        let ranking = self.with_standpoint(|on| place::rank(on, &[]));
+        explain::unplaced(self.key, self.unplaced, &ranking)
+    }
+
+    /// Looks at hosts one by one, with what this plan has decided so far.
+    fn with_standpoint<T>(&self, look: impl FnOnce(&Standpoint<'_>) -> T) -> T {
         let ground = self.ground();
-        let on = Standpoint {
+        look(&Standpoint {
             cluster: self.cluster,
             key: self.key,
             spec: &self.target.spec,
@@ -299,8 +309,7 @@ impl Pass<'_> {
                 Some(rank) => ground.count(self.pool, rank),
                 None => host.count_of(self.key),
             },
-        };
-        explain::unplaced(self.key, self.unplaced, &place::rank(&on, &[]))
+        })
     }
 
     fn ground(&self) -> Ground<'_> {
@@ -408,6 +417,7 @@ impl Pass<'_> {
 
     /// The seat no longer counts for where others go.
     fn vacate(&mut self, seat: &Seat) {
+        self.full = false;
         self.end_fill();
         let class = self.class_of(&seat.placed.host);
         self.delta.add(self.pool, &seat.placed.host, class, -1);
@@ -488,7 +498,8 @@ impl Pass<'_> {
         let seats: Vec<Seat> = self.seats_of(slot).cloned().collect();
         if let [seat] = seats.as_slice() {
             // Nothing to choose.
-            if !self.record.crash_loop.is_empty() && seat.fresh && self.available(seat) {
+            let stays = seat.fresh && seat.leaves.is_none();
+            if !self.record.crash_loop.is_empty() && stays && self.available(seat) {
                 self.record.crash_loop.retain(|one| one.slot != slot);
             }
             return;
@@ -499,7 +510,11 @@ impl Pass<'_> {
                 .filter(|seat| seat.fresh == fresh)
                 .cloned()
                 .collect();
-            seats.sort_by_key(|seat| (seat.leaves.is_some(), !seat.serves(), seat.number));
+            // An old one only has to serve, wherever it is, until its successor does.
+            seats.sort_by_key(|seat| {
+                let leaves = seat.leaves.is_some();
+                (fresh && leaves, !seat.serves(), leaves, seat.number)
+            });
             seats
         };
         let (fresh, old) = (best_first(true), best_first(false));
@@ -536,7 +551,9 @@ impl Pass<'_> {
         let Standing::Ready(since) = seat.standing else {
             return false;
         };
-        let awaited = self.seats_of(seat.placed.slot).any(|one| one.leaves.is_some());
+        let awaited = self
+            .seats_of(seat.placed.slot)
+            .any(|one| one.leaves.is_some());
         if !seat.fresh || self.record.active_rollout().is_none() && !awaited {
             return true;
         }
@@ -586,13 +603,16 @@ impl Pass<'_> {
 
     /// Places the slot on the best host; counts it as unplaced when none has room.
     pub(crate) fn start(&mut self, slot: Slot, args: Option<Vec<String>>) -> bool {
+        if self.full {
+            self.unplaced += 1;
+            return false;
+        }
         let failed = self.failed_on(slot);
         let Some(rank) = self.best(args.as_ref(), &failed) else {
             self.unplaced += 1;
+            self.full = true;
             return false;
         };
-        let number = self.record.next_placement;
-        self.record.next_placement = number.next();
         if let Some(fill) = &mut self.fill {
             let ground = Ground {
                 cluster: self.cluster,
@@ -602,6 +622,31 @@ impl Pass<'_> {
             };
             fill.take(&ground, self.pool, rank);
         }
+        self.seat_on(slot, rank, args);
+        true
+    }
+
+    /// Places the slot on this very host, if it passes every filter.
+    pub(crate) fn start_on(&mut self, slot: Slot, host: &HostId) -> bool {
+        self.end_fill();
+        let Some(rank) = self.pool.rank(host) else {
+            return false;
+        };
+        let fits = self.with_standpoint(|on| place::fits_on(on, host));
+        if !fits || !self.pool.take(rank) {
+            return false;
+        }
+        let wants = Booked::of(self.key, &self.target.spec, None);
+        self.pool.book(rank, wants);
+        self.pool.put(rank);
+        self.seat_on(slot, rank, None);
+        true
+    }
+
+    /// Numbers a placement on a host on which it is booked already.
+    fn seat_on(&mut self, slot: Slot, rank: Rank, args: Option<Vec<String>>) {
+        let number = self.record.next_placement;
+        self.record.next_placement = number.next();
         let room = self.pool.room(rank);
         let host = room.id.clone();
         let revision = self.record.revision;
@@ -638,7 +683,6 @@ impl Pass<'_> {
             leaves: None,
         };
         self.seats.insert((slot, number), seat);
-        true
     }
 
     /// Hosts where this slot failed at the wanted revision, as far as is remembered.

@@ -18,6 +18,8 @@ use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview
 
 #[path = "planner/drain.rs"]
 mod drain;
+#[path = "planner/rebalance.rs"]
+mod rebalance;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -941,6 +943,7 @@ enum Busy {
     HostRm(u8),
     Cordon(u8, bool),
     Drain(u8, u8),
+    Rebalance(u8),
     Shrink(u8),
     Label(u8, u8),
     NewLeader,
@@ -960,6 +963,7 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         1 => (1..7u8).prop_map(Busy::HostRm),
         2 => (1..7u8, any::<bool>()).prop_map(|(h, c)| Busy::Cordon(h, c)),
         2 => (1..7u8, 0..12u8).prop_map(|(h, d)| Busy::Drain(h, d)),
+        2 => (0..9u8).prop_map(Busy::Rebalance),
         1 => (1..9u8).prop_map(Busy::Shrink),
         1 => (1..7u8, 0..3u8).prop_map(|(h, z)| Busy::Label(h, z)),
         1 => Just(Busy::NewLeader),
@@ -1067,6 +1071,12 @@ impl World {
                 if let Ok(outcome) = outcome {
                     self.store(outcome.writes);
                 }
+            }
+            Busy::Rebalance(most) => {
+                let outcome = commands::rebalance(&self.cluster, Some(most.into()), self.now);
+                let outcome = outcome.unwrap();
+                assert!(outcome.reply.moves.len() <= usize::from(most));
+                self.store(outcome.writes);
             }
             Busy::Shrink(n) => self.replicas_max = u64::from(n),
             Busy::Label(n, zone) => {

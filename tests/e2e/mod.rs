@@ -2,6 +2,7 @@
 
 mod access;
 mod daemons;
+mod drain;
 mod faults;
 mod kinds;
 mod leaders;

@@ -336,7 +336,9 @@ impl World {
             update.order = UpdateOrder::StopFirst;
             update.max_unavailable = 1;
         }
-        let wanted = spec.replicas.map_or(1, |_| spec.replicas_named().unwrap_or(1));
+        let wanted = spec
+            .replicas
+            .map_or(1, |_| spec.replicas_named().unwrap_or(1));
         if rng.one_in(3) {
             spec.min_available = rng.between(0, u64::from(wanted)) as u32;
         }

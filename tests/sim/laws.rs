@@ -272,10 +272,12 @@ impl World {
                 ));
             }
             let host = leading.cluster.hosts().get(&start.host);
-            let closed =
-                host.filter(|host| host.record.cordoned || host.record.drain.is_some());
+            let closed = host.filter(|host| host.record.cordoned || host.record.drain.is_some());
             if closed.is_some() {
-                found = Some(format!("{} starts on a cordoned or drained host", start.key));
+                found = Some(format!(
+                    "{} starts on a cordoned or drained host",
+                    start.key
+                ));
             }
         }
         found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));

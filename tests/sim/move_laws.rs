@@ -47,7 +47,9 @@ fn too_few(
         let ready = workload.placements.iter().filter(|(number, placed)| {
             placed.slot.0 <= wanted && workload.is_ready(**number) && !without.contains(number)
         });
-        ready.map(|(_, placed)| placed.slot).collect::<BTreeSet<Slot>>()
+        ready
+            .map(|(_, placed)| placed.slot)
+            .collect::<BTreeSet<Slot>>()
     };
     let (before, after) = (serving(&BTreeSet::new()), serving(moved));
     let least = wanted.saturating_sub(u64::from(spec.update.max_unavailable));

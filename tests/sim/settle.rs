@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use wasmorch_api::subjects::key;
 use wasmorch_api::spec::UpdateOrder;
+use wasmorch_api::subjects::key;
 use wasmorch_api::{Kind, Revision, RolloutState, WorkloadKey, WorkloadSpec};
 
 use super::world::{Fate, World};
@@ -216,7 +216,10 @@ impl World {
             for group in &set.groups {
                 if overdue || self.could_move(&group.key()) {
                     let slots = &group.slots;
-                    return Some(format!("{id} is drained and holds {} {slots:?}", group.key()));
+                    return Some(format!(
+                        "{id} is drained and holds {} {slots:?}",
+                        group.key()
+                    ));
                 }
             }
             if !drain.drained && set.groups.is_empty() {

@@ -218,7 +218,8 @@ pub(crate) enum Command {
     /// Forget a host that will not come back
     #[command(name = "host-rm")]
     HostRm(HostName),
-    /// Even out the hosts by moving replicas
+    /// Even out the hosts by moving replicas, each ready there before it leaves
+    #[command(after_help = "Examples:\n  wasmorch rebalance --max-moves 10")]
     Rebalance {
         /// At most so many
         #[arg(long, value_name = "N")]

@@ -1,7 +1,7 @@
-//! `hosts`, `cordon`, `uncordon`, `host-rm` and `env`; and what the cluster cannot do yet.
+//! `hosts`, `cordon`, `uncordon`, `host-rm`, `rebalance` and `env`.
 
 use serde_json::Value;
-use wasmorch_api::messages::{HostRequest, HostView};
+use wasmorch_api::messages::{HostRequest, HostView, RebalanceReply};
 
 use super::show::every_page;
 use super::{Context, request_id};
@@ -26,7 +26,7 @@ pub(crate) async fn run(ctx: &Context, command: Command) -> Result<Exit, CliErro
         }
         Command::Uncordon(host) => change(ctx, "uncordon", host.host.as_str(), "uncordoned").await,
         Command::HostRm(host) => change(ctx, "host-rm", host.host.as_str(), "removed").await,
-        Command::Rebalance { .. } => Err(CliError::not_yet("rebalance")),
+        Command::Rebalance { max_moves } => rebalance(ctx, max_moves).await,
         other => Err(CliError::bug("no such command", format!("{other:?}"))),
     }
 }
@@ -38,6 +38,24 @@ async fn list(ctx: &Context) -> Result<Exit, CliError> {
     } else {
         ctx.out.text(&views::hosts(&items, ctx.out.width()))?;
     }
+    Ok(Exit::OK)
+}
+
+/// `rebalance --max-moves N`: asked and answered; the moves themselves go on by themselves.
+async fn rebalance(ctx: &Context, max_moves: u32) -> Result<Exit, CliError> {
+    let request = HostRequest {
+        max_moves: Some(max_moves),
+        request_id: Some(request_id()),
+        by: Some(cluster::user()),
+        ..HostRequest::default()
+    };
+    let reply: RebalanceReply = ctx.link().await?.call(None, "rebalance", &request).await?;
+    if ctx.out.is_json() {
+        ctx.out.json(&reply)?;
+        return Ok(Exit::OK);
+    }
+    let text = views::moves(&reply.moves, max_moves);
+    ctx.out.text(&text)?;
     Ok(Exit::OK)
 }
 

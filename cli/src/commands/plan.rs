@@ -26,6 +26,7 @@ struct Plan {
     stop: Vec<Step>,
     #[serde(rename = "move")]
     moves: Vec<Step>,
+    more: u64,
     unplaced: Vec<Unplaced>,
     granted: Vec<String>,
     revoked: Vec<String>,
@@ -41,13 +42,15 @@ struct Change {
     to: Value,
 }
 
-/// One replica that would come or go.
+/// One replica that would come, go, or be replaced by another.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Step {
     workload: String,
     slot: u64,
     host: String,
+    from: String,
+    to: String,
 }
 
 /// `plan`.
@@ -104,23 +107,40 @@ fn render(plan: &Plan) -> String {
         };
         text.push_str(&format!("{}\n", tone.paint(&line)));
     }
-    for (word, grants) in [("grants", &plan.granted), ("revokes", &plan.revoked)] {
-        for grant in grants {
-            text.push_str(&format!("{word} {}\n", harmless(grant)));
-        }
+    for grant in &plan.granted {
+        // What a revision gains is what a reviewer looks for.
+        let line = format!("! gains {}", harmless(grant));
+        text.push_str(&format!("{}\n", Tone::Bad.paint(&line)));
     }
-    let steps = [
-        ("start", &plan.start),
-        ("stop", &plan.stop),
-        ("move", &plan.moves),
-    ];
-    for (word, steps) in steps {
-        for step in steps {
-            text.push_str(&format!(
-                "{word:<5} {} slot {} on {}\n",
-                step.workload, step.slot, step.host
-            ));
-        }
+    for grant in &plan.revoked {
+        text.push_str(&format!("- loses {}\n", harmless(grant)));
+    }
+    for step in &plan.start {
+        let line = format!(
+            "+ {} slot {}: starts on {}",
+            step.workload, step.slot, step.host
+        );
+        text.push_str(&format!("{}\n", Tone::Good.paint(&line)));
+    }
+    for step in &plan.stop {
+        let line = format!(
+            "- {} slot {}: stops on {}",
+            step.workload, step.slot, step.host
+        );
+        text.push_str(&format!("{}\n", Tone::Bad.paint(&line)));
+    }
+    for step in &plan.moves {
+        let way = if step.from == step.to {
+            format!("replaced on {}", step.to)
+        } else {
+            format!("moves from {} to {}", step.from, step.to)
+        };
+        let line = format!("~ {} slot {}: {way}", step.workload, step.slot);
+        text.push_str(&format!("{}\n", Tone::Warn.paint(&line)));
+    }
+    if plan.more > 0 {
+        let more = count(plan.more, "slot");
+        text.push_str(&format!("~ and {more} more\n"));
     }
     for unplaced in &plan.unplaced {
         text.push_str(&views::unplaced(unplaced));
@@ -129,14 +149,18 @@ fn render(plan: &Plan) -> String {
         return "nothing would change\n".into();
     }
     let sum = format!(
-        "{}, {} to start, {} to stop; deploy exactly this with --if-index {}",
+        "{}; {} to start, {} to stop, {} to move",
         count(plan.changes.len() as u64, "change"),
         plan.start.len(),
         plan.stop.len(),
-        plan.index
+        plan.moves.len(),
     );
-    text.push_str(&Tone::Dim.paint(&sum));
-    text.push('\n');
+    let how = format!("deploy exactly this with --if-index {}", plan.index);
+    text.push_str(&format!(
+        "{}\n{}\n",
+        Tone::Dim.paint(&sum),
+        Tone::Dim.paint(&how)
+    ));
     text
 }
 
@@ -164,16 +188,42 @@ mod tests {
                 {"op": "remove", "path": "default/web.routes[0]", "from": "a.example.com/", "to": null},
             ],
             "start": [{"workload": "default/orders", "slot": 1, "host": "h1"}],
-            "stop": [],
-            "move": [],
+            "stop": [{"workload": "default/web", "slot": 3, "host": "h2"}],
+            "move": [
+                {"workload": "default/web", "slot": 1, "host": "h3", "from": "h1", "to": "h3"},
+                {"workload": "default/web", "slot": 2, "host": "h2", "from": "h2", "to": "h2"},
+            ],
+            "more": 12,
             "unplaced": [{"workload": "default/web", "slots": 1, "evaluated": 1,
                 "filtered": {"memory": 1}, "lacking": {"memory": 1048576},
                 "fix": ["add a host"]}],
             "granted": ["default/web: --grant http=api.example.com"],
-            "revoked": [],
+            "revoked": ["default/web: --grant publish=a.b"],
         }))
         .unwrap();
-        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&plan)).to_string());
+        let text = anstream::adapter::strip_str(&render(&plan)).to_string();
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        insta::assert_snapshot!(text, @r"
+        ~ default/web.environment.LANG: en -> de
+        + default/orders
+        - default/web.routes[0]: a.example.com/
+        ! gains default/web: --grant http=api.example.com
+        - loses default/web: --grant publish=a.b
+        + default/orders slot 1: starts on h1
+        - default/web slot 3: stops on h2
+        ~ default/web slot 1: moves from h1 to h3
+        ~ default/web slot 2: replaced on h2
+        ~ and 12 slots more
+        unplaced: 1 replica of default/web (1 host looked at)
+          1 host: memory
+          the nearest host lacks 1.0 MiB of memory
+          fix: add a host
+        3 changes; 1 to start, 1 to stop, 2 to move
+        deploy exactly this with --if-index 42
+        ");
         assert_eq!(render(&Plan::default()), "nothing would change\n");
     }
 }

@@ -1,8 +1,8 @@
 //! Answers of the API as people read them. Pure: data in, text out.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, ReplicaView, RolloutView, StatusReply, Unplaced, WorkloadState,
-    WorkloadSummary,
+    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, StatusReply, Unplaced,
+    WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
@@ -329,6 +329,30 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
         ]);
     }
     table.render(width)
+}
+
+/// `rebalance`: each move on a line, its reason below.
+pub(crate) fn moves(moves: &[MoveView], most: u32) -> String {
+    if moves.is_empty() {
+        return match most {
+            0 => "0 moves: none were allowed\n".into(),
+            _ => "0 moves: nothing would be better off on another host\n".into(),
+        };
+    }
+    let mut text = String::new();
+    for one in moves {
+        let name = Tone::Name.paint(&one.workload);
+        let (slot, from, to) = (one.slot, &one.from, &one.to);
+        text.push_str(&format!(
+            "{name}  slot {slot}: {from} -> {to}\n  {}\n",
+            one.why
+        ));
+    }
+    let many = count(moves.len() as u64, "move");
+    let sum = format!("{many}, each ready on its new host before it leaves the old one");
+    text.push_str(&Tone::Dim.paint(&sum));
+    text.push('\n');
+    text
 }
 
 /// How many are ready of how many; nothing is expected to be of what has ended by itself.

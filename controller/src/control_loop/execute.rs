@@ -384,10 +384,11 @@ fn host(
             let deadline = request.deadline_ms.map(Duration::from_millis);
             Ok(settled(commands::drain(cluster, named()?, deadline, now)?))
         }
-        _ => Err(not_yet(
-            "rebalance",
-            "restart a workload: it is placed anew",
-        )),
+        _ => Ok(settled(commands::rebalance(
+            cluster,
+            request.max_moves,
+            now,
+        )?)),
     }
 }
 

@@ -282,6 +282,7 @@ fn brought_up(
         next_placement: PlacementNumber(1),
         fresh_from: PlacementNumber(0),
         run: None,
+        moves: Vec::new(),
         crash_loop: Vec::new(),
         created: target.at,
         updated: now,

@@ -235,6 +235,7 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
         next_placement: removed.map_or(PlacementNumber(1), |removed| removed.next_placement),
         fresh_from: PlacementNumber(0),
         run: None,
+        moves: Vec::new(),
         crash_loop: Vec::new(),
         created: call.now,
         updated: call.now,

@@ -1,7 +1,7 @@
 //! `cordon`, `uncordon`, `drain`, `host-rm`: what a person decides about a host.
 
-use wasmorch_api::messages::HostView;
 use std::time::Duration;
+use wasmorch_api::messages::HostView;
 
 use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, HumanDuration, Timestamp};
