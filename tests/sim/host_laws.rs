@@ -216,7 +216,7 @@ impl World {
             *before = stored;
             *proven = (*proven).max(ready);
             let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
-            if ready + may < proven {
+            if ready.saturating_add(may) < proven {
                 self.broken(format!(
                     "{ready} slots of {key} are ready: {proven} were, and only {may} may be lacking"
                 ));
