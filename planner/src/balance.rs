@@ -8,8 +8,8 @@
 //! board on which those before are done already, so that together they help too, and none undoes
 //! another. Spread goes before load, the workload or host that is worst off first; ties break by name.
 //!
-//! Known limits: a bound on hosts looked at, so that a question never holds up the leader; asked
-//! again, it goes on from there. Only start-first workloads without a rollout under way are looked at.
+//! Known limits: a bound on hosts looked at, so that a question never holds up the leader: in a cluster
+//! of thousands of hosts only the first workloads by name are looked at for spread. Only start-first workloads without a rollout under way are looked at.
 //! Packed ones (`spread = []`) are left as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,8 @@ use crate::pool::Booked;
 
 /// Hosts looked at in one question: some 0.3 s of the leader's time.
 const LOOKS_MAX: usize = 300_000;
+/// Counting what is on a host costs less than scoring it.
+const COUNTS_A_LOOK: usize = 16;
 /// Of one host, so many replicas are tried when it is full beside others.
 const TRIES: usize = 16;
 
@@ -83,17 +85,15 @@ impl<'a> Board<'a> {
     fn spread(&mut self) {
         let cluster = self.cluster;
         for (key, workload) in &cluster.workloads {
-            let Some(spec) = movable(workload) else {
+            let Some(spec) = movable(workload).filter(|_| workload.placements.len() > 1) else {
                 continue;
             };
-            loop {
-                let crowded = if self.over() {
-                    None
-                } else {
-                    self.most_crowded(key, workload, spec)
-                };
-                let Some(piece) = crowded else { break };
-                if !self.consider(piece) {
+            while !self.over() {
+                self.looks = self
+                    .looks
+                    .saturating_sub(cluster.hosts.len() / COUNTS_A_LOOK);
+                let crowded = self.most_crowded(key, workload, spec);
+                if !crowded.is_some_and(|piece| self.consider(piece)) {
                     break;
                 }
             }
@@ -109,26 +109,18 @@ impl<'a> Board<'a> {
     ) -> Option<Piece<'a>> {
         let mut under: BTreeMap<(&str, &str), i64> = BTreeMap::new();
         let labels: BTreeSet<&str> = spec.spread.iter().map(String::as_str).collect();
-        for host in self.cluster.hosts.values().filter(|host| open(host)) {
+        let mut add = |host: &'a Host, many: i64| {
             for label in &labels {
-                let value = value_of(host, label);
-                value.map(|value| under.entry((*label, value)).or_insert(0));
+                if let Some(value) = value_of(host, label) {
+                    *under.entry((*label, value)).or_insert(0) += many;
+                }
             }
-        }
+        };
         let hosts = &self.cluster.hosts;
-        for (id, host) in hosts.iter().filter(|(_, host)| host.count_of(key) > 0) {
-            let many = i64::from(self.count(key, id, host));
-            for label in &labels {
-                let value = value_of(host, label);
-                value.map(|value| *under.entry((*label, value)).or_insert(0) += many);
-            }
-        }
-        for ((id, _), by) in self.counts.iter().filter(|((id, one), _)| {
-            *one == key && hosts.get(*id).is_some_and(|host| host.count_of(key) == 0)
-        }) {
-            for label in &labels {
-                let value = hosts.get(*id).and_then(|host| value_of(host, label));
-                value.map(|value| *under.entry((*label, value)).or_insert(0) += by);
+        for (id, host) in hosts {
+            let many = self.count(key, id, host);
+            if many > 0 || open(host) {
+                add(host, i64::from(many));
             }
         }
         let least = |label: &str| {
@@ -145,7 +137,7 @@ impl<'a> Board<'a> {
             more.sum()
         };
         let pieces = self.pieces(key, workload, spec);
-        let crowded = pieces.filter_map(|piece| Some((company(&piece), piece)));
+        let crowded = pieces.map(|piece| (company(&piece), piece));
         let crowded = crowded.filter(|(company, _)| *company > 0);
         crowded
             .max_by_key(|(company, piece)| (*company, std::cmp::Reverse(piece.number)))

@@ -242,7 +242,11 @@ impl World {
     /// What a plan may do, by what its leader has heard.
     pub(crate) fn laws_of_a_plan(&mut self, at: usize, plan: &Plan, writes: &[Write]) {
         // A deadline is kept, whatever serves: no promise holds from then on.
-        for stop in plan.stop.iter().filter(|stop| stop.why == StopReason::Overdue) {
+        for stop in plan
+            .stop
+            .iter()
+            .filter(|stop| stop.why == StopReason::Overdue)
+        {
             self.laws.may_lack.insert(stop.key.clone(), u64::MAX);
         }
         let Some(leading) = self.controllers[at].leads() else {

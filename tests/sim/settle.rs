@@ -25,7 +25,10 @@ impl World {
             return;
         }
         self.heal();
-        let bound = self.now + BOUND;
+        let healed = self.now;
+        // Hosts that fell silent together and never come back are replaced one a minute.
+        let gone = self.hosts.iter().filter(|host| host.gone).count() as u64;
+        let bound = self.now + BOUND + gone * 60_000;
         let mut trouble = None;
         let (mut written, mut since) = (self.laws.last_written, self.now);
         while self.now < bound {
@@ -35,7 +38,7 @@ impl World {
             }
             if self.store.regressed {
                 // Law 5: what was acknowledged is gone; that nothing is made worse is all there is.
-                if self.now > bound - BOUND + 20_000 {
+                if self.now > healed + 20_000 {
                     return;
                 }
                 continue;
