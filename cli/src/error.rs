@@ -117,16 +117,6 @@ impl CliError {
         Self::new(Exit::INTERRUPTED, what, "", "")
     }
 
-    /// What has not come yet is refused, never half done.
-    pub(crate) fn not_yet(what: &str) -> Self {
-        Self::new(
-            Exit::USAGE,
-            format!("not yet: {what}"),
-            "this version cannot do it",
-            "",
-        )
-    }
-
     /// A file that cannot be read.
     pub(crate) fn reading(path: &Path, error: &io::Error) -> Self {
         let exit = match error.kind() {
