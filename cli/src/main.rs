@@ -7,6 +7,7 @@ mod cluster;
 mod commands;
 mod error;
 mod link;
+mod logging;
 mod out;
 mod serve;
 mod up;
@@ -15,7 +16,6 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 use error::{CliError, Exit};
@@ -44,8 +44,18 @@ fn run() -> Exit {
         return error.exit;
     }
     panic_hook();
-    log_to_stderr(&cli);
+    logging::to_stderr(&cli);
     let json = cli.global.json;
+    if let Command::Runner(_) = &cli.command {
+        // It makes its own threads, each for one thing.
+        return match wasmorch_host::serve_runner() {
+            Ok(()) => Exit::OK,
+            Err(error) => {
+                tracing::error!(error = error::chain(&error), "the runner ended");
+                Exit::FAILED
+            }
+        };
+    }
     let threads = if works_much(&cli.command) {
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -91,31 +101,6 @@ fn works_much(command: &Command) -> bool {
         command,
         Command::Up(_) | Command::Host(_) | Command::Controller(_) | Command::Run(_)
     )
-}
-
-fn log_to_stderr(cli: &Cli) {
-    let default = match cli.command {
-        Command::Host(_) | Command::Controller(_) => "info",
-        // It tells by itself when its own server comes and goes.
-        Command::Up(_) if cli.global.nats.is_none() => {
-            "warn,wasmorch_controller::link=error,wasmorch_host::link=error,\
-             wasmorch_host::runner::link=error"
-        }
-        Command::Up(_) => "warn",
-        _ => "error",
-    };
-    // A command tells by itself why it cannot connect; a daemon's log has room for the client's words.
-    let client = match cli.command {
-        Command::Host(_) | Command::Controller(_) => "error",
-        _ => "off",
-    };
-    let filter = EnvFilter::try_from_env("WASMORCH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{default},async_nats={client}")));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
 }
 
 /// A panic is a bug of ours. In a task it ends the task, and its owner says so; here on the main

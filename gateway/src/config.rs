@@ -1,9 +1,12 @@
 //! What a gateway is told when it starts. Plain data.
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wasmorch_api::HostId;
+
+use crate::crowd::Crowd;
 
 /// What a gateway needs besides its tables and its replicas.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct GatewayConfig {
     pub development: bool,
     /// Bounds and time-outs.
     pub limits: Limits,
+    /// The other processes that accept from `http`; `None`: there are none.
+    pub crowd: Option<Arc<dyn Crowd>>,
 }
 
 impl GatewayConfig {
@@ -37,6 +42,7 @@ impl GatewayConfig {
             domain: domain.into(),
             development: false,
             limits: Limits::default(),
+            crowd: None,
         }
     }
 }

@@ -20,6 +20,8 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use hyper_util::server::graceful::GracefulConnection;
 
+use crate::crowd::{self, Crowd};
+
 const STAY: u8 = 0;
 /// Finish what is in hand, take nothing new.
 const CLOSE: u8 = 1;
@@ -37,6 +39,8 @@ pub(crate) struct Connections {
     tick: Duration,
     header_ticks: u32,
     idle_ticks: u32,
+    /// Who else accepts here.
+    crowd: Option<Arc<dyn Crowd>>,
 }
 
 /// One connection as the sweep, its task and its requests see it.
@@ -87,7 +91,40 @@ impl Connections {
             tick,
             header_ticks: ticks(header_timeout),
             idle_ticks: ticks(idle_timeout),
+            crowd: None,
         }
+    }
+
+    /// The same among others that accept from the same listener.
+    pub(crate) fn among(self, crowd: Option<Arc<dyn Crowd>>) -> Self {
+        Self { crowd, ..self }
+    }
+
+    /// Whether a new connection is better left to others.
+    pub(crate) fn is_over(&self) -> bool {
+        let over = |crowd: &Arc<dyn Crowd>| crowd::is_over(self.lock().len(), crowd.share());
+        self.crowd.as_ref().is_some_and(over)
+    }
+
+    fn tell(&self, open: usize) {
+        if let Some(crowd) = &self.crowd {
+            crowd.tell(open);
+        }
+    }
+
+    /// Asks what is over this process's share to close. Those that are at work first: they close
+    /// with an answer that says so, and nobody's request is lost.
+    fn shed(&self) {
+        let Some(crowd) = &self.crowd else {
+            return;
+        };
+        let open = self.lock();
+        let surplus = crowd::surplus(open.len(), crowd.share());
+        let works = |watch: &&Arc<Watch>| watch.in_flight.load(Ordering::Relaxed) > 0;
+        let rests = |watch: &&Arc<Watch>| !works(watch) && watch.served.load(Ordering::Relaxed);
+        let chosen = open.values().filter(works);
+        let chosen = chosen.chain(open.values().filter(rests));
+        chosen.take(surplus).for_each(|watch| watch.order(CLOSE));
     }
 
     /// How often to sweep.
@@ -112,6 +149,7 @@ impl Connections {
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         open.insert(id, watch.clone());
+        self.tell(open.len());
         Some(Place {
             connections: self.clone(),
             id,
@@ -119,8 +157,9 @@ impl Connections {
         })
     }
 
-    /// Ends those that rest for too long.
+    /// Ends those that rest for too long, and those that others should have.
     pub(crate) fn sweep(&self) {
+        self.shed();
         let now = self.now.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         for watch in self.lock().values() {
             if watch.in_flight.load(Ordering::Acquire) > 0 {
@@ -197,7 +236,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.lock().remove(&self.id);
+        let mut open = self.connections.lock();
+        open.remove(&self.id);
+        self.connections.tell(open.len());
     }
 }
 
@@ -237,6 +278,42 @@ mod tests {
         assert_eq!(sweep(&connections, &place, 10), STAY);
         assert_eq!(sweep(&connections, &place, 1), CLOSE);
         assert_eq!(sweep(&connections, &place, 5), DROP);
+    }
+
+    /// Another process that has none.
+    #[derive(Debug, Default)]
+    struct Half(std::sync::atomic::AtomicUsize);
+
+    impl Crowd for Half {
+        fn tell(&self, open: usize) {
+            self.0.store(open, Ordering::Relaxed);
+        }
+
+        fn share(&self) -> usize {
+            self.0.load(Ordering::Relaxed).div_ceil(2)
+        }
+    }
+
+    #[test]
+    fn what_is_over_its_share_goes_and_those_at_work_first() {
+        let crowd = Arc::new(Half::default());
+        let connections = Connections::new(100, Duration::from_secs(4), Duration::from_secs(10));
+        let connections = Arc::new(connections.among(Some(crowd.clone())));
+        let mut places: Vec<_> = (0..20).map(|_| connections.enter().unwrap()).collect();
+        assert!(connections.is_over());
+        let (working, resting) = places.split_at(5);
+        working.iter().for_each(|place| place.watch.request_began());
+        for place in resting {
+            place.watch.request_began();
+            place.watch.request_ended();
+        }
+        connections.sweep();
+        let closes = |place: &Place| place.watch.order.load(Ordering::Relaxed) == CLOSE;
+        assert!(working.iter().all(closes));
+        assert_eq!(places.iter().filter(|place| closes(place)).count(), 10);
+        places.truncate(2);
+        assert!(!connections.is_over());
+        assert_eq!(crowd.0.load(Ordering::Relaxed), 2);
     }
 
     #[test]

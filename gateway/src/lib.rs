@@ -22,6 +22,7 @@ mod answer;
 mod balance;
 mod config;
 mod connections;
+mod crowd;
 mod forward;
 mod gateway;
 mod headers;
@@ -37,6 +38,7 @@ mod tables;
 use bytes::Bytes;
 
 pub use config::{GatewayConfig, GatewayError, Limits};
+pub use crowd::Crowd;
 pub use gateway::{Gateway, Hops};
 pub use local::{Local, LocalError};
 pub use server::{Server, serve};

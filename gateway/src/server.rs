@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{GatewayConfig, GatewayError, Limits};
 use crate::connections::Connections;
+use crate::crowd::{Crowd, LEAVE_FOR};
 use crate::gateway::Gateway;
 use crate::headers::Client;
 use crate::local::Local;
@@ -71,6 +72,7 @@ pub struct Server {
     http: TcpListener,
     peer: Option<TcpListener>,
     limits: Limits,
+    crowd: Option<Arc<dyn Crowd>>,
 }
 
 impl Server {
@@ -91,6 +93,7 @@ impl Server {
             domain,
             development,
             limits,
+            crowd,
         } = config;
         let listener = |port, listener: std::net::TcpListener| {
             let taken = listener
@@ -106,6 +109,7 @@ impl Server {
             http,
             peer,
             limits,
+            crowd,
         })
     }
 
@@ -122,10 +126,11 @@ impl Server {
             http,
             peer,
             limits,
+            crowd,
         } = self;
         let tasks = TaskTracker::new();
-        let public = Port::new(Role::Public, &gateway, &limits, &tasks);
-        let peers = Port::new(Role::Peer, &gateway, &limits, &tasks);
+        let public = Port::new(Role::Public, &gateway, &limits, &tasks, crowd);
+        let peers = Port::new(Role::Peer, &gateway, &limits, &tasks, None);
         let ports = [public.connections.clone(), peers.connections.clone()];
         // Whoever drops this future ends all that it began.
         let _ends = EndOnDrop(&ports);
@@ -210,12 +215,19 @@ struct Port {
 }
 
 impl Port {
-    fn new(role: Role, gateway: &Gateway, limits: &Limits, tasks: &TaskTracker) -> Self {
+    fn new(
+        role: Role,
+        gateway: &Gateway,
+        limits: &Limits,
+        tasks: &TaskTracker,
+        crowd: Option<Arc<dyn Crowd>>,
+    ) -> Self {
         let connections = Connections::new(
             limits.connections_max,
             limits.header_timeout,
             limits.idle_timeout,
-        );
+        )
+        .among(crowd);
         Self {
             role,
             gateway: gateway.clone(),
@@ -227,6 +239,10 @@ impl Port {
 
     async fn accept(self, listener: TcpListener, stop: CancellationToken) {
         loop {
+            // One that is stuck takes none: so only for a moment.
+            if self.connections.is_over() && timeout(LEAVE_FOR, stop.cancelled()).await.is_ok() {
+                return;
+            }
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -1,8 +1,8 @@
 //! The host daemon from start to end.
 //!
-//! Owns the order of things. Start: lock and files, listeners, runner, link, then the loop; so
+//! Owns the order of things. Start: lock and files, listeners, runners, link, then the loop; so
 //! that whatever is refused is refused before anything runs, and what was held runs before NATS is
-//! heard. End: drain (the leader is told), then link, admin, logs, runner; each joined.
+//! heard. End: drain (the leader is told), then link, admin, runners, logs; each joined.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -19,13 +19,14 @@ use wasmorch_api::{BootId, HostId, HostInfo, Name, NatsOptions, VERSION};
 use crate::admin::{self, Views};
 use crate::agent::{Agent, Held, Identity};
 use crate::artifacts::Artifacts;
-use crate::driver::{Driver, Keeper, Parts};
+use crate::driver::{Driver, Parts};
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::machine;
-use crate::runner::{self, RunnerConfig, RunnerError};
+use crate::pool::{Pool, Spawn};
+use crate::runner::{self, RunnerCommand, RunnerConfig, RunnerError, Settings};
 use crate::tables::Tables;
 
 /// For the lock of a daemon that is just ending.
@@ -35,7 +36,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 const LINK_QUEUE: usize = 1024;
 /// Replicas that one host may be given: what its placement set, its memory of them and its
 /// reports are sized for.
-const REPLICAS_MAX: u64 = 5_000;
+const REPLICAS_MAX: usize = 5_000;
 
 /// How a host is to run.
 #[derive(Debug)]
@@ -64,10 +65,36 @@ pub struct HostConfig {
     pub memory: Option<u64>,
     /// Cpu that may be booked; `None`: every core.
     pub cpu_millis: Option<u64>,
-    /// Threads that run guests; `None` or 0: one for each core.
-    pub runners: Option<u32>,
+    /// What runs guests.
+    pub runners: Runners,
     /// Told once everything listens and what was held is being started.
     pub started: Option<oneshot::Sender<HostStarted>>,
+}
+
+/// What runs guests.
+#[derive(Debug, Clone, Default)]
+pub enum Runners {
+    /// A thread of the daemon: for tests, debuggers and the smallest devices.
+    #[default]
+    InDaemon,
+    /// Processes.
+    Processes {
+        /// How many; `None`: one for each core.
+        count: Option<NonZeroUsize>,
+        /// What starts one.
+        command: RunnerCommand,
+    },
+}
+
+impl Runners {
+    fn count(&self) -> NonZeroUsize {
+        match self {
+            Self::InDaemon => NonZeroUsize::MIN,
+            Self::Processes { count, .. } => count.unwrap_or_else(|| {
+                std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+            }),
+        }
+    }
 }
 
 /// Where a started host listens.
@@ -105,7 +132,8 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     );
     let admin = sockets.admin.tokio()?;
     let guests = (sockets.http.listener, sockets.peer.listener);
-    let keeper = Keeper::start(spawn_runner(&config, &disk, guests))?;
+    let spawn = spawn_runner(&config, &disk, guests);
+    let pool = Pool::start(spawn, config.runners.count(), REPLICAS_MAX)?;
     let logs = LogStore::start(disk.data.logs());
     let (events, link_events) = mpsc::channel(LINK_QUEUE);
     let (pulse, beats) = watch::channel(None);
@@ -121,7 +149,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let (link, link_tasks) = match started {
         Ok(started) => started,
         Err(error) => {
-            keeper.close().await;
+            pool.close().await;
             logs.close().await;
             return Err(error.into());
         }
@@ -138,7 +166,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
         info,
         link,
         logs,
-        keeper,
+        pool,
         pulse,
         views,
     });
@@ -146,13 +174,13 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
         // Who started the host may not wait for it.
         let _ = started.send(listening);
     }
-    let (keeper, logs) = driver.run(link_events, shutdown).await;
+    let (pool, logs) = driver.run(link_events, shutdown).await;
     link_tasks.close().await;
     stop_admin.cancel();
     if admin.await.is_err() {
         tracing::error!("the admin listener panicked");
     }
-    keeper.close().await;
+    pool.close().await;
     logs.close().await;
     tracing::info!("host ended");
     Ok(())
@@ -281,29 +309,34 @@ fn spawn_runner(
     config: &HostConfig,
     disk: &Disk,
     (http, peer): (TcpListener, TcpListener),
-) -> crate::driver::Spawn {
-    let (host, domain, nats) = (
-        disk.host.host.clone(),
-        config.domain.clone(),
-        config.nats.clone(),
-    );
-    let compiled = disk.data.compiled();
-    let threads = config
-        .runners
-        .and_then(|runners| NonZeroUsize::new(runners as usize));
-    // A domain that only this machine knows is somebody's desk.
-    let development = domain == "localhost" || domain.ends_with(".localhost");
-    Box::new(move || {
-        runner::spawn(RunnerConfig {
-            host: host.clone(),
-            domain: domain.clone(),
-            development,
-            http: http.try_clone().map_err(RunnerError::Threads)?,
-            peer: Some(peer.try_clone().map_err(RunnerError::Threads)?),
-            nats: Some(nats.clone()),
-            compiled: Some(compiled.clone()),
-            threads,
-        })
+) -> Spawn {
+    let domain = config.domain.clone();
+    let settings = Settings {
+        host: disk.host.host.clone(),
+        // A domain that only this machine knows is somebody's desk.
+        development: domain == "localhost" || domain.ends_with(".localhost"),
+        domain,
+        nats: Some(config.nats.clone()),
+        compiled: Some(disk.data.compiled()),
+        paths: disk.data.for_runners(config.nats.creds.as_deref()),
+        column: None,
+    };
+    let runners = config.runners.clone();
+    Box::new(move |column| {
+        let (column, ledger) = column.map_err(RunnerError::Spawn)?.unzip();
+        let config = RunnerConfig {
+            settings: Settings {
+                column,
+                ..settings.clone()
+            },
+            http: http.try_clone().map_err(RunnerError::Spawn)?,
+            peer: Some(peer.try_clone().map_err(RunnerError::Spawn)?),
+            ledger,
+        };
+        match &runners {
+            Runners::InDaemon => runner::spawn(config),
+            Runners::Processes { command, .. } => runner::spawn_process(command, config),
+        }
     })
 }
 
@@ -339,7 +372,7 @@ async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
         capacity: Capacity {
             memory_bytes: config.memory.unwrap_or_else(machine::memory_bytes),
             cpu_millis: config.cpu_millis.unwrap_or_else(machine::cpu_millis),
-            replicas: REPLICAS_MAX,
+            replicas: REPLICAS_MAX as u64,
         },
     }
 }

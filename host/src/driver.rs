@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  link (NATS) --LinkEvent-->+                 +--> files: persist, before what rests on it
-//!  runner ------FromRunner-->|  one task:      +--> fetch tasks (revisions, artifacts) --> events
-//!  fetch tasks -----Event--->|  agent.handle   +--> runner (outbox)
+//!  runners -----FromRunner-->|  one task:      +--> fetch tasks (revisions, artifacts) --> events
+//!  fetch tasks -----Event--->|  agent.handle   +--> runners (pool)
 //!  clock ---------Tick------>+  _all(batch)    +--> link: reports;  heartbeat's facts;  admin's view
 //! ```
 //!
@@ -27,19 +27,17 @@ use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
 use crate::link::{Link, LinkEvent};
 use crate::logs::LogStore;
-use crate::runner::protocol::{FromRunner, ToRunner};
+use crate::pool::{Pool, Said};
+use crate::runner::protocol::FromRunner;
 use crate::tables::{TableChange, Tables};
 
 mod clock;
-mod keeper;
 mod live;
 
 use clock::Clock;
-use keeper::Said;
-pub(crate) use keeper::{Keeper, Spawn};
 use live::LiveLines;
 
-/// Asks for usage and pings, writes what may wait, that often.
+/// Asks for usage, writes what may wait, that often.
 const TICK: Duration = Duration::from_secs(1);
 /// Events folded in together: one write to disk and one report for all of them.
 const BATCH: usize = 256;
@@ -49,7 +47,7 @@ const READS_MAX: usize = 32;
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// A daemon that ends gives its replicas this long to finish what they have in hand.
 const DRAIN: Duration = Duration::from_secs(5);
-/// And the runner this long on top to say so.
+/// And the runners this long on top to say so.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What the driver works with.
@@ -62,7 +60,7 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Artifacts,
     pub(crate) logs: LogStore,
     pub(crate) tables: Tables,
-    pub(crate) keeper: Keeper,
+    pub(crate) pool: Pool,
     pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
     pub(crate) views: Views,
 }
@@ -121,11 +119,11 @@ impl Driver {
         mut self,
         mut link_events: mpsc::Receiver<LinkEvent>,
         shutdown: CancellationToken,
-    ) -> (Keeper, LogStore) {
+    ) -> (Pool, LogStore) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let tables = self.parts.tables.message();
-        self.parts.keeper.send(tables);
+        self.parts.pool.send(tables);
         // What was held starts here, before anything is heard from NATS.
         self.turn(vec![Event::Tick]).await;
         while !self.over() {
@@ -154,7 +152,7 @@ impl Driver {
         tokio::select! {
             // Fair: no input can starve another.
             Some(event) = link_events.recv() => Input::Link(event),
-            said = self.parts.keeper.next() => Input::Runner(said),
+            said = self.parts.pool.next() => Input::Runner(said),
             Some(done) = self.fetches.join_next(), if !self.fetches.is_empty() => match done {
                 Ok(event) => Input::Fetched(event),
                 Err(error) => {
@@ -174,7 +172,7 @@ impl Driver {
     /// What has arrived besides, as far as it fits the batch.
     fn take_more(&mut self, link_events: &mut mpsc::Receiver<LinkEvent>, events: &mut Vec<Event>) {
         while events.len() < BATCH {
-            if let Some(said) = self.parts.keeper.try_next() {
+            if let Some(said) = self.parts.pool.try_next() {
                 self.take(Input::Runner(said), events);
             } else if let Ok(event) = link_events.try_recv() {
                 self.take(Input::Link(event), events);
@@ -241,12 +239,12 @@ impl Driver {
                 if self.is_ours(&change) {
                     let news = self.parts.tables.change(change);
                     news.into_iter()
-                        .for_each(|message| self.parts.keeper.send(message));
+                        .for_each(|message| self.parts.pool.send(message));
                 }
             }
             LinkEvent::Tables { read, as_of } => {
                 let message = self.parts.tables.replace(read, as_of);
-                self.parts.keeper.send(message);
+                self.parts.pool.send(message);
             }
             LinkEvent::Status { cursor, reply } => {
                 // Who asked may be gone.
@@ -285,13 +283,13 @@ impl Driver {
             }
             Said::Message(message) => Some(Event::Runner(message)),
             Said::Died(reason) => {
-                tracing::error!(%reason, "the runner ended: its replicas are started again");
+                tracing::error!(%reason, "a runner ended: what it ran is started again");
                 self.view.runner_restarts += 1;
-                Some(Event::RunnerDied { reason })
+                None
             }
-            Said::Back => {
+            Said::Back(runner) => {
                 let tables = self.parts.tables.message();
-                self.parts.keeper.send_first(tables);
+                self.parts.pool.catch_up(runner, tables);
                 None
             }
         }
@@ -316,7 +314,7 @@ impl Driver {
         self.view.term = term;
         self.view.pulse = agent.pulse();
         self.view.settled |= agent.settled();
-        self.view.runner = self.parts.keeper.answers();
+        self.view.runner = self.parts.pool.answers();
         self.view.turned = std::time::Instant::now();
         let view = View {
             logs_dropped: self.view.logs_dropped + self.parts.logs.dropped(),
@@ -339,7 +337,7 @@ impl Driver {
             }
             Effect::FetchRevision { workload, number } => self.fetch_revision(workload, number),
             Effect::FetchArtifact { digest } => self.fetch_artifact(digest),
-            Effect::ToRunner(message) => self.parts.keeper.send(message),
+            Effect::ToRunner(message) => self.parts.pool.send(message),
             Effect::Report(report) => {
                 if !self.parts.link.report(&report) {
                     // The leader sees the gap in the next heartbeat, and asks.
@@ -386,9 +384,9 @@ impl Driver {
         });
     }
 
-    /// Once a second: ask the runner, write what may wait.
+    /// Once a second: ask the runners, write what may wait.
     fn tick(&mut self) {
-        self.parts.keeper.ask();
+        self.parts.pool.ask();
         self.live.next_second();
         if std::mem::take(&mut self.unwritten) {
             self.parts.agent.persist_again();
@@ -430,7 +428,7 @@ impl Driver {
         }
     }
 
-    async fn close(mut self) -> (Keeper, LogStore) {
+    async fn close(mut self) -> (Pool, LogStore) {
         if !self.parts.agent.idle() {
             tracing::warn!("not everything had drained in time: it is cut off");
         }
@@ -443,7 +441,7 @@ impl Driver {
             let data = self.parts.data.clone();
             write("endpoints/", move || data.write_tables(&tables)).await;
         }
-        (self.parts.keeper, self.parts.logs)
+        (self.parts.pool, self.parts.logs)
     }
 }
 
@@ -461,9 +459,4 @@ async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send 
             false
         }
     }
-}
-
-/// A message that asks nothing of a replica may be left out while the runner is behind.
-const fn may_wait(message: &ToRunner) -> bool {
-    matches!(message, ToRunner::Usage | ToRunner::Ping(_))
 }

@@ -22,6 +22,7 @@ use wasmorch_api::{ClusterId, HostId};
 
 use crate::agent::Held;
 use crate::error::HostError;
+use crate::runner::Paths;
 use crate::tables::TablesFile;
 
 const HOST: &str = "host.json";
@@ -72,6 +73,17 @@ impl DataDir {
     /// `compiled/`.
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
+    /// credentials with which it comes to NATS: the file may be replaced by a newer one.
+    pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {
+        let creds = creds.and_then(|creds| creds.canonicalize().ok());
+        let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));
+        Paths {
+            read: std::iter::once(self.artifacts()).chain(creds).collect(),
+            write: vec![self.compiled(), self.root.join("volumes")],
+        }
     }
 
     /// `logs/`.

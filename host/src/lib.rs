@@ -1,14 +1,14 @@
-//! The host daemon: a pure agent, the shell that carries its effects out, and the runner that
-//! hosts guests and the gateway.
+//! The host daemon: a pure agent, the shell that carries its effects out, and the runners that
+//! host guests and the gateway.
 //!
 //! ```text
 //!            daemon                                            driver
-//!   files  admin  machine     link (NATS) <-> agent (pure) <-> runner (guests, gateway)
-//!                             artifacts  logs  tables
+//!   files  admin  machine     link (NATS) <-> agent (pure) <-> pool <-> runners (guests,
+//!                             artifacts  logs  tables                gateway), processes
 //! ```
 //!
 //! Owns what one machine runs. It knows the controller only through `api` and NATS. Daemon and
-//! runner speak only by the messages of [`runner::protocol`], so that runners can become processes.
+//! runners speak only by the messages of [`runner::protocol`]; the pool makes several look like one.
 
 pub mod agent;
 #[doc(hidden)]
@@ -17,6 +17,7 @@ pub mod runner;
 
 mod admin;
 mod artifacts;
+mod child;
 mod daemon;
 mod driver;
 mod error;
@@ -24,9 +25,11 @@ mod files;
 mod link;
 mod logs;
 mod machine;
+mod pool;
 mod tables;
 
-pub use daemon::{HostConfig, HostStarted, run};
+pub use child::Child;
+pub use daemon::{HostConfig, HostStarted, Runners, run};
 pub use error::HostError;
 pub use link::LinkError;
-pub use runner::RunnerError;
+pub use runner::{RunnerCommand, RunnerError, serve_runner};

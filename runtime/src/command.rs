@@ -130,7 +130,8 @@ impl CommandReplica {
                 Pre::Module(linked)
             }
         };
-        let gate = Gate::new(config.limits.concurrency, config.limits.queue);
+        let (account, limits) = (config.account.clone(), &config.limits);
+        let gate = Gate::new(account, limits.concurrency, limits.queue);
         Ok(Self {
             shared: ReplicaShared::new(runtime, config)?,
             pre,

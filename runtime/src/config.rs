@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{LogSink, Messaging, Network, NoLogs, OutboundHttp};
+use crate::{Account, LogSink, Messaging, Network, NoLogs, OutboundHttp};
 
 /// How a [`crate::Runtime`] is built. One per process.
 #[derive(Debug, Clone)]
@@ -56,6 +56,9 @@ pub struct Limits {
     pub queue: usize,
     /// The largest request body, and the largest response body.
     pub body_bytes: u64,
+    /// Its share of the processor, in thousandths of a core, enforced over 100 ms. `None`: no
+    /// limit.
+    pub cpu_millis: Option<u64>,
 }
 
 impl Default for Limits {
@@ -66,6 +69,7 @@ impl Default for Limits {
             concurrency: 100,
             queue: 100,
             body_bytes: 16 << 20,
+            cpu_millis: None,
         }
     }
 }
@@ -94,6 +98,8 @@ pub struct ReplicaConfig {
     pub config: Vec<(String, String)>,
     /// What it may use.
     pub limits: Limits,
+    /// Where what it uses is counted, together with its shares in other processes.
+    pub account: Account,
     /// Which hosts it may call by `wasi:http`.
     pub outbound: OutboundHttp,
     /// Which addresses it may reach by `wasi:sockets`.
@@ -116,6 +122,7 @@ impl ReplicaConfig {
             env: Vec::new(),
             config: Vec::new(),
             limits: Limits::default(),
+            account: Account::alone(),
             outbound: OutboundHttp::denied(),
             network: Network::Denied,
             preopens: Vec::new(),

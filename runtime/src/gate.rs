@@ -1,129 +1,186 @@
-//! Admission: a bounded number of seats, and a bounded queue in front of them.
+//! Admission: a bounded number of seats, and a bounded queue in front of them, both counted over
+//! all runners that have a share of the replica.
+//!
+//! ```text
+//!   enter ── a seat is free, nobody waits here ─────────────────────────────> seat
+//!      \── a place in the queue ──> first in line here ── a seat is free ──^
+//!      \── no place: busy
+//! ```
+//!
+//! A seat that is given back in this runner wakes whoever is first in line here. One that is given
+//! back in another runner wakes nobody: the first in line looks again every [`LOOK_AGAIN`].
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::Instant;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::ended::Ended;
+use crate::ledger::{Account, Field};
 
 /// What a refused caller is told to wait: long enough for a burst to pass, short enough not to
 /// leave seats empty.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a seat that another runner gave back may stay empty. Only who is first in line looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+struct Shared {
+    account: Account,
+    concurrency: u64,
+    queue: u64,
+    /// Waiting here, so that nobody overtakes them.
+    waiting: AtomicUsize,
+    /// Held by who is first in line; fair.
+    line: Mutex<()>,
+    /// A seat was given back here.
+    freed: Notify,
+    /// The last seat here was given back.
+    emptied: Notify,
+    closed: CancellationToken,
+}
 
 /// A seat, given back when dropped.
-pub(crate) struct Seat {
-    permit: Option<OwnedSemaphorePermit>,
-    freed: Arc<Notify>,
-}
+pub(crate) struct Seat(Arc<Shared>);
 
 impl Drop for Seat {
     fn drop(&mut self) {
         // Free first, then tell.
-        self.permit = None;
-        self.freed.notify_waiters();
+        self.0.account.give_back(Field::InFlight, 1);
+        self.0.freed.notify_one();
+        if self.0.account.own(Field::InFlight) == 0 {
+            self.0.emptied.notify_waiters();
+        }
     }
 }
 
-/// The seats and the queue of one replica.
-pub(crate) struct Gate {
-    seats: Arc<Semaphore>,
-    concurrency: usize,
-    queue: usize,
-    queued: AtomicUsize,
-    freed: Arc<Notify>,
-}
+/// The seats and the queue of one replica, as one runner sees them.
+pub(crate) struct Gate(Arc<Shared>);
 
 impl Gate {
-    pub(crate) fn new(concurrency: usize, queue: usize) -> Self {
-        let concurrency = concurrency.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            seats: Arc::new(Semaphore::new(concurrency)),
-            concurrency,
-            queue,
-            queued: AtomicUsize::new(0),
-            freed: Arc::default(),
-        }
+    pub(crate) fn new(account: Account, concurrency: usize, queue: usize) -> Self {
+        Self(Arc::new(Shared {
+            account,
+            concurrency: u64::try_from(concurrency.max(1)).unwrap_or(u64::MAX),
+            queue: u64::try_from(queue).unwrap_or(u64::MAX),
+            waiting: AtomicUsize::new(0),
+            line: Mutex::new(()),
+            freed: Notify::new(),
+            emptied: Notify::new(),
+            closed: CancellationToken::new(),
+        }))
     }
 
     /// Takes a seat, waiting for one in the queue until `deadline` if there is a place in it.
     pub(crate) async fn enter(&self, deadline: Option<Instant>) -> Result<Seat, Ended> {
-        let permit = match self.seats.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(TryAcquireError::Closed) => return Err(Ended::Stopped),
-            Err(TryAcquireError::NoPermits) => self.wait(deadline).await?,
+        if self.0.closed.is_cancelled() {
+            return Err(Ended::Stopped);
+        }
+        if self.0.waiting.load(SeqCst) == 0
+            && let Some(seat) = self.try_enter()
+        {
+            return Ok(seat);
+        }
+        let _place = self.queue_up()?;
+        let waiting = self.wait();
+        let seated = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, waiting).await,
+            None => Ok(waiting.await),
         };
-        Ok(Seat {
-            permit: Some(permit),
-            freed: self.freed.clone(),
-        })
+        seated.map_err(|_| self.busy())?
     }
 
-    async fn wait(&self, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, Ended> {
-        let _place = self.queue_up()?;
-        let permit = self.seats.clone().acquire_owned();
-        let permit = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, permit)
-                .await
-                .map_err(|_| self.busy())?,
-            None => permit.await,
+    fn try_enter(&self) -> Option<Seat> {
+        let taken = self.0.account.take(Field::InFlight, 1, self.0.concurrency);
+        let seat = taken.ok().map(|_| Seat(self.0.clone()))?;
+        // Looked at after it was taken: whoever closes and then finds no seat taken knows that
+        // none is.
+        (!self.0.closed.is_cancelled()).then_some(seat)
+    }
+
+    async fn wait(&self) -> Result<Seat, Ended> {
+        let shared = &self.0;
+        let seated = async {
+            let _first = shared.line.lock().await;
+            loop {
+                let freed = shared.freed.notified();
+                if let Some(seat) = self.try_enter() {
+                    return seat;
+                }
+                if shared.account.is_alone() {
+                    freed.await;
+                } else {
+                    // Late is as good: the seat is looked for either way.
+                    let _ = timeout(LOOK_AGAIN, freed).await;
+                }
+            }
         };
-        // Closed by `close`: the replica stops.
-        permit.map_err(|_| Ended::Stopped)
+        tokio::select! {
+            // The replica stops.
+            () = shared.closed.cancelled() => Err(Ended::Stopped),
+            seat = seated => Ok(seat),
+        }
     }
 
     /// Refuses everyone from now on, those in the queue too.
     pub(crate) fn close(&self) {
-        self.seats.close();
+        self.0.closed.cancel();
     }
 
-    /// Waits until every seat is given back. Meant for after `close`, when none is taken any more.
+    /// Waits until every seat here is given back. Meant for after `close`, when none is taken any
+    /// more.
     pub(crate) async fn idle(&self) {
         loop {
-            let mut freed = pin!(self.freed.notified());
+            let mut emptied = std::pin::pin!(self.0.emptied.notified());
             // Registered before the count is read, so that no seat is missed.
-            freed.as_mut().enable();
+            emptied.as_mut().enable();
             if self.in_flight() == 0 {
                 return;
             }
-            freed.await;
+            emptied.await;
         }
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
-        self.concurrency - self.seats.available_permits()
+    /// Whether a seat would be free now, wherever they are taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.account.sum(Field::InFlight) < self.0.concurrency
     }
 
+    /// Seats taken here.
+    pub(crate) fn in_flight(&self) -> usize {
+        usize::try_from(self.0.account.own(Field::InFlight)).unwrap_or(usize::MAX)
+    }
+
+    /// How many wait here.
     pub(crate) fn queued(&self) -> usize {
-        self.queued.load(Relaxed)
+        self.0.waiting.load(SeqCst)
     }
 
     fn queue_up(&self) -> Result<Place<'_>, Ended> {
-        self.queued
-            .try_update(Relaxed, Relaxed, |queued| {
-                (queued < self.queue).then_some(queued + 1)
-            })
-            .map(|_| Place(&self.queued))
-            .map_err(|_| self.busy())
+        let taken = self.0.account.take(Field::Queued, 1, self.0.queue);
+        taken.map_err(|_| self.busy())?;
+        self.0.waiting.fetch_add(1, SeqCst);
+        Ok(Place(&self.0))
     }
 
     fn busy(&self) -> Ended {
+        let count = |count| usize::try_from(count).unwrap_or(usize::MAX);
         Ended::Busy {
-            concurrency: self.concurrency,
-            queue: self.queue,
+            concurrency: count(self.0.concurrency),
+            queue: count(self.0.queue),
             retry_after: RETRY_AFTER,
         }
     }
 }
 
 /// A place in the queue, given back when dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a>(&'a Shared);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.waiting.fetch_sub(1, SeqCst);
+        self.0.account.give_back(Field::Queued, 1);
     }
 }

@@ -130,7 +130,8 @@ pub(crate) async fn bounded<R>(
     guest: impl Future<Output = wasmtime::Result<R>> + Send,
 ) -> Result<R, Ended> {
     let guest = AssertUnwindSafe(guest).catch_unwind();
-    let mut guest = pin!(watch.runtime.inner.pacer.paced(&watch.pace, guest));
+    let pacer = &watch.runtime.inner.pacer;
+    let mut guest = pin!(pacer.paced(&watch.pace, &watch.meter.cpu, guest));
     let result = match deadline {
         Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
             Ok(result) => result,

@@ -88,7 +88,7 @@ impl HttpReplica {
         };
         let component = artifact.component().ok_or(WRONG)?;
         let concurrency = link::concurrency(component, &config.limits)?;
-        let gate = Gate::new(concurrency, config.limits.queue);
+        let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
         let linked = link::pre(runtime, component)?;
         let pre = match ServicePre::new(linked.clone()) {
             Ok(pre) => Pre::P3(pre),
@@ -220,6 +220,11 @@ impl HttpReplica {
         self.shared
             .meter
             .usage(self.gate.in_flight(), self.gate.queued())
+    }
+
+    /// Whether a request would be run at once.
+    pub fn has_room(&self) -> bool {
+        self.gate.has_room()
     }
 
     /// Refuses every request from now on, those that wait too. What runs goes on: see

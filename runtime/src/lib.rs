@@ -17,7 +17,8 @@
 //! - A guest can end only itself: memory, time, concurrency, bodies and lines are bounded, guests
 //!   are interrupted by epochs, and a panic in a host call is a failed request.
 //! - Whoever drops the future of a request drops its store.
-//! - `unsafe` occurs once, in `cache.rs`, to map compiled code that was verified before.
+//! - `unsafe` occurs in `cache.rs`, to map compiled code that was verified before, and in
+//!   `ledger.rs`, to map the counters that runners share.
 
 mod artifact;
 mod bindings;
@@ -31,6 +32,7 @@ mod engine;
 mod gate;
 mod guest;
 mod http;
+mod ledger;
 mod limits;
 mod link;
 mod load;
@@ -39,6 +41,7 @@ mod messages;
 mod network;
 mod outbound;
 mod pace;
+mod share;
 mod state;
 mod ticker;
 
@@ -49,6 +52,7 @@ pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
 pub use http::{HttpReplica, RequestId};
+pub use ledger::{Account, Field, Ledger};
 pub use limits::Usage;
 pub use link::{granted_imports, wasi_imports};
 pub use load::LoadError;

@@ -1,4 +1,5 @@
-//! What a replica uses, counted over all its live instances, and the limit on its memory.
+//! What a replica uses, counted over all its live instances, and the limit on its memory: over all
+//! processes that have a share of it.
 //!
 //! A [`Meter`] is one replica's; a [`MemoryLimiter`] is one instance's share of it, given back
 //! when its store is dropped. All counters are atomics: nothing here waits.
@@ -11,6 +12,8 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use crate::engine::TABLE_ELEMENTS_MAX;
 use crate::guest::Watch;
+use crate::ledger::{Account, Field};
+use crate::share::CpuShare;
 
 /// Core instances in one store: several times what the largest known components have.
 const INSTANCES_MAX: usize = 512;
@@ -19,7 +22,7 @@ const TABLES_MAX: usize = 128;
 /// Memories in one store.
 const MEMORIES_MAX: usize = 64;
 
-/// What a replica uses now, and what it used so far.
+/// What a replica uses now, and what it used so far, in this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Linear memory of all live instances.
@@ -41,9 +44,10 @@ pub struct Usage {
 }
 
 /// The counters of one replica.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Meter {
-    memory: AtomicU64,
+    account: Account,
+    pub(crate) cpu: CpuShare,
     memory_peak: AtomicU64,
     pub(crate) started: AtomicU64,
     pub(crate) failed: AtomicU64,
@@ -52,31 +56,37 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
+    pub(crate) fn new(account: Account, cpu_millis: Option<u64>) -> Self {
+        Self {
+            cpu: CpuShare::new(account.clone(), cpu_millis),
+            account,
+            memory_peak: AtomicU64::new(0),
+            started: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            cpu_nanos: AtomicU64::new(0),
+        }
+    }
+
     pub(crate) fn add_cpu(&self, time: Duration) {
         self.cpu_nanos.fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
     /// Takes memory unless that would exceed `limit`; then says what would have been in use.
     fn take(&self, bytes: u64, limit: u64) -> Result<(), u64> {
-        let taken = self.memory.try_update(Relaxed, Relaxed, |used| {
-            used.checked_add(bytes).filter(|wanted| *wanted <= limit)
-        });
-        match taken {
-            Ok(before) => {
-                self.memory_peak.fetch_max(before + bytes, Relaxed);
-                Ok(())
-            }
-            Err(used) => Err(used.saturating_add(bytes)),
-        }
+        self.account.take(Field::Memory, bytes, limit)?;
+        let here = self.account.own(Field::Memory);
+        self.memory_peak.fetch_max(here, Relaxed);
+        Ok(())
     }
 
     fn give_back(&self, bytes: u64) {
-        self.memory.fetch_sub(bytes, Relaxed);
+        self.account.give_back(Field::Memory, bytes);
     }
 
     pub(crate) fn usage(&self, in_flight: usize, queued: usize) -> Usage {
         Usage {
-            memory_bytes: self.memory.load(Relaxed),
+            memory_bytes: self.account.own(Field::Memory),
             memory_bytes_peak: self.memory_peak.load(Relaxed),
             in_flight,
             queued,

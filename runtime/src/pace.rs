@@ -14,6 +14,9 @@
 //! threads that run guests), and between two turns the executor polls its I/O driver and runs what
 //! that woke. So a short request waits for a tick at the most, however many guests spin.
 //!
+//! A replica that has used up its share of the processor ([`CpuShare`]) waits for the next window
+//! before either.
+//!
 //! It knows nothing of what runs. Whoever waits for a turn holds nothing that a running guest needs.
 
 use std::future::{Future, poll_fn};
@@ -26,6 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::{Engine, UpdateDeadline};
 
+use crate::share::CpuShare;
 use crate::ticker::Ticker;
 
 /// What an instance may run without a turn: many times what a request to a small component takes,
@@ -58,29 +62,40 @@ impl Pacer {
 
     /// Runs a guest to its end, at its pace. `pace` is also what the store of the guest asks at
     /// every tick, by [`Pace::at_tick`].
-    pub(crate) async fn paced<R>(&self, pace: &Pace, guest: impl Future<Output = R>) -> R {
+    pub(crate) async fn paced<R>(
+        &self,
+        pace: &Pace,
+        share: &CpuShare,
+        guest: impl Future<Output = R>,
+    ) -> R {
         let mut guest = pin!(guest);
         let mut credit = Credit::new(Instant::now());
         let mut turn = None;
         loop {
-            let ended = poll_fn(|cx| {
+            let next = poll_fn(|cx| {
                 let began = Instant::now();
+                let left = match share.left() {
+                    Ok(left) => left,
+                    Err(wait) => return Poll::Ready(Next::Window(wait)),
+                };
                 let may_run = match turn {
                     Some(_) => Duration::ZERO,
-                    None => credit.at(began),
+                    None => credit.at(began).min(left),
                 };
                 if turn.is_none() && may_run.is_zero() {
-                    return Poll::Ready(None);
+                    return Poll::Ready(Next::Turn);
                 }
                 pace.run_until(began + may_run);
                 let polled = {
                     let _running = self.ticker.run();
                     guest.as_mut().poll(cx)
                 };
-                credit.spend(began, Instant::now());
+                let ended = Instant::now();
+                credit.spend(began, ended);
+                share.spend(ended.saturating_duration_since(began));
                 match polled {
-                    Poll::Ready(result) => Poll::Ready(Some(result)),
-                    Poll::Pending if pace.gave_way() => Poll::Ready(None),
+                    Poll::Ready(result) => Poll::Ready(Next::Ended(result)),
+                    Poll::Pending if pace.gave_way() => Poll::Ready(Next::Turn),
                     Poll::Pending => {
                         // It waits for its host: others may have the turn.
                         turn = None;
@@ -91,12 +106,22 @@ impl Pacer {
             .await;
             // Given back before it is asked for again: whoever waits is first.
             drop(turn.take());
-            match ended {
-                Some(result) => return result,
-                None => turn = self.turn().await,
+            match next {
+                Next::Ended(result) => return result,
+                Next::Turn => turn = self.turn().await,
+                Next::Window(wait) => tokio::time::sleep(wait).await,
             }
         }
     }
+}
+
+/// What a guest that was polled, or was to be, is to do.
+enum Next<R> {
+    Ended(R),
+    /// Wait for a turn.
+    Turn,
+    /// Wait for so long: then there is processor time again.
+    Window(Duration),
 }
 
 /// What one instance may still run without a turn.
@@ -178,6 +203,7 @@ fn clock(at: Instant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Account;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -205,6 +231,10 @@ mod tests {
         assert!(!pace.gave_way(), "told once");
     }
 
+    fn all() -> CpuShare {
+        CpuShare::new(Account::alone(), None)
+    }
+
     /// A guest that gives way after so many polls, as one does at its ticks.
     async fn spin(pace: &Pace, turns: usize, ran: &mut usize) {
         for _ in 0..turns {
@@ -230,14 +260,14 @@ mod tests {
                         GiveWay(false).await;
                     }
                 };
-                pacer.paced(&pace, guest).await;
+                pacer.paced(&pace, &all(), guest).await;
             }
         };
         let short = async {
             // Another long one is in hand when it comes.
             tokio::task::yield_now().await;
             pacer
-                .paced(&Pace::default(), async {
+                .paced(&Pace::default(), &all(), async {
                     order.lock().unwrap().push("short")
                 })
                 .await;
@@ -264,11 +294,12 @@ mod tests {
         };
         let other = async {
             let (pace, mut ran) = (Pace::default(), 0);
-            pacer.paced(&pace, spin(&pace, 5, &mut ran)).await;
+            pacer.paced(&pace, &all(), spin(&pace, 5, &mut ran)).await;
             assert_eq!(ran, 5);
             tx.send(()).unwrap();
         };
-        tokio::join!(pacer.paced(&pace, waiting), other);
+        let all = all();
+        tokio::join!(pacer.paced(&pace, &all, waiting), other);
         assert_eq!(pacer.turns.available_permits(), 1);
     }
 }

@@ -43,11 +43,13 @@ impl ReplicaShared {
             })?;
         }
         let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
+        let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
+        let meter = Arc::new(meter);
         Ok(Arc::new(Self {
             runtime: runtime.clone(),
             config,
             variables,
-            meter: Arc::new(Meter::default()),
+            meter,
         }))
     }
 

@@ -11,3 +11,4 @@ mod nats_api;
 mod recover;
 mod refusals;
 mod run;
+mod runners;

@@ -67,6 +67,11 @@ impl Daemons {
 
     /// Starts host `n`, named `host-<n>`, on its own folder.
     pub fn start_host(&mut self, n: usize) {
+        self.start_host_with(n, &[]);
+    }
+
+    /// The same with more flags.
+    pub fn start_host_with(&mut self, n: usize, flags: &[&str]) {
         let name = format!("host-{n}");
         let data = self.home.path().join(&name);
         let data = data.to_str().expect("text");
@@ -82,6 +87,7 @@ impl Daemons {
             "--name",
             &name,
         ];
+        let args: Vec<&str> = args.into_iter().chain(flags.iter().copied()).collect();
         let command = self.home.command(&args);
         let process = Process::start(command, self.home.path(), &name);
         put(&mut self.hosts, n, process);

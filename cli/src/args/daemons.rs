@@ -77,7 +77,7 @@ pub(crate) struct HostArgs {
     /// Cpu for replicas [default: all]
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Cpu>,
-    /// Processes that run guests; 0: inside the daemon
+    /// Processes that run guests; 0: inside the daemon [default: one for each core]
     #[arg(long, value_name = "N")]
     pub(crate) runners: Option<u32>,
 }
@@ -99,4 +99,12 @@ pub(crate) struct ChildArgs {
     /// What to become.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// `runner`: not for people.
+#[derive(Debug, Args)]
+pub(crate) struct RunnerArgs {
+    /// What its host logs.
+    #[arg(long)]
+    pub(crate) log: String,
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wasmorch_api::{HumanDuration, Name};
 
-pub(crate) use daemons::{ChildArgs, ControllerArgs, HostArgs, UpArgs};
+pub(crate) use daemons::{ChildArgs, ControllerArgs, HostArgs, RunnerArgs, UpArgs};
 pub(crate) use values::{Dir, KeyValue, LogTarget, ScaleTo, Target};
 pub(crate) use workloads::{
     ANY_NETWORK, DeployArgs, EventsArgs, LogsArgs, PlanArgs, PsArgs, RolloutAction, RolloutArgs,
@@ -252,6 +252,9 @@ pub(crate) enum Command {
     /// Becomes another program that ends with its parent
     #[command(name = "child", hide = true)]
     Child(ChildArgs),
+    /// Runs guests for the host that started it
+    #[command(name = "runner", hide = true)]
+    Runner(RunnerArgs),
 }
 
 /// A workload, or a manifest's.

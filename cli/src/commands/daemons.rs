@@ -1,6 +1,7 @@
 //! `host` and `controller`: the daemons, until a signal.
 
 use std::io::ErrorKind;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
-use wasmorch_host::{HostConfig, HostError, HostStarted, LinkError};
+use wasmorch_host::{HostConfig, HostError, HostStarted, LinkError, RunnerCommand, Runners};
 
 use super::{Context, Interrupt};
 use crate::args::{ControllerArgs, HostArgs};
 use crate::cluster;
 use crate::error::{CliError, Exit, chain};
+use crate::logging;
 use crate::out::table::pairs;
 
 /// A daemon that was told to stop and does not is left behind after this: drains have their own,
@@ -77,8 +79,21 @@ fn host_config(
         taints: args.taints,
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),
-        runners: args.runners,
+        runners: runners(args.runners),
         started: Some(started),
+    }
+}
+
+/// So many processes of this very program; 0: none, guests run in the daemon.
+pub(crate) fn runners(count: Option<u32>) -> Runners {
+    let count = count.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+    if count == Some(0) {
+        return Runners::InDaemon;
+    }
+    let args = ["runner", "--log", logging::filter()];
+    Runners::Processes {
+        count: count.and_then(NonZeroUsize::new),
+        command: RunnerCommand::this(args),
     }
 }
 

@@ -127,6 +127,7 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
     let mut parts = Parts::default();
     let controller_admin = parts.start_controller(&options).await?;
     let mut hosts = Vec::new();
+    let runners_each = parts::runners_each(args.hosts);
     for number in 1..=args.hosts {
         let name = format!("h{number}");
         let http = match number {
@@ -136,7 +137,7 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
                 remembered.http_ports.get(&name).copied(),
             ),
         };
-        parts.start_host(&options, &name, data.join(&name), http)?;
+        parts.start_host(&options, &name, data.join(&name), http, runners_each)?;
         hosts.push(name);
     }
     let hosts = parts.hosts_started(hosts).await?;

@@ -13,7 +13,9 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::process::Child;
+use wasmorch_host::Child;
+
+use super::process;
 use super::state::port_or_any;
 use crate::error::{CliError, Exit};
 use crate::serve::bind_error;
@@ -127,7 +129,7 @@ async fn launch(
         .map_err(|error| CliError::writing(&config, &error))?;
     let output = folder.join("server.out");
     let args = vec!["--config".into(), config.into_os_string()];
-    let mut child = Child::spawn(program, args, &output).map_err(|error| {
+    let mut child = process::spawn(program, args, &output).map_err(|error| {
         let what = format!("cannot start {}", program.display());
         CliError::new(Exit::FAILED, what, error.to_string(), "")
     })?;

@@ -14,7 +14,7 @@ use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerStarted};
 use wasmorch_host::{HostConfig, HostStarted};
 
-use crate::commands::daemons::{controller_error, host_error};
+use crate::commands::daemons::{controller_error, host_error, runners};
 use crate::error::{CliError, Exit};
 
 /// How long hosts may take to drain.
@@ -75,6 +75,7 @@ impl Parts {
         name: &str,
         data: PathBuf,
         http: SocketAddr,
+        runners_each: u32,
     ) -> Result<(), CliError> {
         std::fs::create_dir_all(&data).map_err(|error| CliError::writing(&data, &error))?;
         let (sender, started) = oneshot::channel();
@@ -93,7 +94,7 @@ impl Parts {
             taints: Vec::new(),
             memory: None,
             cpu_millis: None,
-            runners: None,
+            runners: runners(Some(runners_each)),
             started: Some(sender),
         };
         let (stop, name) = (self.stop_hosts.clone(), name.to_owned());
@@ -185,6 +186,12 @@ impl Parts {
         let joined = async { while self.controller.join_next().await.is_some() {} };
         timeout(CONTROLLER_MAX, joined).await.is_ok()
     }
+}
+
+/// Runners of each host, so that all together have one for each core of this machine.
+pub(crate) fn runners_each(hosts: u16) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores / usize::from(hosts.max(1))).map_or(1, |each| each.max(1))
 }
 
 fn unexpected(what: &str, ended: Ended) -> CliError {

@@ -283,6 +283,7 @@ impl Agent {
             artifact_path: path.to_owned(),
             spec: Box::new(revision.spec.clone()),
             args,
+            row: None,
         };
         let replica = ReplicaKey::new(key.workload.clone(), replica.id);
         let prepare = ToRunner::Prepare {

@@ -151,6 +151,7 @@ fn limits(kind: Kind, spec: &WorkloadSpec) -> Limits {
         concurrency: count(resources.concurrency).max(1),
         queue: count(resources.queue),
         body_bytes: resources.body.0,
+        cpu_millis: Some(resources.cpu.0),
     }
 }
 

@@ -43,7 +43,6 @@ const CLOSED: u8 = 3;
 /// One http replica.
 pub(super) struct Member {
     pub(super) guest: Arc<HttpReplica>,
-    concurrency: usize,
     logs: Arc<dyn LogSink>,
     stage: AtomicU8,
     /// Requests between being let in and the head of their response.
@@ -64,10 +63,9 @@ impl Drop for Entered<'_> {
 }
 
 impl Member {
-    pub(super) fn new(guest: Arc<HttpReplica>, concurrency: usize, logs: Arc<dyn LogSink>) -> Self {
+    pub(super) fn new(guest: Arc<HttpReplica>, logs: Arc<dyn LogSink>) -> Self {
         Self {
             guest,
-            concurrency,
             logs,
             stage: AtomicU8::new(UNREADY),
             entering: AtomicUsize::new(0),
@@ -260,7 +258,7 @@ impl Local for Locals {
     fn has_room(&self, workload: &WorkloadKey) -> bool {
         self.look(workload, |members| {
             members.iter().any(|member| {
-                matches!(member.stage(), SERVING | LEAVING) && member.load() < member.concurrency
+                matches!(member.stage(), SERVING | LEAVING) && member.guest.has_room()
             })
         })
     }
@@ -281,8 +279,7 @@ impl Local for Locals {
 /// The life of an http replica: probed while it serves, called over NATS while it is ready, and
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
-    let concurrency = usize::try_from(life.launch.spec.resources.concurrency).unwrap_or(usize::MAX);
-    let member = Arc::new(Member::new(guest, concurrency.max(1), life.logs.clone()));
+    let member = Arc::new(Member::new(guest, life.logs.clone()));
     let _seat = life
         .context
         .locals

@@ -10,20 +10,24 @@
 //! ```
 //!
 //! Owns: the replicas of this runner, the routing tables that it was told, its own connection to
-//! NATS for what guests send and receive. It runs on threads of its own, so that guests never hold
-//! up the daemon.
+//! NATS for what guests send and receive. It has two threads of its own, in a process of its own
+//! ([`process`]) or in the daemon's ([`spawn`]): the supervisor's, which answers the daemon
+//! whatever guests do, and the guests', where requests are accepted, routed and executed without
+//! a hop.
 //!
 //! Invariants:
-//! - It is driven by [`protocol`] messages alone, so that it can become a process. It knows no
+//! - It is driven by [`protocol`] messages alone. It knows no
 //!   placements, no terms, no restart policy: a replica ends, and the daemon decides what next.
-//! - Everything it spawned has ended when its thread has ended.
+//! - Everything it spawned has ended when its threads have ended.
 //! - When the daemon's side of the channel closes, it ends at once.
 
 pub mod protocol;
 
 mod allow;
+mod column;
 mod command;
 mod grants;
+mod guests;
 mod http;
 mod intake;
 mod invoke;
@@ -32,48 +36,68 @@ mod logs;
 mod messages;
 mod orders;
 mod probe;
+pub(crate) mod process;
 mod replica;
+mod sandbox;
 mod supervisor;
+mod wire;
 
+use std::future::Future;
 use std::net::TcpListener;
-use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use wasmorch_api::{HostId, NatsOptions};
-use wasmorch_runtime::{Runtime, RuntimeConfig};
 
+use crate::child::Child;
+pub use column::ColumnNumber;
+use guests::Guests;
+pub(crate) use process::spawn as spawn_process;
+pub use process::{RunnerCommand, serve as serve_runner};
 use protocol::{FromRunner, QUEUE, ToRunner};
+pub use sandbox::Paths;
 
-/// The name of the runner's threads.
+/// The name of the supervisor's thread.
 const THREAD_NAME: &str = "wasmorch-runner";
-/// Tasks that are run between two looks at sockets and timers. Short guests take tens of
-/// microseconds each, and tokio's 61 of them would hold up whoever comes by milliseconds.
-const EVENT_INTERVAL: u32 = 8;
-/// How long tasks that were told to end may take before the runner's threads are left behind.
-const ABANDON_AFTER: Duration = Duration::from_secs(2);
+/// For the log of a process that has ended to be read to its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a runner is started with. Listeners are handed in, so that a port in use is the daemon's
 /// error, with its exit code, and not the runner's.
 #[derive(Debug)]
 pub struct RunnerConfig {
+    /// Plain data.
+    pub settings: Settings,
+    /// Where the gateway answers clients.
+    pub http: TcpListener,
+    /// Where the gateway answers other hosts.
+    pub peer: Option<TcpListener>,
+    /// The ledger of the host's runners; `None`: this one counts alone.
+    pub ledger: Option<OwnedFd>,
+}
+
+/// The part of a runner's configuration that can be sent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settings {
     /// The host it runs on.
     pub host: HostId,
     /// The domain of automatic names: `<name>.<namespace>.<domain>`.
     pub domain: String,
     /// Failures are explained in answers, for who develops.
     pub development: bool,
-    /// Where the gateway answers clients.
-    pub http: TcpListener,
-    /// Where the gateway answers other hosts.
-    pub peer: Option<TcpListener>,
     /// How to reach NATS for messages and calls; `None`: guests have neither.
     pub nats: Option<NatsOptions>,
     /// Where compiled code is kept; `None`: it is compiled at every start.
     pub compiled: Option<PathBuf>,
-    /// Threads that run guests; `None`: one for each core.
-    pub threads: Option<NonZeroUsize>,
+    /// What it may open, when it is a process.
+    pub paths: Paths,
+    /// Its column of the ledger.
+    pub column: Option<ColumnNumber>,
 }
 
 /// Why a runner could not be started, or how it came to its end.
@@ -85,14 +109,26 @@ pub enum RunnerError {
     /// Threads.
     #[error("the runner's threads did not start: raise the limit on threads (ulimit -u)")]
     Threads(#[source] std::io::Error),
+    /// The process.
+    #[error(
+        "the runner's process did not start: raise the limits on processes and files \
+         (ulimit -u, ulimit -n), or run guests in the daemon with --runners 0"
+    )]
+    Spawn(#[source] std::io::Error),
+    /// A runner's process without a daemon.
+    #[error("a runner is started by its host, which hands it what it needs over stdin")]
+    Daemon(#[source] std::io::Error),
     /// The gateway gave up.
     #[error("the gateway ended: {0}")]
     Gateway(String),
+    /// Its process ended.
+    #[error("its process ended: {0}")]
+    Exited(String),
     /// It panicked.
     #[error("the runner panicked; this is a bug of ours, its log says where")]
     Panicked,
     /// It did not end in time.
-    #[error("the runner did not end within {0:?}: its threads are left behind")]
+    #[error("the runner did not end within {0:?}")]
     Stuck(Duration),
 }
 
@@ -109,33 +145,77 @@ pub struct RunnerHandle {
 
 /// The end of a runner, to be waited for after its channel was closed.
 #[derive(Debug)]
-pub struct RunnerEnd {
-    thread: std::thread::JoinHandle<()>,
-    result: oneshot::Receiver<Result<(), RunnerError>>,
+pub struct RunnerEnd(Body);
+
+#[derive(Debug)]
+enum Body {
+    Thread {
+        thread: std::thread::JoinHandle<()>,
+        result: oneshot::Receiver<Result<(), RunnerError>>,
+    },
+    Process {
+        child: Child,
+        /// Passes messages until the process closes its end.
+        talk: JoinHandle<()>,
+    },
 }
 
 impl RunnerEnd {
-    /// Waits until the runner's threads have ended.
+    fn of_process(child: Child, talk: JoinHandle<()>) -> Self {
+        Self(Body::Process { child, talk })
+    }
+
+    /// Waits until the runner has ended. A process that does not is killed after `deadline`.
     ///
     /// # Errors
     ///
     /// How it failed, or [`RunnerError::Stuck`] after `deadline`.
     pub async fn join(self, deadline: Duration) -> Result<(), RunnerError> {
-        match tokio::time::timeout(deadline, self.result).await {
-            Err(_) => Err(RunnerError::Stuck(deadline)),
-            Ok(Err(_)) => Err(RunnerError::Panicked),
-            // The result is the last thing the thread gives: joining it does not wait.
-            Ok(Ok(result)) => self
-                .thread
-                .join()
-                .map_err(|_| RunnerError::Panicked)
-                .and(result),
+        match self.0 {
+            Body::Thread { thread, result } => {
+                match tokio::time::timeout(deadline, result).await {
+                    Err(_) => Err(RunnerError::Stuck(deadline)),
+                    Ok(Err(_)) => Err(RunnerError::Panicked),
+                    // The result is the last thing the thread gives: joining it does not wait.
+                    Ok(Ok(result)) => thread.join().map_err(|_| RunnerError::Panicked).and(result),
+                }
+            }
+            Body::Process { mut child, talk } => {
+                let ended = tokio::time::timeout(deadline, child.ended()).await;
+                let ended = match ended {
+                    Ok(how) if how.ends_with(": 0") => Ok(()),
+                    Ok(how) => Err(RunnerError::Exited(how)),
+                    Err(_) => {
+                        child.kill();
+                        child.ended().await;
+                        Err(RunnerError::Stuck(deadline))
+                    }
+                };
+                // Nobody listens to it any more; it ends with the stream.
+                let _ = tokio::time::timeout(LAST_WORDS, talk).await;
+                ended
+            }
         }
     }
 }
 
 impl RunnerHandle {
-    /// Closes the channel and waits until the runner's threads have ended.
+    /// Its process; `None`: it lives in this one.
+    pub fn pid(&self) -> Option<i32> {
+        match &self.end.0 {
+            Body::Thread { .. } => None,
+            Body::Process { child, .. } => Some(child.pid()),
+        }
+    }
+
+    /// Ends its process now. Threads cannot be ended.
+    pub fn kill(&self) {
+        if let Body::Process { child, .. } = &self.end.0 {
+            child.kill();
+        }
+    }
+
+    /// Closes the channel and waits until the runner has ended.
     ///
     /// # Errors
     ///
@@ -146,54 +226,40 @@ impl RunnerHandle {
     }
 }
 
-/// Starts a runner on threads of its own.
+/// Starts a runner on threads of this process: for tests, debuggers and the smallest devices.
 ///
 /// # Errors
 ///
-/// When the engine or its thread does not start. What fails later comes from [`RunnerEnd::join`].
+/// When its thread does not start. What fails later comes from [`RunnerEnd::join`].
 pub fn spawn(config: RunnerConfig) -> Result<RunnerHandle, RunnerError> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let threads = config.threads.unwrap_or(cores).get();
-    let engine = Runtime::new(RuntimeConfig {
-        compiled_dir: config.compiled.clone(),
-        guest_threads: threads,
-        ..RuntimeConfig::default()
-    })
-    .map_err(RunnerError::Engine)?;
     let (to, inbox) = mpsc::channel(QUEUE);
     let (outbox, from) = mpsc::channel(QUEUE);
     let (done, result) = oneshot::channel();
     let thread = std::thread::Builder::new()
         .name(THREAD_NAME.into())
         .spawn(move || {
+            let ended = run(|guests| supervisor::run(config, guests, inbox, outbox));
             // Nobody waits any more when the daemon is gone.
-            let _ = done.send(run(config, engine, threads, inbox, outbox));
+            let _ = done.send(ended);
         })
         .map_err(RunnerError::Threads)?;
     Ok(RunnerHandle {
         to,
         from,
-        end: RunnerEnd { thread, result },
+        end: RunnerEnd(Body::Thread { thread, result }),
     })
 }
 
-/// The runner's thread. The supervisor runs on it alone: guests have the worker threads, so no
-/// guest holds up a ping.
-fn run(
-    config: RunnerConfig,
-    engine: Runtime,
-    threads: usize,
-    inbox: mpsc::Receiver<ToRunner>,
-    outbox: mpsc::Sender<FromRunner>,
+/// Runs a supervisor on this thread; guests have another, so no guest holds up a ping.
+fn run<L: Future<Output = Result<(), RunnerError>>>(
+    supervisor: impl FnOnce(Handle) -> L,
 ) -> Result<(), RunnerError> {
-    let executor = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .event_interval(EVENT_INTERVAL)
-        .thread_name(THREAD_NAME)
+    let executor = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunnerError::Threads)?;
-    let result = executor.block_on(supervisor::run(config, engine, inbox, outbox));
-    executor.shutdown_timeout(ABANDON_AFTER);
-    result
+    let guests = Guests::start().map_err(RunnerError::Threads)?;
+    let ended = executor.block_on(supervisor(guests.handle().clone()));
+    guests.end();
+    ended
 }

@@ -1,8 +1,7 @@
 //! What the daemon and a runner say to each other: plain data, one message type per direction.
 //!
-//! Today both ends live in one process and the messages travel over bounded channels; later the
-//! runner is a process of its own and the same messages travel over a socket pair. That is why
-//! everything here is serde data, why nothing here is a handle, and why neither side may reach
+//! They travel over a socket pair to a process, or over bounded channels within this one. That is
+//! why everything here is serde data, why nothing here is a handle, and why neither side may reach
 //! the other in any other way.
 //!
 //! Rules that both sides keep:
@@ -67,6 +66,10 @@ pub struct Launch {
     /// Arguments in place of the spec's (a job's run).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<String>>,
+    /// Where all runners together count what it uses; chosen by the pool. `None`: this runner
+    /// counts alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<usize>,
 }
 
 /// Daemon to runner.
@@ -122,6 +125,8 @@ pub enum ToRunner {
         #[serde(default)]
         as_of: u64,
     },
+    /// Accept connections from here on: the runner has what it needs to answer them.
+    Open,
     /// Answer with `Usage`.
     Usage,
     /// Answer with `Pong` and the same number. Never waits behind guest work.

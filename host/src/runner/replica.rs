@@ -180,7 +180,10 @@ async fn prepare(
     let subscribe = std::mem::take(&mut grants.subscribe);
     let allowed = std::mem::take(&mut grants.allowed);
     let messaging = Arc::new(GuestMessaging::new(context.clone(), allowed));
-    let config = grants.replica_config(replica, launch, logs.clone(), Some(messaging.clone()));
+    let mut config = grants.replica_config(replica, launch, logs.clone(), Some(messaging.clone()));
+    if let Some((row, ledger)) = launch.row.zip(context.ledger.as_ref()) {
+        config.account = ledger.account(row);
+    }
     let guest = link(context, launch.kind, &artifact, config).map_err(|error| chain(&error))?;
     Ok(Prepared {
         guest,

@@ -13,13 +13,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use wasmorch_gateway::{Gateway, GatewayConfig, Limits, Server, Tables};
-use wasmorch_runtime::Runtime;
+use wasmorch_gateway::{Crowd, Gateway, GatewayConfig, Limits, Server, Tables};
+use wasmorch_runtime::{Runtime, RuntimeConfig};
 
+use super::column::{Column, Gateways};
 use super::http::Locals;
 use super::link::Link;
 use super::logs::LogQueue;
@@ -28,7 +30,7 @@ use super::protocol::{
     FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage, ToRunner, Usage,
 };
 use super::replica::{self, Guest};
-use super::{RunnerConfig, RunnerError};
+use super::{RunnerConfig, RunnerError, Settings};
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
@@ -42,6 +44,8 @@ pub(super) struct Context {
     pub(super) locals: Arc<Locals>,
     pub(super) logs: LogQueue,
     pub(super) domain: String,
+    /// Where all runners count; `None`: this one counts alone.
+    pub(super) ledger: Option<Column>,
     out: mpsc::Sender<FromRunner>,
 }
 
@@ -62,62 +66,102 @@ struct Entry {
 }
 
 struct Supervisor {
+    /// Where replicas run.
+    guests: Handle,
     context: Arc<Context>,
     tables: Tables,
     gateway: Gateway,
+    /// Bound, and not serving yet.
+    closed: Option<Server>,
+    /// The gateway, once it serves.
+    serving: JoinSet<()>,
+    shutdown: CancellationToken,
+    /// Its gateway among the others.
+    gateways: Option<Gateways>,
     replicas: HashMap<ReplicaKey, Entry>,
     tasks: JoinSet<(ReplicaKey, FromRunner)>,
     /// What waits for room in the daemon's queue.
     waiting: VecDeque<FromRunner>,
 }
 
-/// Runs until the daemon's side closes.
+/// Runs until the daemon's side closes. Nothing here waits for a guest: they run on `guests`.
 pub(super) async fn run(
     config: RunnerConfig,
-    engine: Runtime,
+    guests: Handle,
     inbox: mpsc::Receiver<ToRunner>,
     out: mpsc::Sender<FromRunner>,
 ) -> Result<(), RunnerError> {
+    let RunnerConfig {
+        settings,
+        http,
+        peer,
+        ledger,
+    } = config;
+    let Settings {
+        host,
+        domain,
+        development,
+        nats,
+        compiled,
+        column,
+        paths: _,
+    } = settings;
+    let ledger = ledger.and_then(|file| Column::open(&file, column?));
+    let gateways = ledger.as_ref().map(Column::gateways);
+    let engine = Runtime::new(RuntimeConfig {
+        compiled_dir: compiled,
+        guest_threads: 1,
+        ..RuntimeConfig::default()
+    })
+    .map_err(RunnerError::Engine)?;
     let (logs, deliver) = LogQueue::new(out.clone());
     let delivery = tokio::spawn(deliver);
     let locals = Arc::new(Locals::default());
     let tables = Tables::new();
-    let shutdown = CancellationToken::new();
     let context = Arc::new(Context {
         engine,
-        link: Link::new(config.nats, &config.host),
+        link: Link::new(nats, &host),
         locals: locals.clone(),
         logs,
-        domain: config.domain.clone(),
+        domain: domain.clone(),
+        ledger,
         out: out.clone(),
     });
     let gateway = GatewayConfig {
-        development: config.development,
+        development,
+        crowd: gateways
+            .clone()
+            .map(|gateways| Arc::new(gateways) as Arc<dyn Crowd>),
         limits: Limits {
             drain: GATEWAY_DRAIN,
             ..Limits::default()
         },
-        ..GatewayConfig::new(config.http, config.peer, config.host, config.domain)
+        ..GatewayConfig::new(http, peer, host, domain)
     };
-    let server = Server::new(gateway, tables.clone(), locals)
-        .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?;
+    let server = {
+        // Its sockets are looked after where its requests run.
+        let _guests = guests.enter();
+        Server::new(gateway, tables.clone(), locals)
+            .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?
+    };
     let mut supervisor = Supervisor {
+        guests: guests.clone(),
         context,
         tables,
         gateway: server.gateway(),
+        closed: Some(server),
+        serving: JoinSet::new(),
+        gateways,
+        shutdown: CancellationToken::new(),
         replicas: HashMap::new(),
         tasks: JoinSet::new(),
         waiting: VecDeque::new(),
     };
-    let mut gateway = tokio::spawn(server.run(shutdown.clone()));
-    let ended = tokio::select! {
-        () = supervisor.supervise(inbox, &out) => Ok(()),
-        ended = &mut gateway => Err(RunnerError::Gateway(match ended {
-            Ok(()) => "it ended without being asked to".into(),
-            Err(error) => error.to_string(),
-        })),
-    };
-    shutdown.cancel();
+    let ended = supervisor.supervise(inbox, &out).await;
+    supervisor.shutdown.cancel();
+    if let Some(gateways) = &supervisor.gateways {
+        gateways.accepts(false);
+    }
     // Aborts every replica and waits until each is dropped. Guests yield, so this is soon.
     if timeout(END_WITHIN, supervisor.tasks.shutdown())
         .await
@@ -125,7 +169,8 @@ pub(super) async fn run(
     {
         tracing::warn!("replicas did not end in time");
     }
-    if ended.is_ok() && timeout(END_WITHIN, gateway).await.is_err() {
+    let served = async { while supervisor.serving.join_next().await.is_some() {} };
+    if timeout(END_WITHIN, served).await.is_err() {
         tracing::warn!("the gateway did not end in time");
     }
     delivery.abort();
@@ -137,7 +182,7 @@ impl Supervisor {
         &mut self,
         mut inbox: mpsc::Receiver<ToRunner>,
         out: &mpsc::Sender<FromRunner>,
-    ) {
+    ) -> Result<(), RunnerError> {
         loop {
             tokio::select! {
                 room = out.reserve(), if !self.waiting.is_empty() => match room {
@@ -146,16 +191,22 @@ impl Supervisor {
                             room.send(message);
                         }
                     }
-                    Err(_) => return,
+                    Err(_) => return Ok(()),
                 },
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok((replica, last)) => self.forget(&replica, last),
                     // Panics are caught inside the task.
                     Err(error) => tracing::error!(%error, "a replica's task was lost"),
                 },
+                Some(ended) = self.serving.join_next() => {
+                    return Err(RunnerError::Gateway(match ended {
+                        Ok(()) => "it ended without being asked to".into(),
+                        Err(error) => error.to_string(),
+                    }));
+                }
                 message = inbox.recv(), if self.waiting.len() < QUEUE => match message {
                     Some(message) => self.take(message),
-                    None => return,
+                    None => return Ok(()),
                 },
             }
         }
@@ -203,7 +254,19 @@ impl Supervisor {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));
             }
+            ToRunner::Open => self.open(),
             ToRunner::Ping(number) => self.waiting.push_back(FromRunner::Pong(number)),
+        }
+    }
+
+    /// Accepts connections from here on.
+    fn open(&mut self) {
+        if let Some(server) = self.closed.take() {
+            let serving = server.run(self.shutdown.clone());
+            self.serving.spawn_on(serving, &self.guests);
+            if let Some(gateways) = &self.gateways {
+                gateways.accepts(true);
+            }
         }
     }
 
@@ -221,12 +284,13 @@ impl Supervisor {
         };
         let context = self.context.clone();
         let key = replica.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             let life = replica::live(context, key.clone(), *launch, orders, guest.clone());
             let last = AssertUnwindSafe(life).catch_unwind().await;
             let last = last.unwrap_or_else(|panic| panicked(&key, &*panic, guest.get().is_some()));
             (key, last)
-        });
+        };
+        self.tasks.spawn_on(task, &self.guests);
         self.replicas.insert(replica, entry);
     }
 

@@ -20,7 +20,7 @@ use wasmorch_api::{
 use wasmorch_host::runner::protocol::{
     FromRunner, Launch, Outcome, ReplicaKey, ReplicaUsage, ToRunner,
 };
-use wasmorch_host::runner::{RunnerConfig, RunnerHandle, spawn};
+use wasmorch_host::runner::{RunnerConfig, RunnerHandle, Settings, spawn};
 
 /// No condition is waited for longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -108,18 +108,27 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = listener.local_addr().unwrap();
         let host: HostId = "h1".parse().unwrap();
-        let runner = spawn(RunnerConfig {
+        let settings = Settings {
             host: host.clone(),
             domain: "localhost".into(),
             development: false,
-            http: listener,
-            peer: None,
             nats,
             // Shared by all tests, so that each guest is compiled once.
             compiled: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled")),
-            threads: None,
+            paths: Default::default(),
+            column: None,
+        };
+        let runner = spawn(RunnerConfig {
+            settings,
+            http: listener,
+            peer: None,
+            ledger: None,
         })
         .unwrap();
+        runner
+            .to
+            .try_send(ToRunner::Open)
+            .expect("the runner listens");
         Self {
             runner,
             http,
@@ -245,6 +254,7 @@ impl Bench {
             artifact_path,
             spec: Box::new(spec),
             args: None,
+            row: None,
         };
         self.send(ToRunner::Prepare {
             replica: replica.clone(),

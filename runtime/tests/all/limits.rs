@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use http_body_util::BodyExt as _;
-use wasmorch_runtime::{BodySide, Ended, HttpReplica, Limits, PrepareError, ReplicaConfig};
+use wasmorch_runtime::{
+    Account, BodySide, Ended, HttpReplica, Ledger, Limits, PrepareError, ReplicaConfig,
+};
 
 use crate::support::{artifact, eventually, fetch, full, get, http, runtime};
 
@@ -277,4 +279,74 @@ async fn bodies_have_a_limit() {
     };
     assert_eq!(fetch(&replica, "/bytes?1001").await, Err(refused));
     eventually("nothing is left", || replica.usage().memory_bytes == 0).await;
+}
+
+#[tokio::test]
+async fn a_share_of_the_processor_is_enforced() {
+    let limit = Duration::from_secs(1);
+    let limits = Limits {
+        timeout: Some(limit),
+        cpu_millis: Some(200),
+        ..Limits::default()
+    };
+    let spinner = http("spinner", limited(limits)).await;
+    let ended = fetch(&spinner, "/").await;
+    assert_eq!(ended, Err(Ended::Timeout { limit }));
+    // A fifth of ten windows; what a busy machine leaves of it may be less.
+    let used = spinner.usage().cpu_time;
+    assert!(used < Duration::from_millis(400), "{used:?}");
+    assert!(used > Duration::from_millis(20), "{used:?}");
+}
+
+/// Two shares of one replica, as two runners have them.
+async fn shares(name: &str, limits: Limits) -> [Arc<HttpReplica>; 2] {
+    let (ledger, _file) = Ledger::create(2, 2).unwrap();
+    let share = |column| ReplicaConfig {
+        account: Account::new(ledger.clone(), column, 1),
+        ..limited(limits.clone())
+    };
+    let (here, there) = (share(0), share(1));
+    [
+        Arc::new(http(name, here).await),
+        Arc::new(http(name, there).await),
+    ]
+}
+
+#[tokio::test]
+async fn seats_and_the_queue_are_shared_by_runners() {
+    let limits = Limits {
+        concurrency: 1,
+        queue: 1,
+        ..Limits::default()
+    };
+    let [here, there] = shares("hello-http", limits).await;
+    let ask = |replica: &Arc<HttpReplica>, path: &'static str| {
+        let replica = replica.clone();
+        tokio::spawn(async move { fetch(&replica, path).await })
+    };
+    let slow = ask(&here, "/sleep?400");
+    eventually("it runs", || here.usage().in_flight == 1).await;
+    assert!(!there.has_room(), "the seat is taken elsewhere");
+    let waiting = ask(&there, "/");
+    eventually("it waits", || there.usage().queued == 1).await;
+    let busy = fetch(&here, "/").await;
+    assert!(matches!(busy, Err(Ended::Busy { .. })), "{busy:?}");
+    assert_eq!(slow.await.unwrap().unwrap().0, 200);
+    assert_eq!(waiting.await.unwrap().unwrap().0, 200);
+    assert_eq!((here.usage().in_flight, there.usage().queued), (0, 0));
+}
+
+#[tokio::test]
+async fn memory_is_shared_by_runners() {
+    let [here, there] = shares("hungry", Limits::default()).await;
+    let (one, other) = tokio::join!(fetch(&here, "/"), fetch(&there, "/"));
+    for ended in [one, other] {
+        let is_limit =
+            matches!(ended, Err(Ended::MemoryLimit { limit_bytes, .. }) if limit_bytes == 64 << 20);
+        assert!(is_limit, "{ended:?}");
+    }
+    let peaks = here.usage().memory_bytes_peak + there.usage().memory_bytes_peak;
+    // Both grow at the same time on one thread, so neither had it all to itself.
+    assert!(peaks < 2 * (64 << 20), "{peaks}");
+    assert_eq!(here.usage().memory_bytes + there.usage().memory_bytes, 0);
 }

@@ -1,4 +1,5 @@
-//! Keeps a runner: passes messages both ways without waiting, and starts another when it ends.
+//! Keeps one runner: passes messages both ways without waiting, finds out when it is stuck, and
+//! starts another when it ends.
 //!
 //! Owns the outbox. The daemon never waits for a runner to read; a runner that never reads is
 //! found by its pongs. The outbox is bounded by what it carries: a few messages a replica, and
@@ -10,23 +11,25 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::may_wait;
 use crate::runner::protocol::{FromRunner, ToRunner};
 use crate::runner::{RunnerError, RunnerHandle};
 
-/// A runner that has not answered a ping for so long counts as stuck.
-const STUCK: Duration = Duration::from_secs(5);
-/// Before a runner that ended is started again, and between tries: from the first to the last.
-const RESPAWN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A runner is asked for a sign of life that often.
+const PING_EVERY: Duration = Duration::from_millis(250);
+/// So many pings in a row without an answer, and it counts as stuck: a second. Counted in pings
+/// and not in time, so that a stall of the whole machine, this daemon included, is not held
+/// against it.
+const MISSED_MAX: u32 = 4;
+/// Before a runner that ended is started again: from the first to the last.
+const RESPAWN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// A runner that lived so long ended by an accident: the next is started without a wait.
+const LIVED: Duration = Duration::from_secs(10);
 /// For a runner to end after its channel was closed.
 const END: Duration = Duration::from_secs(5);
 
-/// Starts a runner.
-pub(crate) type Spawn = Box<dyn Fn() -> Result<RunnerHandle, RunnerError> + Send + Sync>;
-
 /// What comes from a runner.
 #[derive(Debug)]
-pub(crate) enum Said {
+pub(super) enum Said {
     /// It said this.
     Message(FromRunner),
     /// It ended, with everything that it ran.
@@ -45,39 +48,49 @@ enum Slot {
 }
 
 /// See the module's head.
-pub(crate) struct Keeper {
-    spawn: Spawn,
+pub(super) struct Keeper {
+    /// For the log.
+    number: usize,
     slot: Slot,
     outbox: VecDeque<ToRunner>,
     delay: Duration,
+    started_at: Instant,
+    pings: Pings,
+}
+
+/// Asking for signs of life.
+struct Pings {
+    next_at: Instant,
     asked: u64,
     answered: u64,
-    answered_at: Instant,
-    warned: bool,
+    missed: u32,
+}
+
+impl Pings {
+    fn new() -> Self {
+        Self {
+            next_at: Instant::now(),
+            asked: 0,
+            answered: 0,
+            missed: 0,
+        }
+    }
 }
 
 impl Keeper {
-    /// Starts the first runner.
-    ///
-    /// # Errors
-    ///
-    /// When it does not start: then none ever would.
-    pub(crate) fn start(spawn: Spawn) -> Result<Self, RunnerError> {
-        let slot = Slot::Up(spawn()?);
-        Ok(Self {
-            spawn,
-            slot,
+    pub(super) fn new(number: usize, runner: RunnerHandle) -> Self {
+        Self {
+            number,
+            slot: Slot::Up(runner),
             outbox: VecDeque::new(),
             delay: RESPAWN.0,
-            asked: 0,
-            answered: 0,
-            answered_at: Instant::now(),
-            warned: false,
-        })
+            started_at: Instant::now(),
+            pings: Pings::new(),
+        }
     }
 
     /// Sends as soon as the runner reads.
-    pub(crate) fn send(&mut self, message: ToRunner) {
+    pub(super) fn send(&mut self, message: ToRunner) {
         if matches!(message, ToRunner::Tables { .. }) {
             self.drop_tables();
         }
@@ -85,7 +98,7 @@ impl Keeper {
     }
 
     /// Sends before everything that waits.
-    pub(crate) fn send_first(&mut self, message: ToRunner) {
+    pub(super) fn send_first(&mut self, message: ToRunner) {
         self.drop_tables();
         self.outbox.push_front(message);
     }
@@ -100,32 +113,55 @@ impl Keeper {
         });
     }
 
-    /// Asks for usage and for a sign of life, unless earlier questions still wait.
-    pub(crate) fn ask(&mut self) {
-        let waits = self.outbox.iter().any(may_wait);
-        if matches!(self.slot, Slot::Up(_)) && !waits && self.asked == self.answered {
-            self.asked += 1;
-            self.send(ToRunner::Ping(self.asked));
+    /// Asks what it uses, unless an earlier question still waits.
+    pub(super) fn ask(&mut self) {
+        let waits = |message: &ToRunner| matches!(message, ToRunner::Usage);
+        if self.is_up() && !self.outbox.iter().any(waits) {
             self.send(ToRunner::Usage);
         }
-        let stuck = !self.answers();
-        if stuck && !std::mem::replace(&mut self.warned, stuck) {
-            tracing::warn!("the runner does not answer");
-        }
-        self.warned = stuck;
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(self.slot, Slot::Up(_))
     }
 
     /// Whether the runner is there and has answered lately.
-    pub(crate) fn answers(&self) -> bool {
-        let waiting = self.asked > self.answered;
-        matches!(self.slot, Slot::Up(_)) && (!waiting || self.answered_at.elapsed() < STUCK)
+    pub(super) fn answers(&self) -> bool {
+        self.is_up() && self.pings.missed < MISSED_MAX
+    }
+
+    fn ping(&mut self) {
+        let pings = &mut self.pings;
+        pings.next_at = Instant::now() + PING_EVERY;
+        if pings.answered == pings.asked {
+            pings.missed = 0;
+            pings.asked += 1;
+            let ping = ToRunner::Ping(pings.asked);
+            self.outbox.push_back(ping);
+            return;
+        }
+        pings.missed += 1;
+        if pings.missed == MISSED_MAX
+            && let Slot::Up(runner) = &self.slot
+        {
+            tracing::error!(
+                runner = self.number,
+                pid = runner.pid(),
+                "the runner does not answer: it is ended"
+            );
+            runner.kill();
+        }
     }
 
     /// The next thing from the runner. Safe to cancel.
-    pub(crate) async fn next(&mut self) -> Said {
+    pub(super) async fn next(
+        &mut self,
+        spawn: impl Fn() -> Result<RunnerHandle, RunnerError>,
+    ) -> Said {
         loop {
             match &mut self.slot {
                 Slot::Up(runner) => {
+                    // `None`: a ping is due.
                     let said = tokio::select! {
                         permit = runner.to.reserve(), if !self.outbox.is_empty() => match permit {
                             Ok(permit) => {
@@ -135,13 +171,16 @@ impl Keeper {
                                 continue;
                             }
                             // It reads no more: it is ending.
-                            Err(_) => None,
+                            Err(_) => Some(None),
                         },
-                        message = runner.from.recv() => message,
+                        message = runner.from.recv() => Some(message),
+                        () = sleep_until(self.pings.next_at) => None,
                     };
                     match said {
-                        Some(message) => return self.noted(message),
-                        None => self.channel_closed(),
+                        Some(Some(FromRunner::Pong(number))) => self.pings.answered = number,
+                        Some(Some(message)) => return Said::Message(message),
+                        Some(None) => self.channel_closed(),
+                        None => self.ping(),
                     }
                 }
                 Slot::Ending(end) => {
@@ -150,27 +189,25 @@ impl Keeper {
                         Ok(Err(error)) => error.to_string(),
                         Err(error) => error.to_string(),
                     };
-                    self.slot = Slot::Down {
-                        again_at: Instant::now() + self.delay,
-                    };
+                    if self.started_at.elapsed() >= LIVED {
+                        self.delay = RESPAWN.0;
+                    }
+                    self.down();
                     self.outbox.clear();
                     return Said::Died(reason);
                 }
                 Slot::Down { again_at } => {
                     sleep_until(*again_at).await;
-                    match (self.spawn)() {
+                    match spawn() {
                         Ok(runner) => {
                             self.slot = Slot::Up(runner);
-                            (self.asked, self.answered) = (0, 0);
-                            self.answered_at = Instant::now();
+                            self.started_at = Instant::now();
+                            self.pings = Pings::new();
                             return Said::Back;
                         }
                         Err(error) => {
                             tracing::error!(%error, "the runner did not start again");
-                            self.delay = (self.delay * 2).min(RESPAWN.1);
-                            self.slot = Slot::Down {
-                                again_at: Instant::now() + self.delay,
-                            };
+                            self.down();
                         }
                     }
                 }
@@ -178,22 +215,25 @@ impl Keeper {
         }
     }
 
+    /// Waits for the next start, each time longer.
+    fn down(&mut self) {
+        self.slot = Slot::Down {
+            again_at: Instant::now() + self.delay,
+        };
+        self.delay = (self.delay * 2).min(RESPAWN.1);
+    }
+
     /// What the runner has said already, without waiting.
-    pub(crate) fn try_next(&mut self) -> Option<Said> {
+    pub(super) fn try_next(&mut self) -> Option<Said> {
         let Slot::Up(runner) = &mut self.slot else {
             return None;
         };
-        let message = runner.from.try_recv().ok()?;
-        Some(self.noted(message))
-    }
-
-    fn noted(&mut self, message: FromRunner) -> Said {
-        if let FromRunner::Pong(number) = message {
-            self.answered = number;
-            self.answered_at = Instant::now();
-            self.delay = RESPAWN.0;
+        loop {
+            match runner.from.try_recv().ok()? {
+                FromRunner::Pong(number) => self.pings.answered = number,
+                message => return Some(Said::Message(message)),
+            }
         }
-        Said::Message(message)
     }
 
     fn channel_closed(&mut self) {
@@ -206,7 +246,7 @@ impl Keeper {
     }
 
     /// Ends the runner.
-    pub(crate) async fn close(self) {
+    pub(super) async fn close(self) {
         let ended = match self.slot {
             Slot::Up(runner) => runner.shutdown(END).await,
             Slot::Ending(end) => end.await.unwrap_or(Ok(())),

@@ -1,0 +1,499 @@
+//! Which runner has which share of which replica: what is told to runners, and what of their
+//! answers the daemon hears.
+//!
+//! ```text
+//!   order of the daemon:   prepare ──> start ──> drain | stop
+//!   share in one runner:   none > preparing > prepared > starting > started > gone
+//!   told to the daemon:    Prepared, Started once all that can have; Health of all together;
+//!                          Ended | Rejected | Stopped once every share is gone
+//! ```
+//!
+//! Pure, and level-triggered: after every change the replica concerned is looked at as a whole
+//! ([`Shares::settle`]), so a runner that comes back catches up by the same rules by which the
+//! first ones started.
+//!
+//! Owns the table of replicas. Rules:
+//! - An http or messages replica has a share in every runner; of a service or a job one runner has
+//!   all, the one with the fewest of them.
+//! - The first share is prepared alone, so that code is compiled once and mapped by the others.
+//! - A runner's death takes its shares. What is spread lives on in the others and is prepared
+//!   again in the next; what lived there alone has failed, or has not started yet and moves.
+//! - The daemon hears of one replica what it would hear of one runner: see
+//!   [`protocol`](crate::runner::protocol).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use wasmorch_api::Kind;
+
+use crate::runner::protocol::{FromRunner, Launch, Outcome, ReplicaKey, ToRunner};
+
+/// A runner's number in its host, for as long as the host runs: whoever takes the place of one that
+/// died takes its number.
+pub(crate) type RunnerIndex = usize;
+
+/// What follows from a change.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    /// To runners, in order.
+    pub(crate) to: Vec<(RunnerIndex, ToRunner)>,
+    /// To the daemon, in order.
+    pub(crate) said: Vec<FromRunner>,
+}
+
+/// One replica's part in one runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Share {
+    /// The runner knows nothing of it.
+    None,
+    Preparing,
+    Prepared,
+    Starting,
+    Started,
+    /// It has said whether it is ready.
+    Known {
+        ready: bool,
+        reason: Option<String>,
+    },
+    /// It was told to end.
+    Ending,
+    /// It has ended, and will not be prepared there again.
+    Gone,
+}
+
+impl Share {
+    /// The runner has it, and has not been told to end it.
+    fn lives(&self) -> bool {
+        !matches!(self, Self::None | Self::Ending | Self::Gone)
+    }
+
+    fn prepared(&self) -> bool {
+        self.lives() && *self != Self::Preparing
+    }
+
+    fn started(&self) -> bool {
+        matches!(self, Self::Started | Self::Known { .. })
+    }
+}
+
+/// What the daemon asked for last; only forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Prepare,
+    Start,
+    Drain { deadline_ms: u64 },
+    Stop,
+}
+
+#[derive(Debug)]
+struct Replica {
+    launch: Box<Launch>,
+    order: Order,
+    /// One for each runner.
+    shares: Vec<Share>,
+    /// The only runner that has it; `None`: every runner has a share, or none was chosen yet.
+    alone_in: Option<RunnerIndex>,
+    prepared_told: bool,
+    started_told: bool,
+    health_told: Option<(bool, Option<String>)>,
+    /// How it ended by itself; told once every share is gone.
+    last: Option<FromRunner>,
+}
+
+impl Replica {
+    fn is_spread(&self) -> bool {
+        matches!(self.launch.kind, Kind::Http | Kind::Messages)
+    }
+
+    /// The daemon has told it to end.
+    fn told_to_end(&self) -> bool {
+        self.order > Order::Start
+    }
+
+    fn ends(&self) -> bool {
+        self.told_to_end() || self.last.is_some()
+    }
+
+    fn share(&mut self, runner: RunnerIndex) -> Option<&mut Share> {
+        self.shares.get_mut(runner)
+    }
+
+    /// It ends by itself, unless it has already.
+    fn end(&mut self, last: FromRunner) {
+        self.last.get_or_insert(last);
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    up: Vec<bool>,
+    replicas: BTreeMap<ReplicaKey, Replica>,
+    /// Rows of the ledger that no replica has; the one that was given back last comes last, for a
+    /// runner may still be about to count there.
+    free_rows: VecDeque<usize>,
+}
+
+impl Shares {
+    /// Every runner is up and knows nothing. Replicas count in these rows of the ledger.
+    pub(crate) fn new(runners: usize, rows: Range<usize>) -> Self {
+        Self {
+            up: vec![true; runners],
+            replicas: BTreeMap::new(),
+            free_rows: rows.collect(),
+        }
+    }
+
+    /// The rows in use.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + '_ {
+        self.replicas.values().filter_map(|held| held.launch.row)
+    }
+
+    /// The daemon's orders about one replica. Other messages are for every runner and none of this
+    /// module's business.
+    pub(crate) fn order(&mut self, message: ToRunner) -> Moves {
+        let mut moves = Moves::default();
+        let (replica, order) = match message {
+            ToRunner::Prepare {
+                replica,
+                mut launch,
+            } => {
+                if self.replicas.contains_key(&replica) {
+                    tracing::error!(%replica, "prepare of a replica that is here already");
+                    return moves;
+                }
+                launch.row = self.free_rows.pop_front();
+                let shares = vec![Share::None; self.up.len()];
+                let held = Replica {
+                    launch,
+                    order: Order::Prepare,
+                    shares,
+                    alone_in: None,
+                    prepared_told: false,
+                    started_told: false,
+                    health_told: None,
+                    last: None,
+                };
+                self.replicas.insert(replica.clone(), held);
+                self.settle(&replica, &mut moves);
+                return moves;
+            }
+            ToRunner::Start { replica } => (replica, Order::Start),
+            ToRunner::Drain {
+                replica,
+                deadline_ms,
+            } => (replica, Order::Drain { deadline_ms }),
+            ToRunner::Stop { replica } => (replica, Order::Stop),
+            _ => return moves,
+        };
+        match self.replicas.get_mut(&replica) {
+            Some(held) => {
+                if order > held.order {
+                    let stops = order == Order::Stop && held.ends();
+                    held.order = order;
+                    if stops {
+                        // Those that drain are to end now.
+                        for (runner, share) in held.shares.iter().enumerate() {
+                            if *share == Share::Ending {
+                                let replica = replica.clone();
+                                moves.to.push((runner, ToRunner::Stop { replica }));
+                            }
+                        }
+                    }
+                }
+                self.settle(&replica, &mut moves);
+            }
+            None if order > Order::Start => moves.said.push(FromRunner::Stopped { replica }),
+            None => tracing::debug!(%replica, "start of an unknown replica"),
+        }
+        moves
+    }
+
+    /// A runner's word about one replica. Other messages change nothing here.
+    pub(crate) fn said(&mut self, runner: RunnerIndex, message: FromRunner) -> Moves {
+        let mut moves = Moves::default();
+        let replica = match &message {
+            FromRunner::Prepared { replica }
+            | FromRunner::Rejected { replica, .. }
+            | FromRunner::Started { replica }
+            | FromRunner::Health { replica, .. }
+            | FromRunner::Ended { replica, .. }
+            | FromRunner::Stopped { replica } => replica.clone(),
+            FromRunner::Logs { .. } | FromRunner::Usage(_) | FromRunner::Pong(_) => return moves,
+        };
+        let Some(held) = self.replicas.get_mut(&replica) else {
+            // It answers for a replica that it was told to end after that had ended.
+            return moves;
+        };
+        let started_told = held.started_told;
+        let Some(share) = held.share(runner) else {
+            return moves;
+        };
+        match message {
+            FromRunner::Prepared { .. } if *share == Share::Preparing => *share = Share::Prepared,
+            FromRunner::Started { .. } if *share == Share::Starting => *share = Share::Started,
+            FromRunner::Health { ready, reason, .. } if share.started() => {
+                *share = Share::Known { ready, reason };
+            }
+            FromRunner::Rejected { replica, reason } => {
+                *share = Share::Gone;
+                held.end(if started_told {
+                    ended(replica, reason)
+                } else {
+                    FromRunner::Rejected { replica, reason }
+                });
+            }
+            FromRunner::Ended { .. } => {
+                *share = Share::Gone;
+                held.end(message);
+            }
+            FromRunner::Stopped { .. } => *share = Share::Gone,
+            // Said before it heard that it shall end.
+            _ => {}
+        }
+        self.settle(&replica, &mut moves);
+        moves
+    }
+
+    /// A runner ended, with every share that it had.
+    pub(crate) fn died(&mut self, runner: RunnerIndex, reason: &str) -> Moves {
+        let mut moves = Moves::default();
+        if let Some(up) = self.up.get_mut(runner) {
+            *up = false;
+        }
+        let keys: Vec<_> = self.replicas.keys().cloned().collect();
+        for replica in keys {
+            let Some(held) = self.replicas.get_mut(&replica) else {
+                continue;
+            };
+            let (spread, ends, had_started) = (held.is_spread(), held.ends(), held.started_told);
+            let Some(share) = held.share(runner) else {
+                continue;
+            };
+            let had = !matches!(share, Share::None | Share::Gone);
+            if had && ends {
+                *share = Share::Gone;
+            } else if had {
+                let started = matches!(share, Share::Starting) || share.started();
+                *share = Share::None;
+                if !spread {
+                    held.alone_in = None;
+                    if started {
+                        let reason = format!("the runner ended: {reason}");
+                        let replica = replica.clone();
+                        held.end(if had_started {
+                            ended(replica, reason)
+                        } else {
+                            FromRunner::Rejected { replica, reason }
+                        });
+                    }
+                }
+            }
+            self.settle(&replica, &mut moves);
+        }
+        moves
+    }
+
+    /// A runner is there again and knows nothing.
+    pub(crate) fn back(&mut self, runner: RunnerIndex) -> Moves {
+        let mut moves = Moves::default();
+        if let Some(up) = self.up.get_mut(runner) {
+            *up = true;
+        }
+        let keys: Vec<_> = self.replicas.keys().cloned().collect();
+        for replica in keys {
+            self.settle(&replica, &mut moves);
+        }
+        moves
+    }
+
+    /// Whether a runner has and serves all that it shall: requests that it accepts find what they
+    /// would find in the others.
+    pub(crate) fn caught_up(&self, runner: RunnerIndex) -> bool {
+        let behind = |held: &Replica| {
+            let serves = |share: &Share| matches!(share, Share::Known { ready: true, .. });
+            !held.ends()
+                && held.is_spread()
+                && held.shares.iter().any(serves)
+                && !held.shares.get(runner).is_some_and(serves)
+        };
+        !self.replicas.values().any(behind)
+    }
+
+    /// Does what is left to do for one replica.
+    fn settle(&mut self, replica: &ReplicaKey, moves: &mut Moves) {
+        self.choose(replica);
+        let Some(held) = self.replicas.get_mut(replica) else {
+            return;
+        };
+        if held.ends() {
+            held.end_shares(replica, moves);
+            let left = |share: &Share| !matches!(share, Share::None | Share::Gone);
+            if !held.shares.iter().any(left) {
+                let told_to_end = held.told_to_end();
+                moves.said.extend(held.last.take());
+                if told_to_end {
+                    moves.said.push(FromRunner::Stopped {
+                        replica: replica.clone(),
+                    });
+                }
+                let row = self
+                    .replicas
+                    .remove(replica)
+                    .and_then(|held| held.launch.row);
+                self.free_rows.extend(row);
+            }
+            return;
+        }
+        held.advance(replica, &self.up, moves);
+        held.tell(replica, &self.up, &mut moves.said);
+    }
+
+    /// Gives a replica that lives in one runner its runner: the one with the fewest of them.
+    fn choose(&mut self, replica: &ReplicaKey) {
+        let wants = |held: &Replica| !held.is_spread() && held.alone_in.is_none() && !held.ends();
+        if !self.replicas.get(replica).is_some_and(wants) {
+            return;
+        }
+        let mut counts = vec![0_usize; self.up.len()];
+        for runner in self.replicas.values().filter_map(|held| held.alone_in) {
+            if let Some(count) = counts.get_mut(runner) {
+                *count += 1;
+            }
+        }
+        let up = |runner: &RunnerIndex| self.up.get(*runner).is_some_and(|up| *up);
+        let least = (0..counts.len())
+            .filter(up)
+            .min_by_key(|runner| counts.get(*runner).copied());
+        if let Some(held) = self.replicas.get_mut(replica) {
+            held.alone_in = least;
+        }
+    }
+}
+
+impl Replica {
+    /// Whether it has, or shall have, a share there.
+    fn belongs(&self, runner: RunnerIndex) -> bool {
+        self.is_spread() || self.alone_in == Some(runner)
+    }
+
+    /// Tells every share that lives to end.
+    fn end_shares(&mut self, replica: &ReplicaKey, moves: &mut Moves) {
+        let order = self.order;
+        for (runner, share) in self.shares.iter_mut().enumerate() {
+            if !share.lives() {
+                continue;
+            }
+            let started = matches!(share, Share::Starting) || share.started();
+            *share = Share::Ending;
+            let replica = replica.clone();
+            let message = match order {
+                Order::Drain { deadline_ms } if started => ToRunner::Drain {
+                    replica,
+                    deadline_ms,
+                },
+                // One that has not started has nothing in hand; one that ended elsewhere by itself
+                // has failed, and is started anew by policy.
+                _ => ToRunner::Stop { replica },
+            };
+            moves.to.push((runner, message));
+        }
+    }
+
+    /// Brings shares forward as far as they are ordered to.
+    fn advance(&mut self, replica: &ReplicaKey, up: &[bool], moves: &mut Moves) {
+        let compiled = self.shares.iter().any(Share::prepared);
+        let mut preparing = self.shares.contains(&Share::Preparing);
+        for runner in 0..self.shares.len() {
+            if !self.belongs(runner) || !up.get(runner).is_some_and(|up| *up) {
+                continue;
+            }
+            let starts = self.order == Order::Start;
+            let Some(share) = self.shares.get_mut(runner) else {
+                continue;
+            };
+            let replica = replica.clone();
+            match share {
+                Share::None if compiled || !preparing => {
+                    *share = Share::Preparing;
+                    preparing = true;
+                    let launch = self.launch.clone();
+                    moves
+                        .to
+                        .push((runner, ToRunner::Prepare { replica, launch }));
+                }
+                Share::Prepared if starts => {
+                    *share = Share::Starting;
+                    moves.to.push((runner, ToRunner::Start { replica }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells the daemon what holds for all shares together.
+    fn tell(&mut self, replica: &ReplicaKey, up: &[bool], said: &mut Vec<FromRunner>) {
+        let counts = |runner: usize| self.belongs(runner) && up.get(runner).is_some_and(|up| *up);
+        let all = |has: fn(&Share) -> bool| {
+            let mut mine = (0..self.shares.len())
+                .filter(|runner| counts(*runner))
+                .filter_map(|runner| self.shares.get(runner))
+                .peekable();
+            mine.peek().is_some() && mine.all(has)
+        };
+        let (prepared, started) = (all(Share::prepared), all(Share::started));
+        let replica = || replica.clone();
+        if prepared && !self.prepared_told {
+            self.prepared_told = true;
+            said.push(FromRunner::Prepared { replica: replica() });
+        }
+        if started && !self.started_told {
+            self.started_told = true;
+            said.push(FromRunner::Started { replica: replica() });
+        }
+        if !self.started_told {
+            return;
+        }
+        let health = self.health();
+        if let Some((ready, reason)) = &health
+            && health != self.health_told
+        {
+            said.push(FromRunner::Health {
+                replica: replica(),
+                ready: *ready,
+                reason: reason.clone(),
+            });
+            self.health_told = health;
+        }
+    }
+
+    /// Ready is who is ready in every runner; `None` while that is not known. A share that catches
+    /// up counts once it has said something.
+    fn health(&self) -> Option<(bool, Option<String>)> {
+        let known = self.shares.iter().filter_map(|share| match share {
+            Share::Known { ready, reason } => Some((*ready, reason)),
+            _ => None,
+        });
+        if let Some((_, reason)) = known.clone().find(|(ready, _)| !ready) {
+            return Some((false, reason.clone()));
+        }
+        let told_ready = matches!(self.health_told, Some((true, _)));
+        let waits = |share: &Share| *share == Share::Started;
+        match known.count() {
+            0 if told_ready => Some((false, Some("its runner ended".into()))),
+            0 => None,
+            _ if !told_ready && self.shares.iter().any(waits) => None,
+            _ => Some((true, None)),
+        }
+    }
+}
+
+fn ended(replica: ReplicaKey, reason: String) -> FromRunner {
+    FromRunner::Ended {
+        replica,
+        outcome: Outcome::Failed {
+            exit_code: None,
+            reason,
+        },
+    }
+}

@@ -1,0 +1,164 @@
+//! What the runners of a host use, as one runner's answer.
+//!
+//! Pure. Sums are over the runners that are there; counters of the gateway never fall, so those of
+//! a runner that ended are kept.
+
+use std::collections::BTreeMap;
+
+use super::shares::RunnerIndex;
+use crate::runner::protocol::{GatewayStats, ReplicaKey, ReplicaUsage, Usage};
+
+/// The answers of one round of questions.
+#[derive(Debug)]
+pub(crate) struct Usages {
+    runners: Vec<Answer>,
+    /// Counters of runners that have ended.
+    ended: GatewayStats,
+}
+
+#[derive(Debug, Default)]
+struct Answer {
+    /// It is there, so its answer is waited for.
+    up: bool,
+    /// Not told yet.
+    fresh: bool,
+    usage: Usage,
+}
+
+impl Usages {
+    /// Every runner is up.
+    pub(crate) fn new(runners: usize) -> Self {
+        let up = || Answer {
+            up: true,
+            ..Answer::default()
+        };
+        Self {
+            runners: std::iter::repeat_with(up).take(runners).collect(),
+            ended: GatewayStats::default(),
+        }
+    }
+
+    /// Takes one runner's answer; gives that of all once the last has come.
+    pub(crate) fn answer(&mut self, runner: RunnerIndex, usage: Usage) -> Option<Usage> {
+        let answer = self.runners.get_mut(runner)?;
+        (answer.fresh, answer.usage) = (true, usage);
+        self.all()
+    }
+
+    /// A runner ended; perhaps the others only waited for its answer.
+    pub(crate) fn died(&mut self, runner: RunnerIndex) -> Option<Usage> {
+        let answer = std::mem::take(self.runners.get_mut(runner)?);
+        let counted = GatewayStats {
+            in_flight: 0,
+            ..answer.usage.gateway
+        };
+        self.ended = sum(self.ended, counted);
+        self.all()
+    }
+
+    pub(crate) fn back(&mut self, runner: RunnerIndex) {
+        if let Some(answer) = self.runners.get_mut(runner) {
+            answer.up = true;
+        }
+    }
+
+    fn all(&mut self) -> Option<Usage> {
+        self.runners.iter().find(|answer| answer.up)?;
+        let mut replicas: BTreeMap<ReplicaKey, ReplicaUsage> = BTreeMap::new();
+        let mut all = Usage {
+            gateway: self.ended,
+            table_seq: u64::MAX,
+            ..Usage::default()
+        };
+        for answer in self.runners.iter().filter(|answer| answer.up) {
+            if !answer.fresh {
+                return None;
+            }
+            all.gateway = sum(all.gateway, answer.usage.gateway);
+            all.table_seq = all.table_seq.min(answer.usage.table_seq);
+            for share in &answer.usage.replicas {
+                match replicas.get_mut(&share.replica) {
+                    Some(replica) => {
+                        replica.memory_bytes += share.memory_bytes;
+                        replica.cpu_millis += share.cpu_millis;
+                        replica.in_flight += share.in_flight;
+                    }
+                    None => {
+                        replicas.insert(share.replica.clone(), share.clone());
+                    }
+                }
+            }
+        }
+        all.replicas = replicas.into_values().collect();
+        self.runners
+            .iter_mut()
+            .for_each(|answer| answer.fresh = false);
+        Some(all)
+    }
+}
+
+fn sum(one: GatewayStats, other: GatewayStats) -> GatewayStats {
+    GatewayStats {
+        requests: one.requests + other.requests,
+        errors: one.errors + other.errors,
+        forwarded: one.forwarded + other.forwarded,
+        in_flight: one.in_flight + other.in_flight,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmorch_api::{Name, WorkloadKey};
+
+    use super::*;
+
+    fn usage(requests: u64, table_seq: u64, memory_bytes: u64) -> Usage {
+        let id = "1-1-1".parse().unwrap();
+        let replica = ReplicaKey::new(WorkloadKey::new(Name::default(), Name::default()), id);
+        Usage {
+            replicas: vec![ReplicaUsage {
+                replica,
+                memory_bytes,
+                cpu_millis: 10,
+                in_flight: 1,
+            }],
+            gateway: GatewayStats {
+                requests,
+                in_flight: 1,
+                ..GatewayStats::default()
+            },
+            table_seq,
+        }
+    }
+
+    #[test]
+    fn answers_are_summed_once_all_are_there() {
+        let mut usages = Usages::new(2);
+        assert_eq!(usages.answer(0, usage(5, 7, 100)), None);
+        let all = usages.answer(1, usage(3, 6, 50)).unwrap();
+        assert_eq!((all.gateway.requests, all.gateway.in_flight), (8, 2));
+        assert_eq!(all.table_seq, 6, "what every runner has applied");
+        assert_eq!(all.replicas.len(), 1);
+        let replica = &all.replicas[0];
+        let summed = (replica.memory_bytes, replica.cpu_millis, replica.in_flight);
+        assert_eq!(summed, (150, 20, 2));
+        assert_eq!(usages.answer(1, usage(4, 7, 0)), None, "a new round");
+    }
+
+    #[test]
+    fn a_runner_that_ended_is_not_waited_for_and_its_counters_stay() {
+        let mut usages = Usages::new(2);
+        usages.answer(0, usage(5, 7, 100));
+        usages.answer(1, usage(3, 6, 50)).unwrap();
+        usages.answer(0, usage(6, 8, 100));
+        let all = usages.died(1).expect("the other has answered");
+        assert_eq!((all.gateway.requests, all.gateway.in_flight), (9, 1));
+        assert_eq!(all.table_seq, 8);
+        usages.back(1);
+        assert_eq!(usages.answer(0, usage(6, 8, 1)), None);
+        let all = usages.answer(1, usage(1, 8, 1)).unwrap();
+        assert_eq!(all.gateway.requests, 10);
+        assert_eq!(usages.died(0), None);
+        assert_eq!(usages.died(1), None, "no one is left to answer");
+    }
+}

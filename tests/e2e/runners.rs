@@ -1,0 +1,240 @@
+//! Runners are processes: what the death of one takes, and that nothing of them is left behind.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use wasmorch_tests::daemons::Daemons;
+use wasmorch_tests::http;
+use wasmorch_tests::up::Up;
+use wasmorch_tests::wait_for;
+
+/// Requests under way at once.
+const LOAD: usize = 4;
+/// A request that began so long after a runner froze or died was in no danger: what is left is the
+/// time between the clock and the signal.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// Whether the process is a zombie, and its parent.
+fn stat(pid: i32) -> Option<(bool, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut words = rest.split(' ');
+    Some((words.next()? == "Z", words.next()?.parse().ok()?))
+}
+
+/// The children of a process that are runners, zombies too.
+fn runners(host: u32) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").expect("/proc is there");
+    let numbers = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_runner = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let zombie = stat(*pid).is_some_and(|(zombie, _)| zombie);
+        zombie || line.split(|byte| *byte == 0).any(|arg| arg == b"runner")
+    };
+    numbers
+        .filter(|pid| stat(*pid).is_some_and(|(_, parent)| i64::from(parent) == i64::from(host)))
+        .filter(is_runner)
+        .collect()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    let pid = Pid::from_raw(pid).expect("a process has a number");
+    kill_process(pid, signal).expect("it is ours");
+}
+
+fn descriptors(pid: u32) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    open.expect("the process is ours").count()
+}
+
+fn id(up: &Up) -> u32 {
+    up.process.as_ref().expect("it runs").id()
+}
+
+/// Waits until a runner is gone and the host has as many as before.
+fn wait_for_successor(host: u32, gone: i32, count: usize) -> Duration {
+    let began = Instant::now();
+    wait_for("another runner in the place of one", || {
+        let now = runners(host);
+        (now.len() == count && !now.contains(&gone)).then_some(())
+    });
+    began.elapsed()
+}
+
+/// When requests failed.
+struct Failures(Mutex<Vec<(Instant, Instant)>>);
+
+#[test]
+fn a_runner_that_freezes_or_dies_takes_only_its_own_requests() {
+    let mut daemons = Daemons::start(1, 0);
+    daemons.start_host_with(0, &["--runners", "2"]);
+    daemons.wait_for_hosts(1);
+    daemons.deploy("hello-http", "web", &[]);
+    let gateway = daemons.gateways().remove(0);
+    let host = daemons.hosts[0].as_ref().expect("it runs").id();
+    assert_eq!(runners(host).len(), 2);
+    let open = descriptors(host);
+
+    let (over, failures) = (AtomicBool::new(false), Failures(Mutex::default()));
+    let mut events = Vec::new();
+    let answered: usize = std::thread::scope(|scope| {
+        let load: Vec<_> = (0..LOAD)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut answered = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        let began = Instant::now();
+                        let answer = http::get(&gateway, "web.default.localhost", "/");
+                        if answer.is_ok_and(|answer| answer.status == 200) {
+                            answered += 1;
+                        } else {
+                            let failed = (began, Instant::now());
+                            failures.0.lock().expect("no one panics").push(failed);
+                        }
+                    }
+                    answered
+                })
+            })
+            .collect();
+        // Whatever fails here must not leave the load going.
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for bad in [Signal::STOP, Signal::KILL] {
+                for runner in runners(host) {
+                    events.push(Instant::now());
+                    signal(runner, bad);
+                    wait_for_successor(host, runner, 2);
+                    // The next may go once this one's place serves again: other than that there
+                    // would be nobody left.
+                    let until = Instant::now() + Duration::from_secs(1);
+                    while Instant::now() < until {
+                        let answer = http::get(&gateway, "web.default.localhost", "/");
+                        assert_eq!(answer.expect("the other serves").status, 200);
+                    }
+                }
+            }
+        }));
+        over.store(true, Ordering::Relaxed);
+        let answered = load
+            .into_iter()
+            .map(|one| one.join().expect("joined"))
+            .sum();
+        tried.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        answered
+    });
+    assert_eq!(events.len(), 4);
+    assert!(answered > 100, "{answered}");
+    // A request fails only when it was in hand while a runner froze or died.
+    let failures = failures.0.into_inner().expect("no one panicked");
+    let hit = |event: &Instant, (began, ended): &(Instant, Instant)| {
+        *began <= *event + AT_ONCE && ended >= event
+    };
+    for failure in &failures {
+        let explained = events.iter().any(|event| hit(event, failure));
+        assert!(explained, "a request failed while nothing happened");
+    }
+    for event in &events {
+        let count = failures
+            .iter()
+            .filter(|failure| hit(event, failure))
+            .count();
+        assert!(count <= LOAD, "{count} failed where {LOAD} were in hand");
+    }
+    wait_for("the workload to be ready", || {
+        let listed = daemons.run(&["ps", "web", "--json"]).json();
+        (listed[0]["ready"] == true).then_some(())
+    });
+    let zombies = runners(host)
+        .into_iter()
+        .filter(|pid| stat(*pid).is_some_and(|(z, _)| z));
+    assert_eq!(zombies.count(), 0);
+    wait_for("what the dead had open to be closed", || {
+        (descriptors(host) <= open).then_some(())
+    });
+}
+
+#[test]
+fn a_service_moves_on_when_its_runner_dies() {
+    let mut daemons = Daemons::start(1, 0);
+    daemons.start_host_with(0, &["--runners", "2"]);
+    daemons.wait_for_hosts(1);
+    daemons.deploy("ticker", "tick", &[]);
+    let host = daemons.hosts[0].as_ref().expect("it runs").id();
+    for runner in runners(host) {
+        signal(runner, Signal::KILL);
+    }
+    wait_for("another start of the service", || {
+        let listed = daemons.run(&["ps", "tick", "--json"]).json();
+        let started_again = listed[0]["replica"].as_str()?.ends_with("-2");
+        (started_again && listed[0]["ready"] == true).then_some(())
+    });
+}
+
+#[test]
+fn runners_die_with_a_killed_up_and_end_with_a_stopped_one() {
+    let mut up = Up::start(1);
+    let host = id(&up);
+    let before = runners(host);
+    assert!(!before.is_empty());
+    // Not even one that cannot run is left behind.
+    signal(before[0], Signal::STOP);
+    up.kill();
+    wait_for("the runners to be gone", || {
+        before
+            .iter()
+            .all(|pid| stat(*pid).is_none_or(|(zombie, _)| zombie))
+            .then_some(())
+    });
+    up.start_again();
+    let again = runners(id(&up));
+    assert!(!again.is_empty());
+    drop(up);
+    wait_for("the runners to have ended", || {
+        again
+            .iter()
+            .all(|pid| stat(*pid).is_none_or(|(zombie, _)| zombie))
+            .then_some(())
+    });
+}
+
+#[test]
+fn guests_run_in_the_daemon_when_that_is_asked_for() {
+    let mut daemons = Daemons::start(1, 0);
+    daemons.start_host_with(0, &["--runners", "0"]);
+    daemons.wait_for_hosts(1);
+    daemons.deploy("hello-http", "web", &[]);
+    let host = daemons.hosts[0].as_ref().expect("it runs").id();
+    assert!(runners(host).is_empty());
+    let gateway = daemons.gateways().remove(0);
+    assert_eq!(
+        http::get(&gateway, "web.default.localhost", "/")
+            .expect("an answer")
+            .status,
+        200
+    );
+}
+
+/// A line of `/proc/<pid>/status`.
+fn status(pid: i32, key: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.expect("the kernel tells").trim().to_owned()
+}
+
+#[test]
+fn runners_have_given_up_what_they_do_not_need() {
+    let mut daemons = Daemons::start(1, 0);
+    daemons.start_host_with(0, &["--runners", "1"]);
+    daemons.wait_for_hosts(1);
+    // It has run a guest, so it has set itself up.
+    daemons.deploy("hello-http", "web", &[]);
+    let host = daemons.hosts[0].as_ref().expect("it runs");
+    let runner = runners(host.id()).remove(0);
+    assert_eq!(status(runner, "NoNewPrivs:"), "1");
+    assert_eq!(status(runner, "Seccomp:"), "2");
+    let host = i32::try_from(host.id()).expect("a process has a number");
+    assert_eq!(status(host, "Seccomp:"), "0", "the daemon starts others");
+}
