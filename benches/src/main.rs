@@ -8,6 +8,7 @@ mod cluster;
 mod deploy;
 mod fleet;
 mod guest;
+mod http;
 mod machine;
 mod memory;
 mod neighbour;
@@ -28,11 +29,18 @@ enum Bench {
     Deploy(deploy::Args),
     /// A real controller and nats-server with thousands of simulated hosts
     Cluster(fleet::Args),
+    /// Requests a second beside `wasmtime serve` and bare hyper
+    Http(http::Args),
+    /// Bare hyper, for `http`
+    #[command(name = "serve-bare", hide = true)]
+    ServeBare,
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
         Bench::Deploy(args) => deploy::run(&args),
         Bench::Cluster(args) => fleet::run(&args),
+        Bench::Http(args) => http::run(&args),
+        Bench::ServeBare => http::serve_bare(),
     }
 }

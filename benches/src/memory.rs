@@ -3,6 +3,7 @@
 //! Pss and not Rss: a page that several processes share counts once over all of them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -19,10 +20,33 @@ struct Process {
     id: u32,
     parent: u32,
     name: String,
+    /// Processor time in clock ticks, its own and the kernel's for it.
+    ticks: u64,
 }
 
 /// What the tree under `root` holds right now.
 pub(crate) fn resident(root: u32) -> Result<Resident> {
+    let mut resident = Resident::default();
+    for process in tree(root)? {
+        let bytes = pss(process.id)?;
+        resident.total += bytes;
+        if process.name.starts_with("nats-server") {
+            resident.nats += bytes;
+        }
+    }
+    anyhow::ensure!(resident.total > 0, "process {root} is gone");
+    Ok(resident)
+}
+
+/// Processor time that the tree under `root` has used so far.
+pub(crate) fn cpu(root: u32) -> Result<Duration> {
+    let ticks = rustix::param::clock_ticks_per_second().max(1);
+    let used: u64 = tree(root)?.iter().map(|process| process.ticks).sum();
+    Ok(Duration::from_micros(used * 1_000_000 / ticks))
+}
+
+/// A process and all that it started.
+fn tree(root: u32) -> Result<Vec<Process>> {
     let all = processes()?;
     let mut tree = vec![root];
     let mut next = 0;
@@ -34,16 +58,8 @@ pub(crate) fn resident(root: u32) -> Result<Resident> {
         );
         next += 1;
     }
-    let mut resident = Resident::default();
-    for process in all.iter().filter(|process| tree.contains(&process.id)) {
-        let bytes = pss(process.id)?;
-        resident.total += bytes;
-        if process.name.starts_with("nats-server") {
-            resident.nats += bytes;
-        }
-    }
-    anyhow::ensure!(resident.total > 0, "process {root} is gone");
-    Ok(resident)
+    let inside = all.into_iter().filter(|process| tree.contains(&process.id));
+    Ok(inside.collect())
 }
 
 fn processes() -> Result<Vec<Process>> {
@@ -62,12 +78,19 @@ fn processes() -> Result<Vec<Process>> {
         .collect())
 }
 
-/// `ID (NAME) STATE PARENT ..`; the name may contain spaces and brackets.
+/// `ID (NAME) STATE PARENT .. USER SYSTEM ..`; the name may contain spaces and brackets.
 fn parse_stat(id: u32, stat: &str) -> Option<Process> {
     let (before, after) = stat.rsplit_once(')')?;
     let name = before.split_once('(')?.1.to_owned();
-    let parent = after.split_whitespace().nth(1)?.parse().ok()?;
-    Some(Process { id, parent, name })
+    let words: Vec<&str> = after.split_whitespace().collect();
+    let number = |at: usize| words.get(at)?.parse::<u64>().ok();
+    let parent = u32::try_from(number(1)?).ok()?;
+    Some(Process {
+        id,
+        parent,
+        name,
+        ticks: number(11)? + number(12)?,
+    })
 }
 
 fn pss(id: u32) -> Result<u64> {
@@ -86,8 +109,10 @@ mod tests {
 
     #[test]
     fn reads_a_name_with_brackets() {
-        let process = parse_stat(7, "7 (a (b) c) S 3 7 7 0").expect("it is well formed");
+        let process = parse_stat(7, "7 (a (b) c) S 3 7 7 0 -1 0 0 0 0 0 40 2 0 0")
+            .expect("it is well formed");
         assert_eq!((process.name.as_str(), process.parent), ("a (b) c", 3));
+        assert_eq!(process.ticks, 42);
     }
 
     #[test]
