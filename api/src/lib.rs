@@ -20,6 +20,7 @@ pub mod placement;
 pub mod record;
 pub mod spec;
 pub mod status;
+pub mod stores;
 pub mod subjects;
 pub mod table;
 pub mod time;

@@ -3,6 +3,8 @@
 //! Owns the shapes under the keys `workload.<ns>.<name>` and `revision.<ns>.<name>.<n>`. What
 //! follows from them is the planner's to decide.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{
@@ -81,6 +83,9 @@ pub struct Record {
     /// Slots in a crash loop: every host tried has used up its starts.
     #[serde(default)]
     pub crash_loop: Vec<CrashLoop>,
+    /// Slots with volumes: the host that has them. The slot goes nowhere else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub homes: BTreeMap<Slot, HostId>,
     /// When the workload was first deployed.
     pub created: Timestamp,
     /// When the record last changed.
@@ -121,6 +126,9 @@ pub struct Removed {
     pub newest: RevisionNumber,
     /// The next placement's number.
     pub next_placement: PlacementNumber,
+    /// Where its volumes are: a workload of the same name finds them again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub homes: BTreeMap<Slot, HostId>,
 }
 
 impl Removed {

@@ -9,6 +9,7 @@
 //! whether the write certainly did not happen or whether that is unknown.
 
 mod batch;
+mod consumers;
 mod leadership;
 mod load;
 mod objects;
@@ -90,6 +91,7 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     link: Link,
+    js: jetstream::Context,
     state: jetstream::stream::Stream,
     objects: jetstream::object_store::ObjectStore,
     /// In front of every subject that is written: JetStream in another domain is reached through
@@ -120,6 +122,7 @@ impl Store {
         let objects = setup::ensure_objects(&js, replicas).await?;
         Ok(Self {
             link: link.clone(),
+            js,
             state,
             objects,
             put_prefix,

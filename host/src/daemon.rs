@@ -318,6 +318,7 @@ fn spawn_runner(
         domain,
         nats: Some(config.nats.clone()),
         compiled: Some(disk.data.compiled()),
+        volumes: Some(disk.data.volumes()),
         paths: disk.data.for_runners(config.nats.creds.as_deref()),
         column: None,
     };

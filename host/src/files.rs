@@ -70,6 +70,11 @@ impl DataDir {
         self.root.join("artifacts")
     }
 
+    /// `volumes/`.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// `compiled/`.
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
@@ -82,7 +87,7 @@ impl DataDir {
         let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));
         Paths {
             read: std::iter::once(self.artifacts()).chain(creds).collect(),
-            write: vec![self.compiled(), self.root.join("volumes")],
+            write: vec![self.compiled(), self.volumes()],
         }
     }
 

@@ -30,7 +30,7 @@ pub enum BrokenRule {
         workload: WorkloadKey,
         /// The host.
         host: HostId,
-        /// `dead`, `suspect`, `cordoned`, `draining`, `unknown`.
+        /// `dead`, `suspect`, `cordoned`, `draining`, `unknown`, `not where its volumes are`.
         why: &'static str,
     },
     /// More live placements than wanted plus surge.
@@ -175,7 +175,18 @@ fn starts_are_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>
                 number: start.placement,
             });
         }
-        if !workload.revisions.contains_key(&start.revision) {
+        let revision = workload.revisions.get(&start.revision);
+        let has_volumes = revision.is_some_and(|one| !one.spec.bindings.volume.is_empty());
+        let home = workload.record.homes.get(&start.slot);
+        let home = home.filter(|home| has_volumes && cluster.hosts().contains_key(*home));
+        if home.is_some_and(|home| *home != start.host) {
+            broken.push(BrokenRule::BadHost {
+                workload: start.key.clone(),
+                host: start.host.clone(),
+                why: "not where its volumes are",
+            });
+        }
+        if revision.is_none() {
             broken.push(BrokenRule::NoRevision {
                 workload: start.key.clone(),
                 revision: start.revision,

@@ -416,6 +416,14 @@ impl Fill {
         pool.fits(rank, self.wants) && self.named(pool, rank)
     }
 
+    /// Whether this very host may take one more replica, however it scores.
+    pub(crate) fn admits(&self, ground: &Ground<'_>, pool: &Pool, rank: Rank) -> bool {
+        let class = pool.class_of(rank);
+        let mut cells = self.cells.iter().enumerate();
+        let open = cells.any(|(at, cell)| cell.class == class && !self.barred(at));
+        open && ground.count(pool, rank) < self.host_max && self.has_room(pool, rank)
+    }
+
     fn named(&self, pool: &Pool, rank: Rank) -> bool {
         self.by_name.is_empty()
             || self

@@ -24,6 +24,7 @@ pub mod commands;
 mod explain;
 mod fill;
 mod holdings;
+mod homes;
 mod moves;
 mod observe;
 mod place;

@@ -143,6 +143,10 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         if !leaves(&seat) || matches!(seat.standing, Standing::Gone | Standing::Unheard) {
             continue;
         }
+        if pass.home(slot).is_some() {
+            // Its volumes are there: it stays until the deadline.
+            continue;
+        }
         if let Some(Leaving::To(to)) = &seat.leaves {
             if surge > 0 && go(pass, &seat, to) {
                 surge -= 1;

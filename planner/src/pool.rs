@@ -298,6 +298,12 @@ impl Pool {
         self.ranks.get(id).copied()
     }
 
+    /// The rank of a host that something may be placed on now.
+    pub(crate) fn usable(&self, id: &HostId) -> Option<Rank> {
+        self.rank(id)
+            .filter(|rank| self.rooms[*rank as usize].usable)
+    }
+
     pub(crate) fn room(&self, rank: Rank) -> &Room {
         &self.rooms[rank as usize]
     }

@@ -92,7 +92,7 @@ pub(crate) struct Pass<'a> {
     /// No host has room: nothing was freed since that was found.
     full: bool,
     /// Slots that could not be placed.
-    unplaced: u32,
+    pub(crate) unplaced: u32,
     /// Slots with a replica that is still ending.
     draining: Option<BTreeSet<Slot>>,
     waits: bool,
@@ -159,6 +159,7 @@ pub(crate) fn plan_workload(
         lost: 0,
     };
     pass.take_seats();
+    pass.adopt_homes();
     if pass.target.kind.ends() {
         pass.job();
     } else {
@@ -294,7 +295,9 @@ impl Pass<'_> {
 
     fn explain(&self) -> wasmorch_api::messages::Unplaced {
         let ranking = self.with_standpoint(|on| place::rank(on, &[]));
-        explain::unplaced(self.key, self.unplaced, &ranking)
+        let mut unplaced = explain::unplaced(self.key, self.unplaced, &ranking);
+        self.explain_homes(&mut unplaced);
+        unplaced
     }
 
     /// Looks at hosts one by one, with what this plan has decided so far.
@@ -322,7 +325,20 @@ impl Pass<'_> {
     }
 
     /// The best host for one more replica.
-    fn best(&mut self, args: Option<&Vec<String>>, failed: &BTreeSet<Rank>) -> Option<Rank> {
+    pub(crate) fn best(
+        &mut self,
+        args: Option<&Vec<String>>,
+        failed: &BTreeSet<Rank>,
+    ) -> Option<Rank> {
+        let (fill, ground, pool) = self.filling(args);
+        fill.best(&ground, pool, failed)
+    }
+
+    /// This pass's filling, begun when it is first asked for.
+    pub(crate) fn filling(
+        &mut self,
+        args: Option<&Vec<String>>,
+    ) -> (&mut Fill, Ground<'_>, &mut Pool) {
         let ground = Ground {
             cluster: self.cluster,
             key: self.key,
@@ -334,7 +350,7 @@ impl Pass<'_> {
         let fill = self
             .fill
             .get_or_insert_with(|| Fill::new(&ground, pool, spec, args));
-        fill.best(&ground, pool, failed)
+        (fill, ground, pool)
     }
 
     fn end_fill(&mut self) {
@@ -358,7 +374,7 @@ impl Pass<'_> {
             match seat.standing {
                 // With nowhere else to go, taking it out of its host's set would only stop what may
                 // well be running behind a broken network.
-                Standing::Gone if self.nowhere_else(&seat) => {}
+                Standing::Gone if self.stays_home(&seat) || self.nowhere_else(&seat) => {}
                 Standing::Gone => {
                     self.stop(&seat, StopReason::HostDead);
                     if self.said_lost >= SAID_EACH {
@@ -603,14 +619,15 @@ impl Pass<'_> {
 
     /// Places the slot on the best host; counts it as unplaced when none has room.
     pub(crate) fn start(&mut self, slot: Slot, args: Option<Vec<String>>) -> bool {
-        if self.full {
+        let at_home = self.home(slot).is_some();
+        if self.full && !at_home {
             self.unplaced += 1;
             return false;
         }
         let failed = self.failed_on(slot);
-        let Some(rank) = self.best(args.as_ref(), &failed) else {
+        let Some(rank) = self.seat_for(slot, args.as_ref(), &failed) else {
             self.unplaced += 1;
-            self.full = true;
+            self.full |= !at_home;
             return false;
         };
         if let Some(fill) = &mut self.fill {
@@ -629,7 +646,8 @@ impl Pass<'_> {
     /// Places the slot on this very host, if it passes every filter.
     pub(crate) fn start_on(&mut self, slot: Slot, host: &HostId) -> bool {
         self.end_fill();
-        let Some(rank) = self.pool.rank(host) else {
+        let elsewhere = self.home(slot).is_some_and(|home| home != host);
+        let Some(rank) = self.pool.rank(host).filter(|_| !elsewhere) else {
             return false;
         };
         let fits = self.with_standpoint(|on| place::fits_on(on, host));
@@ -660,6 +678,7 @@ impl Pass<'_> {
         }
         let class = Some(self.pool.class_of(rank));
         self.delta.add(self.pool, &host, class, 1);
+        self.settle(slot, &host);
         let args = args.map(Arc::new);
         self.plan.start.push(Start {
             key: self.key.clone(),

@@ -1121,3 +1121,67 @@ proptest! {
         world.run(30);
     }
 }
+
+#[test]
+fn a_slot_with_a_volume_stays_with_its_host() {
+    let mut world = World::new(3);
+    // The ranking of hosts for one more replica knows no slots.
+    world.fates.insert(1, Fate::Ready);
+    let keeping = |version: &str| {
+        let mut spec = spec(version, 2);
+        spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+        (spec.update.max_surge, spec.update.max_unavailable) = (0, 1);
+        wasmorch_api::manifest::read_grant("volume=data:/data", &mut spec.bindings).unwrap();
+        spec
+    };
+    let where_is = |world: &World| -> BTreeMap<u64, HostId> {
+        let placements = &world.cluster.workload(&web()).unwrap().placements;
+        let slots = placements.values();
+        slots
+            .map(|placed| (placed.slot.0, placed.host.clone()))
+            .collect()
+    };
+    world.deploy(keeping("1"), Kind::Http);
+    world.run(8);
+    let homes = where_is(&world);
+    assert_eq!((homes.len(), world.ready()), (2, 2));
+
+    // Its host dies: the slot waits for it, and says so.
+    let home = homes[&1].clone();
+    world.silent.insert(home.clone());
+    world.run(40);
+    assert_eq!(where_is(&world), homes);
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    let unplaced = status.unplaced.unwrap();
+    assert_eq!(unplaced.slots, 1);
+    assert!(unplaced.fix[0].contains("host-rm h"), "{unplaced:?}");
+    world.silent.remove(&home);
+    world.run(8);
+
+    // A roll, a stop and a start, a new leader, a removal: always the same hosts.
+    world.deploy(keeping("2"), Kind::Http);
+    world.run(40);
+    assert_eq!((where_is(&world), world.ready()), (homes.clone(), 2));
+    world.change(commands::stop, None);
+    world.run(4);
+    world.change(commands::start, None);
+    world.new_leader();
+    world.run(30);
+    assert_eq!((where_is(&world), world.ready()), (homes.clone(), 2));
+    world.change(commands::rm, None);
+    world.run(4);
+    world.deploy(keeping("3"), Kind::Http);
+    world.run(8);
+    assert_eq!((where_is(&world), world.ready()), (homes.clone(), 2));
+
+    // A host that was removed has given its volumes up.
+    world.silent.insert(home.clone());
+    world.run(20);
+    world.seqs.remove(&home);
+    world.store(vec![Write::DeleteHost(home.clone())]);
+    world.run(20);
+    let moved = where_is(&world);
+    assert_ne!(moved[&1], home);
+    assert_eq!(moved[&2], homes[&2]);
+    assert_eq!(world.ready(), 2);
+}

@@ -26,3 +26,62 @@ pub(crate) mod messaging {
         require_store_data_send: true,
     });
 }
+
+/// `wasi:keyvalue`, in the draft that wasmtime and wasmCloud have.
+pub(crate) mod keyvalue {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        inline: "package wasmorch:host-keyvalue;
+            world imports {
+                import wasi:keyvalue/store@0.2.0-draft;
+                import wasi:keyvalue/atomics@0.2.0-draft;
+                import wasi:keyvalue/batch@0.2.0-draft;
+            }",
+        imports: { default: async | trappable },
+        with: { "wasi:keyvalue/store.bucket": crate::keyvalue::Bucket },
+        trappable_error_type: { "wasi:keyvalue/store.error" => crate::keyvalue::GuestError },
+        require_store_data_send: true,
+    });
+}
+
+/// `wasi:keyvalue`, in the second draft.
+pub(crate) mod keyvalue2 {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        inline: "package wasmorch:host-keyvalue2;
+            world imports {
+                import wasi:keyvalue/store@0.2.0-draft2;
+                import wasi:keyvalue/atomics@0.2.0-draft2;
+                import wasi:keyvalue/batch@0.2.0-draft2;
+            }",
+        imports: { default: async | trappable },
+        with: {
+            "wasi:keyvalue/store.bucket": crate::keyvalue::Bucket,
+            "wasi:keyvalue/atomics.cas": crate::keyvalue::Cas,
+        },
+        trappable_error_type: { "wasi:keyvalue/store@0.2.0-draft2.error" => crate::keyvalue::GuestError },
+        require_store_data_send: true,
+    });
+}
+
+/// `wasi:blobstore`, in the draft that wasmCloud has.
+pub(crate) mod blobstore {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        inline: "package wasmorch:host-blobstore;
+            world imports {
+                import wasi:blobstore/types@0.2.0-draft;
+                import wasi:blobstore/container@0.2.0-draft;
+                import wasi:blobstore/blobstore@0.2.0-draft;
+            }",
+        imports: { default: async | trappable },
+        with: {
+            "wasi:io": wasmtime_wasi::p2::bindings::io,
+            "wasi:blobstore/types.outgoing-value": crate::blobstore::OutgoingValue,
+            "wasi:blobstore/types.incoming-value": crate::blobstore::IncomingValue,
+            "wasi:blobstore/container.container": crate::blobstore::Container,
+            "wasi:blobstore/container.stream-object-names": crate::blobstore::Names,
+        },
+        require_store_data_send: true,
+    });
+}

@@ -22,6 +22,7 @@ use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
 use crate::state::{GuestState, ModuleState, ReplicaShared};
+use crate::volume;
 
 /// What each captured stream holds at most; beyond it the guest's writes fail.
 const CAPTURE_BYTES_MAX: usize = 16 << 20;
@@ -112,7 +113,7 @@ impl CommandReplica {
         let pre = match artifact.compiled() {
             Compiled::Component(component) => {
                 link::concurrency(component, &config.limits)?;
-                let linked = link::pre(runtime, component)?;
+                let linked = link::pre(runtime, component, &config)?;
                 match wasmtime_wasi::p3::bindings::CommandPre::new(linked.clone()) {
                     Ok(pre) => Pre::P3(pre),
                     Err(_) => Pre::P2(
@@ -121,6 +122,7 @@ impl CommandReplica {
                 }
             }
             Compiled::Module(module) => {
+                volume::check(None, runtime, &config.preopens)?;
                 if module.get_export("_start").is_none() {
                     return Err(WRONG);
                 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Account, LogSink, Messaging, Network, NoLogs, OutboundHttp};
+use crate::{
+    Account, BlobContainers, KeyValueStores, LogSink, Messaging, Network, NoLogs, OutboundHttp,
+};
 
 /// How a [`crate::Runtime`] is built. One per process.
 #[derive(Debug, Clone)]
@@ -83,6 +85,9 @@ pub struct Preopen {
     pub guest: String,
     /// Refuse writes.
     pub read_only: bool,
+    /// At most so many bytes in it, each file and directory counting as 4 KiB at least. The count is
+    /// kept beside the directory, in a file of its name and `.used`.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Everything a replica is given besides its code.
@@ -111,6 +116,10 @@ pub struct ReplicaConfig {
     /// What carries out `wasmcloud:messaging/consumer`, with its allow-lists applied; `None`
     /// denies.
     pub messaging: Option<Arc<dyn Messaging>>,
+    /// The stores that `wasi:keyvalue` opens.
+    pub keyvalue: KeyValueStores,
+    /// The containers that `wasi:blobstore` opens.
+    pub blobs: BlobContainers,
 }
 
 impl ReplicaConfig {
@@ -128,6 +137,8 @@ impl ReplicaConfig {
             preopens: Vec::new(),
             logs: Arc::new(NoLogs),
             messaging: None,
+            keyvalue: KeyValueStores::default(),
+            blobs: BlobContainers::default(),
         }
     }
 }

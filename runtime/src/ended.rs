@@ -160,6 +160,12 @@ pub enum PrepareError {
         #[source]
         source: std::io::Error,
     },
+    /// A directory with a limit, and code whose writes are not counted.
+    #[error("the size of a volume is not held for {by} in this version: leave `size` out")]
+    UncountedVolume {
+        /// What is not counted.
+        by: &'static str,
+    },
 }
 
 /// Shows bytes as people write limits: `64MiB`, or `65.2MiB` when it is not whole.

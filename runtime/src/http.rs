@@ -89,7 +89,7 @@ impl HttpReplica {
         let component = artifact.component().ok_or(WRONG)?;
         let concurrency = link::concurrency(component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
-        let linked = link::pre(runtime, component)?;
+        let linked = link::pre(runtime, component, &config)?;
         let pre = match ServicePre::new(linked.clone()) {
             Ok(pre) => Pre::P3(pre),
             Err(_) => Pre::P2(ProxyPre::new(linked).map_err(|_| WRONG)?),

@@ -22,6 +22,7 @@
 
 mod artifact;
 mod bindings;
+mod blobstore;
 mod body;
 mod cache;
 mod command;
@@ -32,6 +33,7 @@ mod engine;
 mod gate;
 mod guest;
 mod http;
+mod keyvalue;
 mod ledger;
 mod limits;
 mod link;
@@ -44,14 +46,22 @@ mod pace;
 mod share;
 mod state;
 mod ticker;
+mod volume;
 
 pub use artifact::{Artifact, Exports, Shape};
+pub use blobstore::{
+    BlobContainer, BlobContainers, BlobRead, ObjectInfo, ObjectsContainer, ObjectsError, S3Settings,
+};
 pub use body::{Body, BodyError};
 pub use command::{Capture, CommandReplica, Stdio};
 pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
 pub use http::{HttpReplica, RequestId};
+pub use keyvalue::{
+    KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
+    Version, increment_by_swaps,
+};
 pub use ledger::{Account, Field, Ledger};
 pub use limits::Usage;
 pub use link::{granted_imports, wasi_imports};

@@ -8,10 +8,13 @@ use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime_wasi_config::WasiConfig;
 
 use crate::bindings::{logging, messaging};
-use crate::config::Limits;
+use crate::blobstore;
+use crate::config::{Limits, ReplicaConfig};
 use crate::ended::PrepareError;
 use crate::engine::Runtime;
+use crate::keyvalue;
 use crate::state::GuestState;
+use crate::volume;
 
 /// A page of WebAssembly memory.
 const PAGE_BYTES: u64 = 64 << 10;
@@ -24,19 +27,23 @@ pub fn wasi_imports() -> &'static [&'static str] {
 
 /// The interfaces that a guest may import when a binding grants them, and the binding's name.
 pub fn granted_imports() -> &'static [(&'static str, &'static str)] {
-    &[
-        ("wasi:http/outgoing-handler@0.2", "http"),
-        ("wasi:http/client@0.3", "http"),
-        ("wasmcloud:messaging/consumer@0.2", "publish"),
-    ]
+    wasmorch_api::component::GRANTED
 }
 
 /// A component with all its imports resolved: what is left per request is to instantiate it.
 pub(crate) fn pre(
     runtime: &Runtime,
     component: &Component,
+    config: &ReplicaConfig,
 ) -> Result<InstancePre<GuestState>, PrepareError> {
-    linker(runtime)
+    volume::check(Some(component), runtime, &config.preopens)?;
+    let linker = linker(runtime).and_then(|mut linker| {
+        if volume::is_limited(&config.preopens) {
+            volume::add_to_linker(&mut linker)?;
+        }
+        Ok(linker)
+    });
+    linker
         .and_then(|linker| linker.instantiate_pre(component))
         .map_err(|error| PrepareError::Link(format!("{error:#}")))
 }
@@ -52,6 +59,8 @@ fn linker(runtime: &Runtime) -> wasmtime::Result<Linker<GuestState>> {
     })?;
     logging::wasi::logging::logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    keyvalue::add_to_linker(&mut linker)?;
+    blobstore::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

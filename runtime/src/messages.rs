@@ -79,7 +79,7 @@ impl MessagesReplica {
         let component = artifact.component().ok_or(WRONG)?;
         let concurrency = link::concurrency(component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
-        let pre = link::pre(runtime, component)?;
+        let pre = link::pre(runtime, component, &config)?;
         let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;
         Ok(Self {
             shared: ReplicaShared::new(runtime, config)?,

@@ -2,10 +2,12 @@
 //!
 //! The check is on the address that is used, so a name that resolves to something else than
 //! before, or a guest that resolves by itself, gains nothing. Private ranges are reached only when
-//! the pattern names an address, a range of them, or `localhost`.
+//! the pattern names an address, a range of them, or `localhost`. Who listens may answer a datagram
+//! where it came from, and sends none elsewhere.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::sockets::SocketAddrUse;
@@ -46,42 +48,74 @@ impl Network {
                 let names = connect
                     .iter()
                     .any(|p| matches!(p.host, SocketHost::Name(_)));
-                let allowed = Arc::new((connect.clone(), listen.clone()));
+                let allowed = Arc::new(Allowed {
+                    connect: connect.clone(),
+                    listen: listen.clone(),
+                    askers: Mutex::default(),
+                });
                 wasi.allow_tcp(true)
                     .allow_udp(true)
                     .allow_ip_name_lookup(names);
                 wasi.socket_addr_check(move |address, usage| {
                     let allowed = allowed.clone();
-                    Box::pin(async move { allows(&allowed.0, &allowed.1, address, usage).await })
+                    Box::pin(async move { allowed.allows(address, usage).await })
                 });
             }
         }
     }
 }
 
-async fn allows(
-    connect: &[SocketPattern],
-    listen: &[u16],
-    address: SocketAddr,
-    usage: SocketAddrUse,
-) -> bool {
-    match usage {
-        // The port is the operating system's choice: the implicit bind of a client.
-        SocketAddrUse::TcpBind | SocketAddrUse::UdpBind if address.port() == 0 => true,
-        SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => {
-            listen.contains(&address.port())
-        }
-        // Whoever reaches a port that is open to listening is welcome.
-        SocketAddrUse::TcpAccept => true,
-        SocketAddrUse::UdpReceive if !listen.is_empty() => true,
-        SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
-            for pattern in connect {
-                if pattern.matches(address).await {
-                    return true;
-                }
+/// What one instance may do, and who has asked it something.
+#[derive(Debug, Default)]
+struct Allowed {
+    connect: Vec<SocketPattern>,
+    listen: Vec<u16>,
+    /// Where datagrams came from on a port that is listened on, the newest last: they may be
+    /// answered.
+    askers: Mutex<VecDeque<SocketAddr>>,
+}
+
+/// So many askers are remembered.
+const ASKERS_MAX: usize = 256;
+
+impl Allowed {
+    async fn allows(&self, address: SocketAddr, usage: SocketAddrUse) -> bool {
+        match usage {
+            // The port is the operating system's choice: the implicit bind of a client.
+            SocketAddrUse::TcpBind | SocketAddrUse::UdpBind if address.port() == 0 => true,
+            SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => {
+                self.listen.contains(&address.port())
             }
-            false
+            // Whoever reaches a port that is open to listening is welcome.
+            SocketAddrUse::TcpAccept => true,
+            SocketAddrUse::UdpReceive if !self.listen.is_empty() => {
+                self.has_asked(address);
+                true
+            }
+            SocketAddrUse::UdpSend if self.askers().contains(&address) => true,
+            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+                for pattern in &self.connect {
+                    if pattern.matches(address).await {
+                        return true;
+                    }
+                }
+                false
+            }
         }
+    }
+
+    fn askers(&self) -> MutexGuard<'_, VecDeque<SocketAddr>> {
+        // A panic while it was held leaves a list that is usable.
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_asked(&self, address: SocketAddr) {
+        let mut askers = self.askers();
+        askers.retain(|known| *known != address);
+        if askers.len() == ASKERS_MAX {
+            askers.pop_front();
+        }
+        askers.push_back(address);
     }
 }
 
@@ -201,7 +235,31 @@ mod tests {
     #[tokio::test]
     async fn listening_needs_its_port() {
         let local: SocketAddr = "0.0.0.0:9000".parse().unwrap();
-        assert!(allows(&[], &[9000], local, SocketAddrUse::TcpListen).await);
-        assert!(!allows(&[], &[9001], local, SocketAddrUse::TcpListen).await);
+        let listening = |port| Allowed {
+            listen: vec![port],
+            ..Allowed::default()
+        };
+        let tcp = SocketAddrUse::TcpListen;
+        assert!(listening(9000).allows(local, tcp).await);
+        assert!(!listening(9001).allows(local, tcp).await);
+    }
+
+    #[tokio::test]
+    async fn datagrams_are_answered_and_sent_to_nobody_else() {
+        let listening = Allowed {
+            listen: vec![9000],
+            ..Allowed::default()
+        };
+        let asker = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let (receive, send) = (SocketAddrUse::UdpReceive, SocketAddrUse::UdpSend);
+        assert!(!listening.allows(asker(1), send).await);
+        assert!(listening.allows(asker(1), receive).await);
+        assert!(listening.allows(asker(1), send).await);
+        assert!(!listening.allows(asker(2), send).await);
+        for port in 2..=300 {
+            assert!(listening.allows(asker(port), receive).await);
+        }
+        assert!(!listening.allows(asker(1), send).await, "long ago");
+        assert_eq!(listening.askers().len(), ASKERS_MAX);
     }
 }

@@ -19,6 +19,7 @@ use crate::guest::Watch;
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
+use crate::volume::{Places, Volumes};
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files.
 const RESOURCES_MAX: usize = 16 << 10;
@@ -30,18 +31,14 @@ pub(crate) struct ReplicaShared {
     pub(crate) runtime: Runtime,
     pub(crate) config: ReplicaConfig,
     pub(crate) variables: WasiConfigVariables,
+    pub(crate) volumes: Volumes,
     pub(crate) meter: Arc<Meter>,
 }
 
 impl ReplicaShared {
     /// Checks what can be checked once: that the directories open.
     pub(crate) fn new(runtime: &Runtime, config: ReplicaConfig) -> Result<Arc<Self>, PrepareError> {
-        for preopen in &config.preopens {
-            std::fs::read_dir(&preopen.host).map_err(|source| PrepareError::Preopen {
-                path: preopen.host.display().to_string(),
-                source,
-            })?;
-        }
+        let volumes = Volumes::open(&config.preopens)?;
         let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);
@@ -49,6 +46,7 @@ impl ReplicaShared {
             runtime: runtime.clone(),
             config,
             variables,
+            volumes,
             meter,
         }))
     }
@@ -118,6 +116,7 @@ impl ReplicaShared {
             hooks: Hooks::new(self.config.outbound.clone()),
             limiter: self.limiter(watch),
             tag,
+            places: Places::default(),
             shared: self.clone(),
         };
         let mut store = Store::new(self.runtime.engine(), state);
@@ -158,6 +157,7 @@ pub(crate) struct GuestState {
     hooks: Hooks,
     limiter: MemoryLimiter,
     pub(crate) tag: RequestTag,
+    pub(crate) places: Places,
     pub(crate) shared: Arc<ReplicaShared>,
 }
 

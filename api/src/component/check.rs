@@ -90,9 +90,10 @@ pub fn check(inspection: &Inspection, spec: &WorkloadSpec) -> CapabilityCheck {
             None => unknown.push(import.clone()),
         }
     }
-    let problems = kind
+    let mut problems = kind
         .as_ref()
         .map_or_else(|_| Vec::new(), |kind| check_kind(spec, *kind));
+    problems.extend(uncounted(inspection, &spec.bindings));
     let bytes_refused = inspection.kind.is_none() || !unknown.is_empty();
     CapabilityCheck {
         kind,
@@ -101,6 +102,30 @@ pub fn check(inspection: &Inspection, spec: &WorkloadSpec) -> CapabilityCheck {
         problems,
         bytes_refused,
     }
+}
+
+/// Sizes of volumes that nothing would hold: hosts count what is written by `wasi:filesystem` 0.2.
+fn uncounted(inspection: &Inspection, bindings: &Bindings) -> Vec<Problem> {
+    let mut imports = inspection.imports.iter();
+    let by = if inspection.shape == Shape::CoreModule {
+        "core modules"
+    } else if imports.any(|name| name.starts_with("wasi:filesystem/types@0.3.")) {
+        "wasi:filesystem 0.3"
+    } else {
+        return Vec::new();
+    };
+    let limited = bindings
+        .volume
+        .iter()
+        .filter(|(_, volume)| volume.size.is_some() && volume.mode != "ro");
+    limited
+        .map(|(name, _)| Problem {
+            at: format!("bindings.volume.{name}.size"),
+            line: None,
+            column: None,
+            what: format!("is not held for {by} in this version yet: leave it out"),
+        })
+        .collect()
 }
 
 fn kind(inspection: &Inspection, spec: &WorkloadSpec) -> Result<Kind, Problem> {

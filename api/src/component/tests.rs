@@ -346,3 +346,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_size_that_nothing_holds_is_refused() {
+    let limited = |bytes: &[u8], size: bool| {
+        let mut spec = spec(None, &["volume=data:/data"]);
+        if let Some(volume) = spec.bindings.volume.get_mut("data") {
+            volume.size = size.then_some(crate::ByteSize(1 << 20));
+        }
+        checked(bytes, &spec).passes()
+    };
+    let run = "wasi:cli/run@0.2.0";
+    let counted = component(&["wasi:filesystem/types@0.2.4"], &[run]);
+    let uncounted = component(&["wasi:filesystem/types@0.3.0"], &[run]);
+    let module = wat::parse_str(START).unwrap();
+    for (bytes, held) in [(&counted, true), (&uncounted, false), (&module, false)] {
+        assert!(limited(bytes, false));
+        assert_eq!(limited(bytes, true), held);
+    }
+}

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::grammar::{self, Wildcards};
 use super::reader::{Field, echo};
 use crate::spec::{Bindings, Sockets, StoreBinding, Subscription, Volume};
+use crate::stores;
 use crate::units::ByteSize;
 
 /// At most so many entries in one binding: a placement carries them all.
@@ -57,6 +58,23 @@ pub(super) fn read(field: &Field<'_>) -> Bindings {
         for (index, subscription) in bindings.subscribe.iter().enumerate() {
             if bindings.subscribe[..index].contains(subscription) {
                 field.wrong(format!("names {} twice", echo(&subscription.subject)));
+                break;
+            }
+            let consumer = |one: &Subscription| {
+                one.stream
+                    .clone()
+                    .map(|stream| (stream, one.durable.clone()))
+            };
+            let others = bindings.subscribe[..index].iter();
+            if let Some((stream, durable)) = consumer(subscription)
+                && { others }.any(|other| {
+                    consumer(other).as_ref() == Some(&(stream.clone(), durable.clone()))
+                })
+            {
+                field.wrong(format!(
+                    "takes from the stream {} twice: give each a `durable` of its own",
+                    echo(&stream)
+                ));
                 break;
             }
         }
@@ -125,6 +143,11 @@ fn subscription(field: &Field<'_>) -> Option<Subscription> {
             }
         }
     }
+    if let Some(stream) = &stream
+        && let Err(what) = stores::check_stream(stream)
+    {
+        table.wrong_at("stream", what);
+    }
     table.finish();
     Some(Subscription {
         subject: subject?,
@@ -164,6 +187,16 @@ fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<S
             field.wrong("must be 1 to 512 bytes, without control characters");
             continue;
         }
+        let checked = match (*key, backend) {
+            ("bucket" | "container", "jetstream") => stores::check_jetstream(text),
+            ("bucket" | "container", _) => stores::check(text),
+            ("path", _) => stores::check_folder(text),
+            _ => Ok(()),
+        };
+        if let Err(what) = checked {
+            field.wrong(what);
+            continue;
+        }
         settings.insert((*key).to_owned(), text.to_owned());
     }
     for (other, key) in backends
@@ -173,6 +206,9 @@ fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<S
         if !keys.contains(&key) && table.take(key).is_some() {
             table.wrong_at(key, format!("is a setting of backend = \"{other}\""));
         }
+    }
+    if backend == "redis" && !table.has("url") {
+        table.wrong("has no `url`, as in redis://10.0.0.5:6379/0");
     }
     table.finish();
     Some(StoreBinding {

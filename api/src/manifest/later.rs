@@ -4,10 +4,10 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Disconnect, Kind, Replicas, Subscription, WorkloadSpec};
+use crate::spec::{Disconnect, Kind, Replicas, WorkloadSpec};
 
 /// Bindings that this version does not provide.
-const BINDINGS: [&str; 5] = ["workloads", "keyvalue", "blobstore", "volume", "sockets"];
+const BINDINGS: [&str; 1] = ["workloads"];
 
 /// Whether this version provides the binding.
 pub(crate) fn binding_runs(name: &str) -> bool {
@@ -97,13 +97,7 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "more than one completion is",
         "use completions = 1, parallelism = 1",
     );
-    let bound = [
-        !spec.bindings.workloads.is_empty(),
-        !spec.bindings.keyvalue.is_empty(),
-        !spec.bindings.blobstore.is_empty(),
-        !spec.bindings.volume.is_empty(),
-        spec.bindings.sockets.is_some(),
-    ];
+    let bound = [!spec.bindings.workloads.is_empty()];
     for (name, bound) in BINDINGS.into_iter().zip(bound) {
         later(
             bound,
@@ -112,17 +106,12 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
             "leave it out",
         );
     }
-    for (index, subscription) in spec.bindings.subscribe.iter().enumerate() {
-        let Subscription { subject, .. } = subscription;
-        let plain = Subscription {
-            subject: subject.clone(),
-            ..Subscription::default()
-        };
+    for (name, volume) in &spec.bindings.volume {
         later(
-            *subscription != plain,
-            &format!("bindings.subscribe[{index}]"),
-            "JetStream consumers are",
-            "write the subject alone",
+            volume.on_host_loss == "new",
+            &format!("bindings.volume.{name}.on_host_loss"),
+            "an empty volume elsewhere is",
+            "use on_host_loss = \"wait\"",
         );
     }
     problems

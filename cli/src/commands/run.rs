@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 use wasmorch_api::component::Shape;
 use wasmorch_api::{ByteSize, Kind};
 use wasmorch_runtime::{
-    CommandReplica, Ended, HostPattern, HttpReplica, Limits, LoadError, Network, OutboundHttp,
-    Preopen, PrepareError, ReplicaConfig, Runtime, RuntimeConfig, SocketPattern, Stdio,
+    BlobContainers, CommandReplica, Ended, HostPattern, HttpReplica, KeyValueStores, Limits,
+    LoadError, Network, OutboundHttp, Preopen, PrepareError, ReplicaConfig, Runtime, RuntimeConfig,
+    SocketPattern, Stdio,
 };
 
 use super::source::{Source, read_component};
@@ -133,6 +134,8 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
         .map(|text| text.parse().map_err(|error| pattern(error, "--allow-http")))
         .collect();
     config.outbound = OutboundHttp::allow(hosts?);
+    config.keyvalue = KeyValueStores::in_memory();
+    config.blobs = BlobContainers::in_memory();
     config.network = network(&args.allow_network, pattern)?;
     config.preopens = args
         .dirs
@@ -141,6 +144,7 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
             host: dir.host.clone(),
             guest: dir.guest.clone(),
             read_only: dir.read_only,
+            limit_bytes: None,
         })
         .collect();
     if args.http.is_some() {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use wasmorch_api::messages::{
     DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
 };
-use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey};
+use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey, stores};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
 use wasmorch_planner::{Cluster, EventDraft, Write, preview, queries, why};
 
@@ -138,6 +138,29 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
             leader: cluster.leader.clone(),
         }),
     })
+}
+
+/// The durable consumers that go with a workload when it is removed: stream and name.
+pub(super) fn consumers(cluster: &Cluster, asked: &ApiCall) -> Vec<(String, String)> {
+    let (Verb::Rm, Request::Change(request)) = (asked.verb, &asked.request) else {
+        return Vec::new();
+    };
+    let namespace = asked.namespace.clone().unwrap_or_default();
+    let key = WorkloadKey::new(namespace, request.workload.clone());
+    let workload = cluster.workload(&key);
+    let revisions = workload.into_iter().flat_map(|one| one.revisions.values());
+    let mut consumers: Vec<(String, String)> = revisions
+        .flat_map(|revision| &revision.spec.bindings.subscribe)
+        .filter_map(|subscription| {
+            let stream = subscription.stream.clone()?;
+            let own = || stores::durable_name(&key, &stream);
+            let name = subscription.durable.clone().unwrap_or_else(own);
+            Some((stream, name))
+        })
+        .collect();
+    consumers.sort();
+    consumers.dedup();
+    consumers
 }
 
 fn ready(body: Vec<u8>) -> Done {

@@ -284,6 +284,7 @@ fn brought_up(
         run: None,
         moves: Vec::new(),
         crash_loop: Vec::new(),
+        homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
         created: target.at,
         updated: now,
         answered: Vec::new(),

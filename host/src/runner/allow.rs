@@ -135,7 +135,7 @@ pub(super) fn may_answer(reply: &str) -> bool {
 }
 
 /// A subject that can be published to: without wildcards.
-fn is_concrete(subject: &str) -> bool {
+pub(super) fn is_concrete(subject: &str) -> bool {
     is_subject(subject) && !subject.split('.').any(|token| token == "*" || token == ">")
 }
 

@@ -5,13 +5,23 @@
 
 use std::sync::Arc;
 
-use wasmorch_api::{Kind, WorkloadSpec};
+use wasmorch_api::spec::Subscription;
+use wasmorch_api::{Kind, WorkloadKey, WorkloadSpec};
 use wasmorch_runtime::{
-    HostPattern, Limits, LogSink, Messaging, Network, OutboundHttp, ReplicaConfig, SocketPattern,
+    BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, Messaging, Network, OutboundHttp,
+    Preopen, ReplicaConfig, SocketPattern,
 };
 
 use super::allow::{AllowList, Pattern};
+use super::consume::StreamSubscription;
 use super::protocol::{Launch, ReplicaKey};
+
+/// Where the guests of a replica keep things.
+pub(super) struct Storage {
+    pub(super) keyvalue: KeyValueStores,
+    pub(super) blobs: BlobContainers,
+    pub(super) preopens: Vec<Preopen>,
+}
 
 /// What a spec's bindings come to, before anything is opened.
 pub(super) struct Grants {
@@ -21,11 +31,13 @@ pub(super) struct Grants {
     pub(super) allowed: AllowList,
     /// What it handles.
     pub(super) subscribe: Vec<Pattern>,
+    /// What it takes from streams.
+    pub(super) streams: Vec<StreamSubscription>,
 }
 
 impl Grants {
     /// Reads the bindings; the refusal says which and why.
-    pub(super) fn of(spec: &WorkloadSpec) -> Result<Self, String> {
+    pub(super) fn of(workload: &WorkloadKey, spec: &WorkloadSpec) -> Result<Self, String> {
         if let Some(what) = not_yet(spec) {
             return Err(format!(
                 "{what} cannot be given by this version of wasmorch yet"
@@ -42,15 +54,22 @@ impl Grants {
             "bindings.publish",
             bindings.publish.iter().map(String::as_str),
         )?;
-        let subjects = bindings
-            .subscribe
-            .iter()
-            .map(|subscription| subscription.subject.as_str());
+        let live = |subscription: &&Subscription| subscription.stream.is_none();
+        let live = bindings.subscribe.iter().filter(live);
+        let subjects = live.map(|subscription| subscription.subject.as_str());
         let subscribe = patterns("bindings.subscribe", subjects)?;
         if let Some(why) = subscribe.iter().find_map(Pattern::subscribing_refused) {
             return Err(format!("bindings.subscribe: {why}"));
         }
+        let streams = bindings.subscribe.iter().filter_map(|subscription| {
+            let stream = subscription.stream.as_deref()?;
+            Some(StreamSubscription::of(workload, subscription, stream))
+        });
+        let streams = streams
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|why| format!("bindings.subscribe: {why}"))?;
         Ok(Self {
+            streams,
             outbound: OutboundHttp::allow(outbound),
             network: network(spec)?,
             allowed: AllowList::new(publish, subscribe.clone()),
@@ -65,6 +84,7 @@ impl Grants {
         launch: &Launch,
         logs: Arc<dyn LogSink>,
         messaging: Option<Arc<dyn Messaging>>,
+        storage: Storage,
     ) -> ReplicaConfig {
         let spec = &launch.spec;
         let args = launch.args.as_ref().unwrap_or(&spec.args);
@@ -79,6 +99,9 @@ impl Grants {
         config.network = self.network;
         config.logs = logs;
         config.messaging = messaging;
+        config.keyvalue = storage.keyvalue;
+        config.blobs = storage.blobs;
+        config.preopens = storage.preopens;
         config
     }
 }
@@ -108,19 +131,9 @@ fn network(spec: &WorkloadSpec) -> Result<Network, String> {
 /// The first thing in the spec that a runner cannot give yet.
 fn not_yet(spec: &WorkloadSpec) -> Option<&'static str> {
     let bindings = &spec.bindings;
-    let stream = |s: &wasmorch_api::spec::Subscription| s.stream.is_some() || s.durable.is_some();
-    [
-        (!bindings.workloads.is_empty(), "bindings.workloads"),
-        (!bindings.keyvalue.is_empty(), "bindings.keyvalue"),
-        (!bindings.blobstore.is_empty(), "bindings.blobstore"),
-        (!bindings.volume.is_empty(), "bindings.volume"),
-        (
-            bindings.subscribe.iter().any(stream),
-            "bindings.subscribe from a stream",
-        ),
-    ]
-    .into_iter()
-    .find_map(|(asked, what)| asked.then_some(what))
+    [(!bindings.workloads.is_empty(), "bindings.workloads")]
+        .into_iter()
+        .find_map(|(asked, what)| asked.then_some(what))
 }
 
 /// The spec's variables, and who the replica is. The latter win: they are facts.
@@ -159,18 +172,16 @@ fn limits(kind: Kind, spec: &WorkloadSpec) -> Limits {
 mod tests {
     use std::time::Duration;
 
-    use wasmorch_api::spec::{StoreBinding, Subscription};
-
     use super::*;
 
     #[test]
     fn what_cannot_be_given_is_refused_by_name() {
+        let workload = WorkloadKey::new("shop".parse().unwrap(), "web".parse().unwrap());
         let mut spec = WorkloadSpec::default();
-        assert!(Grants::of(&spec).is_ok());
-        spec.bindings
-            .keyvalue
-            .insert("cart".into(), StoreBinding::default());
-        assert!(Grants::of(&spec).is_err_and(|why| why.contains("bindings.keyvalue")));
+        assert!(Grants::of(&workload, &spec).is_ok());
+        spec.bindings.workloads.push("orders".into());
+        let refused = Grants::of(&workload, &spec);
+        assert!(refused.is_err_and(|why| why.contains("bindings.workloads")));
 
         let subscribe = |subject: &str, stream: Option<&str>| {
             let mut spec = WorkloadSpec::default();
@@ -179,10 +190,11 @@ mod tests {
                 stream: stream.map(str::to_owned),
                 ..Subscription::default()
             }];
-            Grants::of(&spec)
+            Grants::of(&workload, &spec)
         };
         assert!(subscribe("shop.ask", None).is_ok());
-        assert!(subscribe("shop.ask", Some("SHOP")).is_err_and(|why| why.contains("stream")));
+        assert!(subscribe("shop.ask", Some("SHOP")).is_ok());
+        assert!(subscribe("shop.ask", Some("KV_wasmorch_state")).is_err());
         assert!(subscribe("wasmorch.>", None).is_err());
         assert!(subscribe("a b", None).is_err());
     }

@@ -7,6 +7,11 @@
 //!
 //! Invariant: nothing waits here without a deadline, connected or not.
 
+mod blobs;
+mod durable;
+mod jetstream;
+mod keyvalue;
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +23,10 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 use wasmorch_api::{HostId, NatsOptions};
+
+pub(super) use blobs::JetStreamContainer;
+pub(super) use durable::{ACK_WAIT, Durable, DurableConfig, Taken};
+pub(super) use keyvalue::JetStreamBucket;
 
 /// Messages of one subscription that wait to be taken out, at most. The runner takes them out at
 /// once (`intake.rs` bounds what waits then), so this only has to cover a burst between two polls.

@@ -222,6 +222,15 @@ pub(super) fn failed(logs: &dyn LogSink, what: &str, ended: &Ended) {
     }
 }
 
+/// A warning in a workload's log, of what the host did with its work.
+pub(super) fn say(logs: &dyn LogSink, text: &str) {
+    logs.line(wasmorch_runtime::LogLine {
+        stream: LogStream::Wasi(LogLevel::Warn),
+        request_id: None,
+        text: text.to_owned(),
+    });
+}
+
 fn stream_word(stream: LogStream) -> &'static str {
     match stream {
         LogStream::Stdout => "stdout",

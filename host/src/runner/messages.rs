@@ -3,6 +3,7 @@
 //! ```text
 //!   subscribe (one queue group per workload) ──> confirm: a round trip through the server ──> ready
 //!   delivered ──> intake (bounded) ──> a fresh instance ──> answered, failed (its sender is told)
+//!   streams ──> consume.rs
 //! ```
 //!
 //! Invariants:
@@ -25,9 +26,10 @@ use wasmorch_api::subjects;
 use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging};
 
 use super::allow::{self, AllowList};
+use super::consume::{StreamSubscription, consume};
 use super::intake::{self, take_in};
 use super::invoke;
-use super::link::{Delivery, Feed, LinkError};
+use super::link::{Delivery, Durable, Feed, LinkError};
 use super::logs;
 use super::replica::{End, Life};
 use super::supervisor::Context;
@@ -172,7 +174,7 @@ pub(super) async fn live(mut life: Life, guest: Arc<MessagesReplica>) -> End {
     tokio::select! {
         biased;
         () = life.orders.cut_off() => {}
-        _ = intake.join_next() => {}
+        () = async { while intake.join_next().await.is_some() {} } => {}
     }
     guest.close();
     // Messages still at work are dropped with the task that has them.
@@ -189,9 +191,9 @@ async fn listen(
 ) -> std::convert::Infallible {
     let link = &life.context.link;
     let mut told = None;
-    let feeds = loop {
+    let (feeds, durables) = loop {
         match subscribe(life).await {
-            Ok(feeds) => break feeds,
+            Ok(both) => break both,
             Err(error) => {
                 not_ready(life, &mut told, error.to_string()).await;
                 tokio::time::sleep(RETRY_AFTER).await;
@@ -210,6 +212,11 @@ async fn listen(
         logs: life.logs.clone(),
         invoke: subjects::invoke(&life.replica.workload),
     });
+    for (durable, subscription) in durables {
+        let (handler, draining) = (handler.clone(), draining.clone());
+        let consuming = consume(durable, subscription, limits.concurrency, handler, draining);
+        intake.spawn(consuming);
+    }
     let shedder = handler.clone();
     let handle = move |message| {
         let handler = handler.clone();
@@ -246,8 +253,11 @@ async fn not_ready(life: &Life, told: &mut Option<String>, reason: String) {
     }
 }
 
-/// Joins the queue group of every subject, and of the workload's own `invoke` subject.
-async fn subscribe(life: &Life) -> Result<Vec<Feed>, LinkError> {
+/// Joins the queue group of every subject, and of the workload's own `invoke` subject; finds the
+/// consumer of every stream.
+async fn subscribe(
+    life: &Life,
+) -> Result<(Vec<Feed>, Vec<(Durable, StreamSubscription)>), LinkError> {
     let link = &life.context.link;
     let workload = &life.replica.workload;
     let group = queue_group(workload);
@@ -261,12 +271,20 @@ async fn subscribe(life: &Life) -> Result<Vec<Feed>, LinkError> {
     {
         feeds.push(link.subscribe(subject, &group).await?);
     }
-    Ok(feeds)
+    let mut durables = Vec::with_capacity(life.streams.len());
+    if !life.streams.is_empty() && timeout(TELL_AFTER, link.connected()).await.is_err() {
+        return Err(LinkError::Disconnected);
+    }
+    for subscription in &life.streams {
+        let durable = link.durable(&subscription.config).await?;
+        durables.push((durable, subscription.clone()));
+    }
+    Ok((feeds, durables))
 }
 
 /// What happens to one message.
-struct Handler {
-    context: Arc<Context>,
+pub(super) struct Handler {
+    pub(super) context: Arc<Context>,
     guest: Arc<MessagesReplica>,
     in_hand: Arc<InHand>,
     logs: Arc<logs::ReplicaLogs>,
@@ -314,6 +332,37 @@ impl Handler {
             Ok(()) => return,
         };
         self.answer(answer).await;
+    }
+
+    /// Handles a message of a stream. What becomes of it is the caller's business.
+    pub(super) async fn handle_kept(&self, message: &Delivery) -> Result<(), Ended> {
+        if !allow::may_see(&message.subject) {
+            tracing::debug!(
+                subject = message.subject,
+                "a message that a guest may not see"
+            );
+            return Ok(());
+        }
+        let handled = self
+            .guest
+            .handle(Message {
+                subject: message.subject.clone(),
+                body: message.body.clone(),
+                reply_to: None,
+            })
+            .await;
+        if let Err(ended) = &handled
+            && logs::is_the_guests(ended)
+        {
+            let what = format!("the message on `{}`", message.subject);
+            logs::failed(&*self.logs, &what, ended);
+        }
+        handled
+    }
+
+    /// A line in the workload's logs.
+    pub(super) fn say(&self, text: &str) {
+        logs::say(&*self.logs, text);
     }
 
     /// Tells the sender of a message that there was no room for it.

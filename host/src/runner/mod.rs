@@ -26,6 +26,7 @@ pub mod protocol;
 mod allow;
 mod column;
 mod command;
+mod consume;
 mod grants;
 mod guests;
 mod http;
@@ -39,7 +40,9 @@ mod probe;
 pub(crate) mod process;
 mod replica;
 mod sandbox;
+mod stores;
 mod supervisor;
+mod volumes;
 mod wire;
 
 use std::future::Future;
@@ -98,6 +101,8 @@ pub struct Settings {
     pub paths: Paths,
     /// Its column of the ledger.
     pub column: Option<ColumnNumber>,
+    /// Below which volumes lie, as `<namespace>/<workload>/<slot>/<name>/`; `None`: there are none.
+    pub volumes: Option<PathBuf>,
 }
 
 /// Why a runner could not be started, or how it came to its end.

@@ -16,13 +16,14 @@ use wasmorch_runtime::{
 };
 
 use super::allow::Pattern;
-use super::grants::Grants;
+use super::consume::StreamSubscription;
+use super::grants::{Grants, Storage};
 use super::logs::ReplicaLogs;
 use super::messages::GuestMessaging;
 use super::orders::Orders;
 use super::protocol::{FromRunner, Launch, Outcome, ReplicaKey};
 use super::supervisor::Context;
-use super::{command, http, messages};
+use super::{command, http, messages, stores, volumes};
 
 /// What a replica executes.
 #[derive(Clone)]
@@ -69,6 +70,8 @@ pub(super) struct Life {
     pub(super) messaging: Arc<GuestMessaging>,
     /// Subjects that it handles.
     pub(super) subscribe: Vec<Pattern>,
+    /// Streams that it takes messages from.
+    pub(super) streams: Vec<StreamSubscription>,
     pub(super) orders: Orders,
 }
 
@@ -118,6 +121,7 @@ pub(super) async fn live(
         guest,
         messaging,
         subscribe,
+        streams,
     } = match prepared {
         Ok(prepared) => prepared,
         Err(reason) => {
@@ -146,6 +150,7 @@ pub(super) async fn live(
         logs,
         messaging,
         subscribe,
+        streams,
         orders,
     };
     let end = match guest {
@@ -166,6 +171,7 @@ struct Prepared {
     guest: Guest,
     messaging: Arc<GuestMessaging>,
     subscribe: Vec<Pattern>,
+    streams: Vec<StreamSubscription>,
 }
 
 /// Everything up to the start; the refusal is for people.
@@ -175,20 +181,36 @@ async fn prepare(
     launch: &Launch,
     logs: &Arc<ReplicaLogs>,
 ) -> Result<Prepared, String> {
-    let mut grants = Grants::of(&launch.spec)?;
+    let mut grants = Grants::of(&replica.workload, &launch.spec)?;
     let artifact = load(context, launch).await?;
     let subscribe = std::mem::take(&mut grants.subscribe);
+    let streams = std::mem::take(&mut grants.streams);
     let allowed = std::mem::take(&mut grants.allowed);
     let messaging = Arc::new(GuestMessaging::new(context.clone(), allowed));
-    let mut config = grants.replica_config(replica, launch, logs.clone(), Some(messaging.clone()));
+    let bindings = &launch.spec.bindings;
+    let (link, root) = (&context.link, context.volumes.as_deref());
+    let workload = &replica.workload;
+    let storage = Storage {
+        keyvalue: stores::keyvalue(link, workload, &bindings.keyvalue)?,
+        blobs: stores::blobstore(link, workload, &bindings.blobstore, root)?,
+        preopens: volumes::preopens(root, replica, &bindings.volume)?,
+    };
+    let mut config = grants.replica_config(
+        replica,
+        launch,
+        logs.clone(),
+        Some(messaging.clone()),
+        storage,
+    );
     if let Some((row, ledger)) = launch.row.zip(context.ledger.as_ref()) {
         config.account = ledger.account(row);
     }
-    let guest = link(context, launch.kind, &artifact, config).map_err(|error| chain(&error))?;
+    let guest = linked(context, launch.kind, &artifact, config).map_err(|error| chain(&error))?;
     Ok(Prepared {
         guest,
         messaging,
         subscribe,
+        streams,
     })
 }
 
@@ -220,7 +242,7 @@ async fn load(context: &Context, launch: &Launch) -> Result<Arc<Artifact>, Strin
         .map_err(|error| chain(&error))
 }
 
-fn link(
+fn linked(
     context: &Context,
     kind: Kind,
     artifact: &Arc<Artifact>,

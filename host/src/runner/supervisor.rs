@@ -9,6 +9,7 @@
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -40,12 +41,13 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 /// What all replicas of this runner share.
 pub(super) struct Context {
     pub(super) engine: Runtime,
-    pub(super) link: Link,
+    pub(super) link: Arc<Link>,
     pub(super) locals: Arc<Locals>,
     pub(super) logs: LogQueue,
     pub(super) domain: String,
     /// Where all runners count; `None`: this one counts alone.
     pub(super) ledger: Option<Column>,
+    pub(super) volumes: Option<PathBuf>,
     out: mpsc::Sender<FromRunner>,
 }
 
@@ -103,6 +105,7 @@ pub(super) async fn run(
         development,
         nats,
         compiled,
+        volumes,
         column,
         paths: _,
     } = settings;
@@ -120,11 +123,12 @@ pub(super) async fn run(
     let tables = Tables::new();
     let context = Arc::new(Context {
         engine,
-        link: Link::new(nats, &host),
+        link: Arc::new(Link::new(nats, &host)),
         locals: locals.clone(),
         logs,
         domain: domain.clone(),
         ledger,
+        volumes,
         out: out.clone(),
     });
     let gateway = GatewayConfig {

@@ -108,6 +108,7 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = listener.local_addr().unwrap();
         let host: HostId = "h1".parse().unwrap();
+        let files = tempfile::tempdir().unwrap();
         let settings = Settings {
             host: host.clone(),
             domain: "localhost".into(),
@@ -115,6 +116,7 @@ impl Bench {
             nats,
             // Shared by all tests, so that each guest is compiled once.
             compiled: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled")),
+            volumes: Some(files.path().join("volumes")),
             paths: Default::default(),
             column: None,
         };
@@ -137,7 +139,7 @@ impl Bench {
             sequence: 0,
             said: VecDeque::new(),
             lines: Vec::new(),
-            files: tempfile::tempdir().unwrap(),
+            files,
         }
     }
 
@@ -177,6 +179,11 @@ impl Bench {
             }
             self.hear(what, until).await;
         }
+    }
+
+    /// Where its volumes are.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.files.path().join("volumes")
     }
 
     /// Waits for a line of a replica.

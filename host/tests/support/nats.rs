@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wasmorch_api::NatsOptions;
 
@@ -14,6 +15,8 @@ pub(crate) struct NatsServer {
     program: PathBuf,
     port: u16,
     child: Child,
+    /// Where JetStream keeps its streams.
+    store: Option<TempDir>,
 }
 
 fn program() -> PathBuf {
@@ -38,9 +41,13 @@ fn program() -> PathBuf {
     found.expect("a nats-server: run `cargo xtask setup` or set WASMORCH_NATS_SERVER")
 }
 
-fn run(program: &PathBuf, port: u16) -> Child {
-    Command::new(program)
-        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+fn run(program: &PathBuf, port: u16, store: Option<&TempDir>) -> Child {
+    let mut command = Command::new(program);
+    command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+    if let Some(store) = store {
+        command.arg("-js").arg("-sd").arg(store.path());
+    }
+    command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -49,17 +56,27 @@ fn run(program: &PathBuf, port: u16) -> Child {
 
 impl NatsServer {
     pub(crate) async fn start() -> Self {
+        Self::begin(None).await
+    }
+
+    /// One with JetStream, whose streams outlive a restart.
+    pub(crate) async fn start_jetstream() -> Self {
+        Self::begin(Some(tempfile::tempdir().unwrap())).await
+    }
+
+    async fn begin(store: Option<TempDir>) -> Self {
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
         let program = program();
-        let child = run(&program, free);
+        let child = run(&program, free, store.as_ref());
         let server = Self {
             program,
             port: free,
             child,
+            store,
         };
         server.up().await;
         server
@@ -67,10 +84,15 @@ impl NatsServer {
 
     /// Kills it and starts another on the same port.
     pub(crate) async fn restart(&mut self) {
+        self.stop();
+        self.child = run(&self.program, self.port, self.store.as_ref());
+        self.up().await;
+    }
+
+    /// Kills it.
+    pub(crate) fn stop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = run(&self.program, self.port);
-        self.up().await;
     }
 
     async fn up(&self) {

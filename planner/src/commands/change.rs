@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
 use wasmorch_api::record::{Removed, Rollout};
-use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, Record, RolloutState};
+use wasmorch_api::{
+    ApiError, ErrorCode, EventKind, HostId, Record, RolloutState, WorkloadKey, stores,
+};
 
 use super::deploy::next_run;
 use super::{Call, Outcome, find, remember};
@@ -208,8 +210,8 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         return Err(ApiError::new(
             ErrorCode::Invalid,
             "rm cannot remove data yet",
-            "buckets and volumes are not in this version",
-            format!("leave `data` out: {} has none", key.name),
+            "removing buckets and volumes is not in this version yet",
+            "leave `data` out: what is kept is listed, and can be removed by hand",
         ));
     }
     let hosts: BTreeSet<&HostId> = workload
@@ -240,11 +242,13 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         name: key.name.clone(),
         newest: workload.record.newest,
         next_placement: workload.record.next_placement,
+        homes: workload.record.homes.clone(),
     }));
     // Last: until it is gone, the workload exists.
     writes.push(Write::DeleteRecord(key.clone()));
     let mut reply = reply(cluster, workload, &workload.record, true);
     reply.desired = 0;
+    reply.kept = kept(cluster, workload, &key);
     reply.state = wasmorch_api::messages::WorkloadState::Stopped;
     let events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
     Ok(Outcome {
@@ -253,3 +257,36 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         reply,
     })
 }
+
+/// What a removed workload leaves behind: the stores of its revisions, and its volumes by host.
+fn kept(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) -> Vec<String> {
+    let mut kept = BTreeSet::new();
+    for revision in workload.revisions.values() {
+        let bindings = &revision.spec.bindings;
+        for (name, store) in &bindings.keyvalue {
+            let own = stores::own_name(key, name);
+            let named = |setting: &str| store.settings.get(setting).unwrap_or(&own);
+            match store.backend.as_str() {
+                "jetstream" => kept.insert(format!("bucket {}", named("bucket"))),
+                "redis" => kept.insert(format!("redis keys under {}", named("prefix"))),
+                _ => false,
+            };
+        }
+        for (name, store) in &bindings.blobstore {
+            let own = stores::own_name(key, name);
+            let container = store.settings.get("container").unwrap_or(&own);
+            kept.insert(format!("container {container} ({})", store.backend));
+        }
+        for name in bindings.volume.keys() {
+            for (slot, home) in &workload.record.homes {
+                let host = cluster.hosts.get(home);
+                let host = host.map_or(home.to_string(), |host| host.info().name.to_string());
+                kept.insert(format!("volume {name} of slot {slot} on {host}"));
+            }
+        }
+    }
+    kept.into_iter().take(KEPT_SAID).collect()
+}
+
+/// So many are listed.
+const KEPT_SAID: usize = 1_000;

@@ -1,5 +1,7 @@
 //! `deploy`: new revisions, all in one batch.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
 use wasmorch_api::record::{Removed, Rollout, Run};
@@ -237,6 +239,7 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
         run: None,
         moves: Vec::new(),
         crash_loop: Vec::new(),
+        homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
         created: call.now,
         updated: call.now,
         answered: Vec::new(),

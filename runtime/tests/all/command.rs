@@ -67,6 +67,7 @@ async fn files_are_seen_only_where_they_are_given() {
         host: dir.path().to_owned(),
         guest: "/data".to_owned(),
         read_only: true,
+        limit_bytes: None,
     };
     for name in ["wordcount", "wordcount-p1"] {
         let given = ReplicaConfig {

@@ -4,10 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod blobstore;
 mod cache;
 mod command;
 mod http;
+mod keyvalue;
 mod limits;
 mod messages;
 mod outbound;
+mod sockets;
 mod support;
+mod volume;

@@ -39,3 +39,20 @@ pub fn respond(
         let _ = OutgoingBody::finish(body, None);
     }
 }
+
+/// The bytes that percent-encoded text stands for; `?` where it is none.
+pub fn decoded(encoded: &str) -> Vec<u8> {
+    let mut bytes = encoded.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+        decoded.push(match byte {
+            b'%' => match (digit(bytes.next()), digit(bytes.next())) {
+                (Some(high), Some(low)) => u8::try_from(high * 16 + low).unwrap_or_default(),
+                _ => b'?',
+            },
+            byte => byte,
+        });
+    }
+    decoded
+}

@@ -1,9 +1,12 @@
 //! A command of `wasi:cli` 0.3: async, with stdin and stdout as streams of the component model.
 //!
-//! `cat` copies stdin to stdout, `fail` ends with exit code 1, anything else prints the arguments and the environment
-//! variable GREETING.
+//! `cat` copies stdin to stdout, `fail` ends with exit code 1; `tcp PORT`, `udp PORT` and `bind PORT` say whether that
+//! port of 127.0.0.1 may be reached or had; anything else prints the arguments and the environment variable GREETING.
 
 use wasip3::cli::{environment, stdin, stdout};
+use wasip3::sockets::types::{
+    ErrorCode, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket, UdpSocket,
+};
 use wasip3::wit_bindgen::StreamReader;
 use wasip3::wit_stream;
 
@@ -24,8 +27,32 @@ impl wasip3::exports::cli::run::Guest for Command {
                 say("failing, as asked\n".to_owned()).await?;
                 Err(())
             }
+            Some(act @ ("tcp" | "udp" | "bind")) => {
+                let port = args.get(1).and_then(|port| port.parse().ok()).ok_or(())?;
+                let done = reach(act, port).await;
+                say(done.map_or_else(|error| format!("{error:?}\n"), |()| "done\n".into())).await
+            }
             _ => say(report(&args)).await,
         }
+    }
+}
+
+async fn reach(act: &str, port: u16) -> Result<(), ErrorCode> {
+    let local = IpSocketAddress::Ipv4(Ipv4SocketAddress {
+        port,
+        address: (127, 0, 0, 1),
+    });
+    match act {
+        "tcp" => {
+            TcpSocket::create(IpAddressFamily::Ipv4)?
+                .connect(local)
+                .await
+        }
+        "udp" => {
+            let socket = UdpSocket::create(IpAddressFamily::Ipv4)?;
+            socket.send(b"ping".to_vec(), Some(local)).await
+        }
+        _ => TcpSocket::create(IpAddressFamily::Ipv4)?.bind(local),
     }
 }
 

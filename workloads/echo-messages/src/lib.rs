@@ -1,6 +1,6 @@
-//! A messages workload: answers every message that asks for an answer with `echo: ` and the message's body.
-//!
-//! A message whose body is `trap` traps. Bindings are made from the WIT by `wit-bindgen`, as for any interface that no
+//! A messages workload: answers every message that asks for an answer with `echo: ` and the message's body. //!
+//! What asks for none, as all that comes from a stream, is answered to `shop.seen` when its body begins with `tell`. A
+//! message whose body is `trap` traps, one whose body is `sleep` takes a minute. Bindings are made from the WIT by `wit-bindgen`, as for any interface that no
 //! crate carries ready-made.
 
 use exports::wasmcloud::messaging::handler::Guest;
@@ -29,7 +29,14 @@ impl Guest for Echo {
         if message.body == b"trap" {
             core::arch::wasm32::unreachable();
         }
-        let Some(subject) = message.reply_to else {
+        if message.body == b"sleep" {
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+        let told = message
+            .body
+            .starts_with(b"tell")
+            .then(|| "shop.seen".to_owned());
+        let Some(subject) = message.reply_to.or(told) else {
             return Ok(());
         };
         consumer::publish(&BrokerMessage {

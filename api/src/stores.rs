@@ -1,0 +1,131 @@
+//! Names of what bindings store in: buckets, containers, prefixes.
+//!
+//! Invariant: no binding names a bucket of the cluster's own, and the default names of two workloads
+//! never meet.
+
+use crate::ids::WorkloadKey;
+
+/// What begins the names of the cluster's own buckets and streams.
+pub const CLUSTER_PREFIX: &str = "wasmorch";
+/// The longest name of a bucket: with what is put before it, it still names a stream.
+const NAME_BYTES_MAX: usize = 200;
+
+/// The bucket, container or prefix of a binding that names none: `<namespace>_<workload>_<binding>`.
+/// No `_` is in a namespace or in a workload's name, so no two are the same.
+pub fn own_name(workload: &WorkloadKey, binding: &str) -> String {
+    format!("{}_{}_{binding}", workload.namespace, workload.name)
+}
+
+/// Whether a JetStream bucket may be named so by a binding.
+///
+/// # Errors
+///
+/// Why not, to stand after the key's name.
+pub fn check_jetstream(name: &str) -> Result<(), String> {
+    check(name)?;
+    if name.contains('.') {
+        return Err("holds a dot, which no bucket of JetStream has".into());
+    }
+    Ok(())
+}
+
+/// Whether a container of any backend may be named so.
+///
+/// # Errors
+///
+/// Why not, to stand after the key's name.
+pub fn check(name: &str) -> Result<(), String> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if !(1..=NAME_BYTES_MAX).contains(&name.len())
+        || !name.bytes().all(legal)
+        || name.starts_with('.')
+        || name.contains("..")
+    {
+        return Err(format!(
+            "must be 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`, and begin with no dot"
+        ));
+    }
+    if name.to_ascii_lowercase().starts_with(CLUSTER_PREFIX) {
+        return Err(format!(
+            "begins with `{CLUSTER_PREFIX}`: such names are the cluster's own"
+        ));
+    }
+    Ok(())
+}
+
+/// The durable consumer of a subscription that names none: one per workload and stream.
+pub fn durable_name(workload: &WorkloadKey, stream: &str) -> String {
+    own_name(workload, stream)
+}
+
+/// Whether a subscription may name this stream.
+///
+/// # Errors
+///
+/// Why not, to stand after the key's name.
+pub fn check_stream(name: &str) -> Result<(), String> {
+    check_jetstream(name)?;
+    for kind in ["KV_", "OBJ_"] {
+        if let Some(bucket) = name.strip_prefix(kind) {
+            check_jetstream(bucket)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a folder below a host's data may be named so.
+///
+/// # Errors
+///
+/// Why not, to stand after the key's name.
+pub fn check_folder(path: &str) -> Result<(), String> {
+    if path.starts_with('/') {
+        return Err("is a folder below the host's data: write it without the first `/`".into());
+    }
+    path.split('/').try_for_each(check)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clusters_own_buckets_cannot_be_named() {
+        for bad in [
+            "wasmorch_state",
+            "WASMORCH_artifacts",
+            "wasmorch",
+            "",
+            ".",
+            "..",
+            "a..b",
+            "a/b",
+            "a b",
+            "*",
+            "a\n",
+        ] {
+            assert!(check(bad).is_err(), "{bad:?}");
+            assert!(check_jetstream(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["/etc", "../x", "a/../b", "a//b", "", "a/"] {
+            assert!(check_folder(bad).is_err(), "{bad:?}");
+        }
+        assert!(check_folder("a/b.c").is_ok());
+        assert!(check("my.bucket").is_ok());
+        assert!(check_jetstream("my.bucket").is_err());
+        assert!(check_jetstream("shop-cart").is_ok());
+    }
+
+    #[test]
+    fn own_names_are_their_own() {
+        let key = |namespace: &str, name: &str| {
+            WorkloadKey::new(namespace.parse().unwrap(), name.parse().unwrap())
+        };
+        assert_eq!(own_name(&key("shop", "web"), "cart"), "shop_web_cart");
+        assert_ne!(
+            own_name(&key("a-b", "c"), "d"),
+            own_name(&key("a", "b-c"), "d")
+        );
+        assert!(check_jetstream(&own_name(&key("shop", "web"), "cart_2")).is_ok());
+    }
+}

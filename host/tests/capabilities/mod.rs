@@ -1,0 +1,6 @@
+//! Capabilities with a cluster behind them: granted, denied, and what happens without NATS.
+
+mod blobstore;
+mod keyvalue;
+mod streams;
+mod volumes;

@@ -1,0 +1,107 @@
+//! Slots with volumes stay with the host that has them.
+//!
+//! The first host of such a slot is its *home*, kept in the record: whatever replaces the replica
+//! goes there. While the home is silent, full or cordoned the slot waits (`on_host_loss = "wait"`),
+//! and says for whom. Removing the host (`host-rm`) gives its volumes up, and the slot goes on
+//! elsewhere with empty ones.
+
+use std::collections::BTreeSet;
+
+use wasmorch_api::messages::Unplaced;
+use wasmorch_api::{HostId, Slot, WorkloadSpec};
+
+use crate::cluster::Cluster;
+use crate::pool::Rank;
+use crate::slots::{Pass, Seat};
+
+/// Whether slots of this workload have a home.
+pub(crate) fn has_volumes(spec: &WorkloadSpec) -> bool {
+    !spec.bindings.volume.is_empty()
+}
+
+impl Pass<'_> {
+    /// The host that has the slot's volumes.
+    pub(crate) fn home(&self, slot: Slot) -> Option<&HostId> {
+        if !has_volumes(&self.target.spec) {
+            return None;
+        }
+        let home = self.record.homes.get(&slot)?;
+        self.cluster.hosts.contains_key(home).then_some(home)
+    }
+
+    /// Where the slot may go: home when it has one, else to the best host.
+    pub(crate) fn seat_for(
+        &mut self,
+        slot: Slot,
+        args: Option<&Vec<String>>,
+        failed: &BTreeSet<Rank>,
+    ) -> Option<Rank> {
+        let Some(home) = self.home(slot).cloned() else {
+            return self.best(args, failed);
+        };
+        let rank = self.pool.usable(&home)?;
+        let (fill, ground, pool) = self.filling(args);
+        fill.admits(&ground, pool, rank).then_some(rank)
+    }
+
+    /// Slots that run somewhere without a home are at home there: a store that was rebuilt from
+    /// hosts knows of none.
+    pub(crate) fn adopt_homes(&mut self) {
+        if !has_volumes(&self.target.spec) {
+            return;
+        }
+        let hosts: Vec<(Slot, HostId)> = self
+            .seats
+            .values()
+            .filter(|seat| !self.record.homes.contains_key(&seat.placed.slot))
+            .map(|seat| (seat.placed.slot, seat.placed.host.clone()))
+            .collect();
+        for (slot, host) in hosts {
+            self.record.homes.entry(slot).or_insert(host);
+        }
+    }
+
+    /// Remembers the first host of a slot with volumes.
+    pub(crate) fn settle(&mut self, slot: Slot, host: &HostId) {
+        if has_volumes(&self.target.spec) && self.record.homes.get(&slot) != Some(host) {
+            self.record.homes.insert(slot, host.clone());
+        }
+    }
+
+    /// Whether a seat on a dead host stays there, since its volumes do; it counts as unplaced.
+    pub(crate) fn stays_home(&mut self, seat: &Seat) -> bool {
+        let slot = seat.placed.slot;
+        let wanted = slot.0 <= u64::from(self.record.wanted());
+        let alone = self.seats_of(slot).nth(1).is_none();
+        let stays = wanted && alone && self.home(slot) == Some(&seat.placed.host);
+        self.unplaced += u32::from(stays);
+        stays
+    }
+
+    /// Names the homes that slots wait for.
+    pub(crate) fn explain_homes(&self, unplaced: &mut Unplaced) {
+        let homes: BTreeSet<&HostId> = self
+            .wanted()
+            .into_iter()
+            .filter_map(|slot| self.home(slot))
+            .filter(|home| self.pool.usable(home).is_none())
+            .collect();
+        for home in homes.into_iter().take(HOMES_SAID) {
+            let name = name_of(self.cluster, home);
+            unplaced.fix.insert(
+                0,
+                format!(
+                    "bring {name} back: it has the volumes; `wasmorch host-rm {name}` gives them up"
+                ),
+            );
+        }
+    }
+}
+
+/// So many homes are named.
+const HOMES_SAID: usize = 3;
+
+fn name_of(cluster: &Cluster, host: &HostId) -> String {
+    let known = cluster.hosts.get(host);
+    known.map_or_else(|| host.to_string(), |host| host.info().name.to_string())
+}

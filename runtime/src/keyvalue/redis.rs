@@ -1,0 +1,184 @@
+//! A store in Redis, or in whatever speaks its protocol.
+//!
+//! Keys are stored under a prefix, so that workloads share a server without meeting. One connection
+//! per replica, made when it is first used and made anew when it breaks.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, Cmd, FromRedisValue, RedisError, Script, cmd};
+
+use super::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
+
+/// For one answer.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tries of a connection before a call fails.
+const CONNECT_RETRIES: usize = 1;
+/// Calls of `SCAN` for one page: it may find nothing for a long time where others have many keys.
+const SCANS_MAX: usize = 100;
+
+/// Compares and sets in one step: the value is as it was read, or absent as it was.
+const SWAP: &str = "\
+    local held = redis.call('GET', KEYS[1]) \
+    if (ARGV[1] == '1' and held == ARGV[2]) or (ARGV[1] == '0' and not held) then \
+        redis.call('SET', KEYS[1], ARGV[3]) return 1 \
+    end \
+    return 0";
+
+/// A store in Redis.
+pub struct RedisStore {
+    connection: ConnectionManager,
+    prefix: String,
+    swap: Script,
+}
+
+impl RedisStore {
+    /// A store under `prefix` at `url` (`redis://[user:password@]host[:port][/database]`). Connects
+    /// when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// Why the URL is none.
+    pub fn new(url: &str, prefix: impl Into<String>) -> Result<Self, String> {
+        if url.starts_with("rediss:") {
+            return Err("TLS to Redis (rediss://) is not in this version: use redis://".into());
+        }
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(CONNECT_RETRIES)
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let connection = Client::open(url)
+            .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            connection,
+            prefix: prefix.into(),
+            swap: Script::new(SWAP),
+        })
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, KeyValueError> {
+        let mut connection = self.connection.clone();
+        command.query_async(&mut connection).await.map_err(failed)
+    }
+}
+
+fn failed(error: RedisError) -> KeyValueError {
+    KeyValueError::other(format!("redis: {error}"))
+}
+
+/// A prefix as a pattern of `SCAN`: what would be a wildcard stands for itself.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for c in prefix.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('*');
+    pattern
+}
+
+#[async_trait]
+impl KeyValueStore for RedisStore {
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, KeyValueError> {
+        let value: Option<Vec<u8>> = self.ask(cmd("GET").arg(self.key(key))).await?;
+        Ok(value.map(Bytes::from))
+    }
+
+    async fn set(&self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
+        self.ask(cmd("SET").arg(self.key(key)).arg(&value[..]))
+            .await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), KeyValueError> {
+        self.ask::<u64>(cmd("DEL").arg(self.key(key))).await?;
+        Ok(())
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, KeyValueError> {
+        self.ask(cmd("EXISTS").arg(self.key(key))).await
+    }
+
+    async fn keys(&self, cursor: Option<u64>) -> Result<Keys, KeyValueError> {
+        let pattern = pattern(&self.prefix);
+        let mut cursor = cursor.unwrap_or(0);
+        let mut keys = Vec::new();
+        for _ in 0..SCANS_MAX {
+            let mut scan = cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(&pattern);
+            scan.arg("COUNT").arg(KEYS_PAGE);
+            let (next, found): (u64, Vec<Vec<u8>>) = self.ask(&scan).await?;
+            // A key that is no text is not one of ours.
+            let texts = found.into_iter().filter_map(|k| String::from_utf8(k).ok());
+            keys.extend(texts.filter_map(|k| k.strip_prefix(&self.prefix).map(str::to_owned)));
+            cursor = next;
+            if cursor == 0 || !keys.is_empty() {
+                break;
+            }
+        }
+        Ok(Keys {
+            keys,
+            cursor: (cursor != 0).then_some(cursor),
+        })
+    }
+
+    async fn read(&self, key: &str) -> Result<(Option<Bytes>, Version), KeyValueError> {
+        let value = self.get(key).await?;
+        Ok((value.clone(), Version::Value(value)))
+    }
+
+    async fn swap(
+        &self,
+        key: &str,
+        version: &Version,
+        value: Bytes,
+    ) -> Result<bool, KeyValueError> {
+        let Version::Value(expected) = version else {
+            return Ok(false);
+        };
+        let mut connection = self.connection.clone();
+        let swapped: u8 = self
+            .swap
+            .key(self.key(key))
+            .arg(u8::from(expected.is_some()))
+            .arg(expected.as_deref().unwrap_or_default())
+            .arg(&value[..])
+            .invoke_async(&mut connection)
+            .await
+            .map_err(failed)?;
+        Ok(swapped == 1)
+    }
+
+    async fn increment(&self, key: &str, delta: i64) -> Result<i64, KeyValueError> {
+        self.ask(cmd("INCRBY").arg(self.key(key)).arg(delta)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(pattern("shop_cart:"), "shop_cart:*");
+        assert_eq!(pattern("a*[b]?\\"), "a\\*\\[b\\]\\?\\\\*");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_url_is_refused_before_anything_is_reached() {
+        for bad in ["", "http://x", "rediss://x", "redis//"] {
+            assert!(RedisStore::new(bad, "").is_err(), "{bad}");
+        }
+        assert!(RedisStore::new("redis://127.0.0.1:1/0", "a:").is_ok());
+    }
+}

@@ -1,0 +1,104 @@
+//! `wasi:blobstore`: allowed, not granted, denied; streams, ranges, and what is never finished.
+
+use std::sync::Arc;
+
+use wasmorch_runtime::{BlobContainers, HttpReplica, ObjectsContainer, ReplicaConfig};
+
+use crate::support::{fetch, http};
+
+async fn blobs(containers: BlobContainers) -> HttpReplica {
+    let config = ReplicaConfig {
+        blobs: containers,
+        ..ReplicaConfig::new("test")
+    };
+    http("blobs-http", config).await
+}
+
+async fn ask(replica: &HttpReplica, target: &str) -> (u16, String) {
+    fetch(replica, target).await.unwrap()
+}
+
+/// What every backend must do.
+async fn exercise(container: ObjectsContainer) {
+    let mut containers = BlobContainers::default();
+    containers.grant("img", Arc::new(container));
+    let replica = blobs(containers).await;
+    let ok = |text: &str| (200, text.to_owned());
+    for bytes in [0, 1, 12_000_000] {
+        let put = format!("/put?img/a/cat={bytes}");
+        assert_eq!(ask(&replica, &put).await, ok("done"));
+        let sum = ask(&replica, "/sum?img/a/cat").await;
+        assert_eq!(sum, ok(&format!("{bytes} of {bytes}")));
+    }
+    assert_eq!(ask(&replica, "/get?img/a/cat").await.1.len(), 12_000_000);
+    for (range, length) in [
+        ("0-0", 1),
+        ("11999999-99999999", 1),
+        ("12000000-12000001", 0),
+        ("5-3", 0),
+        ("0-18446744073709551615", 12_000_000),
+    ] {
+        let range = ask(&replica, &format!("/range?img/a/cat={range}")).await;
+        assert_eq!(range, ok(&length.to_string()));
+    }
+    assert_eq!(ask(&replica, "/drop?img/never=100000").await, ok("done"));
+    assert_eq!(ask(&replica, "/has?img/never").await, ok("false"));
+    // Names that a path would take elsewhere.
+    for name in ["..%2F..%2Fetc", "%2Fetc", "a%2F%2Fb", "%D0%BA%0A", "%3D"] {
+        let put = format!("/put?img/{name}=3");
+        assert_eq!(ask(&replica, &put).await, ok("done"), "{name}");
+        let sum = ask(&replica, &format!("/sum?img/{name}")).await;
+        assert_eq!(sum, ok("3 of 3"), "{name}");
+    }
+    let listed = ask(&replica, "/list?img").await.1;
+    assert_eq!(listed.lines().count(), 6, "{listed}");
+    assert!(listed.lines().any(|name| name == "../../etc"), "{listed}");
+    assert_eq!(ask(&replica, "/copy?img/a/cat=img/b").await, ok("done"));
+    assert_eq!(ask(&replica, "/copy?img/b=img/b").await, ok("done"));
+    assert_eq!(ask(&replica, "/move?img/b=img/c").await, ok("done"));
+    assert_eq!(ask(&replica, "/has?img/b").await, ok("false"));
+    let info = ask(&replica, "/info?img/c").await;
+    assert_eq!(info, ok("img c 12000000 true"));
+    assert_eq!(ask(&replica, "/delete?img/c").await, ok("done"));
+    assert_eq!(ask(&replica, "/delete?img/c").await, ok("done"), "again");
+    let (status, why) = ask(&replica, "/sum?img/c").await;
+    assert_eq!((status, why.as_str()), (502, "there is no object `c`"));
+    assert_eq!(ask(&replica, "/clear?img").await, ok("done"));
+    assert_eq!(ask(&replica, "/list?img").await, ok(""));
+}
+
+#[tokio::test]
+async fn memory_does_it_all() {
+    exercise(ObjectsContainer::in_memory()).await;
+}
+
+#[tokio::test]
+async fn a_disk_does_it_all_and_writes_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("objects");
+    exercise(ObjectsContainer::on_disk(&inside).unwrap()).await;
+    let beside = std::fs::read_dir(folder.path()).unwrap();
+    assert_eq!(beside.count(), 1);
+}
+
+#[tokio::test]
+async fn without_a_grant_and_under_another_name_there_is_no_container() {
+    let none = blobs(BlobContainers::default()).await;
+    let mut one = BlobContainers::default();
+    one.grant("img", Arc::new(ObjectsContainer::in_memory()));
+    let one = blobs(one).await;
+    for replica in [none, one] {
+        for target in [
+            "/put?other/x=1",
+            "/list?other",
+            "/copy?img/x=other/x",
+            "/sum?other/x",
+        ] {
+            let (status, why) = ask(&replica, target).await;
+            assert_eq!(status, 502, "{target}");
+            assert!(why.starts_with("not granted"), "{target}: {why}");
+        }
+    }
+    let any = blobs(BlobContainers::in_memory()).await;
+    assert_eq!(ask(&any, "/put?whatever/x=1").await.0, 200);
+}
