@@ -115,7 +115,13 @@ impl World {
     /// has a host for is not left unplaced.
     fn as_ranked(&self, plan: &Plan) {
         let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
-        if !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+        // A move goes where it was told to.
+        let moves = |key: &&WorkloadKey| {
+            let workload = self.cluster.workload(key);
+            workload.is_some_and(|workload| !workload.record.moves.is_empty())
+        };
+        let moves = keys.iter().any(moves);
+        if moves || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
             return;
         }
         let best = |key: &WorkloadKey| {
