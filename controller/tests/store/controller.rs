@@ -381,12 +381,7 @@ async fn every_call_is_answered() {
         ),
         ("default.deploy", json!({"workloads": []}), 400, "empty"),
         ("default.deploy", json!("what"), 400, ""),
-        (
-            "_.drain",
-            json!({"host": "h1"}),
-            400,
-            "not in this version yet",
-        ),
+        ("_.drain", json!({"host": "h1"}), 404, "no host"),
         ("_.cordon", json!({"host": "h1"}), 404, "no host"),
         ("_.cordon", json!({}), 400, "no host"),
     ] {
