@@ -131,6 +131,8 @@ async fn spinner_times_out_while_a_neighbour_answers() {
             started.elapsed()
         );
         answered += 1;
+        // Requests come over sockets, so whoever serves them waits now and then.
+        tokio::task::yield_now().await;
     }
     assert!(answered >= 3, "{answered}");
     let limit = Duration::from_millis(600);
