@@ -26,6 +26,19 @@ fn a_store_needs_a_grant_and_outlives_its_workload() {
 }
 
 #[test]
+fn a_volume_is_there_again_after_a_roll() {
+    let up = Up::start(2);
+    up.deploy("files-http", "files", &["--grant", "volume=data:/data"]);
+    assert_eq!(up.get("files", "/write?/data/file=1234").body, "done");
+    up.run(&["restart", "files"]).ok();
+    wait_for("the same file in the next replica", || {
+        (up.status("files")["state"] == "ready"
+            && up.get("files", "/size?/data/file").body == "1234")
+            .then_some(())
+    });
+}
+
+#[test]
 fn rm_takes_the_consumer_of_a_stream_with_it() {
     let up = Up::start(1);
     let nats = Client::connect(&up.nats_url());

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use wasmorch_api::component::{self, CapabilityCheck, ComponentProblem, Inspection};
 use wasmorch_api::manifest::{self, ComponentRef, Manifest, ManifestWorkload};
 use wasmorch_api::messages::{DeployRequest, StatusReply, WorkloadRequest};
-use wasmorch_api::spec::Replicas;
+use wasmorch_api::spec::{Replicas, Update, UpdateOrder};
 use wasmorch_api::{
     ARTIFACT_BYTES_MAX, ApiError, Digest, ErrorCode, Kind, Name, Problem, WorkloadSpec,
 };
@@ -261,6 +261,12 @@ fn apply(args: &SpecArgs, spec: &mut WorkloadSpec) -> Result<(), CliError> {
         .iter()
         .filter_map(|grant| manifest::read_grant(grant, &mut spec.bindings).err())
         .collect();
+    // As in a manifest that says nothing of it: a volume is not written by two replicas of a slot.
+    let writes = spec.bindings.volume.values().any(|one| one.mode == "rw");
+    if writes && spec.update == Update::default() {
+        spec.update.order = UpdateOrder::StopFirst;
+        (spec.update.max_surge, spec.update.max_unavailable) = (0, 1);
+    }
     if problems.is_empty() {
         return Ok(());
     }

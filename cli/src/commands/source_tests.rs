@@ -125,3 +125,18 @@ fn names_come_from_the_file() {
     assert_eq!(name("dir/My_App.wasm").unwrap(), "my-app");
     assert_eq!(name("___.wasm").unwrap_err().exit, Exit::USAGE);
 }
+
+#[test]
+fn a_volume_that_is_written_makes_a_roll_stop_first() {
+    let with = |grant: &str| {
+        let mut args = args(Path::new("app.wasm"));
+        args.grants = vec![grant.to_owned()];
+        let mut spec = WorkloadSpec::default();
+        apply(&args, &mut spec).unwrap();
+        spec.update
+    };
+    let update = with("volume=data:/data");
+    assert_eq!(update.order, UpdateOrder::StopFirst);
+    assert_eq!((update.max_surge, update.max_unavailable), (0, 1));
+    assert_eq!(with("volume=data:/data:ro"), Update::default());
+}
