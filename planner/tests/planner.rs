@@ -728,6 +728,12 @@ fn a_repeated_request_gets_the_first_answer() {
         commands::answered(&world.cluster, &web(), "scale", &call),
         None
     );
+    // One that changes nothing is remembered too: its copy may come after another change.
+    call.request_id = Some("r2".parse().unwrap());
+    let idle = commands::scale(&world.cluster, &request, &call).unwrap();
+    assert!(!idle.reply.changed && idle.events.is_empty());
+    world.store(idle.writes);
+    assert!(commands::answered(&world.cluster, &web(), "scale", &call).is_some());
 }
 
 #[test]

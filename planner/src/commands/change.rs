@@ -26,7 +26,9 @@ fn reply(cluster: &Cluster, workload: &Workload, record: &Record, changed: bool)
     }
 }
 
-/// Stores the record when it is different, and the answer with it.
+/// Stores the record when it is different, and the answer with it. The answer to a request that can
+/// be told from others is stored although nothing changes: a copy of it that comes late, after other
+/// changes, must not be taken for a new one.
 fn finish(
     cluster: &Cluster,
     workload: &Workload,
@@ -37,18 +39,18 @@ fn finish(
 ) -> Outcome<ChangeReply> {
     let changed = record != workload.record;
     let reply = reply(cluster, workload, &record, changed);
-    if !changed {
-        return Outcome {
-            writes: Vec::new(),
-            events: Vec::new(),
-            reply,
-        };
+    if changed {
+        record.updated = call.now;
     }
-    record.updated = call.now;
     remember(&mut record, verb, call, &reply);
+    let writes = if record == workload.record {
+        Vec::new()
+    } else {
+        vec![Write::Record(Box::new(record))]
+    };
     Outcome {
-        writes: vec![Write::Record(Box::new(record))],
-        events: vec![event],
+        writes,
+        events: changed.then_some(event).into_iter().collect(),
         reply,
     }
 }
