@@ -6,6 +6,7 @@
 pub mod creds;
 pub mod daemons;
 pub mod http;
+pub mod namespace;
 pub mod nats;
 pub mod nats_client;
 pub mod process;
