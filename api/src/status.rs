@@ -162,6 +162,9 @@ pub struct HostInfo {
     pub version: String,
     /// The public gateway's address.
     pub http: String,
+    /// Whether it speaks TLS there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
     /// Where other hosts reach its gateway; `None`: it cannot be dialled.
     pub peer: Option<String>,
     /// Health and metrics.

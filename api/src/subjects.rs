@@ -143,6 +143,11 @@ pub fn host(host: &HostId, verb: &str) -> String {
     format!("{PREFIX}.host.{host}.{verb}")
 }
 
+/// Connections to a host's gateway, for a host that no one can dial.
+pub fn tunnel(host: &HostId) -> String {
+    format!("{PREFIX}.tunnel.{host}")
+}
+
 /// Calls of a workload by NATS request.
 pub fn invoke(workload: &WorkloadKey) -> String {
     format!("{PREFIX}.invoke.{}.{}", workload.namespace, workload.name)

@@ -138,8 +138,13 @@ pub struct HostEndpoint {
     pub peer: Option<String>,
     /// Ready replicas there.
     pub ready: u32,
-    /// Its share of the requests, relative to the other hosts.
+    /// Its share of the requests, relative to the other hosts. While every host's is its count of
+    /// ready replicas, a gateway may prefer itself and its zone; other weights (a canary's) are
+    /// kept to, by every gateway.
     pub weight: u32,
+    /// Its label `zone`, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod machine;
 mod memory;
 mod neighbour;
 mod report;
+mod services;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +28,8 @@ struct Args {
 enum Bench {
     /// `up` to ready, `deploy` to the first answer, resident memory
     Deploy(deploy::Args),
+    /// A request through one gateway, through two, through the tunnel, and through nginx
+    Services(services::Args),
     /// A real controller and nats-server with thousands of simulated hosts
     Cluster(fleet::Args),
     /// Requests a second beside `wasmtime serve` and bare hyper
@@ -39,6 +42,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
         Bench::Deploy(args) => deploy::run(&args),
+        Bench::Services(args) => services::run(&args),
         Bench::Cluster(args) => fleet::run(&args),
         Bench::Http(args) => http::run(&args),
         Bench::ServeBare => http::serve_bare(),

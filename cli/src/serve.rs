@@ -140,7 +140,7 @@ fn refusal(ended: &Ended) -> Response<Body> {
         Ended::Busy { .. } | Ended::HostFull { .. } | Ended::Stopped => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Ended::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Ended::Timeout { .. } | Ended::CallerTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         Ended::BodyTooLarge {
             side: BodySide::Request,
             ..

@@ -158,6 +158,12 @@ impl Answer {
         }
     }
 
+    /// On the peer port: what this host has in hand for the workload.
+    pub(crate) fn tell_load(&mut self, load: u32) {
+        let headers = self.response.headers_mut();
+        headers.insert(headers::LOAD, HeaderValue::from(load));
+    }
+
     pub(crate) fn status(&self) -> http::StatusCode {
         self.response.status()
     }

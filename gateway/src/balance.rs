@@ -1,19 +1,27 @@
 //! Which of the hosts that serve a workload gets the next request.
 //!
-//! Owns the choice: two hosts are drawn at random by weight, and the one with fewer of this
-//! gateway's requests in hand, relative to its weight, is taken; on a tie the first. So shares
-//! follow the weights while nothing queues, and a slow host gets less. (Power of two choices:
-//! Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
+//! Owns the choice: two hosts are drawn at random by weight, and the one with less in hand,
+//! relative to its weight, is taken; on a tie the first. So shares follow the weights while nothing
+//! queues, and a slow host gets less. (Power of two choices: Mitzenmacher, "The Power of Two Choices
+//! in Randomized Load Balancing", 2001.) What is in hand: this gateway's own requests there, or what
+//! the host last said, whichever is more.
 //!
-//! Known limits: loads are this gateway's own view; zones are not looked at yet.
+//! A host in this gateway's zone is taken while it is not much busier than the choice among all.
+//! Neither that nor a replica on this very host comes first while weights say more than counts do:
+//! a canary's share holds at every gateway.
 
 use std::sync::Arc;
 
 use rand::Rng;
 use wasmorch_api::{EndpointTable, HostEndpoint, HostId};
 
+use crate::health::Health;
+
 /// Draws before all hosts are looked at one by one: with few unusable hosts, almost never reached.
 const DRAWS_MAX: usize = 4;
+
+/// Requests that a near host may have in hand before it is compared with a far one.
+const NEAR_SLACK: u64 = 4;
 
 /// A workload's hosts, prepared for drawing.
 #[derive(Debug)]
@@ -22,47 +30,85 @@ pub(crate) struct Endpoints {
     candidates: Vec<Candidate>,
     /// Whether all weights are the same.
     uniform: bool,
+    /// Whether weights say something that counts of replicas do not.
+    weighted: bool,
 }
 
-/// A host that can be dialled, with ready replicas and a share of the requests.
+/// A host with ready replicas and a share of the requests.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) host: HostId,
-    /// Where its peer port answers.
-    pub(crate) address: Arc<str>,
+    /// Where its peer port answers; `None`: it cannot be dialled.
+    pub(crate) address: Option<Arc<str>>,
+    /// The host at this address, as connections are kept by.
+    pub(crate) way: Arc<str>,
+    zone: Option<Box<str>>,
+    /// Outlives the table: a host keeps it as long as it serves the workload.
+    pub(crate) health: Arc<Health>,
     weight: u64,
     /// Sum of the weights up to and with this one.
     upto: u64,
 }
 
+impl Candidate {
+    fn is_in(&self, zone: &str) -> bool {
+        self.zone.as_deref() == Some(zone)
+    }
+}
+
 impl Endpoints {
-    pub(crate) fn new(table: EndpointTable) -> Self {
+    /// Takes over what was seen of hosts that served `before`.
+    pub(crate) fn new(table: EndpointTable, before: Option<&Self>) -> Self {
         let mut hosts: Vec<&HostEndpoint> = table.hosts.iter().collect();
         hosts.sort_by(|a, b| a.host.cmp(&b.host));
         let mut upto = 0;
         let candidates: Vec<_> = hosts
             .into_iter()
             .filter(|host| host.ready > 0 && host.weight > 0)
-            .filter_map(|host| {
-                let address = host.peer.as_deref()?.into();
+            .map(|host| {
+                let address = host.peer.as_deref();
                 let weight = u64::from(host.weight);
                 upto += weight;
-                Some(Candidate {
+                Candidate {
                     host: host.host.clone(),
-                    address,
+                    address: address.map(Arc::from),
+                    way: format!("{}@{}", host.host, address.unwrap_or_default()).into(),
+                    zone: host.zone.as_deref().map(Box::from),
+                    health: before
+                        .and_then(|before| before.candidate(&host.host))
+                        .map_or_else(Arc::default, |seen| seen.health.clone()),
                     weight,
                     upto,
-                })
+                }
             })
             .collect();
         let uniform = candidates
             .windows(2)
             .all(|pair| pair[0].weight == pair[1].weight);
+        let weighted = table.hosts.iter().any(|host| host.weight != host.ready);
         Self {
             table,
             candidates,
             uniform,
+            weighted,
         }
+    }
+
+    /// A host that serves, by its id.
+    pub(crate) fn candidate(&self, host: &HostId) -> Option<&Candidate> {
+        let at = self.candidates.binary_search_by(|one| one.host.cmp(host));
+        at.ok().map(|at| &self.candidates[at])
+    }
+
+    /// Whether every gateway has to keep to the weights.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.weighted
+    }
+
+    /// Whether one more host may be ejected: never more than half of them.
+    pub(crate) fn may_eject(&self) -> bool {
+        let ejected = self.candidates.iter().filter(|c| c.health.is_ejected());
+        (ejected.count() + 1) * 2 <= self.candidates.len()
     }
 
     /// Hosts with ready replicas that cannot be dialled.
@@ -74,15 +120,30 @@ impl Endpoints {
             .count()
     }
 
-    /// A host for the next request, of those that are `usable`.
+    /// A host for the next request, of those that are `usable`, near if that is no worse.
     pub(crate) fn pick(
         &self,
         rng: &mut impl Rng,
+        zone: Option<&str>,
         usable: impl Fn(&Candidate) -> bool,
         load: impl Fn(&Candidate) -> u32,
     ) -> Option<&Candidate> {
-        let first = self.draw(rng, &usable)?;
-        let Some(second) = self.second(rng, first, &usable) else {
+        let any = self.pick_any(rng, &usable, &load)?;
+        let Some(zone) = zone.filter(|zone| !self.weighted && !any.is_in(zone)) else {
+            return Some(any);
+        };
+        let near = self.pick_any(rng, &|c: &Candidate| c.is_in(zone) && usable(c), &load);
+        Some(near.filter(|near| !busier(near, any, &load)).unwrap_or(any))
+    }
+
+    fn pick_any(
+        &self,
+        rng: &mut impl Rng,
+        usable: &impl Fn(&Candidate) -> bool,
+        load: &impl Fn(&Candidate) -> u32,
+    ) -> Option<&Candidate> {
+        let first = self.draw(rng, usable)?;
+        let Some(second) = self.second(rng, first, usable) else {
             return self.candidates.get(first);
         };
         let (first, second) = (&self.candidates[first], &self.candidates[second]);
@@ -143,6 +204,12 @@ impl Endpoints {
     }
 }
 
+/// Whether a near host has so much more in hand, for its weight, that the far one is quicker.
+fn busier(near: &Candidate, far: &Candidate, load: &impl Fn(&Candidate) -> u32) -> bool {
+    let (near_load, far_load) = (u64::from(load(near)), u64::from(load(far)) + NEAR_SLACK);
+    near_load * far.weight > 2 * far_load * near.weight
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -155,7 +222,7 @@ mod tests {
 
     fn endpoints(hosts: &[(&str, u32, u32, bool)]) -> Endpoints {
         let name = |text: &str| text.parse::<Name>().unwrap();
-        Endpoints::new(EndpointTable {
+        let table = EndpointTable {
             cluster: ClusterId::from_random([0; 10]),
             term: Term(1),
             namespace: name("shop"),
@@ -167,9 +234,12 @@ mod tests {
                     peer: dialled.then(|| format!("{host}:1")),
                     ready: *ready,
                     weight: *weight,
+                    // The first letter.
+                    zone: host.get(..1).map(str::to_owned),
                 })
                 .collect(),
-        })
+        };
+        Endpoints::new(table, None)
     }
 
     fn shares(
@@ -177,10 +247,19 @@ mod tests {
         usable: impl Fn(&Candidate) -> bool,
         load: impl Fn(&Candidate) -> u32,
     ) -> BTreeMap<String, u32> {
+        shares_from(None, endpoints, usable, load)
+    }
+
+    fn shares_from(
+        zone: Option<&str>,
+        endpoints: &Endpoints,
+        usable: impl Fn(&Candidate) -> bool,
+        load: impl Fn(&Candidate) -> u32,
+    ) -> BTreeMap<String, u32> {
         let mut rng = StdRng::seed_from_u64(7);
         let mut shares = BTreeMap::new();
         for _ in 0..10_000 {
-            if let Some(host) = endpoints.pick(&mut rng, &usable, &load) {
+            if let Some(host) = endpoints.pick(&mut rng, zone, &usable, &load) {
                 *shares.entry(host.host.to_string()).or_default() += 1;
             }
         }
@@ -215,13 +294,55 @@ mod tests {
             ("e", 1, 1000, true),
         ]);
         assert_eq!(all.undialled(), 1);
-        let shares = shares(&all, |c| c.host.as_str() != "e", |_| 0);
+        let dialled = |c: &Candidate| c.host.as_str() != "e" && c.address.is_some();
+        let shares = shares(&all, dialled, |_| 0);
         assert_eq!(
             shares.into_iter().collect::<Vec<_>>(),
             [("d".to_owned(), 10_000)]
         );
         let mut rng = StdRng::seed_from_u64(7);
-        assert!(endpoints(&[]).pick(&mut rng, |_| true, |_| 0).is_none());
-        assert!(all.pick(&mut rng, |_| false, |_| 0).is_none());
+        assert!(
+            endpoints(&[])
+                .pick(&mut rng, None, |_| true, |_| 0)
+                .is_none()
+        );
+        assert!(all.pick(&mut rng, None, |_| false, |_| 0).is_none());
+    }
+
+    #[test]
+    fn a_near_host_comes_first_while_it_is_not_much_busier() {
+        let plain = endpoints(&[("a1", 1, 1, true), ("b1", 1, 1, true), ("b2", 1, 1, true)]);
+        let near = shares_from(Some("a"), &plain, |_| true, |_| 0);
+        assert_eq!(
+            near.into_iter().collect::<Vec<_>>(),
+            [("a1".to_owned(), 10_000)]
+        );
+        let busy = |c: &Candidate| if c.host.as_str() == "a1" { 9 } else { 0 };
+        let far = shares_from(Some("a"), &plain, |_| true, busy);
+        assert_eq!(far.get("a1"), None, "{far:?}");
+        let nobody_near = shares_from(Some("z"), &plain, |_| true, |_| 0);
+        assert_eq!(nobody_near.len(), 3, "{nobody_near:?}");
+        let dead = shares_from(Some("a"), &plain, |c| c.host.as_str() != "a1", |_| 0);
+        assert_eq!(dead.len(), 2, "{dead:?}");
+        // A canary's share is the same from every zone.
+        let canary = endpoints(&[("a1", 1, 10, true), ("b1", 1, 90, true)]);
+        assert!(canary.is_weighted());
+        let shares = shares_from(Some("a"), &canary, |_| true, |_| 0);
+        assert!((850..1150).contains(&shares["a1"]), "{shares:?}");
+    }
+
+    #[test]
+    fn half_of_the_hosts_may_be_ejected_and_a_new_table_forgets_none() {
+        let ids = [("a", 1, 1, true), ("b", 1, 1, true), ("c", 1, 1, true)];
+        let before = endpoints(&ids);
+        let host = |name: &str| name.parse::<HostId>().unwrap();
+        assert!(before.may_eject());
+        let ejected = &before.candidate(&host("b")).unwrap().health;
+        ejected.eject(std::time::Duration::from_secs(60));
+        assert!(!before.may_eject(), "two of three would be too many");
+        let after = Endpoints::new(before.table.clone(), Some(&before));
+        assert!(after.candidate(&host("b")).unwrap().health.is_ejected());
+        assert!(!after.candidate(&host("a")).unwrap().health.is_ejected());
+        assert!(!endpoints(&ids[..1]).may_eject(), "the only one stays");
     }
 }

@@ -4,19 +4,34 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{mpsc, watch};
 use wasmorch_api::HostId;
 
 use crate::crowd::Crowd;
+use crate::tls::Certificates;
+use crate::tunnel::{Pipe, Tunnel};
 
 /// What a gateway needs besides its tables and its replicas.
 #[derive(Debug)]
 pub struct GatewayConfig {
     /// The public listener.
     pub http: TcpListener,
+    /// Whether a load balancer in front tells of the client by the PROXY protocol, version 2. Then
+    /// every public connection must begin with it.
+    pub proxy_protocol: bool,
+    /// Certificates of the public port, the newest ones: then it speaks TLS only, and clients wait
+    /// until there are some. `None`: it is cleartext.
+    pub tls: Option<watch::Receiver<Option<Certificates>>>,
     /// Where other gateways reach this host's replicas; `None`: this host only answers by itself.
     pub peer: Option<TcpListener>,
+    /// The way to hosts that cannot be dialled; `None`: they are not reached.
+    pub tunnel: Option<Arc<dyn Tunnel>>,
+    /// Streams that other hosts have opened to this one's peer service.
+    pub tunnelled: Option<mpsc::Receiver<Pipe>>,
     /// This host. Its own entry in an endpoint table is never dialled.
     pub host: HostId,
+    /// This host's label `zone`: hosts in the same one are preferred.
+    pub zone: Option<String>,
     /// `<name>.<namespace>.<domain>` is every http workload's name.
     pub domain: String,
     /// Whether an unknown host is answered with a list of the known ones. Not for the internet.
@@ -37,8 +52,13 @@ impl GatewayConfig {
     ) -> Self {
         Self {
             http,
+            proxy_protocol: false,
+            tls: None,
             peer,
+            tunnel: None,
+            tunnelled: None,
             host,
+            zone: None,
             domain: domain.into(),
             development: false,
             limits: Limits::default(),
@@ -66,6 +86,10 @@ pub struct Limits {
     pub drain: Duration,
     /// Connecting to another host may take this long.
     pub connect_timeout: Duration,
+    /// A host that does not answer for so long is asked through the tunnel as well.
+    pub tunnel_after: Duration,
+    /// A host that is reached through the tunnel is dialled again: from the first to the last.
+    pub dial_again: (Duration, Duration),
     /// A connection to another host closes after being unused for this long.
     pub peer_idle: Duration,
     /// Connections kept to one other host. Several, so that several cores and runners share.
@@ -91,6 +115,8 @@ impl Default for Limits {
             streams_max: 200,
             drain: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
+            tunnel_after: Duration::from_millis(300),
+            dial_again: (Duration::from_secs(1), Duration::from_secs(30)),
             peer_idle: Duration::from_secs(60),
             peer_connections: 2,
             attempts_max: 3,

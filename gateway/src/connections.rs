@@ -207,6 +207,19 @@ impl Place {
         &self.watch
     }
 
+    /// What comes before the protocol is known; `None`: the connection is to go meanwhile.
+    pub(crate) async fn until_ordered<F: Future>(&self, preparing: F) -> Option<F::Output> {
+        let mut preparing = pin!(preparing);
+        std::future::poll_fn(|cx| {
+            self.watch.waker.register(cx.waker());
+            if self.watch.order.load(Ordering::Relaxed) != STAY {
+                return Poll::Ready(None);
+            }
+            preparing.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
     /// Serves the connection until it ends or is ended.
     pub(crate) async fn drive<C: GracefulConnection>(self, connection: C) -> Result<(), C::Error> {
         let mut connection = pin!(connection);

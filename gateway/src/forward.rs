@@ -1,29 +1,45 @@
 //! To another host: which one, and whether to try one more.
 //!
-//! Invariant: a request goes elsewhere only if it was certainly not executed where it was.
+//! Invariant: a request goes elsewhere only if it was certainly not executed where it was; or,
+//! once, if executing it twice is the same as once and no byte of its response has been seen.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use wasmorch_api::WorkloadKey;
+use wasmorch_api::{HostId, WorkloadKey};
 
 use crate::Body;
 use crate::answer::{Answer, Held};
 use crate::balance::{Candidate, Endpoints};
-use crate::gateway::{Here, Inner, RETRY_AFTER};
+use crate::gateway::{Deadline, Here, Inner, RETRY_AFTER};
 use crate::headers;
+use crate::health::Health;
 use crate::index::Target;
 use crate::peers::{Peer, SendError};
-use crate::replay::Replay;
+use crate::replay::{Attempt, Replay};
 use crate::stats::ErrorClass;
 
+/// A host to send to, and what was seen of it as a server of the workload.
+pub(crate) struct Choice {
+    peer: Arc<Peer>,
+    host: HostId,
+    health: Arc<Health>,
+}
+
+/// Why an attempt brought no response.
+struct Miss {
+    class: ErrorClass,
+    reason: String,
+}
+
 impl Inner {
-    /// To another host, and to one more if that one certainly did not execute it.
+    /// To another host, and to one more if that is safe.
     ///
     /// The tables are read again for each try: a host that refuses has often just lost its
     /// replica, and what replaces it is news.
@@ -35,36 +51,34 @@ impl Inner {
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
-        let Some(mut peer) = self.elsewhere(key, &[]) else {
+        let Some(mut choice) = self.elsewhere(key, &[]) else {
             return self.no_endpoint(key);
         };
         let (parts, body) = request.into_parts();
+        let patient = parts.extensions.get::<Deadline>().is_none();
         let replay = Replay::new(body);
-        let mut tried: Vec<Arc<Peer>> = Vec::new();
+        let mut tried: Vec<HostId> = Vec::new();
+        let mut repeated = false;
         loop {
-            let last = tried.len() + 1 >= self.limits.attempts_max;
-            held.at(Some(peer.clone()));
+            let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
+            held.at(Some(choice.peer.clone()));
             self.counters.forwarded.fetch_add(1, Relaxed);
             let attempt = Request::from_parts(wrapped(&parts, target, hops), replay.attempt(last));
-            let (class, reason) = match self.peers.send(&peer, attempt).await {
-                Ok(response) if is_refused(&response) => {
-                    (ErrorClass::Refused, format!("{}: refused", peer.address()))
-                }
+            let miss = match self.attempt(key, &choice, attempt, patient).await {
                 Ok(response) => {
                     replay.settle();
                     return Answer::peer(response);
                 }
-                Err(SendError::NotSent(reason)) => (ErrorClass::Unreachable, reason),
-                Err(SendError::Lost(reason)) => {
-                    return Answer::error(ErrorClass::Lost, self.lost(key, &reason));
-                }
+                Err(miss) => miss,
             };
-            tracing::debug!(workload = %key, reason, "not executed there");
-            tried.push(peer);
-            let again = !last && replay.is_whole();
+            tracing::debug!(workload = %key, reason = miss.reason, "no response from there");
+            tried.push(choice.host);
+            let lost = miss.class == ErrorClass::Lost;
+            let again = !last && replay.is_whole() && (!lost || parts.method.is_idempotent());
+            repeated |= lost;
             if let Some(next) = again.then(|| self.elsewhere(key, &tried)).flatten() {
                 self.counters.retried.fetch_add(1, Relaxed);
-                peer = next;
+                choice = next;
                 continue;
             }
             held.at(None);
@@ -75,41 +89,132 @@ impl Inner {
                     return answer;
                 }
             }
-            let text = self.nowhere(key, tried.len(), &reason);
-            return Answer::later(class, RETRY_AFTER, text);
+            // Once lost, it may have been executed: whatever came after does not undo that.
+            return if repeated {
+                Answer::error(ErrorClass::Lost, self.lost(key, &miss.reason))
+            } else {
+                let text = self.nowhere(key, tried.len(), &miss.reason);
+                Answer::later(miss.class, RETRY_AFTER, text)
+            };
+        }
+    }
+
+    /// One try on one host, and what it tells of that host.
+    async fn attempt(
+        &self,
+        key: &WorkloadKey,
+        choice: &Choice,
+        attempt: Request<Attempt>,
+        patient: bool,
+    ) -> Result<Response<Incoming>, Miss> {
+        let address = choice.peer.name();
+        match self.peers.send(&choice.peer, attempt).await {
+            Ok(response) if is_refused(&response) => Err(Miss {
+                class: ErrorClass::Refused,
+                reason: format!("{address}: refused"),
+            }),
+            Ok(response) => {
+                if let Some(load) = headers::load(response.headers()) {
+                    choice.health.reports(load);
+                }
+                let error = headers::error(response.headers());
+                let failed = error.is_some_and(|class| class.blames_replica(patient));
+                self.fared(key, &choice.host, &choice.health, failed);
+                Ok(response)
+            }
+            // Whoever cannot be reached at all is ejected for every workload: see `peers`.
+            Err(SendError::NotSent(reason)) => Err(Miss {
+                class: ErrorClass::Unreachable,
+                reason,
+            }),
+            Err(SendError::Lost(reason)) => {
+                self.fared(key, &choice.host, &choice.health, true);
+                Err(Miss {
+                    class: ErrorClass::Lost,
+                    reason,
+                })
+            }
+        }
+    }
+
+    /// Takes down how a host has served a workload; ejects it when it fails all the time.
+    pub(crate) fn fared(&self, key: &WorkloadKey, host: &HostId, health: &Health, failed: bool) {
+        if !failed {
+            return health.succeeded();
+        }
+        let too_often = health.failed() && !health.is_ejected();
+        if too_often
+            && self
+                .tables
+                .endpoints(key)
+                .is_some_and(|all| all.may_eject())
+        {
+            health.eject(self.limits.eject_for);
+            self.counters.ejected.fetch_add(1, Relaxed);
+            tracing::warn!(workload = %key, %host, "ejected: it failed many times in a row");
         }
     }
 
     /// A host to send to, of those not tried yet, by what the tables say now.
-    pub(crate) fn elsewhere(&self, key: &WorkloadKey, tried: &[Arc<Peer>]) -> Option<Arc<Peer>> {
-        self.tables
-            .endpoints(key)
-            .and_then(|endpoints| self.pick(&endpoints, tried))
+    pub(crate) fn elsewhere(&self, key: &WorkloadKey, tried: &[HostId]) -> Option<Choice> {
+        let endpoints = self.tables.endpoints(key)?;
+        let untried =
+            |candidate: &Candidate| self.reaches(candidate) && !tried.contains(&candidate.host);
+        // Ejected ones only if there is no other: better a try than a certain error.
+        let fit = |candidate: &Candidate| untried(candidate) && self.is_fit(candidate);
+        let candidate = self.pick(&endpoints, fit);
+        let candidate = candidate.or_else(|| self.pick(&endpoints, untried))?;
+        Some(Choice {
+            peer: self.peers.at(candidate),
+            host: candidate.host.clone(),
+            health: candidate.health.clone(),
+        })
     }
 
-    /// One of the hosts not tried yet. Ejected ones only if there is no other: better
-    /// a try than a certain error.
-    fn pick(&self, endpoints: &Endpoints, tried: &[Arc<Peer>]) -> Option<Arc<Peer>> {
-        let untried = |candidate: &Candidate| {
-            candidate.host != self.host
-                && tried
-                    .iter()
-                    .all(|peer| *peer.address() != *candidate.address)
+    /// Whether a request had better go to another host, though a replica is here that has room.
+    pub(crate) fn leaves(&self, endpoints: &Endpoints) -> bool {
+        let here = endpoints.candidate(&self.host);
+        if endpoints.is_weighted() {
+            let is_here = |candidate: &Candidate| candidate.host == self.host;
+            let chosen = self.pick(endpoints, |c| {
+                is_here(c) || self.reaches(c) && self.is_fit(c)
+            });
+            return chosen.is_some_and(|chosen| chosen.host != self.host);
+        }
+        here.is_some_and(|here| here.health.is_ejected())
+            && self
+                .pick(endpoints, |c| self.reaches(c) && self.is_fit(c))
+                .is_some()
+    }
+
+    /// Whether it is another host, and there is a way to it.
+    fn reaches(&self, candidate: &Candidate) -> bool {
+        let way = candidate.address.is_some() || self.peers.has_tunnel();
+        way && candidate.host != self.host
+    }
+
+    fn is_fit(&self, candidate: &Candidate) -> bool {
+        let known = self.peers.get(&candidate.way);
+        !candidate.health.is_ejected() && known.is_none_or(|peer| !self.peers.is_ejected(&peer))
+    }
+
+    fn pick<'e>(
+        &self,
+        endpoints: &'e Endpoints,
+        usable: impl Fn(&Candidate) -> bool,
+    ) -> Option<&'e Candidate> {
+        let load = |candidate: &Candidate| {
+            let ours = self.peers.get(&candidate.way);
+            let ours = ours.map_or(0, |peer| peer.in_flight());
+            ours.max(candidate.health.load())
         };
-        let known = |candidate: &Candidate| self.peers.get(&candidate.address);
-        let usable = |candidate: &Candidate| {
-            untried(candidate) && known(candidate).is_none_or(|peer| !self.peers.is_ejected(&peer))
-        };
-        let load = |candidate: &Candidate| known(candidate).map_or(0, |peer| peer.in_flight());
-        let rng = &mut rand::rng();
-        let candidate = endpoints.pick(rng, usable, load);
-        let candidate = candidate.or_else(|| endpoints.pick(rng, untried, load))?;
-        Some(self.peers.at(&candidate.address))
+        endpoints.pick(&mut rand::rng(), self.zone.as_deref(), usable, load)
     }
 }
 
 /// A request's head as the peer port wants it.
 fn wrapped(parts: &Parts, target: &Target, hops: u32) -> Parts {
+    let deadline = parts.extensions.get::<Deadline>().copied();
     let mut parts = parts.clone();
     // With a relative URI, HTTP/2 wants to be told that the request came in as HTTP/1.1. The
     // original `Host` goes along.
@@ -121,6 +226,13 @@ fn wrapped(parts: &Parts, target: &Target, hops: u32) -> Parts {
     parts
         .headers
         .insert(headers::HOPS, HeaderValue::from(hops + 1));
+    if let Some(Deadline(deadline)) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        parts
+            .headers
+            .insert(headers::DEADLINE, HeaderValue::from(left));
+    }
     parts
 }
 

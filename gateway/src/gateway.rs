@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::time::timeout_at;
 use tracing::Level;
 use wasmorch_api::{HostId, WorkloadKey};
 
 use crate::Body;
 use crate::answer::{Answer, Held, Outgoing, incoming};
-use crate::config::Limits;
+use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
 use crate::headers::{self, BadHost, Client};
 use crate::index::Target;
@@ -38,6 +39,11 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hops(pub u32);
 
+/// When whoever asked stops waiting; absent: its connection says so. An extension of requests.
+/// Requests on behalf of a guest carry that of the request that the guest is serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub Instant);
+
 /// A running gateway's handle; clones share it.
 #[derive(Clone)]
 pub struct Gateway {
@@ -48,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) tables: Tables,
     pub(crate) local: Arc<dyn Local>,
     pub(crate) host: HostId,
+    /// The label `zone` of this host.
+    pub(crate) zone: Option<String>,
     /// Lower case, no dots around it.
     pub(crate) domain: String,
     pub(crate) development: bool,
@@ -78,26 +86,18 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(
-        tables: Tables,
-        local: Arc<dyn Local>,
-        host: HostId,
-        domain: &str,
-        development: bool,
-        limits: Limits,
-    ) -> Self {
+    pub(crate) fn new(tables: Tables, local: Arc<dyn Local>, config: &GatewayConfig) -> Self {
         let counters = Arc::<Counters>::default();
-        let peers = Peers::new(&limits, counters.clone());
-        let domain = domain.trim_matches('.').to_ascii_lowercase();
         let inner = Inner {
             tables,
             local,
-            host,
-            domain,
-            development,
-            limits,
+            host: config.host.clone(),
+            zone: config.zone.clone(),
+            domain: config.domain.trim_matches('.').to_ascii_lowercase(),
+            development: config.development,
+            peers: Peers::new(&config.limits, config.tunnel.clone(), counters.clone()),
+            limits: config.limits.clone(),
             counters,
-            peers,
         };
         Self {
             inner: Arc::new(inner),
@@ -182,7 +182,8 @@ impl Gateway {
         let (workload, answer) = match inner.unwrap_peer(request) {
             Err(answer) => (None, answer),
             Ok((workload, request)) => {
-                let answer = inner.serve_peer(&workload, request).await;
+                let mut answer = inner.serve_peer(&workload, request).await;
+                answer.tell_load(inner.local.load(&workload));
                 (Some(workload), answer)
             }
         };
@@ -245,11 +246,15 @@ impl Inner {
             return Err(Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text));
         }
         if request.method() == Method::CONNECT {
-            return Err(Answer::error(ErrorClass::NotYet, "CONNECT is not served"));
+            return Err(Answer::error(
+                ErrorClass::NotCarried,
+                "CONNECT is not served",
+            ));
         }
         if headers::wants_websocket(request.headers()) {
-            let text = "WebSocket has not come yet; use plain requests or server-sent events";
-            return Err(Answer::error(ErrorClass::NotYet, text));
+            // `wasi:http` gives a guest no way to take a connection over.
+            let text = "a WebSocket cannot be carried to a component; use server-sent events, or plain requests";
+            return Err(Answer::error(ErrorClass::NotCarried, text));
         }
         let bad = |bad: BadHost| Answer::error(ErrorClass::BadRequest, bad.to_string());
         headers::normalise(&mut request).map_err(bad)?;
@@ -303,8 +308,15 @@ impl Inner {
             return Err(self.looped(&workload));
         }
         headers::normalise(&mut request).map_err(|error| bad(&error.to_string()))?;
+        let left = request.headers().get(headers::DEADLINE);
+        let left = left.and_then(|left| left.to_str().ok()?.parse().ok());
+        let deadline =
+            left.and_then(|left| Instant::now().checked_add(Duration::from_millis(left)));
         headers::scrub_peer_request(request.headers_mut());
         request.extensions_mut().insert(Hops(hops));
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
         Ok((workload, request.map(incoming)))
     }
 
@@ -322,14 +334,31 @@ impl Inner {
 
     /// Here if it can be, else elsewhere.
     async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
+        let Some(Deadline(deadline)) = request.extensions().get::<Deadline>().copied() else {
+            return self.serve_somewhere(target, request, held).await;
+        };
+        let served = self.serve_somewhere(target, request, held);
+        match timeout_at(deadline.into(), served).await {
+            Ok(answer) => answer,
+            Err(_) => self.late(&target.key),
+        }
+    }
+
+    async fn serve_somewhere(
+        &self,
+        target: &Target,
+        request: Request<Body>,
+        held: &mut Held,
+    ) -> Answer {
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
         if hops >= self.limits.hops_max {
             return self.looped(&target.key);
         }
-        if self.local.ready(&target.key) == 0 || self.spills(&target.key) {
+        let key = &target.key;
+        if self.local.ready(key) == 0 || self.spills(key) {
             return self.forward(target, request, hops, held).await;
         }
-        match self.serve_here(&target.key, request).await {
+        match self.serve_here(key, request).await {
             Here::Answer(answer) => answer,
             Here::Back(request) => self.forward(target, request, hops, held).await,
         }
@@ -337,11 +366,16 @@ impl Inner {
 
     /// Whether a request had better go to another host, though a replica is here.
     fn spills(&self, workload: &WorkloadKey) -> bool {
-        !self.local.has_room(workload) && self.elsewhere(workload, &[]).is_some()
+        if !self.local.has_room(workload) {
+            return self.elsewhere(workload, &[]).is_some();
+        }
+        let endpoints = self.tables.endpoints(workload);
+        endpoints.is_some_and(|endpoints| self.leaves(&endpoints))
     }
 
     pub(crate) async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {
         self.counters.local.fetch_add(1, Relaxed);
+        let patient = request.extensions().get::<Deadline>().is_none();
         let class = match self.local.handle(workload, request).await {
             Ok(response) if response.status().is_informational() => {
                 let text = format!(
@@ -350,7 +384,10 @@ impl Inner {
                 );
                 return Here::Answer(Answer::error(ErrorClass::Failed, text));
             }
-            Ok(response) => return Here::Answer(Answer::local(response)),
+            Ok(response) => {
+                self.fared_here(workload, false);
+                return Here::Answer(Answer::local(response));
+            }
             Err(LocalError::NotHere(request) | LocalError::Refused(request)) => {
                 self.counters.local.fetch_sub(1, Relaxed);
                 return Here::Back(request);
@@ -365,7 +402,16 @@ impl Inner {
             Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),
             Err(LocalError::Failed { reason }) => (ErrorClass::Failed, reason),
         };
+        self.fared_here(workload, class.0.blames_replica(patient));
         Here::Answer(Answer::error(class.0, class.1))
+    }
+
+    fn fared_here(&self, workload: &WorkloadKey, failed: bool) {
+        if let Some(endpoints) = self.tables.endpoints(workload)
+            && let Some(here) = endpoints.candidate(&self.host)
+        {
+            self.fared(workload, &self.host, &here.health, failed);
+        }
     }
 }
 

@@ -10,10 +10,16 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Uri, Version};
 
+use crate::stats::ErrorClass;
+
 /// Which workload a request on the peer port is for: `namespace/name`.
 pub(crate) const WORKLOAD: HeaderName = HeaderName::from_static("wasmorch-workload");
 /// How many gateways a request, and what caused it, has passed.
 pub(crate) const HOPS: HeaderName = HeaderName::from_static("wasmorch-hops");
+/// On an answer of the peer port: the workload's requests in hand on that host.
+pub(crate) const LOAD: HeaderName = HeaderName::from_static("wasmorch-load");
+/// How many milliseconds whoever asked still waits.
+pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("wasmorch-deadline");
 /// On an answer of the peer port: the request was not executed.
 pub(crate) const REFUSED: HeaderName = HeaderName::from_static("wasmorch-refused");
 /// On an answer that a gateway made: which kind of error.
@@ -112,15 +118,30 @@ pub(crate) fn scrub_peer_response(headers: &mut HeaderMap) {
     scrub(headers, |name| is_ours(name) && name != ERROR.as_str());
 }
 
+/// What another gateway says of its load.
+pub(crate) fn load(headers: &HeaderMap) -> Option<u32> {
+    headers.get(LOAD)?.to_str().ok()?.parse().ok()
+}
+
+/// The kind of error that another gateway answered with, if it did.
+pub(crate) fn error(headers: &HeaderMap) -> Option<ErrorClass> {
+    let error = headers.get(ERROR)?;
+    let mut all = ErrorClass::ALL.into_iter();
+    all.find(|class| error == class.as_str())
+}
+
 /// What a connection's requests tell of their client; made once for each connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     address: HeaderValue,
     forwarded: HeaderValue,
+    protocol: HeaderValue,
 }
 
 impl Client {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    /// `secure`: it speaks TLS.
+    pub(crate) fn new(address: SocketAddr, secure: bool) -> Self {
+        let protocol = if secure { "https" } else { "http" };
         // A dual-stack listener sees IPv4 clients as mapped addresses.
         let ip = address.ip().to_canonical();
         let quoted = if ip.is_ipv6() {
@@ -131,7 +152,8 @@ impl Client {
         let value = |text: String| HeaderValue::try_from(text).expect("an address is plain text");
         Self {
             address: value(ip.to_string()),
-            forwarded: value(format!("for={quoted};proto=http")),
+            protocol: HeaderValue::from_static(protocol),
+            forwarded: value(format!("for={quoted};proto={protocol}")),
         }
     }
 
@@ -143,7 +165,7 @@ impl Client {
         }
         headers.insert(header::FORWARDED, self.forwarded.clone());
         headers.insert(FORWARDED_FOR, self.address.clone());
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(FORWARDED_PROTO, self.protocol.clone());
     }
 }
 
@@ -347,13 +369,14 @@ mod tests {
     #[test]
     fn clients_are_told_of() {
         let mut map = headers(&[("host", "a:1")]);
-        Client::new("[::ffff:1.2.3.4]:5".parse().unwrap()).tell(&mut map);
+        Client::new("[::ffff:1.2.3.4]:5".parse().unwrap(), false).tell(&mut map);
         assert_eq!(map[header::FORWARDED], "for=1.2.3.4;proto=http");
         assert_eq!(map[FORWARDED_FOR], "1.2.3.4");
         assert_eq!(map[FORWARDED_PROTO], "http");
         assert_eq!(map[FORWARDED_HOST], "a:1");
-        Client::new("[::2]:5".parse().unwrap()).tell(&mut map);
-        assert_eq!(map[header::FORWARDED], "for=\"[::2]\";proto=http");
+        Client::new("[::2]:5".parse().unwrap(), true).tell(&mut map);
+        assert_eq!(map[header::FORWARDED], "for=\"[::2]\";proto=https");
+        assert_eq!(map[FORWARDED_PROTO], "https");
         assert_eq!(map[FORWARDED_FOR], "::2");
     }
 }

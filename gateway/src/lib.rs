@@ -24,26 +24,33 @@ mod config;
 mod connections;
 mod crowd;
 mod forward;
+mod front;
 mod gateway;
 mod headers;
+mod health;
 mod index;
 mod local;
 mod peers;
+mod proxy_protocol;
 mod refusals;
 mod replay;
 mod server;
 mod stats;
 mod tables;
+mod tls;
+mod tunnel;
 
 use bytes::Bytes;
 
 pub use config::{GatewayConfig, GatewayError, Limits};
 pub use crowd::Crowd;
-pub use gateway::{Gateway, Hops};
+pub use gateway::{Deadline, Gateway, Hops};
 pub use local::{Local, LocalError};
 pub use server::{Server, serve};
 pub use stats::{ErrorClass, Stats};
 pub use tables::Tables;
+pub use tls::{BadCertificate, Certificates, PemPair};
+pub use tunnel::{Pipe, Tunnel};
 
 /// Any error, as bodies carry it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -22,6 +22,13 @@ pub trait Local: Send + Sync + 'static {
         true
     }
 
+    /// Requests of the workload that are in hand here, waiting ones included. Told to gateways that
+    /// choose among hosts.
+    fn load(&self, workload: &WorkloadKey) -> u32 {
+        let _ = workload;
+        0
+    }
+
     /// Serves a request. Its URI is in origin form, its `Host` header is set, hop-by-hop headers
     /// are gone. Dropping the future, or the body of the response, cancels the work.
     async fn handle(

@@ -4,14 +4,20 @@
 //! Owns the connections and the tasks that drive them. A request that fails here is told apart:
 //! not sent, so that it may go elsewhere, or lost, so that it may not.
 //!
-//! Known limits: a connection is cleartext and the peer is not authenticated yet (identity comes
-//! with mTLS); a host that cannot be dialled is not reached yet.
+//! ```text
+//!   direct ──does not answer: through the tunnel too, whichever is first──> tunnelled
+//!     ^                                                                        │
+//!     └───────────── dialled now and then, in the background: it answers ──────┘
+//! ```
+//!
+//! Known limit: a connection is cleartext and the peer is not authenticated yet (identity comes
+//! with mTLS).
 
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -21,10 +27,14 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasmorch_api::HostId;
 
+use crate::balance::Candidate;
 use crate::config::Limits;
+use crate::health::{ms, now_ms};
 use crate::replay::Attempt;
 use crate::stats::Counters;
+use crate::tunnel::{Pipe, Tunnel};
 
 /// Unread data of one response. Small beside the connection's, so that a few clients that do not
 /// read cannot stop all others.
@@ -69,12 +79,15 @@ where
 /// All other hosts that requests went to.
 #[derive(Debug)]
 pub(crate) struct Peers {
+    /// By way: a host at an address.
     known: RwLock<HashMap<Arc<str>, Arc<Peer>>>,
+    tunnel: Option<Arc<dyn Tunnel>>,
     builder: http2::Builder<Tasks>,
     tasks: Tasks,
     counters: Arc<Counters>,
-    started: Instant,
     connect_timeout: Duration,
+    tunnel_after: Duration,
+    dial_again: (Duration, Duration),
     idle: Duration,
     connections: usize,
     eject_after: u32,
@@ -84,7 +97,13 @@ pub(crate) struct Peers {
 /// One other host.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    address: Arc<str>,
+    host: HostId,
+    /// `None`: it cannot be dialled.
+    address: Option<Arc<str>>,
+    /// Dialling failed so often in a row, while the tunnel worked.
+    undialled: AtomicU32,
+    /// When to dial again, after that; on the clock of `now_ms`.
+    dial_at: AtomicU64,
     in_flight: AtomicU32,
     /// Which connection is next.
     turn: AtomicUsize,
@@ -122,8 +141,32 @@ impl Slot {
 }
 
 impl Peer {
-    pub(crate) fn address(&self) -> &str {
-        &self.address
+    /// For people: where it is, or which it is.
+    pub(crate) fn name(&self) -> &str {
+        self.address.as_deref().unwrap_or(self.host.as_str())
+    }
+
+    /// Dialling failed, and the tunnel worked: until when it is not dialled.
+    fn went_through_tunnel(&self, (first, last): (Duration, Duration)) {
+        let times = self.undialled.fetch_add(1, Relaxed).min(16);
+        if times == 0 && self.address.is_some() {
+            tracing::info!(host = %self.host, peer = self.name(), "reached through the tunnel");
+        }
+        let pause = first.saturating_mul(1 << times).min(last);
+        self.dial_at
+            .store(now_ms().saturating_add(ms(pause)), Relaxed);
+    }
+
+    fn went_directly(&self) {
+        if self.undialled.swap(0, Relaxed) > 0 {
+            tracing::info!(host = %self.host, peer = self.name(), "reached directly again");
+        }
+        self.dial_at.store(0, Relaxed);
+    }
+
+    /// How long it is not dialled from now on.
+    fn dials_in(&self) -> Duration {
+        Duration::from_millis(self.dial_at.load(Relaxed).saturating_sub(now_ms()))
     }
 
     pub(crate) fn request_began(&self) {
@@ -144,7 +187,11 @@ impl Peer {
 }
 
 impl Peers {
-    pub(crate) fn new(limits: &Limits, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        limits: &Limits,
+        tunnel: Option<Arc<dyn Tunnel>>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let tasks = Tasks {
             tracker: TaskTracker::new(),
             end: CancellationToken::new(),
@@ -159,11 +206,13 @@ impl Peers {
             .keep_alive_timeout(PING_TIMEOUT);
         Self {
             known: RwLock::default(),
+            tunnel,
             builder,
             tasks,
             counters,
-            started: Instant::now(),
             connect_timeout: limits.connect_timeout,
+            tunnel_after: limits.tunnel_after,
+            dial_again: limits.dial_again,
             idle: limits.peer_idle,
             connections: limits.peer_connections.max(1),
             eject_after: limits.eject_after.max(1),
@@ -171,18 +220,23 @@ impl Peers {
         }
     }
 
-    /// The host behind an address, if a request ever went there.
-    pub(crate) fn get(&self, address: &str) -> Option<Arc<Peer>> {
+    /// Whether hosts that cannot be dialled are reached.
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.tunnel.is_some()
+    }
+
+    /// The host behind a way, if a request ever went there.
+    pub(crate) fn get(&self, way: &str) -> Option<Arc<Peer>> {
         self.known
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(address)
+            .get(way)
             .cloned()
     }
 
-    /// The host behind an address.
-    pub(crate) fn at(&self, address: &Arc<str>) -> Arc<Peer> {
-        if let Some(peer) = self.get(address) {
+    /// The host that serves a workload.
+    pub(crate) fn at(&self, candidate: &Candidate) -> Arc<Peer> {
+        if let Some(peer) = self.get(&candidate.way) {
             return peer;
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +244,10 @@ impl Peers {
             known.retain(|_, peer| peer.is_used());
         }
         let peer = || Peer {
-            address: address.clone(),
+            host: candidate.host.clone(),
+            address: candidate.address.clone(),
+            undialled: AtomicU32::new(0),
+            dial_at: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
             slots: (0..self.connections).map(|_| Slot::default()).collect(),
@@ -198,7 +255,7 @@ impl Peers {
             ejected_until: AtomicU64::new(0),
         };
         known
-            .entry(address.clone())
+            .entry(candidate.way.clone())
             .or_insert_with(|| Arc::new(peer()))
             .clone()
     }
@@ -207,11 +264,7 @@ impl Peers {
     pub(crate) fn is_ejected(&self, peer: &Peer) -> bool {
         let until = peer.ejected_until.load(Relaxed);
         // Most hosts never were: no look at the clock.
-        until > 0 && self.now_ms() < until
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        until > 0 && now_ms() < until
     }
 
     /// Sends a request and waits for the head of its response.
@@ -242,7 +295,7 @@ impl Peers {
                 // The other side closed a connection that was kept; a new one is worth a try.
                 Some(unsent) if pooled => unsent,
                 unsent => {
-                    let text = format!("{}: {}", peer.address, chain(&error));
+                    let text = format!("{}: {}", peer.name(), chain(&error));
                     return Err(if unsent.is_some() || is_refused_stream(&error) {
                         SendError::NotSent(text)
                     } else {
@@ -268,7 +321,7 @@ impl Peers {
         if slot.attempts.load(Relaxed) != attempts {
             // Whoever connected while this one waited has failed; a queue of requests must not
             // wait for one time-out after the other.
-            return Err(format!("{}: could not connect a moment ago", peer.address));
+            return Err(format!("{}: could not connect a moment ago", peer.name()));
         }
         slot.attempts.fetch_add(1, Relaxed);
         match self.dial(peer, turn).await {
@@ -281,13 +334,12 @@ impl Peers {
             Err(reason) => {
                 let failures = peer.failures.fetch_add(1, Relaxed).saturating_add(1);
                 if failures >= self.eject_after {
-                    let length = u64::try_from(self.eject_for.as_millis()).unwrap_or(u64::MAX);
-                    peer.ejected_until
-                        .store(self.now_ms().saturating_add(length).max(1), Relaxed);
+                    let until = now_ms().saturating_add(ms(self.eject_for));
+                    peer.ejected_until.store(until, Relaxed);
                     self.counters.ejected.fetch_add(1, Relaxed);
-                    tracing::warn!(peer = peer.address(), failures, reason, "host ejected");
+                    tracing::warn!(peer = peer.name(), failures, reason, "host ejected");
                 }
-                Err(format!("{}: {reason}", peer.address))
+                Err(format!("{}: {reason}", peer.name()))
             }
         }
     }
@@ -300,24 +352,71 @@ impl Peers {
         if self.tasks.end.is_cancelled() {
             return Err("this gateway is shutting down".into());
         }
-        let dialled = timeout(self.connect_timeout, async {
-            let stream = TcpStream::connect(peer.address())
-                .await
-                .map_err(|e| e.to_string())?;
-            stream.set_nodelay(true).map_err(|e| e.to_string())?;
-            self.builder
-                .handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| chain(&e))
+        let reached = timeout(self.connect_timeout, async {
+            let (stream, tunnelled) = self.reach(peer).await?;
+            let handshake = self.builder.handshake(TokioIo::new(stream));
+            let (sender, connection) = handshake.await.map_err(|e| chain(&e))?;
+            Ok::<_, String>((sender, connection, tunnelled))
         });
         let no_answer = |_| format!("no connection within {:?}", self.connect_timeout);
-        let (sender, connection) = dialled.await.map_err(no_answer)??;
-        let (peer, idle, end) = (peer.clone(), self.idle, self.tasks.end.clone());
+        let (sender, connection, tunnelled) = reached.await.map_err(no_answer)??;
+        if tunnelled {
+            self.counters.tunnelled.fetch_add(1, Relaxed);
+        }
+        let keeper = Keeper {
+            peer: peer.clone(),
+            turn,
+            idle: self.idle,
+            redial: tunnelled.then_some((self.connect_timeout, self.dial_again)),
+        };
+        let end = self.tasks.end.clone();
         self.tasks.tracker.spawn(async move {
-            let kept = keep(&peer.slots[turn], &peer, connection, idle);
-            end.run_until_cancelled(kept).await;
+            end.run_until_cancelled(keeper.keep(connection)).await;
         });
         Ok(sender)
+    }
+
+    /// A stream to the host, and whether it goes through the tunnel.
+    async fn reach(&self, peer: &Peer) -> Result<(Pipe, bool), String> {
+        let (address, tunnel) = match (&peer.address, &self.tunnel) {
+            (Some(address), None) => return Ok((direct(address).await?, false)),
+            (None, None) => return Err("it cannot be dialled".into()),
+            (None, Some(tunnel)) => return Ok((tunnel.open(&peer.host).await?, true)),
+            (Some(address), Some(tunnel)) => (address, tunnel),
+        };
+        if !peer.dials_in().is_zero() {
+            if let Ok(stream) = tunnel.open(&peer.host).await {
+                return Ok((stream, true));
+            }
+            let stream = direct(address).await?;
+            peer.went_directly();
+            return Ok((stream, false));
+        }
+        let mut dialling = pin!(direct(address));
+        match timeout(self.tunnel_after, &mut dialling).await {
+            Ok(Ok(stream)) => {
+                peer.went_directly();
+                return Ok((stream, false));
+            }
+            Ok(Err(reason)) => {
+                let opened = tunnel.open(&peer.host).await;
+                let stream = opened.map_err(|error| format!("{reason}; {error}"))?;
+                peer.went_through_tunnel(self.dial_again);
+                return Ok((stream, true));
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            Ok(stream) = &mut dialling => {
+                peer.went_directly();
+                Ok((stream, false))
+            }
+            Ok(stream) = tunnel.open(&peer.host) => {
+                peer.went_through_tunnel(self.dial_again);
+                Ok((stream, true))
+            }
+            else => Err("it answers neither directly nor through the tunnel".into()),
+        }
     }
 
     /// Ends all connections and joins their tasks.
@@ -328,31 +427,69 @@ impl Peers {
     }
 }
 
-/// Drives a connection until it ends; lets it end when it is not used for a while.
-async fn keep(
-    slot: &Slot,
-    peer: &Peer,
-    connection: impl Future<Output = hyper::Result<()>>,
+/// Dials.
+async fn direct(address: &str) -> Result<Pipe, String> {
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    Ok(Pipe::new(stream))
+}
+
+/// Drives one connection.
+struct Keeper {
+    peer: Arc<Peer>,
+    turn: usize,
     idle: Duration,
-) {
-    let mut connection = pin!(connection);
-    let mut used = slot.used.load(Relaxed);
-    loop {
-        tokio::select! {
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(peer = peer.address(), error = chain(&error), "connection ended");
+    /// For a tunnelled one: how long dialling may take, and how often it is tried.
+    redial: Option<(Duration, (Duration, Duration))>,
+}
+
+impl Keeper {
+    /// Until the connection ends; lets it end when it is not used for a while, or when the host can
+    /// be dialled again. Without a sender it ends by itself, after what is in hand.
+    async fn keep(self, connection: impl Future<Output = hyper::Result<()>>) {
+        let slot = &self.peer.slots[self.turn];
+        let mut connection = pin!(connection);
+        let mut answers = pin!(self.answers_directly());
+        let mut direct = false;
+        let mut used = slot.used.load(Relaxed);
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        let (peer, error) = (self.peer.name(), chain(&error));
+                        tracing::debug!(peer, error, "connection ended");
+                    }
+                    return;
                 }
-                return;
-            }
-            () = tokio::time::sleep(idle) => {
-                let now = slot.used.load(Relaxed);
-                if now == used && peer.in_flight() == 0 {
-                    // Without a sender the connection ends by itself.
+                () = &mut answers, if !direct => {
+                    direct = true;
+                    self.peer.went_directly();
                     slot.set(None);
                 }
-                used = now;
+                () = tokio::time::sleep(self.idle) => {
+                    let now = slot.used.load(Relaxed);
+                    if now == used && self.peer.in_flight() == 0 {
+                        slot.set(None);
+                    }
+                    used = now;
+                }
             }
+        }
+    }
+
+    /// Returns once the host has answered on its own address; never when it is reached there.
+    async fn answers_directly(&self) {
+        let (Some((connect, pauses)), Some(address)) = (self.redial, &self.peer.address) else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(self.peer.dials_in().max(pauses.0)).await;
+            if matches!(timeout(connect, direct(address)).await, Ok(Ok(_))) {
+                return;
+            }
+            self.peer.went_through_tunnel(pauses);
         }
     }
 }

@@ -31,14 +31,12 @@ impl Inner {
                 workload.name, workload.namespace
             );
         }
-        match endpoints.map_or(0, |endpoints| endpoints.undialled()) {
-            0 => {}
-            hosts => {
-                let _ = write!(
-                    text,
-                    "; {hosts} of its hosts cannot be dialled, which has not come yet"
-                );
-            }
+        let undialled = endpoints.map_or(0, |endpoints| endpoints.undialled());
+        if undialled > 0 && !self.peers.has_tunnel() {
+            let _ = write!(
+                text,
+                "; {undialled} of its hosts cannot be dialled, and there is no NATS to reach them through"
+            );
         }
         Answer::later(ErrorClass::NoEndpoint, RETRY_AFTER, text)
     }
@@ -69,6 +67,11 @@ impl Inner {
             "the request for {workload} has passed {max} gateways: workloads call each other in a circle"
         );
         Answer::error(ErrorClass::Loop, text)
+    }
+
+    pub(crate) fn late(&self, workload: &WorkloadKey) -> Answer {
+        let text = format!("{workload} had no answer before the caller's own time was over");
+        Answer::error(ErrorClass::TimedOut, text)
     }
 
     pub(crate) fn unknown(&self, host: &HeaderValue, path: &str) -> Answer {

@@ -7,8 +7,8 @@
 //!                                            connections to other hosts end ──> joined
 //! ```
 //!
-//! Owns every task of a connection, and joins it. Rooms for what comes: TLS and PROXY protocol lie
-//! between `accept` and `serve_connection`.
+//! Owns every task of a connection, and joins it. What a public connection begins with, before its
+//! HTTP (PROXY protocol, TLS), is in `front`.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,20 +21,25 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::BoxError;
 use crate::config::{GatewayConfig, GatewayError, Limits};
-use crate::connections::Connections;
+use crate::connections::{Connections, Place};
 use crate::crowd::{Crowd, LEAVE_FOR};
+use crate::front::{Front, Opened};
 use crate::gateway::Gateway;
 use crate::headers::Client;
 use crate::local::Local;
 use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, chain};
 use crate::stats::Gauge;
 use crate::tables::Tables;
+use crate::tunnel::Pipe;
 
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -70,7 +75,9 @@ pub async fn serve(
 pub struct Server {
     gateway: Gateway,
     http: TcpListener,
+    front: Front,
     peer: Option<TcpListener>,
+    tunnelled: Option<mpsc::Receiver<Pipe>>,
     limits: Limits,
     crowd: Option<Arc<dyn Crowd>>,
 }
@@ -86,15 +93,21 @@ impl Server {
         tables: Tables,
         local: Arc<dyn Local>,
     ) -> Result<Self, GatewayError> {
+        let gateway = Gateway::new(tables, local, &config);
         let GatewayConfig {
             http,
+            proxy_protocol,
+            tls,
             peer,
-            host,
-            domain,
-            development,
+            tunnelled,
             limits,
             crowd,
+            ..
         } = config;
+        let front = Front {
+            proxy_protocol,
+            tls,
+        };
         let listener = |port, listener: std::net::TcpListener| {
             let taken = listener
                 .set_nonblocking(true)
@@ -103,11 +116,12 @@ impl Server {
         };
         let http = listener("public", http)?;
         let peer = peer.map(|peer| listener("peer", peer)).transpose()?;
-        let gateway = Gateway::new(tables, local, host, &domain, development, limits.clone());
         Ok(Self {
             gateway,
             http,
+            front,
             peer,
+            tunnelled,
             limits,
             crowd,
         })
@@ -124,13 +138,22 @@ impl Server {
         let Self {
             gateway,
             http,
+            front,
             peer,
+            tunnelled,
             limits,
             crowd,
         } = self;
         let tasks = TaskTracker::new();
-        let public = Port::new(Role::Public, &gateway, &limits, &tasks, crowd);
-        let peers = Port::new(Role::Peer, &gateway, &limits, &tasks, None);
+        let public = Port::new(Role::Public, front, &gateway, &limits, &tasks, crowd);
+        let peers = Port::new(
+            Role::Peer,
+            Front::default(),
+            &gateway,
+            &limits,
+            &tasks,
+            None,
+        );
         let ports = [public.connections.clone(), peers.connections.clone()];
         // Whoever drops this future ends all that it began.
         let _ends = EndOnDrop(&ports);
@@ -138,6 +161,10 @@ impl Server {
         let _stops = stop.clone().drop_guard();
 
         let mut accepting = vec![tasks.spawn(public.accept(http, stop.clone()))];
+        if let Some(tunnelled) = tunnelled {
+            let (peers, stop) = (peers.clone(), stop.clone());
+            accepting.push(tasks.spawn(peers.accept_tunnelled(tunnelled, stop)));
+        }
         accepting.extend(peer.map(|peer| tasks.spawn(peers.accept(peer, stop.clone()))));
         let mut sweeping = pin!(sweep(&ports));
         tokio::select! {
@@ -206,17 +233,18 @@ where
 }
 
 /// One listener's connections.
+#[derive(Clone)]
 struct Port {
     role: Role,
-    gateway: Gateway,
+    shared: Arc<Shared>,
     connections: Arc<Connections>,
-    builder: Arc<auto::Builder<Streams>>,
     tasks: TaskTracker,
 }
 
 impl Port {
     fn new(
         role: Role,
+        front: Front,
         gateway: &Gateway,
         limits: &Limits,
         tasks: &TaskTracker,
@@ -228,11 +256,16 @@ impl Port {
             limits.idle_timeout,
         )
         .among(crowd);
-        Self {
+        let shared = Shared {
             role,
             gateway: gateway.clone(),
+            builder: protocols(role, limits, tasks),
+            front,
+        };
+        Self {
+            role,
+            shared: Arc::new(shared),
             connections: Arc::new(connections),
-            builder: Arc::new(protocols(role, limits, tasks)),
             tasks: tasks.clone(),
         }
     }
@@ -259,13 +292,36 @@ impl Port {
         }
     }
 
+    /// The same for streams that other hosts have opened through the tunnel.
+    async fn accept_tunnelled(self, mut streams: mpsc::Receiver<Pipe>, stop: CancellationToken) {
+        while let Some(Some(stream)) = stop.run_until_cancelled(streams.recv()).await {
+            let counters = self.shared.gateway.counters();
+            let Some(place) = self.connections.enter() else {
+                // Whoever opened it sees it close, and goes elsewhere.
+                counters.connections_refused.fetch_add(1, Relaxed);
+                continue;
+            };
+            counters.connections.fetch_add(1, Relaxed);
+            let open = Gauge::new(counters.clone(), |counters| &counters.connections_open);
+            let shared = self.shared.clone();
+            self.tasks.spawn(async move {
+                // A peer tells of the client in the request.
+                let nobody = Client::new(SocketAddr::from(([0, 0, 0, 0], 0)), false);
+                if let Err(error) = shared.drive(place, stream, nobody).await {
+                    tracing::debug!(error = chain(&*error), "tunnelled connection ended");
+                }
+                drop(open);
+            });
+        }
+    }
+
     fn serve(&self, stream: TcpStream, address: SocketAddr) {
-        let counters = self.gateway.counters();
+        let counters = self.shared.gateway.counters();
         let Some(place) = self.connections.enter() else {
             if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
                 tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
             }
-            return refuse(&stream, self.role);
+            return refuse(&stream, &self.shared);
         };
         counters.connections.fetch_add(1, Relaxed);
         let open = Gauge::new(counters.clone(), |counters| &counters.connections_open);
@@ -273,25 +329,57 @@ impl Port {
             tracing::debug!(%error, "connection is gone already");
             return;
         }
-        let (role, gateway, builder) = (self.role, self.gateway.clone(), self.builder.clone());
-        let client = Arc::new(Client::new(address));
-        let watch = place.watch().clone();
+        let shared = self.shared.clone();
         self.tasks.spawn(async move {
-            let service = service_fn(move |request| {
-                let (gateway, client, watch) = (gateway.clone(), client.clone(), watch.clone());
-                async move {
-                    Ok::<_, Infallible>(match role {
-                        Role::Public => gateway.public(request, &client, &watch).await,
-                        Role::Peer => gateway.peer(request, &watch).await,
-                    })
-                }
-            });
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = place.drive(connection).await {
-                tracing::debug!(?role, %address, error = chain(&*error), "connection ended");
-            }
+            shared.connection(place, stream, address).await;
             drop(open);
         });
+    }
+}
+
+/// What every connection of a port needs.
+struct Shared {
+    role: Role,
+    gateway: Gateway,
+    builder: auto::Builder<Streams>,
+    front: Front,
+}
+
+impl Shared {
+    /// The whole life of a connection.
+    async fn connection(&self, place: Place, stream: TcpStream, address: SocketAddr) {
+        let role = self.role;
+        let opened = match place.until_ordered(self.front.open(stream, address)).await {
+            None => return,
+            Some(opened) => opened,
+        };
+        let ended = match opened {
+            Ok((Opened::Plain(stream), client)) => self.drive(place, stream, client).await,
+            Ok((Opened::Secure(stream), client)) => self.drive(place, *stream, client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(?role, %address, error = chain(&*error), "connection ended");
+        }
+    }
+
+    async fn drive<S>(&self, place: Place, stream: S, client: Client) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (role, gateway) = (self.role, self.gateway.clone());
+        let (client, watch) = (Arc::new(client), place.watch().clone());
+        let service = service_fn(move |request| {
+            let (gateway, client, watch) = (gateway.clone(), client.clone(), watch.clone());
+            async move {
+                Ok::<_, Infallible>(match role {
+                    Role::Public => gateway.public(request, &client, &watch).await,
+                    Role::Peer => gateway.peer(request, &watch).await,
+                })
+            }
+        });
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
+        place.drive(connection).await
     }
 }
 
@@ -337,8 +425,8 @@ fn is_the_clients(error: &io::Error) -> bool {
 }
 
 /// Says why, if that can be done at once.
-fn refuse(stream: &TcpStream, role: Role) {
-    if role == Role::Public {
+fn refuse(stream: &TcpStream, shared: &Shared) {
+    if shared.role == Role::Public && shared.front.is_plain() {
         // What the client has sent is read, or closing would discard the answer.
         let _ = stream.try_read(&mut [0; 4096]);
         let _ = stream.try_write(TOO_MANY);

@@ -35,8 +35,8 @@ pub enum ErrorClass {
     Lost,
     /// It passed too many gateways.
     Loop,
-    /// What it asks for has not come yet.
-    NotYet,
+    /// It asks for what `wasi:http` cannot carry to a guest.
+    NotCarried,
 }
 
 impl ErrorClass {
@@ -54,7 +54,7 @@ impl ErrorClass {
         Self::Unreachable,
         Self::Lost,
         Self::Loop,
-        Self::NotYet,
+        Self::NotCarried,
     ];
 
     /// The word in the header and in metrics.
@@ -72,7 +72,16 @@ impl ErrorClass {
             Self::Unreachable => "unreachable",
             Self::Lost => "lost",
             Self::Loop => "loop",
-            Self::NotYet => "not-yet",
+            Self::NotCarried => "not-carried",
+        }
+    }
+
+    /// Whether it speaks against the replica. `patient`: its own time was over, not its caller's.
+    pub(crate) const fn blames_replica(self, patient: bool) -> bool {
+        match self {
+            Self::Failed | Self::Lost => true,
+            Self::TimedOut => patient,
+            _ => false,
         }
     }
 
@@ -93,7 +102,7 @@ impl ErrorClass {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Failed | Self::Lost => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
-            Self::NotYet => StatusCode::NOT_IMPLEMENTED,
+            Self::NotCarried => StatusCode::NOT_IMPLEMENTED,
         }
     }
 }
@@ -116,6 +125,8 @@ pub struct Stats {
     pub retried: u64,
     /// Times a host was ejected.
     pub ejected: u64,
+    /// Connections to other hosts that went through the tunnel, because dialling failed.
+    pub tunnelled: u64,
     /// Answers by the status' hundreds: 2xx, 3xx, 4xx, 5xx.
     pub answers: [u64; 4],
     /// Errors that this gateway made, by [`ErrorClass`], in the order of [`ErrorClass::ALL`].
@@ -144,6 +155,7 @@ pub(crate) struct Counters {
     pub(crate) forwarded: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) ejected: AtomicU64,
+    pub(crate) tunnelled: AtomicU64,
     answers: [AtomicU64; 4],
     errors: [AtomicU64; ErrorClass::ALL.len()],
     pub(crate) connections: AtomicU64,
@@ -173,6 +185,7 @@ impl Counters {
             forwarded: load(&self.forwarded),
             retried: load(&self.retried),
             ejected: load(&self.ejected),
+            tunnelled: load(&self.tunnelled),
             answers: self.answers.each_ref().map(load),
             errors: self.errors.each_ref().map(load),
             connections: load(&self.connections),

@@ -148,7 +148,9 @@ impl State {
     fn put_endpoints(&mut self, key: WorkloadKey, table: Option<EndpointTable>, sequence: u64) {
         self.sequence = self.sequence.max(sequence);
         if self.endpoints.accepts(&key, sequence) {
-            let endpoints = table.map(|table| Arc::new(Endpoints::new(table)));
+            let before = self.endpoints.get(&key);
+            let endpoints = table.map(|table| Endpoints::new(table, before.map(|held| &**held)));
+            let endpoints = endpoints.map(Arc::new);
             self.endpoints.put(key, sequence, endpoints);
         }
     }

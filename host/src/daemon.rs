@@ -19,6 +19,7 @@ use wasmorch_api::{BootId, HostId, HostInfo, Name, NatsOptions, VERSION};
 use crate::admin::{self, Views};
 use crate::agent::{Agent, Held, Identity};
 use crate::artifacts::Artifacts;
+use crate::certificates::{self, TlsSource};
 use crate::driver::{Driver, Parts};
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
@@ -47,6 +48,10 @@ pub struct HostConfig {
     pub data: PathBuf,
     /// Where the gateway answers clients.
     pub http: SocketAddr,
+    /// Certificates: then `http` speaks TLS only.
+    pub tls: Option<TlsSource>,
+    /// A load balancer in front tells of clients by the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// Where it answers other hosts; `None`: a free port on `http`'s address.
     pub peer: Option<SocketAddr>,
     /// Where other hosts reach `peer`, when that is not its own address: `HOST:PORT`.
@@ -118,6 +123,7 @@ pub struct HostStarted {
 /// host runs what it last held, and waits.
 pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<(), HostError> {
     let mut disk = Disk::open(&config).await?;
+    let certificates = open_certificates(&config, &disk).await?;
     let sockets = Sockets::bind(&config)?;
     let listening = HostStarted {
         host: disk.host.host.clone(),
@@ -154,6 +160,9 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
             return Err(error.into());
         }
     };
+    let newest = certificates.as_ref().map(certificates::Store::newest);
+    let stop_following = CancellationToken::new();
+    let following = certificates.map(|store| tokio::spawn(store.follow(stop_following.clone())));
     let views = Views::default();
     let stop_admin = CancellationToken::new();
     let admin = tokio::spawn(admin::serve(admin, views.clone(), stop_admin.clone()));
@@ -163,6 +172,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
         data: disk.data.clone(),
         host: disk.host,
         tables: disk.tables,
+        certificates: newest,
         info,
         link,
         logs,
@@ -176,6 +186,11 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     }
     let (pool, logs) = driver.run(link_events, shutdown).await;
     link_tasks.close().await;
+    stop_following.cancel();
+    if let Some(following) = following {
+        // A panic has been reported by the runtime.
+        let _ = following.await;
+    }
     stop_admin.cancel();
     if admin.await.is_err() {
         tracing::error!("the admin listener panicked");
@@ -238,6 +253,23 @@ impl Disk {
             self.held.take(),
         )
     }
+}
+
+/// Reads what the public port is to show, before it listens.
+async fn open_certificates(
+    config: &HostConfig,
+    disk: &Disk,
+) -> Result<Option<certificates::Store>, HostError> {
+    let Some(source) = config.tls.clone() else {
+        return Ok(None);
+    };
+    let (own, domain) = (disk.data.tls(), config.domain.clone());
+    let opening =
+        tokio::task::spawn_blocking(move || certificates::Store::open(&source, &own, &domain));
+    let opened = opening.await;
+    opened
+        .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        .map(Some)
 }
 
 /// A bound listener and where it listens.
@@ -316,6 +348,9 @@ fn spawn_runner(
         // A domain that only this machine knows is somebody's desk.
         development: domain == "localhost" || domain.ends_with(".localhost"),
         domain,
+        zone: config.labels.get("zone").cloned(),
+        tls: config.tls.is_some(),
+        proxy_protocol: config.proxy_protocol,
         nats: Some(config.nats.clone()),
         compiled: Some(disk.data.compiled()),
         volumes: Some(disk.data.volumes()),
@@ -367,6 +402,7 @@ async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
         arch: std::env::consts::ARCH.to_owned(),
         version: VERSION.to_owned(),
         http: reach_http.unwrap_or(http).to_string(),
+        tls: config.tls.is_some(),
         peer,
         admin: listening.admin.to_string(),
         domain: config.domain.clone(),

@@ -23,12 +23,13 @@ use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
 use crate::admin::{View, Views};
 use crate::agent::{Agent, Effect, Event};
 use crate::artifacts::Artifacts;
+use crate::certificates::Pairs;
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
 use crate::link::{Link, LinkEvent};
 use crate::logs::LogStore;
 use crate::pool::{Pool, Said};
-use crate::runner::protocol::FromRunner;
+use crate::runner::protocol::{FromRunner, ToRunner};
 use crate::tables::{TableChange, Tables};
 
 mod clock;
@@ -60,6 +61,7 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Artifacts,
     pub(crate) logs: LogStore,
     pub(crate) tables: Tables,
+    pub(crate) certificates: Option<watch::Receiver<Pairs>>,
     pub(crate) pool: Pool,
     pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
     pub(crate) views: Views,
@@ -122,6 +124,7 @@ impl Driver {
     ) -> (Pool, LogStore) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.certify();
         let tables = self.parts.tables.message();
         self.parts.pool.send(tables);
         // What was held starts here, before anything is heard from NATS.
@@ -161,6 +164,10 @@ impl Driver {
                 }
             },
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Input::Due,
+            () = changed(&mut self.parts.certificates) => {
+                self.certify();
+                Input::Tick
+            }
             _ = ticks.tick() => {
                 self.tick();
                 Input::Tick
@@ -256,6 +263,14 @@ impl Driver {
         }
     }
 
+    /// Gives the runner the certificates in force.
+    fn certify(&mut self) {
+        if let Some(certificates) = &mut self.parts.certificates {
+            let pairs = certificates.borrow_and_update().to_vec();
+            self.parts.pool.send(ToRunner::Certificates { pairs });
+        }
+    }
+
     /// A deletion names no cluster; it can only take away what is there.
     fn is_ours(&self, change: &TableChange) -> bool {
         let cluster = match change {
@@ -288,6 +303,7 @@ impl Driver {
                 None
             }
             Said::Back(runner) => {
+                self.certify();
                 let tables = self.parts.tables.message();
                 self.parts.pool.catch_up(runner, tables);
                 None
@@ -459,4 +475,14 @@ async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send 
             false
         }
     }
+}
+
+/// Returns when there are new certificates.
+async fn changed(certificates: &mut Option<watch::Receiver<Pairs>>) {
+    if let Some(certificates) = certificates
+        && certificates.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }

@@ -5,6 +5,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use wasmorch_gateway::BadCertificate;
+
 use crate::link::LinkError;
 use crate::runner::RunnerError;
 
@@ -75,6 +77,21 @@ pub enum HostError {
         path: PathBuf,
         /// How.
         why: String,
+    },
+    /// A certificate's file cannot be read.
+    #[error("{} cannot be read: give --tls-cert and --tls-key as files that this user may read", .path.display())]
+    CertificateFile {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Certificates that no client could use.
+    #[error("{}", .bad.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Certificates {
+        /// All that is wrong.
+        bad: Vec<BadCertificate>,
     },
     /// How to reach NATS was said wrongly. (A server that cannot be reached is waited for.)
     #[error("NATS")]

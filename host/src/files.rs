@@ -80,6 +80,11 @@ impl DataDir {
         self.root.join("compiled")
     }
 
+    /// `tls/`: the certificate that this host makes for itself.
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.root.join("tls")
+    }
+
     /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
     /// credentials with which it comes to NATS: the file may be replaced by a newer one.
     pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {

@@ -17,6 +17,7 @@ pub mod runner;
 
 mod admin;
 mod artifacts;
+mod certificates;
 mod child;
 mod daemon;
 mod driver;
@@ -28,6 +29,7 @@ mod machine;
 mod pool;
 mod tables;
 
+pub use certificates::TlsSource;
 pub use child::Child;
 pub use daemon::{HostConfig, HostStarted, Runners, run};
 pub use error::HostError;

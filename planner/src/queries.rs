@@ -83,12 +83,18 @@ pub fn urls(cluster: &Cluster, key: &WorkloadKey, kind: Kind, spec: &WorkloadSpe
     let Some(info) = hosts.first().map(|host| host.info()) else {
         return Vec::new();
     };
+    let (scheme, usual) = if info.tls {
+        ("https", "443")
+    } else {
+        ("http", "80")
+    };
     let port = match info.http.rsplit_once(':') {
-        Some((_, "80")) | None => String::new(),
+        None => String::new(),
+        Some((_, port)) if port == usual => String::new(),
         Some((_, port)) => format!(":{port}"),
     };
     let mut urls = vec![format!(
-        "http://{}.{}.{}{port}/",
+        "{scheme}://{}.{}.{}{port}/",
         key.name, key.namespace, info.domain
     )];
     for route in spec
@@ -96,7 +102,7 @@ pub fn urls(cluster: &Cluster, key: &WorkloadKey, kind: Kind, spec: &WorkloadSpe
         .iter()
         .filter_map(|text| wasmorch_api::Route::parse(text).ok())
     {
-        urls.push(format!("http://{}{port}{}", route.host, route.path));
+        urls.push(format!("{scheme}://{}{port}{}", route.host, route.path));
     }
     urls
 }

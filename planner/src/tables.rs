@@ -11,6 +11,9 @@ use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Stop};
 
+/// The label by which gateways keep requests near.
+const ZONE: &str = "zone";
+
 /// Adds a workload's tables if they differ from what is stored once `plan` is carried out. Tells
 /// whether its endpoints name a host that has not spoken and holds nothing of it.
 pub(crate) fn plan_tables(
@@ -79,6 +82,7 @@ fn patched(
             peer: host.info().peer.clone(),
             ready,
             weight: ready,
+            zone: host.info().labels.get(ZONE).cloned(),
         });
         if before != after.as_ref() {
             changes.push(((*id).clone(), after));
@@ -148,6 +152,7 @@ fn endpoint_table(
                 peer: host.info().peer.clone(),
                 ready,
                 weight: ready,
+                zone: host.info().labels.get(ZONE).cloned(),
             })
         });
     let mut hosts: Vec<HostEndpoint> = known.collect();

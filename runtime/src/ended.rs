@@ -38,6 +38,11 @@ pub enum Ended {
         /// The limit.
         limit: Duration,
     },
+    /// Whoever asked has stopped waiting.
+    CallerTimeout {
+        /// What it had left when the request came in.
+        limit: Duration,
+    },
     /// All seats and all places in the queue are taken.
     Busy {
         /// Seats.
@@ -88,6 +93,10 @@ impl fmt::Display for Ended {
             Self::Timeout { limit } => write!(
                 f,
                 "timed out after {limit:?}; raise it with `--timeout` or resources.timeout"
+            ),
+            Self::CallerTimeout { limit } => write!(
+                f,
+                "the caller waited {limit:?} and no longer; raise the caller's resources.timeout"
             ),
             Self::Busy {
                 concurrency,

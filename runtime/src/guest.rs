@@ -32,6 +32,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Deadline {
     pub(crate) at: tokio::time::Instant,
     pub(crate) limit: Duration,
+    /// Whether it is the caller's.
+    inherited: bool,
 }
 
 impl Deadline {
@@ -39,7 +41,35 @@ impl Deadline {
         let limit = limit?;
         // A limit beyond what the clock can express is no limit.
         let at = tokio::time::Instant::now().checked_add(limit)?;
-        Some(Self { at, limit })
+        Some(Self {
+            at,
+            limit,
+            inherited: false,
+        })
+    }
+
+    /// The own one, or the caller's when that comes first.
+    pub(crate) fn earlier(own: Option<Self>, callers: Option<Instant>) -> Option<Self> {
+        let Some(callers) = callers.map(tokio::time::Instant::from_std) else {
+            return own;
+        };
+        match own {
+            Some(own) if own.at <= callers => Some(own),
+            _ => Some(Self {
+                at: callers,
+                limit: callers.saturating_duration_since(tokio::time::Instant::now()),
+                inherited: true,
+            }),
+        }
+    }
+
+    /// What its passing means.
+    fn passed(self) -> Ended {
+        if self.inherited {
+            Ended::CallerTimeout { limit: self.limit }
+        } else {
+            Ended::Timeout { limit: self.limit }
+        }
     }
 }
 
@@ -136,9 +166,7 @@ pub(crate) async fn bounded<R>(
         Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
             Ok(result) => result,
             Err(_) => {
-                return Err(watch.end(Ended::Timeout {
-                    limit: deadline.limit,
-                }));
+                return Err(watch.end(deadline.passed()));
             }
         },
         None => guest.as_mut().await,

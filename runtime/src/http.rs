@@ -41,6 +41,7 @@ use crate::guest::{Deadline, Metered, Watch, bounded};
 use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
+use crate::outbound::Lineage;
 use crate::state::{GuestState, ReplicaShared};
 
 /// Names a request in the logs. Put it into the extensions of a request; without it lines carry
@@ -116,7 +117,9 @@ impl HttpReplica {
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, Ended> {
         let limits = &self.shared.config.limits;
-        let deadline = Deadline::after(limits.timeout);
+        let lineage = request.extensions().get::<Lineage>();
+        let callers = lineage.and_then(|lineage| lineage.deadline);
+        let deadline = Deadline::earlier(Deadline::after(limits.timeout), callers);
         refuse_large(request.headers(), BodySide::Request, limits.body_bytes)?;
         let seat = self
             .gate
@@ -193,12 +196,18 @@ impl HttpReplica {
             .extensions()
             .get::<RequestId>()
             .map(|id| id.0.clone());
+        let inherited = request.extensions().get::<Lineage>().copied();
+        let inherited = inherited.unwrap_or_default();
         let tag = RequestTag::new(shared.meter.started.load(Relaxed), given);
         let limit = shared.config.limits.body_bytes;
         let request = request.map(|body| RequestBody::new(body, limit, exceeded));
         let mut wasi = shared.wasi()?;
         shared.log_streams(&mut wasi, &tag);
         let mut store = shared.store(wasi.build(), tag, &watch);
+        store.data_mut().hooks.inherit(Lineage {
+            deadline: deadline.map(|deadline| deadline.at.into_std()),
+            ..inherited
+        });
         let pre = self.pre.clone();
         let meter = shared.meter.clone();
         Ok(Box::pin(Metered::new(meter, async move {

@@ -69,4 +69,4 @@ pub use load::LoadError;
 pub use logs::{LogLevel, LogLine, LogSink, LogStream, NoLogs};
 pub use messages::{Message, MessagesReplica, Messaging};
 pub use network::{Network, SocketPattern};
-pub use outbound::{HostPattern, InternalRoute, OutboundHttp, PatternError, RouteError};
+pub use outbound::{HostPattern, InternalRoute, Lineage, OutboundHttp, PatternError, RouteError};

@@ -154,7 +154,7 @@ pub(crate) struct GuestState {
     wasi: WasiCtx,
     pub(crate) table: ResourceTable,
     http: WasiHttpCtx,
-    hooks: Hooks,
+    pub(crate) hooks: Hooks,
     limiter: MemoryLimiter,
     pub(crate) tag: RequestTag,
     pub(crate) places: Places,

@@ -13,3 +13,6 @@ mod recover;
 mod refusals;
 mod run;
 mod runners;
+mod services;
+mod tls;
+mod tunnel;

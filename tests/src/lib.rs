@@ -6,6 +6,7 @@
 pub mod creds;
 pub mod daemons;
 pub mod http;
+pub mod namespace;
 pub mod nats;
 pub mod nats_client;
 pub mod process;
@@ -27,9 +28,10 @@ fn target_dir() -> PathBuf {
         .to_path_buf()
 }
 
-/// The `wasmorch` binary of this build.
+/// The `wasmorch` binary of this build, or the one that a benchmark is told to measure.
 pub fn wasmorch() -> PathBuf {
-    let path = target_dir().join("wasmorch");
+    let told = std::env::var_os("WASMORCH_BIN").map(PathBuf::from);
+    let path = told.unwrap_or_else(|| target_dir().join("wasmorch"));
     assert!(
         path.exists(),
         "{} is missing: run `cargo xtask test`",

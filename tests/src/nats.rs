@@ -35,6 +35,8 @@ pub struct Nats {
     jetstream: Option<String>,
     /// Lines of the configuration besides.
     more: String,
+    /// Where it listens.
+    address: &'static str,
 }
 
 impl Nats {
@@ -83,7 +85,16 @@ impl Nats {
         Self::begin(folder, Some(""), more)
     }
 
+    /// A server with JetStream that other networks reach too.
+    pub fn on_every_address(folder: &Path) -> Self {
+        Self::begin_at("0.0.0.0", folder, Some(""), "")
+    }
+
     fn begin(folder: &Path, jetstream: Option<&str>, more: &str) -> Self {
+        Self::begin_at("127.0.0.1", folder, jetstream, more)
+    }
+
+    fn begin_at(address: &'static str, folder: &Path, jetstream: Option<&str>, more: &str) -> Self {
         std::fs::create_dir_all(folder).expect("the test's own folder is writable");
         let mut nats = Self {
             process: None,
@@ -91,6 +102,7 @@ impl Nats {
             port: 0,
             jetstream: jetstream.map(str::to_owned),
             more: more.to_owned(),
+            address,
         };
         nats.start_again();
         nats
@@ -143,7 +155,8 @@ impl Nats {
             i32::from(self.port)
         };
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
+            "listen: \"{}:{port}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
+            self.address,
             ports.display(),
             self.more
         );

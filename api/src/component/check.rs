@@ -2,7 +2,7 @@
 
 use super::{Inspection, Shape, interfaces};
 use crate::error::{ApiError, ErrorCode, Problem};
-use crate::manifest::{binding_runs, check_kind, grant_flags};
+use crate::manifest::{check_kind, grant_flags};
 use crate::spec::{Bindings, Kind, WorkloadSpec};
 
 /// An import (or an export) that needs a grant which the spec does not give.
@@ -16,8 +16,6 @@ pub struct MissingGrant {
     pub flag: String,
     /// The line of `[workload.bindings]` that does: `http = ["HOST"]`.
     pub toml: String,
-    /// Whether this version provides the binding at all.
-    pub runs: bool,
 }
 
 /// What stands between a component and running as its spec says.
@@ -50,7 +48,6 @@ fn grant(import: &str, binding: &'static str) -> MissingGrant {
         binding,
         flag: format!("--grant {binding}={value}"),
         toml: toml.to_owned(),
-        runs: binding_runs(binding),
     }
 }
 
@@ -213,9 +210,7 @@ impl CapabilityCheck {
     }
 
     fn fix(&self, bindings: &Bindings) -> String {
-        let add: Vec<&MissingGrant> = distinct(&self.missing)
-            .filter(|missing| missing.runs)
-            .collect();
+        let add: Vec<&MissingGrant> = distinct(&self.missing).collect();
         if add.is_empty() {
             return String::new();
         }
@@ -270,11 +265,7 @@ fn missing(missing: &MissingGrant) -> Problem {
     let MissingGrant {
         import, binding, ..
     } = missing;
-    let what = if missing.runs {
-        format!("`{import}` needs the grant {binding}: {}", missing.flag)
-    } else {
-        format!("`{import}` needs the binding {binding}, which is not in this version yet")
-    };
+    let what = format!("`{import}` needs the grant {binding}: {}", missing.flag);
     Problem {
         at: format!("bindings.{binding}"),
         line: None,

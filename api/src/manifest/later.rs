@@ -6,14 +6,6 @@
 use crate::error::Problem;
 use crate::spec::{Disconnect, Kind, Replicas, WorkloadSpec};
 
-/// Bindings that this version does not provide.
-const BINDINGS: [&str; 1] = ["workloads"];
-
-/// Whether this version provides the binding.
-pub(crate) fn binding_runs(name: &str) -> bool {
-    !BINDINGS.contains(&name)
-}
-
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
 pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -97,15 +89,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "more than one completion is",
         "use completions = 1, parallelism = 1",
     );
-    let bound = [!spec.bindings.workloads.is_empty()];
-    for (name, bound) in BINDINGS.into_iter().zip(bound) {
-        later(
-            bound,
-            &format!("bindings.{name}"),
-            &format!("the binding {name} is"),
-            "leave it out",
-        );
-    }
     for (name, volume) in &spec.bindings.volume {
         later(
             volume.on_host_loss == "new",

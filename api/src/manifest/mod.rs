@@ -33,7 +33,6 @@ use crate::table::Route;
 use crate::units::HumanDuration;
 
 pub use self::grant::{grant_flags, read_grant};
-pub(crate) use self::later::binding_runs;
 pub use self::later::{not_yet, not_yet_together};
 
 /// No count is larger: beyond it a count is a slip, and sums of counts stay far from overflow.

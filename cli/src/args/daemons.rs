@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use wasmorch_api::{ByteSize, Cpu, Name};
+use wasmorch_host::TlsSource;
 
 use super::KeyValue;
+use crate::error::CliError;
 
 pub(crate) const UP_EXAMPLES: &str = "Examples:
   wasmorch up
@@ -19,7 +21,11 @@ Ctrl-C drains and stops in order; a second one stops at once. The data stays: th
 
 pub(crate) const HOST_EXAMPLES: &str = "Examples:
   wasmorch host --nats nats://10.0.0.1:4222 --http 0.0.0.0:80
-  wasmorch host --nats nats://10.0.0.1:4222 --label zone=a --taint edge";
+  wasmorch host --nats nats://10.0.0.1:4222 --label zone=a --taint edge
+  wasmorch host --nats nats://10.0.0.1:4222 --http 0.0.0.0:443 --tls-cert web.crt --tls-key web.key
+
+With certificates the public port speaks TLS only. They are read again when they change; a bad
+one leaves the old in force.";
 
 /// `up`.
 #[derive(Debug, Args)]
@@ -33,12 +39,61 @@ pub(crate) struct UpArgs {
     /// Where the first host's gateway listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) http: SocketAddr,
+    #[command(flatten)]
+    pub(crate) front: FrontArgs,
     /// Where its NATS server listens, loopback only [default: a free port]
     #[arg(long, value_name = "ADDR", conflicts_with = "nats")]
     pub(crate) nats_listen: Option<SocketAddr>,
     /// Fetch a nats-server without asking when there is none
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+/// How a connection to the public port begins.
+#[derive(Debug, Args)]
+pub(crate) struct FrontArgs {
+    /// A certificate in PEM, several for several names; or a folder of NAME.crt beside NAME.key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Vec<PathBuf>,
+    /// The key of each --tls-cert, in the same order; none for a folder
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Vec<PathBuf>,
+    /// TLS with a certificate made here, for development
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub(crate) tls_self_signed: bool,
+    /// A load balancer in front tells of clients by the PROXY protocol, version 2
+    #[arg(long)]
+    pub(crate) proxy_protocol: bool,
+}
+
+impl FrontArgs {
+    /// Where certificates come from, if they do.
+    pub(crate) fn tls(&self) -> Result<Option<TlsSource>, CliError> {
+        if self.tls_self_signed {
+            return Ok(Some(TlsSource::SelfSigned));
+        }
+        let mut keys = self.tls_key.iter();
+        let mut files = Vec::new();
+        let mut missing = Vec::new();
+        for cert in &self.tls_cert {
+            let key = if cert.is_dir() { None } else { keys.next() };
+            if key.is_none() && !cert.is_dir() {
+                missing.push(cert.display().to_string());
+            }
+            files.push((cert.clone(), key.cloned()));
+        }
+        let extra: Vec<_> = keys.map(|key| key.display().to_string()).collect();
+        let wrong = |what: String, fix| Err(CliError::usage(what, fix));
+        if !missing.is_empty() {
+            let fix = "give --tls-key once for each --tls-cert, in the same order";
+            return wrong(format!("no --tls-key for {}", missing.join(", ")), fix);
+        }
+        if !extra.is_empty() {
+            let fix = "a folder of certificates has its keys beside them: leave out --tls-key";
+            return wrong(format!("no --tls-cert for {}", extra.join(", ")), fix);
+        }
+        Ok((!files.is_empty()).then_some(TlsSource::Files(files)))
+    }
 }
 
 /// `host`.
@@ -50,6 +105,8 @@ pub(crate) struct HostArgs {
     /// Where the gateway listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) http: SocketAddr,
+    #[command(flatten)]
+    pub(crate) front: FrontArgs,
     /// Where other hosts reach the gateway [default: a free port on the IP of --http]
     #[arg(long, value_name = "ADDR")]
     pub(crate) peer: Option<SocketAddr>,

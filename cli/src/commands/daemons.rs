@@ -10,7 +10,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
-use wasmorch_host::{HostConfig, HostError, HostStarted, LinkError, RunnerCommand, Runners};
+use wasmorch_host::{
+    HostConfig, HostError, HostStarted, LinkError, RunnerCommand, Runners, TlsSource,
+};
 
 use super::{Context, Interrupt};
 use crate::args::{ControllerArgs, HostArgs};
@@ -29,7 +31,9 @@ pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError
     let nats = cluster::find(&ctx.global)?;
     let data = cluster::data_dir(args.data.clone(), "host")?;
     let (sender, started) = oneshot::channel();
-    let config = host_config(args, nats, data, sender);
+    let tls = args.front.tls()?;
+    let secure = tls.is_some();
+    let config = host_config(args, tls, nats, data, sender);
     let stop = CancellationToken::new();
     let running = wasmorch_host::run(config, stop.clone());
     let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
@@ -39,9 +43,10 @@ pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError
             peer,
             admin,
         } = started.await.ok()?;
+        let scheme = if secure { "https" } else { "http" };
         let text = addresses(
             &host,
-            &http.to_string(),
+            &format!("{scheme}://{http}"),
             &peer.to_string(),
             &admin.to_string(),
         );
@@ -58,6 +63,7 @@ pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError
 
 fn host_config(
     args: HostArgs,
+    tls: Option<TlsSource>,
     nats: NatsOptions,
     data: PathBuf,
     started: oneshot::Sender<HostStarted>,
@@ -66,6 +72,8 @@ fn host_config(
         nats,
         data,
         http: args.http,
+        tls,
+        proxy_protocol: args.front.proxy_protocol,
         peer: args.peer,
         advertise: args.advertise,
         admin: args.admin,
@@ -97,10 +105,10 @@ pub(crate) fn runners(count: Option<u32>) -> Runners {
     }
 }
 
-fn addresses(host: &HostId, http: &str, peer: &str, admin: &str) -> String {
+fn addresses(host: &HostId, gateway: &str, peer: &str, admin: &str) -> String {
     pairs(&[
         ("host", host.to_string()),
-        ("gateway", format!("http://{http}")),
+        ("gateway", gateway.to_owned()),
         ("peer", peer.to_owned()),
         ("admin", format!("http://{admin}")),
     ])
@@ -184,6 +192,10 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
             Exit::DENIED
         }
         HostError::Data { .. } => Exit::BLOCKED,
+        HostError::CertificateFile { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Exit::NOT_FOUND
+        }
+        HostError::CertificateFile { .. } | HostError::Certificates { .. } => Exit::USAGE,
         HostError::Damaged { .. } => Exit::FAILED,
         HostError::Nats(LinkError::Credentials { .. }) => Exit::NOT_FOUND,
         HostError::Nats(LinkError::Address { .. }) => Exit::USAGE,

@@ -20,7 +20,7 @@ pub(crate) fn run(ctx: &Context, file: &Path) -> Result<Exit, CliError> {
         let needs = check.missing.iter().map(|missing| {
             json!({
                 "import": missing.import, "binding": missing.binding, "flag": missing.flag,
-                "toml": missing.toml, "available": missing.runs,
+                "toml": missing.toml,
             })
         });
         ctx.out.json(&json!({
@@ -65,12 +65,7 @@ fn render(source: &Source, check: &CapabilityCheck) -> String {
     ];
     let mut needs: Vec<String> = Vec::new();
     for missing in &check.missing {
-        let later = if missing.runs {
-            ""
-        } else {
-            " (not in this version yet)"
-        };
-        needs.push(format!("{}  for {}{later}", missing.flag, missing.import));
+        needs.push(format!("{}  for {}", missing.flag, missing.import));
     }
     if needs.is_empty() {
         needs.push("no grant".into());

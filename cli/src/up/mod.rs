@@ -57,6 +57,12 @@ pub(crate) async fn run(ctx: &Context, args: UpArgs) -> Result<Exit, CliError> {
             "until joining is authenticated, use 127.0.0.1, or a NATS server of your own with --nats",
         ));
     }
+    // Its mistakes are told before anything runs.
+    let scheme = if args.front.tls()?.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let data = cluster::data_dir(args.data.clone(), "up")?;
     let _lock = Lock::take(&data)?;
     if args.http.port() != 0 {
@@ -67,7 +73,7 @@ pub(crate) async fn run(ctx: &Context, args: UpArgs) -> Result<Exit, CliError> {
         up = start(ctx, &args, data) => up?,
         () = interrupt.next() => return Err(CliError::interrupted("interrupted before it was up")),
     };
-    let current = up.announce(ctx, started.elapsed())?;
+    let current = up.announce(ctx, scheme, started.elapsed())?;
     let failure = up.supervise(ctx, &mut interrupt).await;
     if failure.is_none() {
         ctx.out.note(
@@ -137,7 +143,8 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
                 remembered.http_ports.get(&name).copied(),
             ),
         };
-        parts.start_host(&options, &name, data.join(&name), http, runners_each)?;
+        let (front, data) = (&args.front, data.join(&name));
+        parts.start_host(&options, &name, data, http, front, runners_each)?;
         hosts.push(name);
     }
     let hosts = parts.hosts_started(hosts).await?;
@@ -175,7 +182,12 @@ impl Up {
     }
 
     /// Prints every address, and notes this cluster as the one in force.
-    fn announce(&self, ctx: &Context, elapsed: Duration) -> Result<Current, CliError> {
+    fn announce(
+        &self,
+        ctx: &Context,
+        scheme: &str,
+        elapsed: Duration,
+    ) -> Result<Current, CliError> {
         let current = Current {
             url: self.options.url.clone(),
             pid: i32::try_from(std::process::id()).unwrap_or_default(),
@@ -199,7 +211,7 @@ impl Up {
         for host in &self.hosts {
             lines.push((
                 format!("gateway {}", host.name),
-                format!("http://{}", host.http),
+                format!("{scheme}://{}", host.http),
             ));
         }
         for host in &self.hosts {

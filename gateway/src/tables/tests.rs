@@ -34,6 +34,7 @@ fn endpoints(key: &WorkloadKey, ready: u32) -> EndpointTable {
             peer: Some("127.0.0.1:1".into()),
             ready,
             weight: 1,
+            zone: None,
         }],
     }
 }

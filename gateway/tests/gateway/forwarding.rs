@@ -1,12 +1,15 @@
 //! From host to host: which one, what streams, what is tried again.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use futures::SinkExt as _;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use tokio::io::AsyncReadExt as _;
-use wasmorch_gateway::{ErrorClass, Hops, LocalError};
+use tokio::task::JoinHandle;
+use wasmorch_gateway::{Deadline, Hops, LocalError};
 
 use crate::support::*;
 
@@ -230,18 +233,13 @@ async fn a_host_that_cannot_be_reached_is_tried_once_and_left_alone() {
     }
 }
 
-#[tokio::test]
-async fn what_may_have_been_executed_is_not_tried_again() {
-    let (front, good) = (
-        Host::start("a", 0, says("")),
-        Host::start("c", 1, says("good")),
-    );
-    // Takes the request, and breaks off.
-    let breaker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = breaker.local_addr().unwrap();
+/// Takes requests, and breaks off before it answers.
+async fn breaker() -> (SocketAddr, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     let breaking = tokio::spawn(async move {
         loop {
-            let (mut stream, _) = breaker.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
                 stream.read_exact(&mut [0; 24]).await.unwrap();
                 // Frame by frame, until one is a head.
@@ -256,21 +254,170 @@ async fn what_may_have_been_executed_is_not_tried_again() {
             });
         }
     });
+    (address, breaking)
+}
+
+#[tokio::test]
+async fn what_may_have_been_executed_is_repeated_only_if_that_is_the_same() {
+    let (front, good) = (
+        Host::start("a", 0, says("")),
+        Host::start("c", 1, says("good")),
+    );
+    let (address, breaking) = breaker().await;
+    let (also, breaking_too) = breaker().await;
+    let post = async || ask(front.http, "POST /", &["host: shop.example.com"]).await;
     front.sees(&[("b", address)]);
-    let answer = ask(front.http, "GET /", &["host: shop.example.com"]).await;
+    let answer = post().await;
     assert_eq!(status(&answer), 502, "{answer}");
     assert!(answer.contains("wasmorch-error: lost\r\n"), "{answer}");
+    // A GET is repeated elsewhere, once.
+    front.sees(&[("b", address), ("d", also)]);
+    assert_eq!(get(front.http).await.0, 502);
+    let stats = front.gateway.stats();
+    assert_eq!((stats.forwarded, stats.retried), (3, 1), "{stats:?}");
     front.sees(&[("b", address), ("c", good.peer)]);
+    for _ in 0..20 {
+        assert_eq!(get(front.http).await, (200, "good".to_owned()));
+    }
+    assert_eq!(good.calls(), 20);
+
+    // A POST is not, whether there is another host or not.
+    front.sees(&[("e", address), ("f", good.peer)]);
+    let before = front.gateway.stats();
     let mut lost = 0;
     for _ in 0..20 {
-        lost += u64::from(get(front.http).await.0 == 502);
+        lost += u64::from(status(&post().await) == 502);
     }
     let stats = front.gateway.stats();
-    assert_eq!(stats.errors_of(ErrorClass::Lost), lost + 1);
-    assert_eq!((u64::from(good.calls()) + lost, stats.retried), (20, 0));
+    assert_eq!(stats.retried, before.retried);
+    assert_eq!(u64::from(good.calls()), 20 + 20 - lost);
+    assert!(lost > 0, "the breaker was never asked");
     breaking.abort();
+    breaking_too.abort();
     front.stop().await;
     good.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_whose_replica_fails_all_the_time_is_left_alone_and_half_stay() {
+    let fails = || {
+        handler(|_| async {
+            Err(LocalError::Failed {
+                reason: "trap".into(),
+            })
+        })
+    };
+    let (front, good) = (
+        Host::start("a", 0, says("")),
+        Host::start("c", 1, says("good")),
+    );
+    let bad = Host::start("b", 1, fails());
+    front.sees(&[("b", bad.peer), ("c", good.peer)]);
+    let mut failed = 0;
+    for _ in 0..100 {
+        failed += u32::from(get(front.http).await.0 == 502);
+    }
+    // Five in a row eject it, for longer than this test takes.
+    assert_eq!((failed, bad.calls()), (5, 5));
+    assert_eq!(front.gateway.stats().ejected, 1);
+
+    // Both fail: at most half are left alone, so the other goes on being asked.
+    let worse = Host::start("d", 1, fails());
+    front.sees(&[("b", bad.peer), ("d", worse.peer)]);
+    for _ in 0..20 {
+        assert_eq!(get(front.http).await.0, 502);
+    }
+    assert_eq!((bad.calls(), worse.calls()), (5, 20));
+
+    // The replica here is no better than others: it is left alone too.
+    let here = Host::start("h", 1, fails());
+    here.sees(&[("h", here.peer), ("c", good.peer)]);
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        answers.push(get(here.http).await.0);
+    }
+    assert_eq!(answers, [502, 502, 502, 502, 502, 200, 200, 200, 200, 200]);
+    for host in [front, good, bad, worse, here] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_callers_impatience_ejects_nobody() {
+    let late = || {
+        handler(|_| async {
+            Err(LocalError::TimedOut {
+                reason: "late".into(),
+            })
+        })
+    };
+    let (front, back) = (Host::start("a", 0, says("")), Host::start("b", 1, late()));
+    let other = Host::start("c", 1, late());
+    front.sees(&[("b", back.peer), ("c", other.peer)]);
+    for impatient in [true, false] {
+        for _ in 0..12 {
+            let mut request = Request::get("/").body(empty()).unwrap();
+            if impatient {
+                let until = Instant::now() + Duration::from_secs(60);
+                request.extensions_mut().insert(Deadline(until));
+            }
+            let answer = within(front.gateway.dispatch(&web(), request)).await;
+            assert_eq!(answer.status(), 504);
+        }
+        assert_eq!(front.gateway.stats().ejected, u64::from(!impatient));
+    }
+    for host in [front, back, other] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_canarys_share_holds_where_its_replica_is_too() {
+    let (canary, old) = (
+        Host::start("a", 1, says("canary")),
+        Host::start("b", 1, says("old")),
+    );
+    let mut hosts = vec![endpoint("a", canary.peer), endpoint("b", old.peer)];
+    // Counts alone: a replica here is preferred.
+    canary.tables.apply_endpoints(endpoints(hosts.clone()), 10);
+    for _ in 0..20 {
+        assert_eq!(get(canary.http).await.1, "canary");
+    }
+    (hosts[0].weight, hosts[1].weight) = (10, 90);
+    canary.tables.apply_endpoints(endpoints(hosts), 11);
+    for _ in 0..200 {
+        assert_eq!(get(canary.http).await.0, 200);
+    }
+    let share = canary.calls() - 20;
+    assert!(
+        (5..50).contains(&share),
+        "{share} of 200 is not about a tenth"
+    );
+    canary.stop().await;
+    old.stop().await;
+}
+
+#[tokio::test]
+async fn the_host_that_says_it_has_less_in_hand_is_taken() {
+    let (front, busy) = (
+        Host::start("a", 0, says("")),
+        Host::start("b", 1, says("busy")),
+    );
+    let free = Host::start("c", 1, says("free"));
+    front.sees(&[("b", busy.peer), ("c", free.peer)]);
+    // Requests that other gateways have sent there.
+    busy.fake.load.store(50, Relaxed);
+    for _ in 0..40 {
+        get(front.http).await;
+    }
+    assert!(
+        busy.calls() <= 3,
+        "{} of 40 went to the busy one",
+        busy.calls()
+    );
+    for host in [front, busy, free] {
+        host.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -399,4 +546,39 @@ async fn a_host_that_comes_back_is_reached_again() {
     }
     back.stop().await;
     front.stop().await;
+}
+
+#[tokio::test]
+async fn a_deadline_travels_and_ends_the_request() {
+    let there = Host::start(
+        "there",
+        1,
+        handler(|request| async move {
+            let Deadline(at) = *request.extensions().get::<Deadline>().unwrap();
+            let left = at.saturating_duration_since(Instant::now());
+            Ok(Response::new(full(left.as_millis().to_string())))
+        }),
+    );
+    let here = Host::start("here", 0, says("never"));
+    here.sees(&[("there", there.peer)]);
+    let ask = |left: Duration| {
+        let mut request = Request::get("/").body(empty()).unwrap();
+        request
+            .extensions_mut()
+            .insert(Deadline(Instant::now() + left));
+        request
+    };
+    let answer = within(here.gateway.dispatch(&web(), ask(Duration::from_secs(60)))).await;
+    let left: u64 = text(answer).await.parse().unwrap();
+    assert!((40_000..=60_000).contains(&left), "{left} ms");
+
+    let silent = Host::start("silent", 1, hangs());
+    here.sees(&[("silent", silent.peer)]);
+    let answer = within(
+        here.gateway
+            .dispatch(&web(), ask(Duration::from_millis(100))),
+    )
+    .await;
+    assert_eq!(answer.status(), 504);
+    assert_eq!(answer.headers()["wasmorch-error"], "timed-out");
 }

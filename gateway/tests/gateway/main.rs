@@ -7,6 +7,9 @@
 
 mod bounds;
 mod forwarding;
+mod protocol;
 mod public;
+mod secure;
 mod shutdown;
 mod support;
+mod tunnel;

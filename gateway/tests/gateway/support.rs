@@ -21,13 +21,15 @@ use wasmorch_api::{
 use wasmorch_gateway::{Body, Gateway, GatewayConfig, Local, LocalError, Server, Tables};
 
 pub(crate) type Handled = Result<Response<Body>, LocalError>;
-type Handle =
+pub(crate) type Handle =
     Box<dyn Fn(Request<Body>) -> Pin<Box<dyn Future<Output = Handled> + Send>> + Send + Sync>;
 
 /// A replica that does as the test says.
 pub(crate) struct Fake {
     pub(crate) ready: AtomicU32,
     pub(crate) has_room: AtomicBool,
+    /// Added to what is in hand.
+    pub(crate) load: AtomicU32,
     pub(crate) calls: AtomicU32,
     handle: Handle,
 }
@@ -39,6 +41,9 @@ impl Local for Fake {
     }
     fn has_room(&self, _: &WorkloadKey) -> bool {
         self.has_room.load(Relaxed)
+    }
+    fn load(&self, _: &WorkloadKey) -> u32 {
+        self.load.load(Relaxed)
     }
     async fn handle(&self, _: &WorkloadKey, request: Request<Body>) -> Handled {
         self.calls.fetch_add(1, Relaxed);
@@ -132,6 +137,7 @@ impl Host {
         let fake = Arc::new(Fake {
             ready: AtomicU32::new(ready),
             has_room: AtomicBool::new(true),
+            load: AtomicU32::new(0),
             calls: AtomicU32::new(0),
             handle,
         });
@@ -214,6 +220,7 @@ pub(crate) fn endpoint(host: &str, peer: SocketAddr) -> HostEndpoint {
         peer: Some(peer.to_string()),
         ready: 1,
         weight: 1,
+        zone: None,
     }
 }
 

@@ -1,12 +1,12 @@
 //! From a spec to what a guest is given: the runtime's configuration of one replica.
 //!
-//! Owns the check that a spec asks for nothing that this runner cannot give: what it cannot give
-//! is refused, never left out.
+//! What it cannot give is refused, never left out.
 
 use std::sync::Arc;
 
 use wasmorch_api::spec::Subscription;
-use wasmorch_api::{Kind, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{Kind, Name, WorkloadKey, WorkloadSpec};
+use wasmorch_gateway::Gateway;
 use wasmorch_runtime::{
     BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, Messaging, Network, OutboundHttp,
     Preopen, ReplicaConfig, SocketPattern,
@@ -14,6 +14,7 @@ use wasmorch_runtime::{
 
 use super::allow::{AllowList, Pattern};
 use super::consume::StreamSubscription;
+use super::internal::{Callable, Internal};
 use super::protocol::{Launch, ReplicaKey};
 
 /// Where the guests of a replica keep things.
@@ -26,6 +27,8 @@ pub(super) struct Storage {
 /// What a spec's bindings come to, before anything is opened.
 pub(super) struct Grants {
     outbound: OutboundHttp,
+    /// Whom it may call inside the cluster.
+    callable: Callable,
     network: Network,
     /// What it may send to.
     pub(super) allowed: AllowList,
@@ -38,11 +41,6 @@ pub(super) struct Grants {
 impl Grants {
     /// Reads the bindings; the refusal says which and why.
     pub(super) fn of(workload: &WorkloadKey, spec: &WorkloadSpec) -> Result<Self, String> {
-        if let Some(what) = not_yet(spec) {
-            return Err(format!(
-                "{what} cannot be given by this version of wasmorch yet"
-            ));
-        }
         let bindings = &spec.bindings;
         let outbound = bindings
             .http
@@ -71,10 +69,21 @@ impl Grants {
         Ok(Self {
             streams,
             outbound: OutboundHttp::allow(outbound),
+            callable: Callable::read(&bindings.workloads, &workload.namespace)?,
             network: network(spec)?,
             allowed: AllowList::new(publish, subscribe.clone()),
             subscribe,
         })
+    }
+
+    /// What it may call by http, through this gateway where that is inside the cluster.
+    pub(super) fn route(&mut self, gateway: &Gateway, namespace: &Name) {
+        if !self.callable.is_empty() {
+            let callable = std::mem::take(&mut self.callable);
+            let route = Internal::new(gateway.clone(), namespace.clone(), callable);
+            let outbound = std::mem::take(&mut self.outbound);
+            self.outbound = outbound.with_internal(Arc::new(route));
+        }
     }
 
     /// Everything the runtime gives to the replica besides its code.
@@ -128,14 +137,6 @@ fn network(spec: &WorkloadSpec) -> Result<Network, String> {
     })
 }
 
-/// The first thing in the spec that a runner cannot give yet.
-fn not_yet(spec: &WorkloadSpec) -> Option<&'static str> {
-    let bindings = &spec.bindings;
-    [(!bindings.workloads.is_empty(), "bindings.workloads")]
-        .into_iter()
-        .find_map(|(asked, what)| asked.then_some(what))
-}
-
 /// The spec's variables, and who the replica is. The latter win: they are facts.
 fn environment(replica: &ReplicaKey, launch: &Launch) -> Vec<(String, String)> {
     let mut variables = launch.spec.environment.clone();
@@ -175,13 +176,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_given_is_refused_by_name() {
+    fn what_cannot_be_given_is_refused() {
         let workload = WorkloadKey::new("shop".parse().unwrap(), "web".parse().unwrap());
-        let mut spec = WorkloadSpec::default();
+        let spec = WorkloadSpec::default();
         assert!(Grants::of(&workload, &spec).is_ok());
-        spec.bindings.workloads.push("orders".into());
-        let refused = Grants::of(&workload, &spec);
-        assert!(refused.is_err_and(|why| why.contains("bindings.workloads")));
 
         let subscribe = |subject: &str, stream: Option<&str>| {
             let mut spec = WorkloadSpec::default();

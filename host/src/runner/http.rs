@@ -23,8 +23,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::WorkloadKey;
-use wasmorch_gateway::{Body, Local, LocalError};
-use wasmorch_runtime::{BodySide, Ended, HttpReplica, LogSink};
+use wasmorch_gateway::{Body, Deadline, Hops, Local, LocalError};
+use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
 
 use super::probe::{Change, Judge, Prober, Verdict};
 use super::replica::{End, Life};
@@ -111,6 +111,9 @@ impl Member {
         let Some(_entered) = self.enter() else {
             return Err(LocalError::Refused(request));
         };
+        let mut request = request;
+        let lineage = lineage(request.extensions());
+        request.extensions_mut().insert(lineage);
         self.guest.handle(request).await.map_err(|ended| {
             if logs::is_the_guests(&ended) {
                 logs::failed(&*self.logs, "a request", &ended);
@@ -138,6 +141,14 @@ impl Member {
     }
 }
 
+/// What the guest's own requests inherit, as the gateway tells it.
+fn lineage(extensions: &http::Extensions) -> Lineage {
+    Lineage {
+        hops: extensions.get::<Hops>().map_or(0, |hops| hops.0),
+        deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
+    }
+}
+
 /// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
 fn local_error(ended: Ended) -> LocalError {
     let reason = ended.to_string();
@@ -146,7 +157,7 @@ fn local_error(ended: Ended) -> LocalError {
             retry_after,
             reason,
         },
-        Ended::Timeout { .. } => LocalError::TimedOut { reason },
+        Ended::Timeout { .. } | Ended::CallerTimeout { .. } => LocalError::TimedOut { reason },
         Ended::BodyTooLarge {
             side: BodySide::Request,
             ..
@@ -263,6 +274,13 @@ impl Local for Locals {
         })
     }
 
+    fn load(&self, workload: &WorkloadKey) -> u32 {
+        let load = self.look(workload, |members| {
+            members.iter().map(|member| member.load()).sum::<usize>()
+        });
+        u32::try_from(load).unwrap_or(u32::MAX)
+    }
+
     async fn handle(
         &self,
         workload: &WorkloadKey,
@@ -284,6 +302,7 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         .context
         .locals
         .join(life.replica.workload.clone(), member.clone());
+    life.context.tunnels.listen();
     let (ready, readiness) = watch::channel(false);
     let (listening, listens) = watch::channel(false);
     let draining = CancellationToken::new();

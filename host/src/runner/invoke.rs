@@ -335,7 +335,9 @@ pub(super) fn failure(reply: String, subject: &str, ended: &Ended) -> Delivery {
     let code = match ended {
         Ended::Busy { .. } | Ended::HostFull { .. } => ErrorCode::Busy,
         Ended::BodyTooLarge { .. } => ErrorCode::TooLarge,
-        Ended::Timeout { .. } | Ended::Stopped => ErrorCode::Unavailable,
+        Ended::Timeout { .. } | Ended::CallerTimeout { .. } | Ended::Stopped => {
+            ErrorCode::Unavailable
+        }
         _ => ErrorCode::Internal,
     };
     let what = format!("the message on `{subject}` was not handled");

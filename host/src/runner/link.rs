@@ -185,6 +185,22 @@ impl Link {
         }
     }
 
+    /// A subject of its own, and what comes there.
+    pub(super) async fn inbox(&self) -> Result<(String, Feed), LinkError> {
+        let client = self.ready_client().await?;
+        let inbox = client.new_inbox();
+        let refused = |error| LinkError::Refused(format!("cannot subscribe to an inbox: {error}"));
+        let messages = client.subscribe(inbox.clone()).await.map_err(refused)?;
+        let connected = self.connected.subscribe();
+        Ok((
+            inbox,
+            Feed {
+                messages,
+                connected,
+            },
+        ))
+    }
+
     /// Proves that the server has taken everything sent before, subscriptions included: a message
     /// to ourselves has come back. A server handles what one connection sends in order.
     pub(super) async fn confirm(&self) -> Result<(), LinkError> {

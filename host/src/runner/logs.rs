@@ -195,12 +195,16 @@ impl Drop for ReplicaLogs {
     }
 }
 
-/// Whether a failure is the guest's doing and so belongs into its log: being busy, being stopped
-/// and a client's body are not.
+/// Whether a failure is the guest's doing and so belongs into its log: being busy, being stopped,
+/// a client's body and a caller's patience are not.
 pub(super) fn is_the_guests(ended: &Ended) -> bool {
     !matches!(
         ended,
-        Ended::Busy { .. } | Ended::HostFull { .. } | Ended::BodyTooLarge { .. } | Ended::Stopped
+        Ended::Busy { .. }
+            | Ended::HostFull { .. }
+            | Ended::BodyTooLarge { .. }
+            | Ended::CallerTimeout { .. }
+            | Ended::Stopped
     )
 }
 

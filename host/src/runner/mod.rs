@@ -31,6 +31,7 @@ mod grants;
 mod guests;
 mod http;
 mod intake;
+mod internal;
 mod invoke;
 mod link;
 mod logs;
@@ -42,6 +43,7 @@ mod replica;
 mod sandbox;
 mod stores;
 mod supervisor;
+mod tunnel;
 mod volumes;
 mod wire;
 
@@ -89,6 +91,12 @@ pub struct RunnerConfig {
 pub struct Settings {
     /// The host it runs on.
     pub host: HostId,
+    /// Its label `zone`: requests stay in it while they can.
+    pub zone: Option<String>,
+    /// Whether the gateway speaks TLS to clients, once it has been told certificates.
+    pub tls: bool,
+    /// Whether its clients come through a load balancer that says who they are.
+    pub proxy_protocol: bool,
     /// The domain of automatic names: `<name>.<namespace>.<domain>`.
     pub domain: String,
     /// Failures are explained in answers, for who develops.

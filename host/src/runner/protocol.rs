@@ -24,6 +24,7 @@ use wasmorch_api::messages::LogLine;
 use wasmorch_api::{
     Digest, EndpointTable, Kind, ReplicaId, RevisionNumber, RouteTable, WorkloadKey, WorkloadSpec,
 };
+use wasmorch_gateway::PemPair;
 
 /// How many messages may wait in either direction; a full queue makes the sender wait, never drop.
 pub const QUEUE: usize = 1024;
@@ -127,6 +128,11 @@ pub enum ToRunner {
     },
     /// Accept connections from here on: the runner has what it needs to answer them.
     Open,
+    /// Certificates of the public port, checked by the daemon: they replace all others.
+    Certificates {
+        /// All of them.
+        pairs: Vec<PemPair>,
+    },
     /// Answer with `Usage`.
     Usage,
     /// Answer with `Pong` and the same number. Never waits behind guest work.

@@ -182,6 +182,7 @@ async fn prepare(
     logs: &Arc<ReplicaLogs>,
 ) -> Result<Prepared, String> {
     let mut grants = Grants::of(&replica.workload, &launch.spec)?;
+    grants.route(&context.gateway, &replica.workload.namespace);
     let artifact = load(context, launch).await?;
     let subscribe = std::mem::take(&mut grants.subscribe);
     let streams = std::mem::take(&mut grants.streams);

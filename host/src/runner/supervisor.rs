@@ -11,15 +11,17 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use wasmorch_gateway::{Crowd, Gateway, GatewayConfig, Limits, Server, Tables};
+use wasmorch_gateway::{
+    Certificates, Crowd, Gateway, GatewayConfig, Limits, PemPair, Server, Tables, Tunnel,
+};
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::column::{Column, Gateways};
@@ -31,10 +33,13 @@ use super::protocol::{
     FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage, ToRunner, Usage,
 };
 use super::replica::{self, Guest};
+use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
+/// Tunnels that the gateway has not taken up yet; it does so at once.
+const TUNNELS_WAITING: usize = 16;
 /// On the way out nothing is waited for longer than this.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
@@ -42,6 +47,10 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Context {
     pub(super) engine: Runtime,
     pub(super) link: Arc<Link>,
+    /// The way of other hosts to this one's replicas, where they cannot dial it.
+    pub(super) tunnels: Arc<Tunnels>,
+    /// Carries what guests ask of other workloads.
+    pub(super) gateway: Gateway,
     pub(super) locals: Arc<Locals>,
     pub(super) logs: LogQueue,
     pub(super) domain: String,
@@ -72,7 +81,8 @@ struct Supervisor {
     guests: Handle,
     context: Arc<Context>,
     tables: Tables,
-    gateway: Gateway,
+    /// What the gateway shows its clients.
+    certificates: watch::Sender<Option<Certificates>>,
     /// Bound, and not serving yet.
     closed: Option<Server>,
     /// The gateway, once it serves.
@@ -101,6 +111,9 @@ pub(super) async fn run(
     } = config;
     let Settings {
         host,
+        zone,
+        tls,
+        proxy_protocol,
         domain,
         development,
         nats,
@@ -121,18 +134,19 @@ pub(super) async fn run(
     let delivery = tokio::spawn(deliver);
     let locals = Arc::new(Locals::default());
     let tables = Tables::new();
-    let context = Arc::new(Context {
-        engine,
-        link: Arc::new(Link::new(nats, &host)),
-        locals: locals.clone(),
-        logs,
-        domain: domain.clone(),
-        ledger,
-        volumes,
-        out: out.clone(),
-    });
+    let (context_domain, link) = (domain.clone(), Arc::new(Link::new(nats, &host)));
+    let (accepted, tunnelled) = mpsc::channel(TUNNELS_WAITING);
+    let tunnels = Tunnels::new(link.clone(), host.clone(), accepted);
+    let (certificates, shown) = watch::channel(None);
     let gateway = GatewayConfig {
         development,
+        zone,
+        proxy_protocol,
+        tls: tls.then_some(shown),
+        tunnel: link
+            .is_configured()
+            .then(|| tunnels.clone() as Arc<dyn Tunnel>),
+        tunnelled: Some(tunnelled),
         crowd: gateways
             .clone()
             .map(|gateways| Arc::new(gateways) as Arc<dyn Crowd>),
@@ -145,14 +159,26 @@ pub(super) async fn run(
     let server = {
         // Its sockets are looked after where its requests run.
         let _guests = guests.enter();
-        Server::new(gateway, tables.clone(), locals)
+        Server::new(gateway, tables.clone(), locals.clone())
             .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?
     };
+    let context = Arc::new(Context {
+        engine,
+        link,
+        tunnels: tunnels.clone(),
+        gateway: server.gateway(),
+        locals,
+        logs,
+        domain: context_domain,
+        ledger,
+        volumes,
+        out: out.clone(),
+    });
     let mut supervisor = Supervisor {
         guests: guests.clone(),
         context,
         tables,
-        gateway: server.gateway(),
+        certificates,
         closed: Some(server),
         serving: JoinSet::new(),
         gateways,
@@ -176,6 +202,9 @@ pub(super) async fn run(
     let served = async { while supervisor.serving.join_next().await.is_some() {} };
     if timeout(END_WITHIN, served).await.is_err() {
         tracing::warn!("the gateway did not end in time");
+    }
+    if timeout(END_WITHIN, tunnels.end()).await.is_err() {
+        tracing::warn!("tunnels did not end in time");
     }
     delivery.abort();
     ended
@@ -254,6 +283,7 @@ impl Supervisor {
                 endpoints,
                 as_of,
             } => self.tables.replace_all_as_of(routes, endpoints, as_of),
+            ToRunner::Certificates { pairs } => self.certify(&pairs),
             ToRunner::Usage => {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));
@@ -270,6 +300,18 @@ impl Supervisor {
             self.serving.spawn_on(serving, &self.guests);
             if let Some(gateways) = &self.gateways {
                 gateways.accepts(true);
+            }
+        }
+    }
+
+    /// The daemon has checked them; time has passed since, so they are looked at once more.
+    fn certify(&self, pairs: &[PemPair]) {
+        match Certificates::read(pairs, SystemTime::now()) {
+            Ok(certificates) => drop(self.certificates.send_replace(Some(certificates))),
+            Err(bad) => {
+                for bad in bad {
+                    tracing::error!(%bad, "certificates are not taken up");
+                }
             }
         }
     }
@@ -334,7 +376,7 @@ impl Supervisor {
         });
         Usage {
             replicas: replicas.collect(),
-            gateway: gateway_stats(&self.gateway.stats()),
+            gateway: gateway_stats(&self.context.gateway.stats()),
             table_seq: self.tables.sequence(),
         }
     }

@@ -111,6 +111,9 @@ impl Bench {
         let files = tempfile::tempdir().unwrap();
         let settings = Settings {
             host: host.clone(),
+            zone: None,
+            tls: false,
+            proxy_protocol: false,
             domain: "localhost".into(),
             development: false,
             nats,
@@ -393,6 +396,7 @@ impl Bench {
                 peer: None,
                 ready: 1,
                 weight: 1,
+                zone: None,
             }],
         };
         let routes = ToRunner::Routes {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, Sleep, sleep};
@@ -23,7 +22,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many of those per host.
 const IDLE_MAX: usize = 64;
 /// Waits of which the guest says nothing: as in wasmtime's own client.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A pool of connections; clones share it.
 #[derive(Clone)]
@@ -116,14 +115,14 @@ fn connect_meaning(error: &ConnectError) -> Error {
 }
 
 /// A response body whose frames may not be too far apart.
-struct Paced {
-    body: Incoming,
+pub(super) struct Paced<B> {
+    body: B,
     between: Duration,
     sleep: Pin<Box<Sleep>>,
 }
 
-impl Paced {
-    fn new(body: Incoming, between: Duration) -> Self {
+impl<B> Paced<B> {
+    pub(super) fn new(body: B, between: Duration) -> Self {
         Self {
             body,
             between,
@@ -132,7 +131,10 @@ impl Paced {
     }
 }
 
-impl http_body::Body for Paced {
+impl<B> http_body::Body for Paced<B>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<Error>> + Unpin,
+{
     type Data = Bytes;
     type Error = Error;
 
@@ -144,7 +146,7 @@ impl http_body::Body for Paced {
             Poll::Ready(frame) => {
                 let next = Instant::now() + self.between;
                 self.sleep.as_mut().reset(next);
-                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             Poll::Pending => match self.sleep.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),

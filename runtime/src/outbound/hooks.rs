@@ -3,17 +3,27 @@
 use http_body_util::BodyExt as _;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use super::{OutboundHttp, RouteError};
+use super::client::{DEFAULT_TIMEOUT, Paced};
+use super::{InternalRoute, Lineage, OutboundHttp, RouteError};
 use crate::body::BodyError;
 
 /// The hooks of one store.
 pub(crate) struct Hooks {
     outbound: OutboundHttp,
+    lineage: Lineage,
 }
 
 impl Hooks {
     pub(crate) fn new(outbound: OutboundHttp) -> Self {
-        Self { outbound }
+        Self {
+            outbound,
+            lineage: Lineage::default(),
+        }
+    }
+
+    /// What the guest's requests inherit from the one that it serves.
+    pub(crate) fn inherit(&mut self, lineage: Lineage) {
+        self.lineage = lineage;
     }
 }
 
@@ -27,9 +37,9 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _fut: Io,
     ) -> Box<dyn Future<Output = Answer> + Send> {
-        let outbound = self.outbound.clone();
+        let (outbound, lineage) = (self.outbound.clone(), self.lineage);
         Box::new(async move {
-            let response = send(&outbound, request, options).await?;
+            let response = send(&outbound, lineage, request, options).await?;
             // The connection is driven by the pool; nothing is left to be done here.
             Ok((response, Box::new(async { Ok(()) }) as Io))
         })
@@ -38,6 +48,7 @@ impl WasiHttpHooks for Hooks {
 
 async fn send(
     outbound: &OutboundHttp,
+    lineage: Lineage,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,
 ) -> Result<http::Response<WasiBody>, Error> {
@@ -53,15 +64,7 @@ async fn send(
         .trim_end_matches('.');
     let host = host.to_ascii_lowercase();
     if let Some(route) = outbound.internal(&host) {
-        let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
-        return match route.send(request).await {
-            Ok(response) => Ok(response.map(|body| {
-                body.map_err(|error| Error::InternalError(Some(error.to_string())))
-                    .boxed_unsync()
-            })),
-            Err(RouteError::NotGranted) => Err(Error::HttpRequestDenied),
-            Err(RouteError::Unavailable(_)) => Err(Error::DestinationUnavailable),
-        };
+        return send_inside(&**route, lineage, request, options).await;
     }
     let secure = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -69,4 +72,28 @@ async fn send(
         Some(pool) => pool.send(request, options).await,
         None => Err(Error::HttpRequestDenied),
     }
+}
+
+/// To a workload of the cluster, within the time that the guest gives it.
+async fn send_inside(
+    route: &dyn InternalRoute,
+    lineage: Lineage,
+    request: http::Request<WasiBody>,
+    options: Option<RequestOptions>,
+) -> Result<http::Response<WasiBody>, Error> {
+    let options = options.unwrap_or_default();
+    let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
+    let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
+    let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+    let response = tokio::time::timeout(first, route.send(request, lineage))
+        .await
+        .map_err(|_| Error::ConnectionReadTimeout)?
+        .map_err(|error| match error {
+            RouteError::NotGranted => Error::HttpRequestDenied,
+            RouteError::Invalid(_) => Error::HttpRequestUriInvalid,
+        })?;
+    Ok(response.map(|body| {
+        let body = body.map_err(|error| Error::InternalError(Some(error.to_string())));
+        Paced::new(body.boxed_unsync(), between).boxed_unsync()
+    }))
 }

@@ -15,6 +15,7 @@ mod hooks;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(crate) use client::Pool;
 pub(crate) use hooks::Hooks;
@@ -121,16 +122,31 @@ pub enum RouteError {
     /// The workload is not granted.
     #[error("not granted")]
     NotGranted,
-    /// No replica answers.
-    #[error("unavailable: {0}")]
-    Unavailable(String),
+    /// The authority names no workload, or not over plain `http`.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+/// What the requests of a guest inherit from the one that it serves. Put it into the extensions of
+/// a request; without it there is nothing to inherit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// How often a request went from workload to workload before.
+    pub hops: u32,
+    /// Nobody waits for an answer after this.
+    pub deadline: Option<Instant>,
 }
 
 /// Carries requests to hosts under `.internal`, which are tried here before any allow-list.
 #[async_trait::async_trait]
 pub trait InternalRoute: Send + Sync {
-    /// Sends the request to the workload that its authority names.
-    async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, RouteError>;
+    /// Sends the request to the workload that its authority names, on behalf of a guest that works
+    /// under this lineage.
+    async fn send(
+        &self,
+        request: http::Request<Body>,
+        lineage: Lineage,
+    ) -> Result<http::Response<Body>, RouteError>;
 }
 
 /// What a replica may call by `wasi:http`.

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use wasmorch_runtime::{Body, InternalRoute, OutboundHttp, ReplicaConfig, RouteError};
+use wasmorch_runtime::{
+    Body, Ended, InternalRoute, Lineage, OutboundHttp, ReplicaConfig, RouteError,
+};
 
 use crate::support::{fetch, full, http};
 
@@ -110,26 +114,71 @@ async fn a_wildcard_reaches_no_private_address() {
     assert_eq!(connections.load(Ordering::SeqCst), 0);
 }
 
-struct Orders;
+/// Answers in the name of the cluster, with the hops of whoever asks.
+struct Inside;
 
 #[async_trait::async_trait]
-impl InternalRoute for Orders {
-    async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, RouteError> {
+impl InternalRoute for Inside {
+    async fn send(
+        &self,
+        request: http::Request<Body>,
+        lineage: Lineage,
+    ) -> Result<http::Response<Body>, RouteError> {
         match request.uri().host() {
-            Some("orders.shop.internal") => Ok(http::Response::new(full("ordered"))),
-            Some("down.shop.internal") => Err(RouteError::Unavailable("no replica".into())),
-            _ => Err(RouteError::NotGranted),
+            Some("orders.shop.internal") => {
+                let left = lineage.deadline.map(|at| at > Instant::now());
+                let text = format!("hops {} in time {left:?}", lineage.hops);
+                Ok(http::Response::new(full(text)))
+            }
+            Some("silent.shop.internal") => std::future::pending().await,
+            Some("secret.shop.internal") => Err(RouteError::NotGranted),
+            _ => Err(RouteError::Invalid("a test")),
         }
     }
 }
 
+fn inside() -> OutboundHttp {
+    OutboundHttp::denied().with_internal(Arc::new(Inside))
+}
+
 #[tokio::test]
 async fn internal_hosts_take_their_own_route() {
-    let outbound = OutboundHttp::denied().with_internal(Arc::new(Orders));
-    let answer = fetch_by(outbound.clone(), "http://orders.shop.internal/").await;
-    assert_eq!(answer, (200, "ordered".into()));
-    let answer = fetch_by(outbound.clone(), "http://down.shop.internal/").await;
-    assert_eq!(answer, (502, "ErrorCode::DestinationUnavailable\n".into()));
-    let answer = fetch_by(outbound, "http://other.shop.internal/").await;
+    let answer = fetch_by(inside(), "http://orders.shop.internal/").await;
+    assert_eq!(answer, (200, "hops 0 in time Some(true)".into()));
+    let answer = fetch_by(inside(), "http://secret.shop.internal/").await;
     assert_eq!(answer, (502, "ErrorCode::HttpRequestDenied\n".into()));
+    let answer = fetch_by(inside(), "http://odd.shop.internal/").await;
+    assert_eq!(answer, (502, "ErrorCode::HttpRequestUriInvalid\n".into()));
+}
+
+#[tokio::test]
+async fn what_a_guest_asks_for_inherits_hops_and_deadline() {
+    let config = ReplicaConfig {
+        outbound: inside(),
+        ..ReplicaConfig::new("test")
+    };
+    let replica = http("fetcher-http", config).await;
+    let ask = async |host: &str, lineage: Lineage| {
+        let uri = format!("/fetch?http://{host}.shop.internal/");
+        let mut request = http::Request::get(uri).body(full("")).unwrap();
+        request
+            .headers_mut()
+            .insert("host", "test".parse().unwrap());
+        request.extensions_mut().insert(lineage);
+        replica.handle(request).await
+    };
+    let lineage = Lineage {
+        hops: 7,
+        deadline: None,
+    };
+    let response = ask("orders", lineage).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "hops 7 in time Some(true)");
+    // The caller's patience ends long before the replica's own 30 s.
+    let lineage = Lineage {
+        hops: 0,
+        deadline: Some(Instant::now() + Duration::from_millis(50)),
+    };
+    let ended = ask("silent", lineage).await.unwrap_err();
+    assert!(matches!(ended, Ended::CallerTimeout { .. }), "{ended}");
 }

@@ -1,0 +1,291 @@
+//! `services`: what a gateway costs. One replica on one of three hosts, asked through its own host's
+//! gateway, through another host's, through the tunnel over NATS, and through nginx as a plain
+//! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns.
+//!
+//! Then: how long after a replica answers on its own host every other gateway routes to it.
+
+mod load;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+use wasmorch_tests::daemons::{Daemons, says_hello};
+use wasmorch_tests::nats::{Nats, binary as nats_server};
+use wasmorch_tests::process::Process;
+use wasmorch_tests::up::Home;
+use wasmorch_tests::{guest, http, wasmorch};
+
+use crate::machine;
+use load::Found;
+
+/// Each host's name, and what is special about it. The last one says that it can be dialled at a
+/// port where nobody listens: gateways find out, and go through NATS.
+const HOSTS: [(&str, &[&str]); 3] = [
+    ("front", &["--label", "place=front"]),
+    ("back", &["--label", "place=back"]),
+    (
+        "edge",
+        &["--label", "place=edge", "--advertise", "127.0.0.1:9"],
+    ),
+];
+/// Looked at so often while a new workload gets routed.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+const LOOK_MAX: Duration = Duration::from_secs(30);
+
+/// Flags of `services`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How long each way is measured, in each of its turns
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    seconds: u64,
+    /// Turns of all ways: the machine is not the same from one second to the next
+    #[arg(long, default_value_t = 5)]
+    turns: usize,
+    /// Connections of the client, each with one request at a time
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Deploys whose way to every gateway is timed
+    #[arg(long, default_value_t = 20)]
+    deploys: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One way to a replica.
+struct Way {
+    what: &'static str,
+    address: String,
+    workload: &'static str,
+    found: Found,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let home = Home::new();
+    let nats = vec![Nats::start(&home.path().join("nats"))];
+    let mut cluster = Daemons::start_on(home, nats, 1, 0);
+    for (n, (_, flags)) in HOSTS.iter().enumerate() {
+        cluster.start_host_with(n, flags);
+    }
+    cluster.wait_for_hosts(HOSTS.len());
+    let gateways = gateways(&cluster)?;
+    for (name, place) in [("near", "back"), ("far", "edge")] {
+        deploy(&cluster, name, place)?;
+    }
+    let nginx = Nginx::start(cluster.home.path(), &gateways[1])?;
+    let mut ways = vec![
+        way("its own host's gateway", &gateways[1], "near"),
+        way("another host's gateway", &gateways[0], "near"),
+        way("the tunnel over NATS", &gateways[0], "far"),
+    ];
+    ways.extend(nginx.as_ref().map(|nginx| {
+        let what = "nginx in front of its own host's gateway";
+        way(what, &nginx.address, "near")
+    }));
+    for way in &ways {
+        until_routed(&way.address, way.workload)?;
+    }
+    for _ in 0..args.turns {
+        for way in &mut ways {
+            let host = format!("{}.default.localhost", way.workload);
+            let length = Duration::from_secs(args.seconds);
+            let found = load::measure(&way.address, &host, args.connections, length);
+            way.found.add(found.with_context(|| way.what.to_owned())?);
+        }
+    }
+    let routed = (0..args.deploys)
+        .map(|n| routed_everywhere(&cluster, &gateways, n))
+        .collect::<Result<Vec<_>>>()?;
+    let mut notes = vec![format!(
+        "{} connections, one request at a time each, {} turns of {} s, client and cluster on one machine",
+        args.connections, args.turns, args.seconds
+    )];
+    if nginx.is_none() {
+        notes.push(
+            "nginx was left out: it is not on PATH (Debian: apt-get install nginx-light)".into(),
+        );
+    }
+    let facts = machine::describe(&wasmorch(), &nats_server(), cluster.home.path());
+    show(args, &facts, &mut ways, routed, &notes)
+}
+
+fn way(what: &'static str, address: &str, workload: &'static str) -> Way {
+    Way {
+        what,
+        address: address.to_owned(),
+        workload,
+        found: Found::default(),
+    }
+}
+
+/// Where each host's gateway listens, in the order of [`HOSTS`].
+fn gateways(cluster: &Daemons) -> Result<Vec<String>> {
+    let hosts = cluster.run(&["hosts", "--json"]).ok().json();
+    let hosts = hosts.as_array().context("a list is an array")?.clone();
+    let gateway = |n: usize| {
+        let name = format!("host-{n}");
+        let host = hosts.iter().find(|host| host["name"] == name);
+        let http = host.and_then(|host| host["http"].as_str());
+        Ok(http
+            .with_context(|| format!("{name} is not listed"))?
+            .to_owned())
+    };
+    (0..HOSTS.len()).map(gateway).collect()
+}
+
+fn deploy(cluster: &Daemons, name: &str, place: &str) -> Result<()> {
+    let text = format!(
+        "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\n\
+         constraints = [{{ label = \"place\", eq = \"{place}\" }}]\n",
+        guest("hello-http").display()
+    );
+    let file = cluster.home.write(&format!("{name}.toml"), text);
+    let file = file.to_str().context("the temp folder is text")?;
+    cluster.run(&["deploy", file]).ok();
+    Ok(())
+}
+
+fn until_routed(gateway: &str, workload: &str) -> Result<Instant> {
+    let began = Instant::now();
+    while !says_hello(gateway, workload) {
+        ensure!(
+            began.elapsed() < LOOK_MAX,
+            "{gateway} does not route {workload}"
+        );
+        std::thread::park_timeout(LOOK_EVERY);
+    }
+    Ok(Instant::now())
+}
+
+/// From the first answer of the replica's own host to the first of the last gateway, in ms.
+fn routed_everywhere(cluster: &Daemons, gateways: &[String], n: usize) -> Result<f64> {
+    let name = format!("new-{n}");
+    std::thread::scope(|scope| {
+        let watching: Vec<_> = gateways
+            .iter()
+            .map(|gateway| scope.spawn(|| until_routed(gateway, &name)))
+            .collect();
+        deploy(cluster, &name, "back")?;
+        let mut times = Vec::new();
+        for watching in watching {
+            let time = watching
+                .join()
+                .map_err(|_| anyhow::anyhow!("a watcher panicked"))?;
+            times.push(time?);
+        }
+        cluster.run(&["rm", &name]).ok();
+        let ready = times[1];
+        let last = times.iter().max().context("three gateways")?;
+        Ok(last.saturating_duration_since(ready).as_secs_f64() * 1000.0)
+    })
+}
+
+/// nginx as a plain proxy with kept connections, in a folder of its own.
+struct Nginx {
+    address: String,
+    process: Process,
+}
+
+impl Drop for Nginx {
+    /// Its workers outlive a master that is killed: it is asked, and waited for.
+    fn drop(&mut self) {
+        self.process.signal(Signal::TERM);
+        self.process.wait();
+    }
+}
+
+impl Nginx {
+    /// `None`: it is not here.
+    fn start(folder: &Path, backend: &str) -> Result<Option<Self>> {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        let places = std::env::split_paths(&paths).chain(["/usr/sbin".into()]);
+        let Some(program) = places
+            .map(|place| place.join("nginx"))
+            .find(|at| at.exists())
+        else {
+            return Ok(None);
+        };
+        let folder = folder.join("nginx");
+        std::fs::create_dir_all(folder.join("logs"))?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let config = format!(
+            "daemon off; worker_processes auto; pid nginx.pid; error_log stderr warn;\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{\n access_log off; client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3;\n \
+             uwsgi_temp_path t4; scgi_temp_path t5;\n keepalive_requests 100000000;\n \
+             upstream back {{ server {backend}; keepalive 64; keepalive_requests 100000000; }}\n \
+             server {{ listen 127.0.0.1:{port};\n location / {{ proxy_pass http://back; proxy_http_version 1.1;\n \
+             proxy_set_header Connection \"\"; proxy_set_header Host $host; }} }}\n}}\n"
+        );
+        let file = folder.join("nginx.conf");
+        std::fs::write(&file, config)?;
+        let mut command = std::process::Command::new(program);
+        command.arg("-p").arg(&folder).arg("-c").arg(&file);
+        let process = Process::start(command, &folder, "nginx");
+        let address = format!("127.0.0.1:{port}");
+        let began = Instant::now();
+        while http::get(&address, "near.default.localhost", "/").is_err() {
+            let told = process.stderr();
+            ensure!(began.elapsed() < LOOK_MAX, "nginx does not answer: {told}");
+            std::thread::park_timeout(LOOK_EVERY);
+        }
+        Ok(Some(Self { address, process }))
+    }
+}
+
+fn show(
+    args: &Args,
+    facts: &[(String, String)],
+    ways: &mut [Way],
+    mut routed: Vec<f64>,
+    notes: &[String],
+) -> Result<()> {
+    routed.sort_by(f64::total_cmp);
+    let at = |percent: usize| routed[(routed.len() * percent).div_ceil(100).max(1) - 1];
+    let mut out = std::io::stdout();
+    if args.json {
+        let ways: Vec<_> = ways
+            .iter_mut()
+            .map(|way| way.found.json(way.what))
+            .collect();
+        let routed = json!({ "deploys": routed.len(), "p50_ms": at(50), "p99_ms": at(99) });
+        let all = json!({ "machine": machine::json(facts), "ways": ways, "routed": routed, "notes": notes });
+        return Ok(writeln!(out, "{all:#}")?);
+    }
+    for (label, fact) in facts {
+        writeln!(out, "{label:<13}{fact}")?;
+    }
+    writeln!(
+        out,
+        "\n{:<42}{:>12}{:>10}{:>10}{:>10}",
+        "a request through", "requests/s", "p50", "p99", "requests"
+    )?;
+    for way in ways {
+        let [p50, p99] = [50, 99].map(|percent| way.found.percentile_ms(percent));
+        let (rate, count) = (way.found.per_second(), way.found.count());
+        writeln!(
+            out,
+            "{:<42}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{count:>10}",
+            way.what
+        )?;
+    }
+    writeln!(
+        out,
+        "\nfrom ready to routed by all {} gateways: median {:.1} ms, p99 {:.1} ms of {} deploys",
+        HOSTS.len(),
+        at(50),
+        at(99),
+        routed.len()
+    )?;
+    for note in notes {
+        writeln!(out, "note: {note}")?;
+    }
+    Ok(())
+}

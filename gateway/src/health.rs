@@ -1,0 +1,122 @@
+//! How one host fares with one workload, as this gateway has seen it: failures in a row, whether it
+//! is left alone for that, and what it last said of its load.
+//!
+//! A host is ejected after [`FAILURES_MAX`] failures in a row, for a while; one failure after that
+//! ejects it again, one success forgets them all. The floor: never more than half of a workload's
+//! hosts, so that a request that makes every replica fail does not take them all away.
+//!
+//! Known limit: hosts are told apart, replicas of one host are not; a host with several chooses
+//! among them by itself.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// So many failures in a row are no accident of one request.
+pub(crate) const FAILURES_MAX: u32 = 5;
+/// What a host said of its load counts for so long: beyond it, other gateways' requests have
+/// come and gone.
+const LOAD_FRESH: Duration = Duration::from_millis(500);
+
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Milliseconds since this process first asked; from 1 on, so that 0 can mean "never".
+pub(crate) fn now_ms() -> u64 {
+    ms(EPOCH.elapsed()).saturating_add(1)
+}
+
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One host's fare with one workload.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    failures: AtomicU32,
+    ejected_until: AtomicU64,
+    load: AtomicU32,
+    load_at: AtomicU64,
+}
+
+impl Health {
+    pub(crate) fn is_ejected(&self) -> bool {
+        let until = self.ejected_until.load(Relaxed);
+        // Most hosts never were: no look at the clock.
+        until > 0 && now_ms() < until
+    }
+
+    pub(crate) fn succeeded(&self) {
+        // A store only when there is something to forget: the line stays shared.
+        if self.failures.load(Relaxed) > 0 {
+            self.failures.store(0, Relaxed);
+            self.ejected_until.store(0, Relaxed);
+        }
+    }
+
+    /// Whether it has now failed too often.
+    pub(crate) fn failed(&self) -> bool {
+        self.failures.fetch_add(1, Relaxed).saturating_add(1) >= FAILURES_MAX
+    }
+
+    pub(crate) fn eject(&self, length: Duration) {
+        let until = now_ms().saturating_add(ms(length));
+        self.ejected_until.store(until, Relaxed);
+    }
+
+    /// What the host says that it has in hand for this workload.
+    pub(crate) fn reports(&self, load: u32) {
+        self.load.store(load, Relaxed);
+        self.load_at.store(now_ms(), Relaxed);
+    }
+
+    /// What it last said, while that is worth something.
+    pub(crate) fn load(&self) -> u32 {
+        self.load_as_of(now_ms())
+    }
+
+    fn load_as_of(&self, now: u64) -> u32 {
+        let at = self.load_at.load(Relaxed);
+        let fresh = at > 0 && now.saturating_sub(at) <= ms(LOAD_FRESH);
+        if fresh { self.load.load(Relaxed) } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_in_a_row_count_and_a_success_forgets_them() {
+        let health = Health::default();
+        for _ in 1..FAILURES_MAX {
+            assert!(!health.failed());
+        }
+        health.succeeded();
+        for _ in 1..FAILURES_MAX {
+            assert!(!health.failed());
+        }
+        assert!(health.failed());
+        assert!(!health.is_ejected());
+        health.eject(Duration::from_secs(60));
+        assert!(health.is_ejected());
+        // It comes back, and is gone at its next failure.
+        health.eject(Duration::ZERO);
+        assert!(!health.is_ejected());
+        assert!(health.failed());
+        health.succeeded();
+        assert!(!health.failed());
+    }
+
+    #[test]
+    fn what_a_host_says_of_its_load_grows_old() {
+        let health = Health::default();
+        assert_eq!(health.load(), 0);
+        health.reports(7);
+        assert_eq!(health.load(), 7);
+        assert_eq!(
+            health.load_as_of(health.load_at.load(Relaxed) + ms(LOAD_FRESH)),
+            7
+        );
+        assert_eq!(health.load_as_of(now_ms() + ms(LOAD_FRESH) + 1000), 0);
+    }
+}

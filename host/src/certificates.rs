@@ -1,0 +1,344 @@
+//! Where the public port's certificates come from: files, folders, or one that this host makes for
+//! development; and when they are read again.
+//!
+//! ```text
+//!   files ──read, checked──> in force ──changed──> read, checked ──> in force
+//!                                         └── refused: the old ones stay, and the log says why
+//! ```
+//!
+//! Owns the reading. What makes a certificate good is the gateway's ([`Certificates::read`]). A
+//! runner is given bytes, never paths: it need not be able to read a key's file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wasmorch_gateway::{BadCertificate, Certificates, PemPair};
+
+use crate::error::HostError;
+
+/// How often files are looked at: a renewal is in force soon, and looking costs a few stats.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A chain or a key is far smaller; more is some other file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How long a certificate for development lasts, and how long before its end another is made.
+const OWN_DAYS: i64 = 365;
+const OWN_RENEWED_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What was asked for on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsSource {
+    /// Certificates with their keys. Without a key the path is a folder: each `NAME.crt` or
+    /// `NAME.pem` in it stands beside `NAME.key`.
+    Files(Vec<(PathBuf, Option<PathBuf>)>),
+    /// One that this host makes and keeps, which no client trusts unless told to.
+    SelfSigned,
+}
+
+/// Certificates as files hold them, newest last read.
+pub(crate) type Pairs = Arc<Vec<PemPair>>;
+
+/// The certificates of a host.
+#[derive(Debug)]
+pub(crate) struct Store {
+    files: Vec<(PathBuf, Option<PathBuf>)>,
+    seen: Vec<Seen>,
+    newest: watch::Sender<Pairs>,
+}
+
+/// A file as it was when it was last looked at.
+type Seen = (PathBuf, Option<(SystemTime, u64)>);
+
+impl Store {
+    /// Reads everything for the first time; `own` is the folder of a certificate that this host makes
+    /// for `domain`. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it.
+    pub(crate) fn open(source: &TlsSource, own: &Path, domain: &str) -> Result<Self, HostError> {
+        let files = match source {
+            TlsSource::Files(files) => files.clone(),
+            TlsSource::SelfSigned => {
+                let (chain, key) = (own.join("self-signed.crt"), own.join("self-signed.key"));
+                if !is_good(&chain, &key) {
+                    make(own, &chain, &key, domain)?;
+                }
+                vec![(chain, Some(key))]
+            }
+        };
+        let seen = look(&files);
+        let pairs = read(&files)?;
+        let certificates = check(&pairs)?;
+        warn_of_ends(&certificates);
+        Ok(Self {
+            files,
+            seen,
+            newest: watch::Sender::new(Arc::new(pairs)),
+        })
+    }
+
+    /// What is in force.
+    pub(crate) fn newest(&self) -> watch::Receiver<Pairs> {
+        self.newest.subscribe()
+    }
+
+    /// Looks at the files until `stop`.
+    pub(crate) async fn follow(mut self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let looking = tokio::task::spawn_blocking(move || {
+                self.look_again();
+                self
+            });
+            match looking.await {
+                Ok(back) => self = back,
+                Err(error) => {
+                    tracing::error!(%error, "certificates are not looked at any more");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes up what has changed, if all of it is good.
+    fn look_again(&mut self) {
+        let seen = look(&self.files);
+        if seen == self.seen {
+            return;
+        }
+        // Said once for each change, not at every look.
+        self.seen = seen;
+        let read = read(&self.files).and_then(|pairs| {
+            let certificates = check(&pairs)?;
+            Ok((pairs, certificates))
+        });
+        match read {
+            Ok((pairs, certificates)) => {
+                if **self.newest.borrow() != pairs {
+                    tracing::info!(?certificates, "new certificates are in force");
+                    warn_of_ends(&certificates);
+                    self.newest.send_replace(Arc::new(pairs));
+                }
+            }
+            Err(error) => tracing::error!(%error, "the certificates in force stay as they were"),
+        }
+    }
+}
+
+fn check(pairs: &[PemPair]) -> Result<Certificates, HostError> {
+    Certificates::read(pairs, SystemTime::now()).map_err(|bad| HostError::Certificates { bad })
+}
+
+fn warn_of_ends(certificates: &Certificates) {
+    for ending in certificates.ending(SystemTime::now()) {
+        tracing::warn!("{ending}");
+    }
+}
+
+/// Every certificate with its key; folders are listed anew each time.
+fn files_of(files: &[(PathBuf, Option<PathBuf>)]) -> Result<Vec<(PathBuf, PathBuf)>, HostError> {
+    let mut found = Vec::new();
+    for (path, key) in files {
+        if let Some(key) = key {
+            found.push((path.clone(), key.clone()));
+            continue;
+        }
+        let unreadable = |source| HostError::CertificateFile {
+            path: path.clone(),
+            source,
+        };
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            let chain = entry.map_err(unreadable)?.path();
+            let kind = chain.extension().and_then(|kind| kind.to_str());
+            let key = chain.with_extension("key");
+            if matches!(kind, Some("crt" | "pem")) && key.exists() {
+                inside.push((chain, key));
+            }
+        }
+        if inside.is_empty() {
+            return Err(HostError::Certificates {
+                bad: vec![BadCertificate {
+                    from: path.display().to_string(),
+                    why: "there is no certificate in it".into(),
+                    fix: "put NAME.crt (or NAME.pem) beside NAME.key, or give --tls-key with a file",
+                }],
+            });
+        }
+        inside.sort();
+        found.extend(inside);
+    }
+    Ok(found)
+}
+
+/// What would show that a file has changed.
+fn look(files: &[(PathBuf, Option<PathBuf>)]) -> Vec<Seen> {
+    let paths = files_of(files).unwrap_or_default();
+    let paths = paths.into_iter().flat_map(|(chain, key)| [chain, key]);
+    paths
+        .map(|path| {
+            let about = std::fs::metadata(&path).ok();
+            let about = about.and_then(|about| Some((about.modified().ok()?, about.len())));
+            (path, about)
+        })
+        .collect()
+}
+
+fn read(files: &[(PathBuf, Option<PathBuf>)]) -> Result<Vec<PemPair>, HostError> {
+    let one = |(chain, key): (PathBuf, PathBuf)| {
+        Ok(PemPair {
+            from: chain.display().to_string(),
+            chain: read_file(&chain)?,
+            key: read_file(&key)?,
+        })
+    };
+    files_of(files)?.into_iter().map(one).collect()
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, HostError> {
+    let read = std::fs::metadata(path).and_then(|about| {
+        if about.len() > FILE_BYTES_MAX {
+            let text = format!("it has {} bytes, and a certificate has fewer", about.len());
+            return Err(std::io::Error::other(text));
+        }
+        std::fs::read(path)
+    });
+    read.map_err(|source| HostError::CertificateFile {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Whether the certificate of an earlier start is still good for a while.
+fn is_good(chain: &Path, key: &Path) -> bool {
+    let Ok(pairs) = read(&[(chain.to_owned(), Some(key.to_owned()))]) else {
+        return false;
+    };
+    Certificates::read(&pairs, SystemTime::now() + OWN_RENEWED_BEFORE).is_ok()
+}
+
+/// Makes a certificate for the names of this host's workloads. A wildcard is one label wide, so it
+/// covers the namespace `default`, and the routes directly under the domain.
+fn make(folder: &Path, chain: &Path, key: &Path, domain: &str) -> Result<(), HostError> {
+    let failed = |error: rcgen::Error| HostError::Certificates {
+        bad: vec![BadCertificate {
+            from: "--tls-self-signed".into(),
+            why: error.to_string(),
+            fix: "give a --domain that is a DNS name",
+        }],
+    };
+    let names = [
+        domain.to_owned(),
+        format!("*.{domain}"),
+        format!("*.default.{domain}"),
+    ];
+    let mut params = CertificateParams::new(names).map_err(failed)?;
+    for address in ["127.0.0.1", "::1"]
+        .iter()
+        .filter_map(|text| text.parse().ok())
+    {
+        params.subject_alt_names.push(SanType::IpAddress(address));
+    }
+    params.distinguished_name = DistinguishedName::new();
+    let name = "wasmorch, for development";
+    params.distinguished_name.push(DnType::CommonName, name);
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::days(1);
+    params.not_after = now + time::Duration::days(OWN_DAYS);
+    let pair = KeyPair::generate().map_err(failed)?;
+    let made = params.self_signed(&pair).map_err(failed)?;
+    let writing = |path: &Path, text: String| {
+        // Readable by this user only, as what it is made from is.
+        crate::files::write_atomic(path, text.as_bytes())
+            .map_err(|source| HostError::disk("writing", path, source))
+    };
+    std::fs::create_dir_all(folder).map_err(|source| HostError::disk("making", folder, source))?;
+    // The key first: a certificate that is there has its key.
+    writing(key, pair.serialize_pem())?;
+    writing(chain, made.pem())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, name: &str) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        std::fs::write(path.with_extension("crt"), made.cert.pem()).unwrap();
+        std::fs::write(path.with_extension("key"), made.signing_key.serialize_pem()).unwrap();
+    }
+
+    fn open(source: &TlsSource, folder: &Path) -> Result<Store, HostError> {
+        Store::open(source, folder, "localhost")
+    }
+
+    #[test]
+    fn a_certificate_of_its_own_outlives_a_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("tls");
+        let first = open(&TlsSource::SelfSigned, &own).unwrap().newest();
+        let again = open(&TlsSource::SelfSigned, &own).unwrap().newest();
+        assert_eq!(*first.borrow(), *again.borrow());
+        use std::os::unix::fs::PermissionsExt as _;
+        let key = std::fs::metadata(own.join("self-signed.key")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o077, 0, "the key is private");
+        // One that is damaged is made anew.
+        std::fs::write(own.join("self-signed.crt"), "x").unwrap();
+        assert!(open(&TlsSource::SelfSigned, &own).is_ok());
+    }
+
+    #[test]
+    fn what_changes_well_is_taken_up_and_what_is_bad_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("web");
+        write(&at, "a.example");
+        let source = TlsSource::Files(vec![(folder.path().to_owned(), None)]);
+        let mut store = open(&source, folder.path()).unwrap();
+        let newest = store.newest();
+        let first = newest.borrow().clone();
+        assert_eq!(first.len(), 1);
+
+        let chain = std::fs::read(at.with_extension("crt")).unwrap();
+        std::fs::write(at.with_extension("crt"), "half of a certifi").unwrap();
+        store.look_again();
+        assert_eq!(*newest.borrow(), first, "a bad one changes nothing");
+        std::fs::write(at.with_extension("crt"), chain).unwrap();
+        store.look_again();
+        assert_eq!(*newest.borrow(), first);
+
+        // Another beside it: a folder is listed anew.
+        write(&folder.path().join("shop"), "shop.example");
+        store.look_again();
+        assert_eq!(newest.borrow().len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_at_the_start_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = TlsSource::Files(vec![(folder.path().to_owned(), None)]);
+        let told = open(&empty, folder.path()).unwrap_err().to_string();
+        assert!(told.contains("there is no certificate in it"), "{told}");
+        let gone = folder.path().join("gone.crt");
+        let missing = TlsSource::Files(vec![(gone.clone(), Some(gone))]);
+        let told = open(&missing, folder.path()).unwrap_err().to_string();
+        assert!(told.contains("gone.crt"), "{told}");
+        // Crossed: each with the other's key.
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        write(&a, "a.example");
+        write(&b, "b.example");
+        let file = |path: &Path, kind: &str| path.with_extension(kind);
+        let crossed = TlsSource::Files(vec![
+            (file(&a, "crt"), Some(file(&b, "key"))),
+            (file(&b, "crt"), Some(file(&a, "key"))),
+        ]);
+        let told = open(&crossed, folder.path()).unwrap_err().to_string();
+        assert_eq!(told.matches("belongs to another").count(), 2, "{told}");
+    }
+}
