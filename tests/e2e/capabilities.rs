@@ -30,6 +30,9 @@ fn a_volume_is_there_again_after_a_roll() {
     let up = Up::start(2);
     up.deploy("files-http", "files", &["--grant", "volume=data:/data"]);
     assert_eq!(up.get("files", "/write?/data/file=1234").body, "done");
+    wait_for("the first rollout is over", || {
+        (up.status("files")["rollout"]["state"] != "rolling").then_some(())
+    });
     up.run(&["restart", "files"]).ok();
     wait_for("the same file in the next replica", || {
         (up.status("files")["state"] == "ready"
