@@ -3,6 +3,7 @@
 //! Owns their grammar and how they are shown. It must not know how ids are made: randomness is
 //! the caller's (the host's data folder, the controller's start), passed in as bytes.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -46,8 +47,25 @@ macro_rules! serde_as_text {
 
 /// A workload, namespace or host name: a DNS label (RFC 1123): 1 to 63 of `[a-z0-9-]`, no hyphen
 /// at either end.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name(Arc<str>);
+
+impl Ord for Name {
+    /// Clones of one name are most of what is compared (a namespace, a key looked up by itself), and
+    /// need no look at the text.
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Name {
     /// The name as text.

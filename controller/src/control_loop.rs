@@ -325,6 +325,9 @@ impl ControlLoop {
             }
         }
         let writes: Vec<Write> = self.begin.cluster.writes(&plan);
+        // The rest is in the writes, and a plan for millions is large.
+        let events = std::mem::take(&mut plan.events);
+        drop(plan);
         self.begin.metrics.planned(began.elapsed());
         let wrote = !writes.is_empty();
         for batch in dispatch::cut(writes) {
@@ -344,7 +347,7 @@ impl ControlLoop {
                 return Ok(());
             }
         }
-        self.say(plan.events);
+        self.say(events);
         self.pace.done(Instant::now(), began.elapsed(), wrote);
         if refused {
             self.pace.hold(Instant::now());
@@ -399,7 +402,7 @@ impl ControlLoop {
                 self.begin.guard.stored(ack.last_sequence);
                 self.begin
                     .cluster
-                    .commit(&batch.writes, ack.last_sequence, now);
+                    .commit(batch.writes, ack.last_sequence, now);
                 Ok(())
             }
             Err(error) => {

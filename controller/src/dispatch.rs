@@ -36,36 +36,43 @@ pub(crate) fn whole(writes: Vec<Write>) -> Batch {
     Batch { writes, entries }
 }
 
-/// Writes cut into batches that the store takes.
-pub(crate) fn cut(writes: Vec<Write>) -> Vec<Batch> {
+/// Writes cut into batches that the store takes. Encoded one batch at a time: all of a large plan's
+/// would be as much memory again.
+pub(crate) fn cut(writes: Vec<Write>) -> impl Iterator<Item = Batch> {
     cut_at(writes, BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)
 }
 
-fn cut_at(writes: Vec<Write>, messages_max: usize, bytes_max: usize) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut bytes = 0;
-    for write in writes {
-        let entry = entry(&write);
-        let size = entry.key.len() + entry.value.as_ref().map_or(0, Bytes::len);
-        let room = batches
-            .last_mut()
-            .filter(|batch| batch.entries.len() < messages_max && bytes + size <= bytes_max);
-        match room {
-            Some(batch) => {
-                bytes += size;
-                batch.writes.push(write);
-                batch.entries.push(entry);
-            }
-            None => {
-                bytes = size;
-                batches.push(Batch {
-                    writes: vec![write],
-                    entries: vec![entry],
-                });
-            }
+fn cut_at(
+    writes: Vec<Write>,
+    messages_max: usize,
+    bytes_max: usize,
+) -> impl Iterator<Item = Batch> {
+    let mut rest = writes
+        .into_iter()
+        .map(|write| (entry(&write), write))
+        .peekable();
+    std::iter::from_fn(move || {
+        let (first, write) = rest.next()?;
+        let mut bytes = size(&first);
+        let mut batch = Batch {
+            writes: vec![write],
+            entries: vec![first],
+        };
+        while batch.entries.len() < messages_max {
+            let fits = |(entry, _): &(Entry, Write)| bytes + size(entry) <= bytes_max;
+            let Some((entry, write)) = rest.next_if(fits) else {
+                break;
+            };
+            bytes += size(&entry);
+            batch.writes.push(write);
+            batch.entries.push(entry);
         }
-    }
-    batches
+        Some(batch)
+    })
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.as_ref().map_or(0, Bytes::len)
 }
 
 fn entry(write: &Write) -> Entry {
@@ -93,7 +100,7 @@ mod tests {
     #[test]
     fn order_and_number_are_kept() {
         let writes = deletes(2_500);
-        let batches = cut(writes.clone());
+        let batches: Vec<Batch> = cut(writes.clone()).collect();
         assert_eq!(
             batches.iter().map(|b| b.entries.len()).collect::<Vec<_>>(),
             [1000, 1000, 500]
@@ -108,16 +115,14 @@ mod tests {
                 assert_eq!((write.key(), write.body()), (entry.key.clone(), None));
             }
         }
-        assert!(cut(Vec::new()).is_empty());
+        assert!(cut(Vec::new()).next().is_none());
     }
 
     #[test]
     fn bytes_are_bounded_and_one_large_write_still_goes() {
         // `workload.shop.w0000` has 19 bytes.
         let sizes = |bytes_max| {
-            let batches = cut_at(deletes(5), 1_000, bytes_max);
-            batches
-                .iter()
+            cut_at(deletes(5), 1_000, bytes_max)
                 .map(|batch| batch.entries.len())
                 .collect::<Vec<_>>()
         };

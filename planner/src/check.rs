@@ -3,7 +3,7 @@
 //! It knows the rules and nothing of how a plan came about. Whole in tests; in front of every
 //! dispatch it looks at no more than the plan names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
@@ -113,29 +113,23 @@ pub fn check_touched(cluster: &Cluster, plan: &Plan) -> Vec<BrokenRule> {
 
 fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     let mut broken = Vec::new();
-    starts_are_sound(cluster, plan, &mut broken);
-    let mut parts: BTreeMap<&WorkloadKey, Part<'_>> = BTreeMap::new();
-    for start in &plan.start {
-        let part = parts.entry(&start.key).or_default();
-        part.starts.push(start);
-    }
-    for stop in &plan.stop {
-        let part = parts.entry(&stop.key).or_default();
-        part.stops.insert(stop.placement, stop.why);
-    }
+    let mut hosts: HashMap<&HostId, OnHost> = HashMap::new();
     let records: BTreeMap<WorkloadKey, &Record> = plan
         .update
         .iter()
         .map(|record| (record.key(), record))
         .collect();
-    for (key, part) in &parts {
-        if let Some(workload) = cluster.workload(key) {
+    for (key, part) in &parts(plan) {
+        let workload = cluster.workload(key);
+        starts_are_sound(cluster, (key, workload), part, &mut hosts, &mut broken);
+        if let Some(workload) = workload {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
             let wanted = u64::from(record.wanted());
             slots_are_sound(cluster, (key, workload), part, (wanted, whole), &mut broken);
         }
     }
-    capacity_is_kept(cluster, plan, whole, &mut broken);
+    let hosts: BTreeMap<&HostId, OnHost> = hosts.into_iter().collect();
+    capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     broken
 }
 
@@ -146,51 +140,106 @@ struct Part<'a> {
     stops: BTreeMap<PlacementNumber, StopReason>,
 }
 
-fn starts_are_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
-    let mut given = BTreeSet::new();
-    for start in &plan.start {
-        let why = match cluster.hosts().get(&start.host) {
-            None => Some("unknown"),
-            Some(host) if host.state == HostState::Dead => Some("dead"),
-            Some(host) if host.state == HostState::Suspect => Some("suspect"),
-            Some(host) if host.record.cordoned => Some("cordoned"),
-            Some(host) if host.record.drain.is_some() => Some("draining"),
-            Some(_) => None,
-        };
-        if let Some(why) = why {
-            broken.push(BrokenRule::BadHost {
-                workload: start.key.clone(),
-                host: start.host.clone(),
-                why,
-            });
-        }
-        let Some(workload) = cluster.workload(&start.key) else {
-            continue;
-        };
-        let fresh = start.placement >= workload.record.next_placement
-            && given.insert((&start.key, start.placement));
-        if !fresh {
-            broken.push(BrokenRule::NumberTwice {
-                workload: start.key.clone(),
-                number: start.placement,
-            });
-        }
-        let revision = workload.revisions.get(&start.revision);
-        let has_volumes = revision.is_some_and(|one| !one.spec.bindings.volume.is_empty());
-        let home = workload.record.homes.get(&start.slot);
-        let home = home.filter(|home| has_volumes && cluster.hosts().contains_key(*home));
-        if home.is_some_and(|home| *home != start.host) {
-            broken.push(BrokenRule::BadHost {
-                workload: start.key.clone(),
-                host: start.host.clone(),
-                why: "not where its volumes are",
-            });
-        }
-        if revision.is_none() {
+/// What starts on one host.
+struct OnHost {
+    /// Why nothing may.
+    bars: Option<&'static str>,
+    adds: Booked,
+}
+
+/// By workload. A plan goes through one after the other, so most are found once for many starts.
+fn parts(plan: &Plan) -> BTreeMap<&WorkloadKey, Part<'_>> {
+    let mut parts: BTreeMap<&WorkloadKey, Part<'_>> = BTreeMap::new();
+    for run in plan.start.chunk_by(|a, b| a.key == b.key) {
+        parts.entry(&run[0].key).or_default().starts.extend(run);
+    }
+    for run in plan.stop.chunk_by(|a, b| a.key == b.key) {
+        let stops = &mut parts.entry(&run[0].key).or_default().stops;
+        stops.extend(run.iter().map(|stop| (stop.placement, stop.why)));
+    }
+    parts
+}
+
+fn bars(cluster: &Cluster, host: &HostId) -> Option<&'static str> {
+    match cluster.hosts().get(host) {
+        None => Some("unknown"),
+        Some(host) if host.state == HostState::Dead => Some("dead"),
+        Some(host) if host.state == HostState::Suspect => Some("suspect"),
+        Some(host) if host.record.cordoned => Some("cordoned"),
+        Some(host) if host.record.drain.is_some() => Some("draining"),
+        Some(_) => None,
+    }
+}
+
+/// What a replica of this revision books; nothing when there is no such revision.
+fn reserve(
+    key: &WorkloadKey,
+    workload: Option<&Workload>,
+    revision: RevisionNumber,
+    args: Option<&Vec<String>>,
+) -> Booked {
+    let revision = workload.and_then(|workload| workload.revisions.get(&revision));
+    revision.map_or_else(Booked::default, |one| Booked::of(key, &one.spec, args))
+}
+
+fn starts_are_sound<'a>(
+    cluster: &Cluster,
+    (key, workload): (&WorkloadKey, Option<&Workload>),
+    part: &Part<'a>,
+    hosts: &mut HashMap<&'a HostId, OnHost>,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let mut numbers: Vec<PlacementNumber> = part.starts.iter().map(|one| one.placement).collect();
+    numbers.sort_unstable();
+    let twice = numbers.windows(2).filter(|pair| pair[0] == pair[1]);
+    let next = workload.map(|workload| workload.record.next_placement);
+    let old = numbers.iter().filter(|number| Some(**number) < next);
+    for number in old.chain(twice.map(|pair| &pair[0])) {
+        broken.push(BrokenRule::NumberTwice {
+            workload: key.clone(),
+            number: *number,
+        });
+    }
+    for run in part.starts.chunk_by(|a, b| a.revision == b.revision) {
+        let revision = run[0].revision;
+        let spec = workload.and_then(|workload| workload.revisions.get(&revision));
+        if workload.is_some() && spec.is_none() {
             broken.push(BrokenRule::NoRevision {
-                workload: start.key.clone(),
-                revision: start.revision,
+                workload: key.clone(),
+                revision,
             });
+        }
+        let plain = reserve(key, workload, revision, None);
+        let homes = spec
+            .filter(|one| !one.spec.bindings.volume.is_empty())
+            .and(workload)
+            .map(|workload| &workload.record.homes);
+        for start in run {
+            let home = homes.and_then(|homes| homes.get(&start.slot));
+            let home = home.filter(|home| cluster.hosts().contains_key(*home));
+            if home.is_some_and(|home| *home != start.host) {
+                broken.push(BrokenRule::BadHost {
+                    workload: key.clone(),
+                    host: start.host.clone(),
+                    why: "not where its volumes are",
+                });
+            }
+            let host = hosts.entry(&start.host).or_insert_with(|| OnHost {
+                bars: bars(cluster, &start.host),
+                adds: Booked::default(),
+            });
+            let booked = match start.args.as_deref() {
+                None => plain,
+                args => reserve(key, workload, revision, args),
+            };
+            host.adds = host.adds.plus(booked);
+            if let Some(why) = host.bars {
+                broken.push(BrokenRule::BadHost {
+                    workload: key.clone(),
+                    host: start.host.clone(),
+                    why,
+                });
+            }
         }
     }
 }
@@ -317,50 +366,49 @@ fn ready_is_kept(
 
 /// What starts on a host must fit beside what stays there, in every dimension that it adds to: a
 /// host that shrank under what it holds bars nothing that asks for no more of the same.
-fn capacity_is_kept(cluster: &Cluster, plan: &Plan, whole: bool, broken: &mut Vec<BrokenRule>) {
-    let reserve = |key: &WorkloadKey, revision, args: Option<&Vec<String>>| {
-        let workload = cluster.workload(key)?;
-        let revision = workload.revisions.get(revision)?;
-        Some(Booked::of(key, &revision.spec, args))
-    };
-    let mut adds: BTreeMap<&HostId, Booked> = BTreeMap::new();
-    for start in &plan.start {
-        let booked = reserve(&start.key, &start.revision, start.args.as_deref());
-        let sum = adds.entry(&start.host).or_default();
-        *sum = sum.plus(booked.unwrap_or_default());
-    }
+fn capacity_is_kept(
+    cluster: &Cluster,
+    plan: &Plan,
+    whole: bool,
+    hosts: &BTreeMap<&HostId, OnHost>,
+    broken: &mut Vec<BrokenRule>,
+) {
     let mut used: BTreeMap<&HostId, Booked> = BTreeMap::new();
     if whole {
         for (key, workload) in cluster.workloads() {
             for placed in workload.placements.values() {
-                let booked = reserve(key, &placed.revision, placed.args.as_deref());
+                let args = placed.args.as_deref();
                 let sum = used.entry(&placed.host).or_default();
-                *sum = sum.plus(booked.unwrap_or_default());
+                *sum = sum.plus(reserve(key, Some(workload), placed.revision, args));
             }
         }
     } else {
-        let known = adds
+        let known = hosts
             .keys()
             .filter_map(|id| cluster.hosts().get_key_value(*id));
         used.extend(known.map(|(id, host)| (id, host.booked)));
     }
     for stop in &plan.stop {
-        let workload = cluster.workload(&stop.key);
-        let placed = workload.and_then(|workload| workload.placements.get(&stop.placement));
-        if let (Some(sum), Some(placed)) = (used.get_mut(&stop.host), placed) {
-            let booked = reserve(&stop.key, &placed.revision, placed.args.as_deref());
-            *sum = sum.minus(booked.unwrap_or_default());
-        }
-    }
-    for (id, adds) in adds {
-        let Some(host) = cluster.hosts().get(id) else {
+        // What ends where nothing starts makes room for nobody.
+        let Some(sum) = used.get_mut(&stop.host) else {
             continue;
         };
-        let used = used.get(id).copied().unwrap_or_default();
-        for (dimension, used, adds, has) in used.dimensions(adds, Booked::of_host(host)) {
+        let workload = cluster.workload(&stop.key);
+        let placed = workload.and_then(|workload| workload.placements.get(&stop.placement));
+        if let Some(placed) = placed {
+            let args = placed.args.as_deref();
+            *sum = sum.minus(reserve(&stop.key, workload, placed.revision, args));
+        }
+    }
+    for (id, OnHost { adds, .. }) in hosts {
+        let Some(host) = cluster.hosts().get(*id) else {
+            continue;
+        };
+        let used = used.get(*id).copied().unwrap_or_default();
+        for (dimension, used, adds, has) in used.dimensions(*adds, Booked::of_host(host)) {
             if adds > 0 && used.saturating_add(adds) > has {
                 broken.push(BrokenRule::OverCapacity {
-                    host: id.clone(),
+                    host: (*id).clone(),
                     dimension,
                 });
             }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use wasmorch_api::record::Removed;
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{
-    BootId, ClusterId, EndpointTable, HostId, HostInfo, LeaderId, PlacementNumber, PlacementSet,
-    Record, ReplicaState, ReplicaStatus, Revision, RevisionNumber, RouteTable, Slot, Term,
-    Timestamp, WorkloadKey,
+    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, PlacementNumber,
+    PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
+    RouteTable, Slot, Term, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::Agenda;
 use crate::plan::StopReason;
-use crate::pool::{Booked, Classes, Counts, Pool};
+use crate::pool::{Booked, Classes, Holders, Pool};
 use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
 use crate::{DEAD_AFTER, ENDED_KEPT};
@@ -44,9 +44,7 @@ pub struct Cluster {
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
     pub(crate) stale_tables: BTreeSet<WorkloadKey>,
     pub(crate) classes: Classes,
-    /// Placements by host and workload, by their numbers.
-    pub(crate) counts: Counts,
-    /// The last number given to a host or a workload; none is given twice.
+    /// The last number given to a host; none is given twice.
     pub(crate) numbered: u32,
     /// Where there is room: made from the hosts, and thrown away at will.
     pub(crate) pool: Pool,
@@ -95,7 +93,7 @@ pub struct Host {
     /// Its reports of replicas that its set does not hold (any more).
     pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
     /// Events of it in this term, newest last.
-    pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
+    pub(crate) story: VecDeque<Line>,
 }
 
 impl Host {
@@ -188,8 +186,8 @@ pub struct Workload {
     pub revisions: BTreeMap<RevisionNumber, Arc<Revision>>,
     /// What the placement sets hold of it.
     pub placements: BTreeMap<PlacementNumber, Placed>,
-    /// What hosts say, by placement.
-    pub reports: BTreeMap<PlacementNumber, Reported>,
+    /// What hosts say, by placement. Boxed: a tree is half empty, and a report is large.
+    pub reports: BTreeMap<PlacementNumber, Box<Reported>>,
     /// Replicas that have ended, newest last.
     pub ended: VecDeque<Reported>,
     /// Its endpoints as stored.
@@ -197,22 +195,32 @@ pub struct Workload {
     /// Its routes as stored.
     pub routes: Option<RouteTable>,
     /// Events of it in this term, newest last.
-    pub(crate) story: VecDeque<(Timestamp, EventDraft)>,
+    pub(crate) story: VecDeque<Line>,
     /// Slots that could not be placed when last planned.
     pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
     /// Why placements were taken out of their sets, until their replicas have ended.
     pub(crate) told: BTreeMap<PlacementNumber, StopReason>,
-    pub(crate) number: u32,
     /// The placements by slot.
     pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
     /// Reports of replicas that no set holds (any more).
     pub(crate) leaving: BTreeSet<PlacementNumber>,
     /// Placements in each class of hosts.
     pub(crate) per_class: BTreeMap<u32, u32>,
+    /// Placements on each host.
+    pub(crate) holders: Holders,
     /// Nothing of it moves by itself: what has changed can be planned slot by slot.
     pub(crate) steady: bool,
     /// When it wants to be planned again though nothing happens.
     pub(crate) wake: Option<Timestamp>,
+}
+
+/// One line of a workload's or a host's story: as much of an event as `why` shows.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) at: Timestamp,
+    pub(crate) kind: EventKind,
+    pub(crate) replica: Option<ReplicaId>,
+    pub(crate) reason: Box<str>,
 }
 
 /// One placement as dispatched.
@@ -255,10 +263,10 @@ impl Workload {
             story: VecDeque::new(),
             unplaced: None,
             told: BTreeMap::new(),
-            number: 0,
             slots: BTreeSet::new(),
             leaving: BTreeSet::new(),
             per_class: BTreeMap::new(),
+            holders: Holders::default(),
             steady: false,
             wake: None,
         }
@@ -325,7 +333,6 @@ impl Cluster {
             agenda: Agenda::default(),
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
-            counts: Counts::default(),
             numbered: 0,
             pool: Pool::default(),
             stale: true,
@@ -382,11 +389,6 @@ impl Cluster {
             let Some(workload) = self.workloads.get(key) else {
                 continue;
             };
-            for placed in workload.placements.values() {
-                if let Some(host) = self.hosts.get(&placed.host) {
-                    copy.counts.add(host.number, workload.number, 1);
-                }
-            }
             copy.agenda.whole(key);
             copy.workloads.insert(key.clone(), workload.clone());
         }
@@ -413,10 +415,10 @@ impl Cluster {
 
     /// Folds in writes that the store has acknowledged. Write `i` of `n` has the sequence
     /// `last_sequence - n + 1 + i`: a batch is stored whole and in order.
-    pub fn commit(&mut self, writes: &[Write], last_sequence: u64, now: Timestamp) {
+    pub fn commit(&mut self, writes: Vec<Write>, last_sequence: u64, now: Timestamp) {
         let first = (last_sequence + 1).saturating_sub(writes.len() as u64);
-        for (write, sequence) in writes.iter().zip(first..) {
-            self.commit_one(write.clone(), sequence, now);
+        for (write, sequence) in writes.into_iter().zip(first..) {
+            self.commit_one(write, sequence, now);
         }
     }
 
@@ -480,11 +482,8 @@ impl Cluster {
     fn put_record(&mut self, record: Record, sequence: u64) {
         let key = record.key();
         let Some(workload) = self.workloads.get_mut(&key) else {
-            let mut workload = Workload::new(record, sequence);
-            self.numbered += 1;
-            workload.number = self.numbered;
             self.agenda.whole(&key);
-            self.workloads.insert(key, workload);
+            self.workloads.insert(key, Workload::new(record, sequence));
             return;
         };
         let before = std::mem::replace(&mut workload.record, record);
@@ -598,7 +597,12 @@ impl Cluster {
             if story.len() == STORY_KEPT {
                 story.pop_front();
             }
-            story.push_back((now, event.clone()));
+            story.push_back(Line {
+                at: now,
+                kind: event.kind,
+                replica: event.replica,
+                reason: event.reason.as_str().into(),
+            });
         }
     }
 }

@@ -83,6 +83,8 @@ pub(crate) struct Fill {
     /// Without anything to spread over, hosts are filled one after the other, the fullest first.
     pack: bool,
     by_name: Vec<Constraint>,
+    /// Cells whose heads are not known, by the most that they can score. Kept for its room.
+    turns: Vec<(Reverse<i64>, usize)>,
 }
 
 /// Where and how to look a count up.
@@ -95,14 +97,15 @@ pub(crate) struct Ground<'a> {
 
 impl Ground<'_> {
     pub(crate) fn count(&self, pool: &Pool, rank: Rank) -> u32 {
-        let base = if self.workload.placements.is_empty() {
-            0
-        } else {
-            let counts = &self.cluster.counts;
-            counts.get(pool.room(rank).number, self.workload.number)
-        };
+        let base = self.workload.holders.get(pool.room(rank).number);
         let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
         u32::try_from(i64::from(base) + delta).unwrap_or(0)
+    }
+}
+
+fn better(best: &mut Option<(Reverse<i64>, i32, Rank)>, order: (Reverse<i64>, i32, Rank)) {
+    if best.is_none_or(|known| order < known) {
+        *best = Some(order);
     }
 }
 
@@ -139,6 +142,7 @@ impl Fill {
             host_max,
             pack: spec.spread.is_empty(),
             by_name: by_name.cloned().collect(),
+            turns: Vec::new(),
         };
         let mut numbers: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let classes: Vec<u32> = pool.classes().collect();
@@ -256,21 +260,37 @@ impl Fill {
         best.or_else(|| self.best_of_all(ground, pool))
     }
 
+    /// A cell's head may cost a walk past every host that holds the workload already: cells go by the
+    /// most that their heads can score, and those that cannot win are not asked.
     fn best_of_all(&mut self, ground: &Ground<'_>, pool: &mut Pool) -> Option<Rank> {
         let mut best: Option<(Reverse<i64>, i32, Rank)> = None;
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.clear();
         for at in 0..self.cells.len() {
             if self.barred(at) {
                 continue;
             }
-            let Some(key) = self.head(ground, pool, at) else {
-                continue;
-            };
-            let order = (Reverse(self.total(at, key)), key.1, key.2);
-            if best.is_none_or(|known| order < known) {
-                best = Some(order);
+            match self.cells[at].head {
+                Some(Some(key)) => better(&mut best, self.order(at, key)),
+                Some(None) => {}
+                None => turns.push((Reverse(self.most(at)), at)),
             }
         }
+        turns.sort_unstable();
+        for (Reverse(most), at) in &turns {
+            if best.is_some_and(|(Reverse(total), ..)| total > *most) {
+                break;
+            }
+            if let Some(key) = self.head(ground, pool, *at) {
+                better(&mut best, self.order(*at, key));
+            }
+        }
+        self.turns = turns;
         best.map(|(_, _, rank)| rank)
+    }
+
+    fn order(&self, at: usize, key: Key) -> (Reverse<i64>, i32, Rank) {
+        (Reverse(self.total(at, key)), key.1, key.2)
     }
 
     /// Takes hosts out of every order for a while: where they were seen, or that they were not.
@@ -333,14 +353,24 @@ impl Fill {
     }
 
     fn total(&self, at: usize, (count, load, _): Key) -> i64 {
+        let free = if self.pack { -load } else { FULL as i32 - load };
+        self.base(at) - place::CROWD * i64::from(count) + i64::from(free / TENTH)
+    }
+
+    /// The most that a host of the cell can score: without a replica, and empty (or full).
+    fn most(&self, at: usize) -> i64 {
+        self.base(at) + i64::from(FULL as i32 / TENTH)
+    }
+
+    /// What all hosts of a cell have in common.
+    fn base(&self, at: usize) -> i64 {
         let cell = &self.cells[at];
         let spread = cell.groups.iter().map(|group| &self.groups[*group]);
         let crowd: i64 = spread
             .filter(|group| group.spread)
             .map(|group| i64::from(group.count))
             .sum();
-        let free = if self.pack { -load } else { FULL as i32 - load };
-        cell.affinity - place::CROWD * (crowd + i64::from(count)) + i64::from(free / TENTH)
+        cell.affinity - place::CROWD * crowd
     }
 
     /// The best host of a cell that has room.
@@ -370,7 +400,7 @@ impl Fill {
         }
         let class = self.cells[at].class;
         let mut passed = self.cells[at].cursor;
-        while let Some(next) = pool.next(class, self.pack, passed) {
+        for next in pool.after(class, self.pack, passed) {
             let (_, rank) = next;
             let count = ground.count(pool, rank);
             let crowded = self.per_host && count > 0;

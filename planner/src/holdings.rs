@@ -69,9 +69,12 @@ impl Cluster {
             group.namespace = workload.record.namespace.clone();
             group.workload = workload.record.name.clone();
             group.slots.sort_by_key(|slot| slot.placement);
+            // It stays for as long as the host: what was left over from reading is given back.
+            group.slots.shrink_to_fit();
             true
         });
         set.groups.sort_by(order);
+        set.groups.shrink_to_fit();
         self.host_entry(&id, now, self.since);
         let before = self.hosts.get_mut(&id).and_then(|host| host.set.take());
         let before = before.map(|set| set.groups).unwrap_or_default();
@@ -103,7 +106,7 @@ impl Cluster {
                 host.booked = host.booked.plus(booked);
             }
             *workload.per_class.entry(host.class).or_default() += 1;
-            self.counts.add(host.number, workload.number, 1);
+            workload.holders.add(host.number, 1);
             workload.slots.insert((slot.slot, slot.placement));
             let placed = Placed {
                 slot: slot.slot,
@@ -143,7 +146,7 @@ impl Cluster {
                     host.leaving.insert((key.clone(), slot.placement));
                     workload.leaving.insert(slot.placement);
                 }
-                self.counts.remove(host.number, workload.number, 1);
+                workload.holders.remove(host.number, 1);
                 if let Some(count) = workload.per_class.get_mut(&host.class) {
                     *count = count.saturating_sub(1);
                     if *count == 0 {
@@ -190,7 +193,7 @@ impl Cluster {
             .placements
             .get(&number)
             .is_none_or(|placed| placed.host != id);
-        let before = workload.reports.insert(number, report);
+        let before = workload.reports.insert(number, Box::new(report));
         if let Some(before) = before.filter(|before| before.host != id)
             && let Some(other) = self.hosts.get_mut(&before.host)
         {
@@ -211,7 +214,7 @@ impl Cluster {
         number: PlacementNumber,
     ) -> Option<Reported> {
         let workload = self.workloads.get_mut(key)?;
-        let report = workload.reports.remove(&number)?;
+        let report = *workload.reports.remove(&number)?;
         if workload.leaving.remove(&number)
             && let Some(host) = self.hosts.get_mut(&report.host)
         {
@@ -294,7 +297,6 @@ impl Cluster {
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
                 host.booked = host.booked.minus(booked);
             }
-            self.counts.remove(host.number, workload.number, 1);
             if let Some(set) = &mut host.set {
                 set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
             }
@@ -338,6 +340,7 @@ impl Cluster {
     pub(crate) fn recount(&mut self) {
         for workload in self.workloads.values_mut() {
             workload.per_class.clear();
+            workload.holders.clear();
             workload.steady = false;
             let slots = workload.placements.iter();
             workload.slots = slots
@@ -348,7 +351,6 @@ impl Cluster {
         for id in &ids {
             self.classify(id);
         }
-        self.counts.clear();
         for host in self.hosts.values_mut() {
             host.booked = Booked::default();
             for group in host.set.iter().flat_map(|set| &set.groups) {
@@ -358,7 +360,7 @@ impl Cluster {
                 };
                 let many = group.slots.len() as u32;
                 *workload.per_class.entry(host.class).or_default() += many;
-                self.counts.add(host.number, workload.number, many);
+                workload.holders.add(host.number, many);
                 let Some(revision) = workload.revisions.get(&group.revision) else {
                     continue;
                 };

@@ -7,9 +7,7 @@
 //! A *class* is all hosts with the same labels, taints and architecture: filters on these, and the
 //! scores of labels, are evaluated once for each. Capacity is no part of it.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -155,60 +153,43 @@ impl Classes {
     }
 }
 
-/// How many placements of a workload a host holds, by the numbers that the state has given both.
+/// How many placements of one workload each host holds, by the number that the state has given the
+/// host, in order of the numbers.
 ///
-/// One flat map: placing looks at many hosts that hold the workload already, and a walk down two
-/// trees of names for each would be most of its cost.
+/// One flat list for each workload: placing looks at many hosts that hold the workload already, and
+/// a walk down two trees of names for each would be most of its cost. It is as long as there are
+/// hosts, at most.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Counts(HashMap<u64, u32, BuildHasherDefault<Mix>>);
+pub(crate) struct Holders(Vec<(u32, u32)>);
 
-impl Counts {
-    fn key(host: u32, workload: u32) -> u64 {
-        u64::from(host) << 32 | u64::from(workload)
+impl Holders {
+    fn at(&self, host: u32) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&host, |(number, _)| *number)
     }
 
-    pub(crate) fn add(&mut self, host: u32, workload: u32, many: u32) {
-        *self.0.entry(Self::key(host, workload)).or_default() += many;
+    pub(crate) fn add(&mut self, host: u32, many: u32) {
+        match self.at(host) {
+            Ok(at) => self.0[at].1 += many,
+            Err(at) => self.0.insert(at, (host, many)),
+        }
     }
 
-    pub(crate) fn remove(&mut self, host: u32, workload: u32, many: u32) {
-        if let Entry::Occupied(mut known) = self.0.entry(Self::key(host, workload)) {
-            *known.get_mut() = known.get().saturating_sub(many);
-            if *known.get() == 0 {
-                known.remove();
+    pub(crate) fn remove(&mut self, host: u32, many: u32) {
+        if let Ok(at) = self.at(host) {
+            let count = &mut self.0[at].1;
+            *count = count.saturating_sub(many);
+            if *count == 0 {
+                self.0.remove(at);
             }
         }
     }
 
-    pub(crate) fn get(&self, host: u32, workload: u32) -> u32 {
-        let count = self.0.get(&Self::key(host, workload));
-        count.copied().unwrap_or(0)
+    pub(crate) fn get(&self, host: u32) -> u32 {
+        self.at(host).map_or(0, |at| self.0[at].1)
     }
 
     pub(crate) fn clear(&mut self) {
         self.0.clear();
-    }
-}
-
-/// Mixes one `u64` (the multiplier of splitmix64). The keys are our own numbers, so nobody can
-/// choose them to collide.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        let mixed = (self.0 ^ number).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        self.0 = mixed ^ (mixed >> 29);
     }
 }
 
@@ -328,30 +309,25 @@ impl Pool {
         some.map(|(class, _)| *class)
     }
 
-    /// The host of a class that comes after `after`: the emptiest first (`full`: the fullest), by
+    /// The hosts of a class that come after `after`: the emptiest first (`full`: the fullest), by
     /// name where they are equal.
-    pub(crate) fn next(
+    pub(crate) fn after(
         &self,
         class: u32,
         full: bool,
         after: Option<(u32, Rank)>,
-    ) -> Option<(u32, Rank)> {
-        let hosts = self.by_class.get(&class)?;
-        if !full {
-            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-            return hosts.range((from, Bound::Unbounded)).next().copied();
-        }
-        // From the fullest down, and up by rank within one load.
-        if let Some(at) = after {
-            let same = hosts.range((Bound::Excluded(at), Bound::Included((at.0, Rank::MAX))));
-            if let Some(next) = { same }.next() {
-                return Some(*next);
+    ) -> impl Iterator<Item = (u32, Rank)> + '_ {
+        let hosts = self.by_class.get(&class);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut up = hosts.map(|hosts| hosts.range((from, Bound::Unbounded)));
+        let mut at = after;
+        std::iter::from_fn(move || {
+            if !full {
+                return up.as_mut()?.next().copied();
             }
-        }
-        let below = after.map_or(Bound::Unbounded, |(load, _)| Bound::Excluded((load, 0)));
-        let mut below = hosts.range((Bound::Unbounded, below));
-        let (load, _) = below.next_back()?;
-        hosts.range((*load, 0)..).next().copied()
+            at = fuller(hosts?, at);
+            at
+        })
     }
 
     /// All hosts of a class.
@@ -398,6 +374,20 @@ impl Pool {
     pub(crate) fn class_of(&self, rank: Rank) -> u32 {
         self.rooms[rank as usize].class
     }
+}
+
+/// From the fullest down, and up by rank within one load.
+fn fuller(hosts: &BTreeSet<(u32, Rank)>, after: Option<(u32, Rank)>) -> Option<(u32, Rank)> {
+    if let Some(at) = after {
+        let same = hosts.range((Bound::Excluded(at), Bound::Included((at.0, Rank::MAX))));
+        if let Some(next) = { same }.next() {
+            return Some(*next);
+        }
+    }
+    let below = after.map_or(Bound::Unbounded, |(load, _)| Bound::Excluded((load, 0)));
+    let mut below = hosts.range((Bound::Unbounded, below));
+    let (load, _) = below.next_back()?;
+    hosts.range((*load, 0)..).next().copied()
 }
 
 impl Room {

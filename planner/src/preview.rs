@@ -43,7 +43,7 @@ pub fn of_deploy(
     let before = seats(&after, &keys);
     // Sequences only have to be new; the copy is thrown away.
     let mut sequence = u64::MAX / 2;
-    after.commit(&outcome.writes, sequence, call.now);
+    after.commit(outcome.writes, sequence, call.now);
     let left = play(&mut after, &keys, &mut sequence, call.now);
     let then = seats(&after, &keys);
     let mut changes = Vec::new();
@@ -122,7 +122,7 @@ fn play(after: &mut Cluster, keys: &[WorkloadKey], sequence: &mut u64, now: Time
             return 0;
         }
         *sequence += writes.len() as u64;
-        after.commit(&writes, *sequence, now);
+        after.commit(writes, *sequence, now);
         for key in keys {
             looked += as_if_ready(after, key);
         }

@@ -12,12 +12,11 @@ use wasmorch_api::{
     ApiError, Name, PlacementNumber, ReplicaId, ReplicaState, RolloutState, Timestamp, WorkloadKey,
 };
 
-use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::cluster::{Cluster, Host, Line, Placed, Reported, Workload};
 use crate::commands::find_host;
 use crate::explain;
 use crate::place::{self, Ranking, Standpoint};
 use crate::queries::{host_name, host_view, state};
-use crate::write::EventDraft;
 
 /// So many hosts are scored, so many are named for a filter, so many workloads for a host.
 const SCORES: usize = 5;
@@ -103,10 +102,10 @@ fn named(ranking: &Ranking) -> BTreeMap<&str, Vec<&Name>> {
     named
 }
 
-fn told<'a>(story: impl IntoIterator<Item = &'a (Timestamp, EventDraft)>) -> Vec<String> {
+fn told<'a>(story: impl IntoIterator<Item = &'a Line>) -> Vec<String> {
     let story = story.into_iter();
     story
-        .map(|(at, event)| format!("{at} {}: {}", event.kind.as_str(), event.reason))
+        .map(|line| format!("{} {}: {}", line.at, line.kind.as_str(), line.reason))
         .collect()
 }
 
@@ -215,7 +214,7 @@ fn why_it_stays(cluster: &Cluster, key: &WorkloadKey) -> Option<String> {
 pub fn replica(cluster: &Cluster, key: &WorkloadKey, replica: ReplicaId) -> Option<Value> {
     let workload = cluster.workload(key)?;
     let number = replica.placement;
-    let known = workload.reports.get(&number).into_iter();
+    let known = workload.reports.get(&number).map(Box::as_ref).into_iter();
     let known = { known.chain(&workload.ended) }.find(|known| known.status.replica == replica);
     let placed = workload.placements.get(&number);
     let placed = placed.filter(|placed| placed.slot == replica.slot);
@@ -226,9 +225,9 @@ pub fn replica(cluster: &Cluster, key: &WorkloadKey, replica: ReplicaId) -> Opti
     if let Some(placed) = placed {
         story.push(why_there(cluster, key, number, placed));
     }
-    let mine = workload.story.iter().filter(|(_, event)| {
+    let mine = workload.story.iter().filter(|line| {
         let same = |one: ReplicaId| one.slot == replica.slot && one.placement == number;
-        event.replica.is_some_and(same)
+        line.replica.is_some_and(same)
     });
     story.extend(told(mine));
     let host = known.map(|known| &known.host);

@@ -90,7 +90,7 @@ impl World {
                 self.store.remove(&write.key());
             }
         }
-        self.cluster.commit(&writes, self.sequence, self.now);
+        self.cluster.commit(writes, self.sequence, self.now);
     }
 
     fn plan(&mut self) -> Plan {
@@ -702,6 +702,43 @@ fn what_cannot_be_placed_says_why_and_what_helps() {
     assert_eq!((announced, again), (1, 1), "announced once");
 }
 
+/// `World::plan` holds each plan against one from scratch, so that whoever waits is looked at again
+/// when there may be room, and not when something else happens to touch it.
+#[test]
+fn who_waits_for_room_is_placed_when_a_host_returns() {
+    let mut world = World::new(2);
+    world.replicas_max = 2;
+    world.silent.insert(host(2));
+    world.run(14);
+    assert_eq!(
+        world.cluster.hosts()[&host(2)].state,
+        wasmorch_api::status::HostState::Dead
+    );
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(4);
+    assert_eq!((world.on(&host(1)), world.on(&host(2))), (2, 0));
+    world.silent.clear();
+    world.run(1);
+    assert_eq!((world.on(&host(1)), world.on(&host(2))), (2, 1));
+}
+
+#[test]
+fn who_waits_for_room_is_placed_in_the_plan_that_frees_it() {
+    let mut world = World::new(1);
+    world.replicas_max = 1;
+    world.run(1);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(6);
+    let mut later = spec("1", 1);
+    later.name = name("zz");
+    world.deploy(later, Kind::Http);
+    world.run(2);
+    world.change(commands::scale, Some(0));
+    let plan = world.plan();
+    let started: Vec<&str> = plan.start.iter().map(|one| one.key.name.as_str()).collect();
+    assert_eq!((plan.stop.len(), started), (1, vec!["zz"]));
+}
+
 #[test]
 fn a_repeated_request_gets_the_first_answer() {
     let mut world = World::new(1);
@@ -903,7 +940,7 @@ fn a_preview_shows_what_a_deploy_then_does() {
             .collect();
         let mut real = world.cluster.clone();
         let outcome = commands::deploy(&real, &input, &world.call()).unwrap();
-        real.commit(&outcome.writes, world.sequence + 10, world.now);
+        real.commit(outcome.writes, world.sequence + 10, world.now);
         let plan = real.plan(world.now);
         let done: BTreeSet<String> = plan
             .start

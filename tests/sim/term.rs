@@ -401,7 +401,7 @@ impl World {
             Answer::Stored(last) => {
                 leading.guard.stored(*last);
                 leading.batches += 1;
-                leading.cluster.commit(&busy.now, *last, now);
+                leading.cluster.commit(busy.now.to_vec(), *last, now);
                 if leading.guard.frozen().is_some() {
                     busy.rest.clear();
                 }
