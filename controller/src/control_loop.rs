@@ -38,7 +38,7 @@ use crate::store::{Store, StoreError};
 
 pub(crate) use answers::Answers;
 pub(crate) use ending::End;
-use ending::{ending, in_doubt};
+use ending::{ending, in_doubt, listening};
 use execute::Pending;
 pub use pace::Pace;
 pub(crate) use questions::Finding;
@@ -180,6 +180,9 @@ impl ControlLoop {
         if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
+            if self.begin.guard.listened(self.begin.clock.now()) {
+                self.pace.changed(Instant::now());
+            }
             self.settle_doubt()?;
             self.gather_when_due();
         }
@@ -259,7 +262,8 @@ impl ControlLoop {
         };
         let wrote = !done.writes.is_empty();
         if wrote && self.begin.guard.in_doubt() {
-            send(call, Err(in_doubt()));
+            let listens = !self.begin.guard.compares();
+            send(call, Err(if listens { listening() } else { in_doubt() }));
             return Ok(());
         }
         if wrote {

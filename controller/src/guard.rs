@@ -12,6 +12,10 @@ use wasmorch_api::{ClusterId, Heartbeat, Timestamp};
 /// anew. Longer than a stream's change of leader takes.
 const DOUBT_MAX: Duration = Duration::from_secs(10);
 
+/// A new leader changes nothing before a host has spoken, or for so long: a heartbeat, and a little.
+/// Over a store that went back it would answer writes that are void with the first heartbeat.
+const LISTEN: Duration = Duration::from_millis(1_500);
+
 /// What a heartbeat means for the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Concern {
@@ -40,12 +44,20 @@ pub struct Guard {
     known: u64,
     /// A host has seen a later one, and the store has not answered yet.
     doubt: Option<Doubt>,
+    /// No host of this cluster has been heard; it is waited for until then.
+    listens: Option<Timestamp>,
     frozen: Option<String>,
 }
 
 impl Guard {
     /// `unreadable` are keys whose values this version cannot read.
-    pub fn new(cluster: ClusterId, hostless: bool, known: u64, unreadable: &[String]) -> Self {
+    pub fn new(
+        cluster: ClusterId,
+        hostless: bool,
+        known: u64,
+        unreadable: &[String],
+        now: Timestamp,
+    ) -> Self {
         let frozen = unreadable.first().map(|key| {
             let more = unreadable.len() - 1;
             let others = if more == 0 {
@@ -60,6 +72,7 @@ impl Guard {
             hostless,
             known,
             doubt: None,
+            listens: Some(now.after(LISTEN)),
             frozen,
         }
     }
@@ -97,6 +110,7 @@ impl Guard {
             return Concern::Foreign;
         }
         self.hostless = false;
+        self.listens = None;
         let seen = beat.sequence.max(beat.table_seq);
         if seen > self.known {
             let since = self.doubt.map_or(now, |doubt| doubt.since);
@@ -108,9 +122,23 @@ impl Guard {
         }
     }
 
-    /// Whether a contradiction is being looked into: what follows must not reach hosts before.
+    /// Whether a contradiction is being looked into, or none can have shown yet: nothing is changed.
     pub fn in_doubt(&self) -> bool {
+        self.compares() || self.listens.is_some()
+    }
+
+    /// Whether a contradiction is being looked into: what follows must not reach hosts before.
+    pub fn compares(&self) -> bool {
         self.doubt.is_some()
+    }
+
+    /// Time passes; `true`: no host has spoken, and none is waited for any longer.
+    pub fn listened(&mut self, now: Timestamp) -> bool {
+        let over = self.listens.is_some_and(|until| now >= until);
+        if over {
+            self.listens = None;
+        }
+        over
     }
 
     /// What the store is still to be asked about: the host that raised the doubt may be silent by now.
@@ -161,7 +189,7 @@ mod tests {
     }
 
     fn guard(hostless: bool) -> Guard {
-        Guard::new("c1".parse().unwrap(), hostless, 10, &[])
+        Guard::new("c1".parse().unwrap(), hostless, 10, &[], Timestamp(0))
     }
 
     #[test]
@@ -212,6 +240,38 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_changed_before_a_host_has_spoken() {
+        let mut guard = guard(false);
+        assert!(guard.in_doubt() && !guard.compares());
+        assert!(!guard.listened(Timestamp(1_499)));
+        assert_eq!(
+            guard.heard(&beat("c1", 10), Timestamp(1_499)),
+            Concern::Fine
+        );
+        assert!(!guard.in_doubt());
+        assert!(!guard.listened(Timestamp(1_500)), "it has been heard");
+
+        let mut guard = self::guard(false);
+        guard.heard(&beat("c0", 3), Timestamp(5));
+        assert!(
+            guard.in_doubt(),
+            "another cluster's host says nothing of this one"
+        );
+        assert!(
+            guard.listened(Timestamp(1_500)),
+            "there may be no host at all"
+        );
+        assert!(!guard.in_doubt() && !guard.listened(Timestamp(1_501)));
+
+        let mut guard = self::guard(false);
+        assert_eq!(
+            guard.heard(&beat("c1", 12), Timestamp(5)),
+            Concern::Verify(12)
+        );
+        assert!(guard.in_doubt(), "the first word contradicts the store");
+    }
+
+    #[test]
     fn a_doubt_ends() {
         let mut guard = guard(false);
         guard.heard(&beat("c1", 12), Timestamp(1_000));
@@ -233,7 +293,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_freezes() {
         let unreadable = ["workload.a.b".to_owned(), "host.x".to_owned()];
-        let guard = Guard::new("c1".parse().unwrap(), false, 1, &unreadable);
+        let guard = Guard::new("c1".parse().unwrap(), false, 1, &unreadable, Timestamp(0));
         assert!(
             guard
                 .frozen()

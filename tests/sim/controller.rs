@@ -401,7 +401,7 @@ impl World {
         for (_, one, sequence) in stored {
             cluster.load(one, sequence);
         }
-        let mut guard = Guard::new(record.cluster.clone(), hostless, last.max(fence), &[]);
+        let mut guard = Guard::new(record.cluster.clone(), hostless, last.max(fence), &[], now);
         let first = self.controllers[at]
             .cluster
             .get_or_insert_with(|| record.cluster.clone());

@@ -146,7 +146,12 @@ impl World {
             }
             if self.now >= leading.next_tick {
                 leading.next_tick = self.now + TICK;
-                self.observe(at, Observation::Tick, self.controller_clock(at));
+                let (now, instant) = (self.controller_clock(at), self.instant(self.now));
+                self.observe(at, Observation::Tick, now);
+                let leading = leading!(self, at);
+                if leading.guard.listened(now) {
+                    leading.pace.changed(instant);
+                }
                 self.settle_doubt(at);
                 continue;
             }

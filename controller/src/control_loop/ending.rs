@@ -58,6 +58,16 @@ fn refusal(error: &StoreError) -> ApiError {
     }
 }
 
+/// A leader that has just begun changes nothing before a host has said what it knows.
+pub(super) fn listening() -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        "the leader has just begun and listens to its hosts",
+        "the store may be older than what they hold: nothing was changed",
+        "try again in a moment",
+    )
+}
+
 /// A host has seen more than this leader knows of: the store is asked first.
 pub(super) fn in_doubt() -> ApiError {
     ApiError::new(

@@ -122,7 +122,7 @@ impl ControlLoop {
     }
 
     fn no_recover(&self) -> Option<ApiError> {
-        if self.begin.guard.in_doubt() {
+        if self.begin.guard.compares() {
             return Some(in_doubt());
         }
         let workloads = self.begin.cluster.workloads().len();

@@ -88,7 +88,7 @@ pub(super) fn restore(minted: &Minted, loaded: Loaded, clock: &Clock) -> Restore
         state.load(stored, sequence);
     }
     let last = loaded.last_sequence.max(minted.fence);
-    let mut guard = Guard::new(cluster.clone(), hostless, last, &unreadable);
+    let mut guard = Guard::new(cluster.clone(), hostless, last, &unreadable, clock.now());
     if broken_off {
         guard.freeze("a recovery was broken off, and the state is not whole".to_owned());
     }
