@@ -191,12 +191,15 @@ impl Gather {
             let what = "the store cannot be read: nothing was changed";
             ApiError::new(ErrorCode::Unavailable, what, why, "try again")
         };
-        let stored = self.store.load(self.fence).await;
-        let stored = stored.map_err(|error| failed(error.to_string()))?;
         let last = self.store.last_sequence().await;
+        let last = last.map_err(|error| failed(error.to_string()))?;
+        // All of it: what this very leader has written in its term lies behind the fence. The lease is
+        // renewed all the time, so that there is always something at `last` or after it.
+        let stored = self.store.load(self.fence, last).await;
+        let stored = stored.map_err(|error| failed(error.to_string()))?;
         let mut sources = Sources {
             stored: stored.entries,
-            last_sequence: last.map_err(|error| failed(error.to_string()))?,
+            last_sequence: last.max(stored.last_sequence),
             backup,
             ..Sources::default()
         };

@@ -92,7 +92,7 @@ impl Controller {
                 return Ok(None);
             };
             keeper.leads(minted.record.term);
-            let loaded = self.store.load(minted.fence).await?;
+            let loaded = self.store.load(minted.fence, minted.fence).await?;
             Ok::<_, StoreError>(Some((minted, loaded)))
         };
         let ended = || End::Deposed("the lease has ended".to_owned());

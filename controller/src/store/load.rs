@@ -3,7 +3,8 @@
 //! The last message of every key, by an ordered consumer. The reader has just written `term` at the
 //! sequence `fence`; whatever was acknowledged to earlier leaders lies before it. A consumer may
 //! read from a replica that lags, so the end of the load is not "no more for now" but having seen
-//! the fence itself: a replica that has it has all before it.
+//! a sequence: the fence itself at the start of a term, the stream's last one later in it. A replica
+//! that has it has all before it.
 
 use std::time::Duration;
 
@@ -41,8 +42,9 @@ pub struct Loaded {
 }
 
 impl Store {
-    /// Reads every key. [`StoreError::Fenced`] when another term has begun meanwhile.
-    pub async fn load(&self, fence: u64) -> Result<Loaded, StoreError> {
+    /// Reads every key as it was at the sequence `until`, or later. [`StoreError::Fenced`] when
+    /// another term than that of `fence` has begun meanwhile.
+    pub async fn load(&self, fence: u64, until: u64) -> Result<Loaded, StoreError> {
         let config = OrderedConfig {
             filter_subject: subjects::state(">"),
             deliver_policy: DeliverPolicy::LastPerSubject,
@@ -87,7 +89,7 @@ impl Store {
                     });
                 }
             }
-            if sequence >= fence {
+            if sequence >= until {
                 return Ok(loaded);
             }
         }

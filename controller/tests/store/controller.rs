@@ -580,14 +580,9 @@ async fn a_leader_that_was_deposed_changes_nothing_and_comes_back_later() {
         "{body}"
     );
     assert_eq!(term_of(&client).await, 8);
-    assert!(
-        store
-            .load(store.read_term().await.unwrap().1)
-            .await
-            .unwrap()
-            .entries
-            .is_empty()
-    );
+    let fence = store.read_term().await.unwrap().1;
+    let loaded = store.load(fence, fence).await.unwrap();
+    assert!(loaded.entries.is_empty());
     let deployed = call(&client, "default.deploy", deploy(&digest, 1, "r1"))
         .await
         .unwrap();
