@@ -9,16 +9,22 @@
 //!
 //! Without `term` the next leader begins another cluster, whose word hosts ignore. With it and with
 //! `recovering`, it freezes. Another recover starts over: the hosts still hold everything.
+//!
+//! The lease is kept by a task of its own all the while: a batch may take longer than a lease lasts.
 
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wasmorch_api::record::{Lease, TermRecord};
 use wasmorch_api::subjects::key;
 use wasmorch_api::{ApiError, ErrorCode, Term};
 
+use super::keeper::Keeper;
 use super::{Controller, STORE_AGAIN};
 use crate::clock::Clock;
 use crate::control_loop::{End, Recovery};
+use crate::lease::LeaseClock;
 use crate::store::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Entry, StoreError};
 
 /// Another controller may take the lease between two steps: then it is tried again, so often.
@@ -94,27 +100,42 @@ impl Controller {
             leader: self.leader.clone(),
             term: Term(0),
         };
-        let mut held = self.store.write_lease(&lease, 0, &self.times).await?;
+        let sent = Instant::now();
+        let held = self.store.write_lease(&lease, 0, &self.times).await?;
+        let keeper = Keeper::new(
+            self.store.clone(),
+            self.leader.clone(),
+            self.times,
+            LeaseClock::won(self.times, sent),
+            held,
+        );
+        let (lost, released) = (CancellationToken::new(), CancellationToken::new());
+        let renewing = keeper.clone().renew(lost.clone(), released.clone());
+        let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
+        let filled = self.fill(record, entries).await;
+        released.cancel();
+        // A panic of the renewal has been reported by the runtime; the lease then ends by itself.
+        let _ = renewing.await;
+        if filled.is_ok() && !lost.is_cancelled() {
+            // It is whole: whoever leads next need not wait.
+            keeper.give_back().await;
+        }
+        filled
+    }
+
+    /// Everything but the lease. Another controller that gets it all the same has minted a term, and
+    /// the next batch is refused.
+    async fn fill(&self, record: &TermRecord, entries: &[Entry]) -> Result<(), StoreError> {
         self.store.mark_recovering().await?;
         let fence = self.store.write_term(record, 0).await?;
-        let mut renewed = Instant::now();
         for batch in batches(entries) {
             self.store.batch(fence, batch).await?;
-            if renewed.elapsed() >= self.times.renew_every {
-                held = self.store.write_lease(&lease, held, &self.times).await?;
-                renewed = Instant::now();
-            }
         }
         let whole = Entry {
             key: key::RECOVERING.to_owned(),
             value: None,
         };
-        self.store.batch(fence, &[whole]).await?;
-        // It is whole: whoever leads next need not wait.
-        if let Err(error) = self.store.drop_lease(held).await {
-            tracing::debug!(%error, "the lease was not given back: it ends by itself");
-        }
-        Ok(())
+        self.store.batch(fence, &[whole]).await.map(|_| ())
     }
 }
 
