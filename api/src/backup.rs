@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{ClusterId, Term};
+use crate::record::Record;
 use crate::time::Timestamp;
 
 /// Says what the file is, and which version of it.
@@ -38,6 +39,26 @@ pub fn holds(key: &str) -> bool {
 }
 
 impl Backup {
+    /// This one, and what only `other` has of the same cluster. Of two records the one changed last.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        if other.cluster != self.cluster {
+            return self;
+        }
+        self.term = self.term.max(other.term);
+        for (key, value) in other.keys {
+            let updated = |value: &Value| {
+                let record = serde_json::from_value::<Record>(value.clone()).ok();
+                record.map(|record| record.updated)
+            };
+            let known = self.keys.get(&key);
+            if known.is_none_or(|known| updated(known) < updated(&value)) {
+                self.keys.insert(key, value);
+            }
+        }
+        self
+    }
+
     /// Reads a file.
     ///
     /// # Errors

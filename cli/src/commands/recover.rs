@@ -15,7 +15,7 @@ use wasmorch_api::backup::{self, Backup};
 use wasmorch_api::messages::{HostView, RecoverReply, RecoverRequest, UploadReply, UploadRequest};
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::status::HostState;
-use wasmorch_api::{ARTIFACT_BYTES_MAX, Digest, ErrorCode, Record, Revision, subjects};
+use wasmorch_api::{ARTIFACT_BYTES_MAX, Digest, ErrorCode, Record, Revision, Timestamp, subjects};
 
 use super::show::{every_page, with};
 use super::{Context, now, request_id};
@@ -90,13 +90,18 @@ async fn read(link: &Link) -> Result<Option<Backup>, CliError> {
     }))
 }
 
+fn encode(made: &Backup) -> Result<Vec<u8>, CliError> {
+    serde_json::to_vec(made)
+        .map_err(|error| CliError::bug("the backup cannot be written", error.to_string()))
+}
+
 /// The old file or the new one, never half.
 fn write(path: &Path, made: &Backup) -> Result<(), CliError> {
     let wrong = |error: std::io::Error| CliError::writing(path, &error);
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
-    let bytes = serde_json::to_vec(made).map_err(|error| wrong(error.into()))?;
+    let bytes = encode(made)?;
     let mut file = std::fs::File::create(&beside).map_err(wrong)?;
     file.write_all(&bytes).map_err(wrong)?;
     file.sync_all().map_err(wrong)?;
@@ -107,8 +112,21 @@ fn write(path: &Path, made: &Backup) -> Result<(), CliError> {
 pub(crate) async fn recover(ctx: &Context, file: Option<&Path>) -> Result<Exit, CliError> {
     let given = file.map(read_file).transpose()?;
     let link = ctx.link().await?;
-    let backup = match given {
-        Some(bytes) => {
+    let unfinished = unfinished()?;
+    if let Some(copy) = &unfinished {
+        ctx.out.note(&format!(
+            "a recover from this folder broke off: the copy that it made ({}) goes in, from {UNFINISHED}",
+            copy.at
+        ));
+    }
+    let backup = match (given, &unfinished) {
+        // One that broke off has emptied the store: its copy has what is nowhere else any more.
+        (Some(given), Some(copy)) => Some(given.and(copy.clone())),
+        (given, copy) => given.or_else(|| copy.clone()),
+    };
+    let backup = match backup {
+        Some(backup) => {
+            let bytes = Bytes::from(encode(&backup)?);
             let digest = Digest::of(&bytes);
             let stop = CancellationToken::new();
             link.upload(&digest, bytes, &stop, |_| {}).await?;
@@ -116,7 +134,7 @@ pub(crate) async fn recover(ctx: &Context, file: Option<&Path>) -> Result<Exit, 
         }
         None => None,
     };
-    let kept = keep_what_is_there(&link).await?;
+    let kept = keep_what_is_there(&link, unfinished).await?;
     let request = RecoverRequest {
         backup,
         request_id: Some(request_id()),
@@ -126,13 +144,15 @@ pub(crate) async fn recover(ctx: &Context, file: Option<&Path>) -> Result<Exit, 
     let reply = match (reply, &kept) {
         (Ok(reply), _) => reply,
         (Err(error), kept) => {
-            // Refused: the copy is of no use. Unknown: it may be all there is.
-            if let (Some(kept), true) = (kept, error.code.is_some_and(refused)) {
-                let _ = std::fs::remove_file(kept);
+            // Refused: a copy made for this is of no use. Unknown: it may be all there is, and the next
+            // recover from this folder passes it.
+            if let (Some(Kept { new: true, .. }), true) = (kept, error.code.is_some_and(refused)) {
+                let _ = std::fs::remove_file(UNFINISHED);
             }
             return Err(error);
         }
     };
+    let kept = kept.map(|kept| kept.finished()).transpose()?;
     let artifacts = put_back(&link).await?;
     report(ctx, &reply, &artifacts, kept.as_deref())?;
     let failed = artifacts.missing.iter().any(|missing| missing.current);
@@ -144,7 +164,37 @@ fn refused(code: ErrorCode) -> bool {
     !matches!(code, ErrorCode::Unavailable | ErrorCode::Internal)
 }
 
-fn read_file(path: &Path) -> Result<Bytes, CliError> {
+/// The copy that a recover makes of what it is about to empty. It lies under this name in the folder
+/// of whoever asks until the recover has succeeded.
+const UNFINISHED: &str = "wasmorch-recover-unfinished.json";
+
+/// The copy of a recover that broke off.
+fn unfinished() -> Result<Option<Backup>, CliError> {
+    let path = Path::new(UNFINISHED);
+    if path.exists() {
+        read_file(path).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// What the store had before.
+struct Kept {
+    at: Timestamp,
+    /// Made for this recover; else an earlier one's, which broke off.
+    new: bool,
+}
+
+impl Kept {
+    /// It is nobody's last copy any more: renamed to what says so.
+    fn finished(self) -> Result<PathBuf, CliError> {
+        let path = PathBuf::from(format!("wasmorch-before-recover-{}.json", self.at.0));
+        std::fs::rename(UNFINISHED, &path).map_err(|error| CliError::writing(&path, &error))?;
+        Ok(path)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Backup, CliError> {
     let bytes = std::fs::read(path).map_err(|error| CliError::reading(path, &error))?;
     let no_backup = |why: String| {
         CliError::new(
@@ -157,19 +207,27 @@ fn read_file(path: &Path) -> Result<Bytes, CliError> {
     if bytes.len() as u64 > ARTIFACT_BYTES_MAX {
         return Err(no_backup(format!("it has {} bytes", bytes.len())));
     }
-    Backup::read(&bytes).map_err(no_backup)?;
-    Ok(bytes.into())
+    Backup::read(&bytes).map_err(no_backup)
 }
 
 /// A store that went back to an older state still holds what no host knows, and recovering empties
-/// it: a copy goes to the folder of whoever asks.
-async fn keep_what_is_there(link: &Link) -> Result<Option<PathBuf>, CliError> {
-    let Some(made) = read(link).await? else {
-        return Ok(None);
+/// it: a copy goes to the folder of whoever asks. After a recover that broke off the copy is there,
+/// and what the store has since is added.
+async fn keep_what_is_there(
+    link: &Link,
+    unfinished: Option<Backup>,
+) -> Result<Option<Kept>, CliError> {
+    let new = unfinished.is_none();
+    let (copy, there) = (unfinished, read(link).await?);
+    let made = match (copy, there) {
+        (Some(copy), Some(there)) => copy.and(there),
+        (copy, there) => match copy.or(there) {
+            Some(made) => made,
+            None => return Ok(None),
+        },
     };
-    let path = PathBuf::from(format!("wasmorch-before-recover-{}.json", made.at.0));
-    write(&path, &made)?;
-    Ok(Some(path))
+    write(Path::new(UNFINISHED), &made)?;
+    Ok(Some(Kept { at: made.at, new }))
 }
 
 /// What became of the artifacts that the store had lost.
