@@ -4,6 +4,7 @@
 //! state may move.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -171,8 +172,20 @@ pub struct HostInfo {
     pub admin: String,
     /// The domain of automatic names: `<name>.<namespace>.<domain>`.
     pub domain: String,
+    /// Between two of its heartbeats; 0 (a host of an earlier version): a second.
+    pub heartbeat_ms: u64,
     /// What may be booked.
     pub capacity: Capacity,
+}
+
+impl HostInfo {
+    /// Between two of its heartbeats.
+    pub fn heartbeat_every(&self) -> Duration {
+        match self.heartbeat_ms {
+            0 => Duration::from_secs(1),
+            ms => Duration::from_millis(ms),
+        }
+    }
 }
 
 /// What a host has for replicas.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::record::{Lease, TermRecord};
 use wasmorch_api::{ClusterId, LeaderId, Term, subjects};
+use wasmorch_planner::Detection;
 
 use crate::artifacts::Artifacts;
 use crate::control_loop::End;
@@ -39,6 +40,7 @@ pub(crate) struct Controller {
     pub(crate) artifacts: Artifacts,
     pub(crate) leader: LeaderId,
     pub(crate) times: LeaseTimes,
+    pub(crate) detection: Detection,
     pub(crate) metrics: Metrics,
 }
 

@@ -45,8 +45,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wasmorch_api::{LeaderId, NatsOptions};
+use wasmorch_planner::Detection;
 
 pub use error::{ControllerError, Source};
+pub use wasmorch_planner::DEAD_AFTER;
 
 use admin::Admin;
 use artifacts::Artifacts;
@@ -66,6 +68,8 @@ pub struct ControllerConfig {
     pub nats: NatsOptions,
     /// Health and metrics; `None`: no listener.
     pub admin: Option<SocketAddr>,
+    /// A host silent for this long is dead.
+    pub dead_after: Duration,
     /// Told once it runs: the store is open, and it leads or stands by.
     pub started: Option<oneshot::Sender<ControllerStarted>>,
 }
@@ -124,6 +128,9 @@ pub async fn run(
         store,
         leader,
         times: LeaseTimes::default(),
+        detection: Detection {
+            dead_after: config.dead_after,
+        },
         metrics,
     };
     // A term's future is large, and callers put this one in theirs.

@@ -70,6 +70,8 @@ pub struct HostConfig {
     pub memory: Option<u64>,
     /// Cpu that may be booked; `None`: every core.
     pub cpu_millis: Option<u64>,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
     /// What runs guests.
     pub runners: Runners,
     /// Told once everything listens and what was held is being started.
@@ -406,6 +408,7 @@ async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
         peer,
         admin: listening.admin.to_string(),
         domain: config.domain.clone(),
+        heartbeat_ms: u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX),
         capacity: Capacity {
             memory_bytes: config.memory.unwrap_or_else(machine::memory_bytes),
             cpu_millis: config.cpu_millis.unwrap_or_else(machine::cpu_millis),

@@ -19,7 +19,7 @@ use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions};
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmorch_api::messages::HeldReply;
@@ -36,8 +36,8 @@ mod store;
 
 use store::Reading;
 
-/// Between two heartbeats; the leader counts on it.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// Before the first heartbeat there is nothing to say; that one is noticed at once.
+const NOTHING_TO_SAY: Duration = Duration::from_secs(1);
 /// A heartbeat that the connection does not take within this is dropped: the next one is newer.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(800);
 /// Between two tries to reach the server, at most.
@@ -424,20 +424,21 @@ async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>
     }
 }
 
-/// Tells the leader every second that the host lives. Looks at what others left for it, and waits
-/// for nobody.
+/// Tells the leader, as often as the heartbeat itself says, that the host lives. Looks at what others
+/// left for it, and waits for nobody.
 async fn beat(link: Link, mut pulse: watch::Receiver<Option<Heartbeat>>) {
     let subject = subjects::heartbeat(&link.host);
-    let mut ticks = interval(HEARTBEAT_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = Instant::now();
     let mut known = false;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            () = sleep_until(next) => {}
             // The first one at once: a new host is seen without a second's wait.
             changed = pulse.changed(), if !known => if changed.is_err() { return },
         }
         let heartbeat = pulse.borrow_and_update().clone();
+        let every = heartbeat.as_ref().map(|beat| beat.info.heartbeat_every());
+        next = Instant::now() + every.unwrap_or(NOTHING_TO_SAY);
         let Some(heartbeat) = heartbeat else { continue };
         if !link.is_up() {
             continue;

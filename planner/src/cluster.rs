@@ -13,12 +13,13 @@ use wasmorch_api::{
     RouteTable, Slot, Term, Timestamp, WorkloadKey,
 };
 
+use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
+use crate::detection::Detection;
 use crate::plan::StopReason;
 use crate::pool::{Booked, Classes, Holders, Pool};
 use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
-use crate::{DEAD_AFTER, ENDED_KEPT};
 
 /// The whole state.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub leader: LeaderId,
     /// When the term began: a host not heard since is given a full dead-window from here.
     pub since: Timestamp,
+    /// When a silent host counts as dead.
+    pub detection: Detection,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
     /// Silences, to tell a network that broke from hosts that died.
@@ -325,6 +328,7 @@ impl Cluster {
             term,
             leader,
             since: now,
+            detection: Detection::default(),
             ticked: now,
             silence: Silence::default(),
             hosts: BTreeMap::new(),
@@ -356,7 +360,7 @@ impl Cluster {
 
     /// A new leader has waited long enough for hosts to speak.
     pub(crate) fn settled(&self, now: Timestamp) -> bool {
-        now.since(self.since) >= DEAD_AFTER
+        now.since(self.since) >= self.detection.settle()
     }
 
     /// A copy with these workloads alone. Hosts keep what all others book on them, so that a plan
@@ -368,6 +372,7 @@ impl Cluster {
         }
         let (cluster, leader) = (self.cluster.clone(), self.leader.clone());
         let mut copy = Self::new(cluster, self.term, leader, self.since);
+        copy.detection = self.detection;
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();

@@ -21,6 +21,7 @@ mod balance;
 pub mod check;
 mod cluster;
 pub mod commands;
+mod detection;
 mod explain;
 mod fill;
 mod holdings;
@@ -42,15 +43,14 @@ pub mod why;
 mod write;
 
 pub use cluster::{Cluster, Host, Placed, Reported, Workload};
+pub use detection::Detection;
 pub use observe::{Ask, Observation, Observed};
 pub use plan::{Plan, Start, Stop, StopReason};
 pub use write::{EventDraft, Stored, Write};
 
 use std::time::Duration;
 
-/// A host silent for this long is suspect: nothing new is placed there.
-pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
-/// A host silent for this long is dead: its replicas are replaced.
+/// A host silent for this long is dead, unless the controller is told otherwise.
 pub const DEAD_AFTER: Duration = Duration::from_secs(5);
 /// Revisions kept for each workload.
 pub const REVISIONS_KEPT: usize = 20;

@@ -3,6 +3,8 @@
 //! Owns liveness and the numbering of reports. Level-triggered: whatever was missed is asked for
 //! again, so a lost message costs time and never correctness.
 
+use std::time::Duration;
+
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
     EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
@@ -12,7 +14,6 @@ use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
 use crate::silence::Silent;
 use crate::write::EventDraft;
-use crate::{DEAD_AFTER, SUSPECT_AFTER};
 
 /// Something seen.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,8 +55,6 @@ pub struct Observed {
 
 /// A host that lags is asked again no sooner than this.
 const ASK_EVERY_MS: u64 = 1_000;
-/// The leader ticks five times a second; a gap beyond this is its own stall, not the hosts' silence.
-const STALL_MS: u64 = 1_000;
 
 impl Cluster {
     /// Folds in one observation.
@@ -292,21 +291,26 @@ impl Cluster {
     }
 
     fn tick(&mut self, now: Timestamp, out: &mut Observed) {
-        let gap_ms = now.0.saturating_sub(self.ticked.0);
+        let gap = now.since(self.ticked);
         self.ticked = now;
-        let stalled_ms = if gap_ms > STALL_MS { gap_ms } else { 0 };
+        let detection = self.detection;
+        let stalled = if gap > detection.stall() {
+            gap
+        } else {
+            Duration::ZERO
+        };
         let (mut silent, mut living) = (Vec::new(), 0);
         let mut moved = Vec::new();
         for (id, host) in &mut self.hosts {
-            host.heard = Timestamp(host.heard.0 + stalled_ms).min(now);
+            host.heard = host.heard.after(stalled).min(now);
             let silence = now.since(host.heard);
             // Only a heartbeat makes a host alive again.
             if host.state == HostState::Dead {
                 continue;
             }
             living += 1;
-            let due = silence >= DEAD_AFTER || planted::is(Bug::DeadWindowZero);
-            if !due && silence < SUSPECT_AFTER {
+            let due = silence >= detection.dead(host.info()) || planted::is(Bug::DeadWindowZero);
+            if !due && silence < detection.suspect(host.info()) {
                 continue;
             }
             silent.push(Silent {

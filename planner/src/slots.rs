@@ -202,7 +202,8 @@ impl Pass<'_> {
     fn add_seat(&mut self, seat: Seat) {
         if seat.standing == Standing::Unheard && !self.cluster.settled(self.now) {
             // A host that is unknown is given until then to speak.
-            self.wake(self.cluster.since.after(crate::DEAD_AFTER));
+            let settled = self.cluster.since.after(self.cluster.detection.settle());
+            self.wake(settled);
         }
         self.seats.insert((seat.placed.slot, seat.number), seat);
     }
@@ -707,7 +708,7 @@ impl Pass<'_> {
     /// Hosts where this slot failed at the wanted revision, as far as is remembered.
     fn failed_on(&self, slot: Slot) -> BTreeSet<Rank> {
         let live = self.workload.numbers_of(slot);
-        let live = live.filter_map(|number| self.workload.reports.get(&number));
+        let live = live.filter_map(|number| self.workload.reports.get(&number).map(Box::as_ref));
         self.workload
             .ended
             .iter()

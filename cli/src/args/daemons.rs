@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use wasmorch_api::{ByteSize, Cpu, Name};
+use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 use wasmorch_host::TlsSource;
 
 use super::KeyValue;
@@ -134,6 +135,9 @@ pub(crate) struct HostArgs {
     /// Cpu for replicas [default: all]
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Cpu>,
+    /// Between two heartbeats: more of them for a quicker --dead-after of the controllers
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = heartbeat)]
+    pub(crate) heartbeat: Duration,
     /// Processes that run guests; 0: inside the daemon [default: one for each core]
     #[arg(long, value_name = "N")]
     pub(crate) runners: Option<u32>,
@@ -145,6 +149,30 @@ pub(crate) struct ControllerArgs {
     /// Health and metrics [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    /// A host silent for this long is dead, and its replicas are placed elsewhere. Hosts that speak too
+    /// seldom for it are given three of their heartbeats
+    #[arg(long, value_name = "D", default_value = "5s", value_parser = dead_after)]
+    pub(crate) dead_after: Duration,
+}
+
+/// 50 ms to 5 s: below, heartbeats are most of what NATS carries; above, a host's death is noticed late.
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_millis(50), Duration::from_secs(5))
+}
+
+/// 500 ms to an hour: below, a busy leader is slower than what it looks for.
+fn dead_after(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_millis(500), Duration::from_secs(3_600))
+}
+
+fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let asked: HumanDuration = text.parse().map_err(|error| format!("{error}"))?;
+    if (least..=most).contains(&asked.0) {
+        Ok(asked.0)
+    } else {
+        let (least, most) = (HumanDuration(least), HumanDuration(most));
+        Err(format!("from {least} to {most}"))
+    }
 }
 
 /// `child`: not for people.

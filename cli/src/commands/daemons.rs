@@ -87,6 +87,7 @@ fn host_config(
         taints: args.taints,
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),
+        heartbeat: args.heartbeat,
         runners: runners(args.runners),
         started: Some(started),
     }
@@ -122,6 +123,7 @@ pub(crate) async fn controller(ctx: &Context, args: ControllerArgs) -> Result<Ex
     let config = ControllerConfig {
         nats,
         admin: args.admin,
+        dead_after: args.dead_after,
         started: Some(sender),
     };
     let stop = CancellationToken::new();

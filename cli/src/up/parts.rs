@@ -58,6 +58,7 @@ impl Parts {
         let config = ControllerConfig {
             nats: nats.clone(),
             admin,
+            dead_after: wasmorch_controller::DEAD_AFTER,
             started: Some(sender),
         };
         let stop = self.stop_controller.clone();
@@ -98,6 +99,7 @@ impl Parts {
             taints: Vec::new(),
             memory: None,
             cpu_millis: None,
+            heartbeat: Duration::from_secs(1),
             runners: runners(Some(runners_each)),
             started: Some(sender),
         };

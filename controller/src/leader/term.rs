@@ -107,6 +107,7 @@ impl Controller {
         let term = minted.record.term;
         memory.floor = memory.floor.max(term);
         let mut restored = restore(&minted, loaded, &clock);
+        restored.cluster.detection = self.detection;
         if let Some(why) = memory.contradicts(&minted.record) {
             restored.guard.freeze(why);
         }

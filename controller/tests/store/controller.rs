@@ -35,6 +35,7 @@ impl Controller {
         let config = ControllerConfig {
             nats: server.options(),
             admin: Some("127.0.0.1:0".parse().unwrap()),
+            dead_after: wasmorch_controller::DEAD_AFTER,
             started: Some(sender),
         };
         let shutdown = CancellationToken::new();
