@@ -21,30 +21,54 @@ pub struct Daemons {
     pub controllers: Vec<Option<Process>>,
     /// Its hosts; `None` while one is down.
     pub hosts: Vec<Option<Process>>,
+    /// Flags of every controller and every host that is started from now on.
+    pub flags: Flags,
     /// Its user; dropped last, after those who write there.
     pub home: Home,
+}
+
+/// What daemons are given besides where they are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flags {
+    /// Of controllers.
+    pub controller: &'static [&'static str],
+    /// Of hosts.
+    pub host: &'static [&'static str],
 }
 
 impl Daemons {
     /// One server, so many controllers and hosts; waits until all hosts are alive.
     pub fn start(controllers: usize, hosts: usize) -> Self {
+        Self::start_with(controllers, hosts, Flags::default())
+    }
+
+    /// The same, with these flags.
+    pub fn start_with(controllers: usize, hosts: usize, flags: Flags) -> Self {
         let home = Home::new();
         let nats = vec![Nats::start(&home.path().join("nats"))];
-        Self::start_on(home, nats, controllers, hosts)
+        Self::begin(home, nats, flags).and(controllers, hosts)
     }
 
     /// The same on these servers.
     pub fn start_on(home: Home, nats: Vec<Nats>, controllers: usize, hosts: usize) -> Self {
-        let mut daemons = Self {
+        Self::begin(home, nats, Flags::default()).and(controllers, hosts)
+    }
+
+    fn begin(home: Home, nats: Vec<Nats>, flags: Flags) -> Self {
+        Self {
             home,
             nats,
+            flags,
             controllers: Vec::new(),
             hosts: Vec::new(),
-        };
-        (0..controllers).for_each(|n| daemons.start_controller(n));
-        (0..hosts).for_each(|n| daemons.start_host(n));
-        daemons.wait_for_hosts(hosts);
-        daemons
+        }
+    }
+
+    fn and(mut self, controllers: usize, hosts: usize) -> Self {
+        (0..controllers).for_each(|n| self.start_controller(n));
+        (0..hosts).for_each(|n| self.start_host(n));
+        self.wait_for_hosts(hosts);
+        self
     }
 
     /// Waits until so many hosts are alive.
@@ -60,7 +84,8 @@ impl Daemons {
     /// Starts controller `n`.
     pub fn start_controller(&mut self, n: usize) {
         let url = self.url();
-        let command = self.home.command(&["--nats", &url, "controller", "--json"]);
+        let mut command = self.home.command(&["--nats", &url, "controller", "--json"]);
+        command.args(self.flags.controller);
         let process = Process::start(command, self.home.path(), &format!("controller-{n}"));
         put(&mut self.controllers, n, process);
     }
@@ -88,7 +113,8 @@ impl Daemons {
             &name,
         ];
         let args: Vec<&str> = args.into_iter().chain(flags.iter().copied()).collect();
-        let command = self.home.command(&args);
+        let mut command = self.home.command(&args);
+        command.args(self.flags.host);
         let process = Process::start(command, self.home.path(), &name);
         put(&mut self.hosts, n, process);
     }

@@ -2,6 +2,7 @@
 //!
 //! What is real and what is simulated stands in [`hosts`] and is printed with the figures.
 
+mod faults;
 mod hosts;
 mod procfs;
 
@@ -44,10 +45,36 @@ pub(crate) struct Args {
     /// Leave out the death of a tenth of the hosts
     #[arg(long)]
     no_loss: bool,
+    /// Only these parts
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+    /// How often a real host and a real leader are killed
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+}
+
+/// Parts of `cluster`.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Thousands of simulated hosts
+    Fleet,
+    /// Three real hosts, two real controllers: one dies
+    Faults,
+}
+
+/// What the controller counts of itself.
+#[derive(Clone, Copy)]
+struct Counted {
+    deciding: Duration,
+    storing: Duration,
+    plans: u64,
+    batches: u64,
+    dropped: u64,
 }
 
 struct Bench {
     controller: Process,
+    admin: String,
     nats: Nats,
     client: Client,
     seen: Arc<Mutex<Seen>>,
@@ -56,6 +83,34 @@ struct Bench {
 
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let asked = |part: Part| args.only.is_empty() || args.only.contains(&part);
+    if asked(Part::Fleet) {
+        fleet(args)?;
+    }
+    if asked(Part::Faults) {
+        let mut facts = machine::describe(
+            &binary()?,
+            &wasmorch_tests::nats::binary(),
+            &std::env::temp_dir(),
+        );
+        facts.retain(|(label, _)| label != "simulated");
+        facts.push(("simulated".into(), "nothing".into()));
+        facts.extend(faults::measure(args.runs)?);
+        facts.push(("load after".into(), machine::load()));
+        print(&facts)?;
+    }
+    Ok(())
+}
+
+fn print(rows: &[(String, String)]) -> Result<()> {
+    let mut text = String::new();
+    for (label, fact) in rows {
+        text.push_str(&format!("{label:<64}{fact}\n"));
+    }
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn fleet(args: &Args) -> Result<()> {
     ensure!(
         args.workloads > 0 && args.hosts > 9,
         "at least one workload and ten hosts"
@@ -70,7 +125,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     let mut command = std::process::Command::new(&program);
     command
-        .args(["--nats", &nats.url(), "controller"])
+        .args(["--nats", &nats.url(), "controller", "--json"])
+        .args(["--admin", "127.0.0.1:0"])
         .env("WASMORCH_LOG", "warn");
     let controller = Process::start(command, home.path(), "controller");
     let client = Client::connect(&nats.url());
@@ -80,6 +136,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .map(|_| ())
     })?;
 
+    let admin = until("the controller's admin address", || {
+        let said: Value = serde_json::from_str(controller.stdout().lines().next()?).ok()?;
+        Some(said["admin"].as_str()?.to_owned())
+    })?;
     let seen = Arc::new(Mutex::new(Seen::default()));
     let (orders, inbox) = mpsc::channel(4);
     let room = args.replicas * 2 / args.hosts as u64 + 50;
@@ -97,6 +157,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     });
     let mut bench = Bench {
         controller,
+        admin,
         nats,
         client,
         seen,
@@ -116,11 +177,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.hosts
         ),
     ));
-    let mut text = String::new();
-    for (label, fact) in facts.iter().chain(&bench.rows) {
-        text.push_str(&format!("{label:<44}{fact}\n"));
-    }
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    facts.extend(bench.rows);
+    print(&facts)
 }
 
 impl Bench {
@@ -133,6 +191,45 @@ impl Bench {
             Usage::of(self.controller.id())?,
             Usage::of(self.nats.process().id())?,
         ))
+    }
+
+    fn counted(&self) -> Result<Counted> {
+        let answer = wasmorch_tests::http::get(&self.admin, "admin", "/metrics")?;
+        let count = |name: &str| -> Result<u64> {
+            let name = format!("wasmorch_controller_{name} ");
+            let value = answer
+                .body
+                .lines()
+                .find_map(|line| line.strip_prefix(&name)?.parse().ok());
+            value.with_context(|| format!("the controller does not count {name}"))
+        };
+        Ok(Counted {
+            deciding: Duration::from_micros(count("plan_microseconds_total")?),
+            storing: Duration::from_micros(count("batch_microseconds_total")?),
+            plans: count("plans_total")?,
+            batches: count("batches_total")?,
+            dropped: count("observations_dropped_total")?,
+        })
+    }
+
+    /// What the leader did since.
+    fn work(&mut self, before: Counted) -> Result<()> {
+        let now = self.counted()?;
+        let plans = now.plans - before.plans;
+        let deciding = seconds(now.deciding - before.deciding);
+        self.row(
+            "  of it deciding, all plans",
+            format!("{deciding}, {plans} plans"),
+        );
+        let batches = now.batches - before.batches;
+        let storing = seconds(now.storing - before.storing);
+        self.row(
+            "  of it waiting for the store",
+            format!("{storing}, {batches} batches"),
+        );
+        let dropped = now.dropped - before.dropped;
+        self.row("  messages of hosts dropped", dropped.to_string());
+        Ok(())
     }
 
     fn measure(&mut self, args: &Args, orders: &mpsc::Sender<Order>) -> Result<()> {
@@ -163,6 +260,7 @@ impl Bench {
             .put_object("wasmorch_artifacts", digest.as_str(), &bytes);
         let each = args.replicas / args.workloads;
         let total = each * args.workloads;
+        let before = self.counted()?;
         let began = Instant::now();
         let mut first = 0;
         while first < args.workloads {
@@ -203,6 +301,10 @@ impl Bench {
         let rate = total as f64 / began.elapsed().as_secs_f64();
         self.row("rate, all in all", format!("{rate:.0} replicas/s"));
         self.row("sets delivered", look(&self.seen).sets.to_string());
+        self.work(before)?;
+        let (controller, nats) = self.usage()?;
+        self.row("controller, memory so far", mib(controller.peak_bytes));
+        self.row("nats-server, memory so far", mib(nats.peak_bytes));
         Ok(())
     }
 
@@ -237,6 +339,7 @@ impl Bench {
         let total = args.replicas / args.workloads * args.workloads;
         let (answer, told) = oneshot::channel();
         let count = args.hosts / 10;
+        let before = self.counted()?;
         let began = Instant::now();
         orders
             .blocking_send(Order::Kill(count, answer))
@@ -250,7 +353,7 @@ impl Bench {
             &format!("{count} hosts with {lost} replicas die: all run again"),
             format!("{} (5 s of it detection)", seconds(began.elapsed())),
         );
-        Ok(())
+        self.work(before)
     }
 }
 
