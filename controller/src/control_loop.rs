@@ -198,7 +198,13 @@ impl ControlLoop {
     fn hear(&mut self, heard: Heard) {
         if let Observation::Heartbeat(beat) = &heard.what {
             self.voices.heard(beat, heard.at);
-            match self.begin.guard.heard(beat, heard.at) {
+            let doubted = self.begin.guard.in_doubt();
+            let concern = self.begin.guard.heard(beat, heard.at);
+            if doubted && !self.begin.guard.in_doubt() {
+                // What was not planned until now.
+                self.pace.changed(Instant::now());
+            }
+            match concern {
                 Concern::Fine => {}
                 Concern::Foreign => {
                     if let Some(more) = self.foreign.now() {

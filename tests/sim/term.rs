@@ -189,10 +189,16 @@ impl World {
 
     fn hear(&mut self, at: usize, what: Observation, when: Timestamp) {
         let arrived = when.0.saturating_add_signed(-self.controllers[at].skew);
+        let instant = self.instant(self.now);
         let leading = leading!(self, at);
         match &what {
             Observation::Heartbeat(beat) => {
-                match leading.guard.heard(beat, when) {
+                let doubted = leading.guard.in_doubt();
+                let concern = leading.guard.heard(beat, when);
+                if doubted && !leading.guard.in_doubt() {
+                    leading.pace.changed(instant);
+                }
+                match concern {
                     Concern::Fine => {}
                     Concern::Foreign => return,
                     Concern::Verify(seen) => {

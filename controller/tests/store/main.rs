@@ -280,20 +280,20 @@ async fn a_new_leader_reads_everything_that_was_acknowledged() {
     assert_eq!(find("host.h699").unwrap().value, "699");
     assert!(find("term").is_none() && find("lease").is_none());
 
-    // In the term, what it has written itself is behind the fence.
-    let own = [put("host.h4", "newer"), put("host.h700", "700")];
-    let last = store.batch(next, &own).await.unwrap().last_sequence;
-    let loaded = store.load(next, last).await.unwrap();
-    assert_eq!((loaded.last_sequence, loaded.entries.len()), (last, 700));
-    let newer = loaded.entries.iter().find(|entry| entry.key == "host.h4");
-    assert_eq!(newer.unwrap().value, "newer");
-
-    store.write_term(&term(3, "l3"), next).await.unwrap();
+    let newest = store.write_term(&term(3, "l3"), next).await.unwrap();
     let error = store.load(next, next).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Fenced),
         "another term has begun: {error}"
     );
+
+    // In the term, what it has written itself is behind the fence.
+    let own = [put("host.h4", "newer"), put("host.h700", "700")];
+    let last = store.batch(newest, &own).await.unwrap().last_sequence;
+    let loaded = store.load(newest, last).await.unwrap();
+    assert_eq!((loaded.last_sequence, loaded.entries.len()), (last, 700));
+    let newer = loaded.entries.iter().find(|entry| entry.key == "host.h4");
+    assert_eq!(newer.unwrap().value, "newer");
 }
 
 #[tokio::test]
