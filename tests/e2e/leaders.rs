@@ -243,8 +243,8 @@ fn a_repeated_write_is_done_once_over_a_change_of_leader() {
     assert_eq!(refused["error"]["code"], "not_found", "{refused}");
 }
 
-/// Sends a write without waiting for an answer, kills the leader as soon as it is stored, and waits
-/// for the next.
+/// Sends a write without waiting for an answer (again, because a new leader refuses writes until a
+/// host has spoken), kills the leader as soon as it is stored, and waits for the next.
 #[track_caller]
 fn die_after(
     daemons: &mut Daemons,
@@ -255,8 +255,10 @@ fn die_after(
 ) {
     let (id, term) = wait_for("a leader", || leader(client));
     let n = daemons.controller_of(&id);
-    client.publish(&api(verb), request.to_string().as_bytes());
-    wait_for("the write to be stored", || stored().then_some(()));
+    wait_for("the write to be stored", || {
+        client.publish(&api(verb), request.to_string().as_bytes());
+        stored().then_some(())
+    });
     daemons.controllers[n].take().expect("it leads").kill();
     next_leader(client, term, Instant::now());
     daemons.start_controller(n);
