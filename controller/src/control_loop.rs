@@ -21,6 +21,7 @@ mod recovering;
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{ApiError, EventKind, Timestamp};
@@ -312,7 +313,7 @@ impl ControlLoop {
         let began = Instant::now();
         let now = self.begin.clock.now();
         self.pace.begin();
-        let mut plan = self.begin.cluster.plan(now);
+        let mut plan = aside(|| self.begin.cluster.plan(now));
         let (hosts, workloads) = (
             self.begin.cluster.hosts().len(),
             self.begin.cluster.workloads().len(),
@@ -321,7 +322,7 @@ impl ControlLoop {
         if let Some(at) = plan.wake_at {
             self.pace.wake(self.begin.clock.instant(at), Instant::now());
         }
-        let broken = check::check_touched(&self.begin.cluster, &plan);
+        let broken = aside(|| check::check_touched(&self.begin.cluster, &plan));
         let refused = !broken.is_empty();
         if refused {
             self.refuse_plan(&broken);
@@ -334,7 +335,7 @@ impl ControlLoop {
                 return Ok(());
             }
         }
-        let writes: Vec<Write> = self.begin.cluster.writes(&plan);
+        let writes: Vec<Write> = aside(|| self.begin.cluster.writes(&plan));
         // The rest is in the writes, and a plan for millions is large.
         let events = std::mem::take(&mut plan.events);
         drop(plan);
@@ -410,9 +411,8 @@ impl ControlLoop {
                     .metrics
                     .stored(batch.writes.len(), began.elapsed());
                 self.begin.guard.stored(ack.last_sequence);
-                self.begin
-                    .cluster
-                    .commit(batch.writes, ack.last_sequence, now);
+                let cluster = &mut self.begin.cluster;
+                aside(|| cluster.commit(batch.writes, ack.last_sequence, now));
                 Ok(())
             }
             Err(error) => {
@@ -447,6 +447,16 @@ impl ControlLoop {
             tracing::error!(why, "frozen: nothing is changed");
             self.say(vec![EventDraft::cluster(EventKind::AlarmFrozen, why)]);
         }
+    }
+}
+
+/// Computes for as long as it takes, in a large cluster for seconds. What waits on this thread goes to
+/// another meanwhile: a task woken here last can be taken by nobody else, and when that is the
+/// renewal of the lease, the lease is lost.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

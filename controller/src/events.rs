@@ -63,10 +63,14 @@ impl Events {
                 reason = event.reason,
                 "event"
             );
-            let subject = subjects::event(draft.namespace.as_ref(), event.kind.as_str());
-            let body = serde_json::to_vec(&event).expect("an event has string keys only");
-            let dropped = self.queue.try_send((subject, body.into())).is_err();
-            self.metrics.event(dropped);
+            let place = self.queue.try_reserve();
+            self.metrics.event(place.is_err());
+            // Written out only if it goes: a deploy of a million replicas has as many to tell.
+            if let Ok(place) = place {
+                let subject = subjects::event(draft.namespace.as_ref(), event.kind.as_str());
+                let body = serde_json::to_vec(&event).expect("an event has string keys only");
+                place.send((subject, body.into()));
+            }
         }
     }
 }
