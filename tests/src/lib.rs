@@ -21,11 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The workspace's target folder for this build, from where the test binary lies.
 fn target_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("a running test knows its file");
-    // <target>/debug/deps/all-<hash>
-    exe.ancestors()
-        .nth(2)
-        .expect("tests run from target/<profile>/deps")
-        .to_path_buf()
+    // <target>/debug/deps/all-<hash>; a benchmark: <target>/debug/wasmorch-benches
+    let folder = exe.parent().expect("a file lies in a folder");
+    let folder = match folder.parent() {
+        Some(above) if folder.ends_with("deps") => above,
+        _ => folder,
+    };
+    folder.to_path_buf()
 }
 
 /// The `wasmorch` binary of this build, or the one that a benchmark is told to measure.
