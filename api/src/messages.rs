@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{
-    ClusterId, Digest, HostId, LeaderId, Name, ReplicaId, RequestId, RevisionNumber, Slot, Term,
+    BootId, ClusterId, Digest, HostId, LeaderId, Name, ReplicaId, RequestId, RevisionNumber, Slot,
+    Term,
 };
 use crate::placement::PlacementGroup;
 use crate::record::{Revision, RolloutState};
@@ -620,6 +621,19 @@ pub struct SyncRequest {
     /// The leader's term.
     pub term: Term,
     /// The sequence it should hold.
+    pub sequence: u64,
+}
+
+/// `host.<host>.heard`: a leader has heard this host. No answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardNote {
+    /// The leader's term.
+    pub term: Term,
+    /// The start of the host that it heard.
+    pub boot: BootId,
+    /// The host's own time in what was heard.
+    pub at: Timestamp,
+    /// The sequence of the host's set, as the leader knows it.
     pub sequence: u64,
 }
 

@@ -196,6 +196,12 @@ impl WorkloadSpec {
         }
     }
 
+    /// Whether no two replicas of one slot may ever run at once.
+    pub fn runs_once(&self) -> bool {
+        let mut volumes = self.bindings.volume.values();
+        self.disconnect.exclusive || volumes.any(|volume| volume.on_host_loss == "new")
+    }
+
     /// The restart policy in force: jobs retry on failure unless told otherwise.
     pub fn restart_policy(&self) -> RestartPolicy {
         self.restart.policy.unwrap_or(match self.kind {

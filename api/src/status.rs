@@ -226,6 +226,10 @@ pub struct Heartbeat {
     /// Its daemon is shutting down: nobody has to wait until its silence tells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
+    /// Its own time, when it holds something that it may run only while a leader hears it: the leader
+    /// echoes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
     /// What it is.
     pub info: HostInfo,
 }

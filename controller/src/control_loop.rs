@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{ApiError, EventKind, Timestamp};
 use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
 
@@ -234,6 +235,23 @@ impl ControlLoop {
                     self.begin
                         .asker
                         .sync(host, self.begin.cluster.term, sequence);
+                }
+                // A deposed leader must not keep alive what another may replace.
+                Ask::Heard { .. } if !self.begin.lease.holds(Instant::now()) => {}
+                Ask::Heard {
+                    host,
+                    boot,
+                    at,
+                    sequence,
+                } => {
+                    let term = self.begin.cluster.term;
+                    let note = HeardNote {
+                        term,
+                        boot,
+                        at,
+                        sequence,
+                    };
+                    self.begin.asker.heard(host, &note);
                 }
                 Ask::NewerTerm(seen) => self.verify_term(seen),
             }

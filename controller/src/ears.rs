@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmorch_api::error::ErrorBody;
-use wasmorch_api::messages::{HeldReply, HeldRequest, HostStatusRequest, SyncRequest};
+use wasmorch_api::messages::{HeardNote, HeldReply, HeldRequest, HostStatusRequest, SyncRequest};
 use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, Timestamp, subjects};
 use wasmorch_planner::Observation;
 
@@ -194,6 +194,18 @@ impl Asker {
             let subject = subjects::host(&host, "sync");
             if let Err(error) = link.publish(&subject, &[], body.into()).await {
                 tracing::debug!(%host, %error, "a host was not told to sync");
+            }
+        });
+    }
+
+    /// Tells a host that it was heard.
+    pub(crate) fn heard(&self, host: HostId, note: &HeardNote) {
+        let link = self.link.clone();
+        let body = serde_json::to_vec(note).expect("our own types serialise");
+        self.run(async move {
+            let subject = subjects::host(&host, "heard");
+            if let Err(error) = link.publish(&subject, &[], body.into()).await {
+                tracing::debug!(%host, %error, "a host was not told that it was heard");
             }
         });
     }

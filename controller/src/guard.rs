@@ -184,6 +184,7 @@ mod tests {
             cpu_millis: 0,
             replicas: 0,
             leaving: false,
+            at: None,
             info: HostInfo::default(),
         }
     }

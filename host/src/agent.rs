@@ -34,6 +34,9 @@ use crate::runner::protocol::ReplicaKey;
 
 mod events;
 mod fetch;
+mod lease;
+#[cfg(test)]
+mod leases;
 mod placement;
 mod report;
 #[cfg(test)]
@@ -47,6 +50,7 @@ mod transitions;
 
 pub use events::{Effect, Event, Held, HeldPlacement, PlacementKey, Refusal};
 use fetch::Fetches;
+use lease::Lease;
 use placement::Placement;
 pub use report::Pulse;
 
@@ -76,6 +80,7 @@ pub struct Identity {
 enum Timer {
     Start(PlacementKey),
     DrainOverdue(PlacementKey),
+    Lease(PlacementKey),
     Revision(WorkloadKey, RevisionNumber),
     Artifact(Digest),
 }
@@ -91,6 +96,8 @@ pub struct Agent {
     /// The latest term whose sequence in the store is known, and that sequence.
     fence: (Term, u64),
     placements: BTreeMap<PlacementKey, Placement>,
+    /// What a leader has last said of hearing this host.
+    lease: Lease,
     fetches: Fetches,
     timers: BTreeSet<(Timestamp, Timer)>,
     status_seq: u64,
@@ -115,6 +122,7 @@ impl Agent {
             seen_term: Term(0),
             fence: (Term(0), 0),
             placements: BTreeMap::new(),
+            lease: Lease::default(),
             fetches: Fetches::default(),
             timers: BTreeSet::new(),
             status_seq: 0,
@@ -142,6 +150,7 @@ impl Agent {
         events: impl IntoIterator<Item = Event>,
         now: Timestamp,
     ) -> Vec<Effect> {
+        self.note_time(now);
         for event in events {
             self.fold(event, now);
         }
@@ -194,6 +203,12 @@ impl Agent {
                 self.seen_term = self.seen_term.max(term);
                 self.fence = self.fence.max((term, fence));
             }
+            Event::Heard {
+                boot,
+                term,
+                at,
+                sequence,
+            } => self.heard(&boot, term, (at, sequence), now),
             Event::Disconnected | Event::Tick => {}
             Event::Shutdown { deadline } => self.shut_down(deadline, now),
         }
@@ -210,6 +225,7 @@ impl Agent {
             match timer {
                 Timer::Start(key) => self.start_due(&key, at, now),
                 Timer::DrainOverdue(key) => self.drain_overdue(&key, at, now),
+                Timer::Lease(key) => self.lease_due(&key, now),
                 Timer::Revision(workload, number) => self.revision_due(workload, number, at),
                 Timer::Artifact(digest) => self.artifact_due(digest, at),
             }

@@ -234,6 +234,12 @@ impl Driver {
                 self.view.leader = Some(leader);
                 events.push(Event::Term { term, fence });
             }
+            LinkEvent::Heard(note) => events.push(Event::Heard {
+                boot: note.boot,
+                term: note.term,
+                at: note.at,
+                sequence: note.sequence,
+            }),
             LinkEvent::Disconnected => {
                 self.view.nats = false;
                 events.push(Event::Disconnected);
@@ -313,12 +319,13 @@ impl Driver {
 
     /// One turn: fold the events in, carry the effects out, leave the facts for those who look.
     async fn turn(&mut self, events: Vec<Event>) {
-        let effects = self.parts.agent.handle_all(events, self.clock.now());
+        let now = self.clock.now();
+        let effects = self.parts.agent.handle_all(events, now);
         for effect in effects {
             self.carry_out(effect).await;
         }
         let agent = &self.parts.agent;
-        let heartbeat = agent.heartbeat(&self.parts.info, self.view.table_seq);
+        let heartbeat = agent.heartbeat(&self.parts.info, self.view.table_seq, now);
         if std::mem::take(&mut self.say_leaving)
             && let Some(heartbeat) = &heartbeat
         {

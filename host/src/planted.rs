@@ -24,6 +24,10 @@ pub enum Bug {
     DropIgnored,
     /// How a replica ended is not reported.
     EndNotTold,
+    /// What must end when no leader hears the host goes on.
+    StopAfterIgnored,
+    /// What must not run twice starts without a leader's word.
+    StartsOffline,
 }
 
 #[cfg(feature = "planted")]

@@ -314,6 +314,7 @@ impl World {
             cpu_millis: 0,
             replicas: 0,
             leaving: false,
+            at: None,
             info: HostInfo {
                 name: Name::nearest(host(n).as_str()).unwrap(),
                 http: "10.0.0.1:8080".into(),

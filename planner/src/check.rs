@@ -63,6 +63,14 @@ pub enum BrokenRule {
         /// So many.
         count: usize,
     },
+    /// What must not run twice would start beside another.
+    #[error("slot {slot} of {workload} must not run twice, and a set still holds it")]
+    Twice {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The seat.
+        slot: Slot,
+    },
     /// A placement number given twice.
     #[error("placement {number} of {workload} would be given twice")]
     NumberTwice {
@@ -93,6 +101,7 @@ impl BrokenRule {
             | Self::TooMany { workload, .. }
             | Self::TooFew { workload, .. }
             | Self::CrowdedSlot { workload, .. }
+            | Self::Twice { workload, .. }
             | Self::NumberTwice { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
@@ -281,6 +290,19 @@ fn slots_are_sound(
     let Some(target) = workload.target() else {
         return;
     };
+    let held = |slot: Slot| {
+        workload
+            .placements
+            .values()
+            .any(|placed| placed.slot == slot)
+    };
+    if target.spec.runs_once() {
+        let twice = part.starts.iter().filter(|start| held(start.slot));
+        broken.extend(twice.map(|start| BrokenRule::Twice {
+            workload: key.clone(),
+            slot: start.slot,
+        }));
+    }
     let stopped = part.stops.keys();
     let stopped = stopped.filter(|number| workload.placements.contains_key(number));
     let live = (workload.placements.len() - stopped.count() + part.starts.len()) as u64;
@@ -292,11 +314,15 @@ fn slots_are_sound(
         .iter()
         .any(|start| start.slot.0 > wanted || per_slot.get(&start.slot).is_some_and(|n| *n > 1));
     if surges && live > most.max(1) {
-        let unheard = workload.placements.values().any(|placed| {
-            let host = cluster.hosts().get(&placed.host);
-            !host.is_some_and(|host| host.known())
-        });
-        if !unheard {
+        let host = |placed: &crate::Placed| cluster.hosts().get(&placed.host);
+        let dead =
+            |placed: &crate::Placed| host(placed).is_some_and(|host| host.state == HostState::Dead);
+        let unheard = { workload.placements.values() }
+            .any(|placed| !dead(placed) && !host(placed).is_some_and(|host| host.known()));
+        // What is on a dead host may wait there for its return.
+        let lost = workload.placements.iter();
+        let lost = lost.filter(|(number, placed)| dead(placed) && !part.stops.contains_key(number));
+        if !unheard && live - lost.count() as u64 > most.max(1) {
             broken.push(BrokenRule::TooMany {
                 workload: key.clone(),
                 live,

@@ -97,6 +97,16 @@ pub struct Host {
     pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
     /// Events of it in this term, newest last.
     pub(crate) story: VecDeque<Line>,
+    /// Since when it counts as dead.
+    pub(crate) dead_since: Option<Timestamp>,
+    /// When it was last heard again after that.
+    pub(crate) back_since: Option<Timestamp>,
+    /// It died with replicas that wait for its return: what they do is to be told again.
+    pub(crate) forgotten: bool,
+    /// It has told this leader that it holds its set.
+    pub(crate) caught_up: bool,
+    /// What must not run twice and was taken out of its set unheard, with the sequence of the set after.
+    pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
 }
 
 impl Host {
@@ -122,6 +132,11 @@ impl Host {
             number: 0,
             leaving: BTreeSet::new(),
             story: VecDeque::new(),
+            dead_since: None,
+            back_since: None,
+            forgotten: false,
+            caught_up: false,
+            unsure: BTreeMap::new(),
         }
     }
 
@@ -133,6 +148,7 @@ impl Host {
             set,
             leaving: BTreeSet::new(),
             story: VecDeque::new(),
+            unsure: self.unsure.clone(),
             ..*self
         }
     }

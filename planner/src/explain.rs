@@ -60,6 +60,22 @@ pub(crate) fn unplaced(key: &WorkloadKey, slots: u32, ranking: &Ranking) -> Unpl
     }
 }
 
+/// A slot waits because a host may still run what must not run twice.
+pub(crate) fn held_up(key: &WorkloadKey, trouble: &mut Option<Unplaced>, host: &str) {
+    let trouble = trouble.get_or_insert_with(|| Unplaced {
+        workload: key.to_string(),
+        slots: 1,
+        evaluated: 1,
+        ..Unplaced::default()
+    });
+    let filter = format!("may still run on {host}");
+    trouble.filtered.insert(filter, 1);
+    trouble.fix.insert(
+        0,
+        format!("bring {host} back, or `wasmorch host-rm {host}` if nothing runs there any more"),
+    );
+}
+
 /// `2 slots: 3 hosts looked at: 2 cordoned, 1 memory`.
 pub(crate) fn one_line(trouble: &Unplaced) -> String {
     let slots = if trouble.slots == 1 {

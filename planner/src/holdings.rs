@@ -80,7 +80,7 @@ impl Cluster {
         let before = before.map(|set| set.groups).unwrap_or_default();
         let mut changed = Changed::default();
         diff(&before, &set.groups, &mut changed);
-        self.take_out(&id, &changed.gone);
+        self.take_out(&id, &changed.gone, Some(sequence));
         self.put_in(&id, &changed.come);
         self.drop_ended(&id, &changed.gone);
         self.pool.touch(&id);
@@ -122,7 +122,13 @@ impl Cluster {
         }
     }
 
-    fn take_out(&mut self, id: &HostId, gone: &[(&PlacementGroup, &PlacedSlot)]) {
+    /// `sequence` is that of the set without them; `None`: the host is gone for good.
+    fn take_out(
+        &mut self,
+        id: &HostId,
+        gone: &[(&PlacementGroup, &PlacedSlot)],
+        sequence: Option<u64>,
+    ) {
         if !gone.is_empty() {
             self.agenda.room();
         }
@@ -145,6 +151,12 @@ impl Cluster {
                 {
                     host.leaving.insert((key.clone(), slot.placement));
                     workload.leaving.insert(slot.placement);
+                } else if let Some(sequence) = sequence
+                    && let Some(revision) = workload.revisions.get(&group.revision)
+                    && revision.spec.runs_once()
+                {
+                    let unsure = (slot.slot, sequence);
+                    host.unsure.insert((key.clone(), slot.placement), unsure);
                 }
                 workload.holders.remove(host.number, 1);
                 if let Some(count) = workload.per_class.get_mut(&host.class) {
@@ -274,7 +286,7 @@ impl Cluster {
         let groups = groups.map(|set| set.groups).unwrap_or_default();
         let mut changed = Changed::default();
         diff(&groups, &[], &mut changed);
-        self.take_out(id, &changed.gone);
+        self.take_out(id, &changed.gone, None);
         for (key, number) in reports {
             self.remove_report(&key, number);
         }

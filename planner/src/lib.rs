@@ -16,6 +16,7 @@
 //!                                    └─────────┘
 //! ```
 
+mod absent;
 mod agenda;
 mod balance;
 pub mod check;

@@ -133,14 +133,18 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let update = pass.target.spec.update.clone();
     let wanted = u64::from(pass.record.wanted());
     let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
-    let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(pass.seats.len() as u64);
+    let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(pass.live() as u64);
     let mut serving = serving_slots(pass);
     let least = least_serving(pass);
     for slot in slots {
         let Some(seat) = only_seat(pass, slot) else {
             continue;
         };
-        if !leaves(&seat) || matches!(seat.standing, Standing::Gone | Standing::Unheard) {
+        let absent = matches!(
+            seat.standing,
+            Standing::Gone | Standing::Away | Standing::Unheard
+        );
+        if !leaves(&seat) || absent {
             continue;
         }
         if pass.home(slot).is_some() {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
+    BootId, EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term,
+    Timestamp,
 };
 
 use crate::cluster::{Cluster, Host, Reported};
@@ -36,6 +37,17 @@ pub enum Ask {
         /// The host.
         host: HostId,
         /// What it should hold.
+        sequence: u64,
+    },
+    /// Tells a host that it was heard: what it may run only while a leader hears it rests on that.
+    Heard {
+        /// The host.
+        host: HostId,
+        /// Its start.
+        boot: BootId,
+        /// Its own time when it spoke.
+        at: Timestamp,
+        /// The sequence of its set.
         sequence: u64,
     },
     /// A host has seen a later term than ours: this leader may be deposed, or the store went back.
@@ -81,6 +93,7 @@ impl Cluster {
             return;
         };
         let known = (host.known(), host.state);
+        let boot = beat.boot.clone();
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
         host.heard = host.heard.max(now);
@@ -118,11 +131,31 @@ impl Cluster {
             out.changed = true;
         }
         // One that says that it leaves is as good as gone: no silence has to prove it.
-        host.state = if beat.leaving {
-            HostState::Dead
+        if beat.leaving {
+            self.host_died(&beat.host, now.after(DEAD_AFTER));
         } else {
-            HostState::Alive
+            if host.state == HostState::Dead {
+                self.host_is_back(&beat.host, beat.status_seq, now);
+            }
+            if let Some(host) = self.hosts.get_mut(&beat.host) {
+                host.state = HostState::Alive;
+            }
+        }
+        let Some(host) = self.hosts.get_mut(&beat.host) else {
+            return;
         };
+        if host.note_settled(beat.sequence, beat.status_seq) {
+            self.agenda.room();
+            out.changed = true;
+        }
+        if let Some(at) = beat.at.filter(|_| host.set.is_some()) {
+            out.asks.push(Ask::Heard {
+                host: beat.host.clone(),
+                boot,
+                at,
+                sequence: host.set_sequence,
+            });
+        }
         let may_ask = now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS;
         if may_ask && (!host.synced || beat.status_seq > host.status_seq) {
             host.asked = now;
@@ -335,8 +368,8 @@ impl Cluster {
             out.events.push(event);
         }
         for id in verdict.dead {
-            if let Some(host) = self.hosts.get_mut(&id) {
-                host.state = HostState::Dead;
+            self.host_died(&id, now);
+            if let Some(host) = self.hosts.get(&id) {
                 out.events.push(fell_silent(EventKind::HostDead, host, now));
                 moved.push(id);
             }

@@ -129,6 +129,13 @@ pub(crate) fn fits_on(on: &Standpoint<'_>, id: &HostId) -> bool {
         && capacity((on.used)(id, host), host, wants).next().is_none()
 }
 
+/// How a host that is there scores, whether or not it has room for one more.
+pub(crate) fn score_on(on: &Standpoint<'_>, id: &HostId) -> Option<i64> {
+    let host = on.cluster.hosts.get(id)?;
+    let scored = state(host).is_none();
+    scored.then(|| score(on, &Under::of(on), id, host, &[]).total)
+}
+
 /// Of one host no more is told: with a thousand constraints, nobody reads them all.
 const FAILS_KEPT: usize = 8;
 

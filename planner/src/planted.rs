@@ -32,6 +32,12 @@ pub enum Bug {
     MinAvailableForgotten,
     /// A drain's deadline is not kept.
     DeadlineForgotten,
+    /// A replica is replaced as soon as its host is dead.
+    LostAfterIgnored,
+    /// What must not run twice is started while another may still run.
+    ExclusiveNotAwaited,
+    /// An original and its replacement both stay.
+    ReconcileKeepsBoth,
 }
 
 #[cfg(feature = "planted")]

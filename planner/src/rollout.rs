@@ -39,7 +39,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     }
     let update = pass.target.spec.update.clone();
     let wanted = u64::from(pass.record.wanted());
-    let live = pass.seats.len();
+    let live = pass.live();
     let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(live as u64);
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));

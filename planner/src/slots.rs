@@ -23,6 +23,7 @@ use wasmorch_api::{
     WorkloadKey,
 };
 
+use crate::absent;
 use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
@@ -40,6 +41,8 @@ use crate::write::EventDraft;
 pub(crate) enum Standing {
     /// Its host is dead or was removed.
     Gone,
+    /// Its host is dead, and is waited for.
+    Away,
     /// Its host will not start it again.
     GivenUp,
     /// It ended well by itself and its policy leaves it so.
@@ -88,20 +91,24 @@ pub(crate) struct Pass<'a> {
     delta: Delta,
     fill: Option<Fill>,
     /// Its place has been given up already, while it was asked whether there is another.
-    vacated: Option<PlacementNumber>,
+    pub(crate) vacated: Option<PlacementNumber>,
+    /// Slots to fill although what is lost stays in its host's set.
+    pub(crate) refill: BTreeSet<Slot>,
+    /// A host that may still run what must not run twice.
+    pub(crate) held_up: Option<String>,
     /// No host has room: nothing was freed since that was found.
     full: bool,
     /// Slots that could not be placed.
     pub(crate) unplaced: u32,
     /// Slots with a replica that is still ending.
     draining: Option<BTreeSet<Slot>>,
-    waits: bool,
+    pub(crate) waits: bool,
     wake: Option<Timestamp>,
     /// Told of one by one, and not.
     said_placed: u32,
     placed: u32,
-    said_lost: u32,
-    lost: u32,
+    pub(crate) said_lost: u32,
+    pub(crate) lost: u32,
 }
 
 /// What a pass leaves behind, besides what it has added to the plan.
@@ -115,7 +122,7 @@ pub(crate) struct Passed {
 }
 
 /// So many events of one kind for one workload in one plan; the rest are summed up.
-const SAID_EACH: u32 = 16;
+pub(crate) const SAID_EACH: u32 = 16;
 /// In a plan with more starts than this every workload's are summed up.
 const SAID_STARTS: usize = 1_024;
 
@@ -148,6 +155,8 @@ pub(crate) fn plan_workload(
         delta: Delta::default(),
         fill: None,
         vacated: None,
+        refill: BTreeSet::new(),
+        held_up: None,
         full: false,
         unplaced: 0,
         draining: None,
@@ -205,6 +214,12 @@ impl Pass<'_> {
             let settled = self.cluster.since.after(self.cluster.detection.settle());
             self.wake(settled);
         }
+        if seat.standing == Standing::Away
+            && let Some(host) = self.cluster.hosts.get(&seat.placed.host)
+            && let Some(lost_at) = absent::lost_at(self.workload, &seat.placed, host)
+        {
+            self.wake(lost_at);
+        }
         self.seats.insert((seat.placed.slot, seat.number), seat);
     }
 
@@ -214,6 +229,12 @@ impl Pass<'_> {
         self.seats
             .range((slot, first)..=(slot, last))
             .map(|(_, seat)| seat)
+    }
+
+    /// Placements that may be running: not those whose hosts are dead.
+    pub(crate) fn live(&self) -> usize {
+        let seats = self.seats.values();
+        seats.filter(|seat| seat.standing != Standing::Gone).count()
     }
 
     pub(crate) fn wake(&mut self, at: Timestamp) {
@@ -253,7 +274,10 @@ impl Pass<'_> {
     fn finish(mut self) -> Passed {
         self.end_fill();
         self.sum_up();
-        let unplaced = (self.unplaced > 0).then(|| self.explain());
+        let mut unplaced = (self.unplaced > 0).then(|| self.explain());
+        if let Some(host) = &self.held_up {
+            explain::held_up(self.key, &mut unplaced, host);
+        }
         let rollout = self.record.rollout.as_ref();
         // A first revision that failed completes when it comes to life yet.
         let moves = rollout.is_some_and(|rollout| {
@@ -267,7 +291,10 @@ impl Pass<'_> {
                 && self.wake.is_none()
                 && !moves
                 && self.record.revision == self.workload.record.revision
-                && self.seats.values().all(|s| s.fresh && s.leaves.is_none()),
+                && self.refill.is_empty()
+                && self.seats.values().all(|seat| {
+                    seat.fresh && seat.leaves.is_none() && seat.standing != Standing::Gone
+                }),
             waits: self.waits || unplaced.is_some(),
             unplaced,
             wake: self.wake,
@@ -302,7 +329,7 @@ impl Pass<'_> {
     }
 
     /// Looks at hosts one by one, with what this plan has decided so far.
-    fn with_standpoint<T>(&self, look: impl FnOnce(&Standpoint<'_>) -> T) -> T {
+    pub(crate) fn with_standpoint<T>(&self, look: impl FnOnce(&Standpoint<'_>) -> T) -> T {
         let ground = self.ground();
         look(&Standpoint {
             cluster: self.cluster,
@@ -376,23 +403,10 @@ impl Pass<'_> {
                 // With nowhere else to go, taking it out of its host's set would only stop what may
                 // well be running behind a broken network.
                 Standing::Gone if self.stays_home(&seat) || self.nowhere_else(&seat) => {}
+                Standing::Gone if self.stays_lost(&seat) => {}
                 Standing::Gone => {
                     self.stop(&seat, StopReason::HostDead);
-                    if self.said_lost >= SAID_EACH {
-                        self.lost += 1;
-                        continue;
-                    }
-                    self.said_lost += 1;
-                    let reason = format!("its host {} is dead", self.host_name(&seat.placed.host));
-                    let mut event = EventDraft::of(self.key, EventKind::ReplicaLost, reason)
-                        .revision(seat.placed.revision)
-                        .host(&seat.placed.host);
-                    event.replica = self
-                        .workload
-                        .reports
-                        .get(&seat.number)
-                        .map(|known| known.status.replica);
-                    self.plan.events.push(event);
+                    self.say_lost(&seat);
                 }
                 Standing::GivenUp => {
                     self.stop(&seat, StopReason::GivenUp);
@@ -433,7 +447,7 @@ impl Pass<'_> {
     }
 
     /// The seat no longer counts for where others go.
-    fn vacate(&mut self, seat: &Seat) {
+    pub(crate) fn vacate(&mut self, seat: &Seat) {
         self.full = false;
         self.end_fill();
         let class = self.class_of(&seat.placed.host);
@@ -512,7 +526,9 @@ impl Pass<'_> {
     }
 
     fn keep_the_best(&mut self, slot: Slot) {
-        let seats: Vec<Seat> = self.seats_of(slot).cloned().collect();
+        let seats = self.seats_of(slot);
+        let seats = seats.filter(|seat| seat.standing != Standing::Gone);
+        let seats: Vec<Seat> = seats.cloned().collect();
         if let [seat] = seats.as_slice() {
             // Nothing to choose.
             let stays = seat.fresh && seat.leaves.is_none();
@@ -535,6 +551,19 @@ impl Pass<'_> {
             seats
         };
         let (fresh, old) = (best_first(true), best_first(false));
+        if let ([one, other], []) = (fresh.as_slice(), old.as_slice())
+            && self.keeps_originals()
+            && one.leaves.is_none()
+            && other.leaves.is_none()
+        {
+            let (first, second) = if one.number < other.number {
+                (one, other)
+            } else {
+                (other, one)
+            };
+            self.reconcile(first, second);
+            return;
+        }
         let available = fresh
             .first()
             .is_some_and(|seat| planted::is(Bug::SuccessorNotAwaited) || self.available(seat));
@@ -583,7 +612,7 @@ impl Pass<'_> {
 
     fn place_empty(&mut self) {
         for slot in self.wanted() {
-            if self.seats_of(slot).next().is_some() {
+            if self.seats_of(slot).next().is_some() && !self.refill.contains(&slot) {
                 continue;
             }
             let revision = self.record.revision;
@@ -620,6 +649,9 @@ impl Pass<'_> {
 
     /// Places the slot on the best host; counts it as unplaced when none has room.
     pub(crate) fn start(&mut self, slot: Slot, args: Option<Vec<String>>) -> bool {
+        if !self.may_start(slot) {
+            return false;
+        }
         let at_home = self.home(slot).is_some();
         if self.full && !at_home {
             self.unplaced += 1;
@@ -646,6 +678,9 @@ impl Pass<'_> {
 
     /// Places the slot on this very host, if it passes every filter.
     pub(crate) fn start_on(&mut self, slot: Slot, host: &HostId) -> bool {
+        if !self.may_start(slot) {
+            return false;
+        }
         self.end_fill();
         let elsewhere = self.home(slot).is_some_and(|home| home != host);
         let Some(rank) = self.pool.rank(host).filter(|_| !elsewhere) else {
@@ -750,7 +785,7 @@ impl Pass<'_> {
         });
     }
 
-    fn host_name(&self, host: &HostId) -> String {
+    pub(crate) fn host_name(&self, host: &HostId) -> String {
         self.cluster
             .hosts
             .get(host)
@@ -779,7 +814,11 @@ fn standing(
         };
     };
     if host.state == HostState::Dead && !planted::is(Bug::DeadHostKept) {
-        return Standing::Gone;
+        return if absent::is_away(workload, placed, host, now) {
+            Standing::Away
+        } else {
+            Standing::Gone
+        };
     }
     if !host.known() {
         if planted::is(Bug::UnheardTakenAsGone) {

@@ -69,6 +69,10 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
         let args = placed.args.as_deref();
         crate::pool::Booked::of(key, &target.spec, args)
     });
+    // What is lost and waits for its host counts for nothing meanwhile.
+    let lost_after = target.spec.disconnect.lost_after.0;
+    let lost =
+        |host: &Host| !lost_after.is_zero() && host.surely_silent(lost_after, cluster.ticked);
     let on = Standpoint {
         cluster,
         key,
@@ -77,7 +81,10 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
             Some(booked) => host.booked.minus(booked),
             None => host.booked,
         },
-        count: &|id, host| host.count_of(key).saturating_sub(u32::from(there(id))),
+        count: &|id, host| match lost(host) {
+            true => 0,
+            false => host.count_of(key).saturating_sub(u32::from(there(id))),
+        },
     };
     Some(place::rank(&on, &[]))
 }

@@ -16,8 +16,12 @@ use wasmorch_api::{
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
 
+#[path = "planner/disconnect.rs"]
+mod disconnect;
 #[path = "planner/drain.rs"]
 mod drain;
+#[path = "planner/odd.rs"]
+mod odd;
 #[path = "planner/rebalance.rs"]
 mod rebalance;
 
@@ -132,7 +136,9 @@ impl World {
             let name = self.cluster.hosts()[&first.host].info().name.to_string();
             assert_eq!(best(&first.key), Some(name), "{plan:#?}");
         } else {
-            for one in &plan.unplaced {
+            let held_up = |filter: &String| filter.starts_with("may still run");
+            let unplaced = plan.unplaced.iter();
+            for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
                 let (namespace, workload) = one.workload.split_once('/').unwrap();
                 let key = WorkloadKey::new(name(namespace), name(workload));
                 // What is on a silent host counts there until it has somewhere to go.
@@ -161,7 +167,12 @@ impl World {
     }
 
     fn heartbeat(&mut self, id: &HostId) {
-        let beat = Heartbeat {
+        let beat = Box::new(self.beat(id));
+        self.cluster.observe(Observation::Heartbeat(beat), self.now);
+    }
+
+    fn beat(&self, id: &HostId) -> Heartbeat {
+        Heartbeat {
             cluster: self.cluster.cluster.clone(),
             host: id.clone(),
             boot: BootId::from_random([1; 10]),
@@ -173,6 +184,7 @@ impl World {
             cpu_millis: 0,
             replicas: 0,
             leaving: false,
+            at: None,
             info: HostInfo {
                 name: Name::nearest(id.as_str()).unwrap(),
                 http: "127.0.0.1:8080".into(),
@@ -185,9 +197,7 @@ impl World {
                 },
                 ..HostInfo::default()
             },
-        };
-        self.cluster
-            .observe(Observation::Heartbeat(Box::new(beat)), self.now);
+        }
     }
 
     /// The host says all it knows, which is what its fates make of its set.
@@ -1003,7 +1013,7 @@ enum Busy {
 
 fn busy() -> impl Strategy<Value = Vec<Busy>> {
     let step = prop_oneof![
-        4 => (0..5u8, 1..4u8, 0..9u8, 0..8u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..10u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
         2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
         1 => (0..5u8).prop_map(Busy::Remove),
         1 => (0..5u8).prop_map(Busy::Restart),
@@ -1023,7 +1033,7 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
     prop::collection::vec(step, 5..40)
 }
 
-/// A spec of one of eight shapes: priorities, constraints, affinities, packing, stop-first.
+/// A spec of one of ten shapes: priorities, constraints, affinities, packing, stop-first, silent hosts.
 fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
     let mut spec = WorkloadSpec {
         name: name(&format!("w{workload}")),
@@ -1065,6 +1075,15 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
             spec.update.max_unavailable = 1;
         }
         7 => spec.resources.reserve.memory = wasmorch_api::ByteSize::mib(300),
+        8 => spec.disconnect.lost_after = wasmorch_api::HumanDuration::secs(2),
+        9 => {
+            spec.disconnect.lost_after = wasmorch_api::HumanDuration::secs(3);
+            spec.disconnect.stop_after = Some(wasmorch_api::HumanDuration::secs(1));
+            spec.disconnect.exclusive = true;
+            spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+            spec.update.max_surge = 0;
+            spec.update.max_unavailable = 1;
+        }
         _ => {}
     }
     spec

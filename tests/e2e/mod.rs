@@ -3,6 +3,7 @@
 mod access;
 mod capabilities;
 mod daemons;
+mod disconnect;
 mod drain;
 mod faults;
 mod kinds;

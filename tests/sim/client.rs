@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use wasmorch_api::messages::{ChangeRequest, DeployReply, RolloutAction, RolloutRequest};
-use wasmorch_api::spec::{Constraint, OnFailure, Replicas, UpdateOrder};
+use wasmorch_api::spec::{Constraint, OnFailure, Reconcile, Replicas, UpdateOrder};
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{
     ApiError, Digest, ErrorCode, HostId, Kind, Name, RequestId, Timestamp, WorkloadKey,
@@ -189,6 +189,25 @@ impl UserCall {
     }
 }
 
+/// What happens when its host is silent.
+fn silent(rng: &mut Rng, spec: &mut WorkloadSpec, kind: Kind) {
+    let ms = |ms| HumanDuration(std::time::Duration::from_millis(ms));
+    let lost_after = rng.between(4_000, 12_000);
+    let disconnect = &mut spec.disconnect;
+    disconnect.lost_after = ms(lost_after);
+    disconnect.replace = !rng.one_in(6);
+    disconnect.reconcile = *rng.pick(&[
+        Reconcile::KeepOriginal,
+        Reconcile::KeepReplacement,
+        Reconcile::LongestRunning,
+        Reconcile::BestScore,
+    ]);
+    if rng.one_in(2) {
+        disconnect.stop_after = Some(ms(rng.between(3_000, lost_after - 1)));
+        disconnect.exclusive = !kind.ends() && rng.one_in(2);
+    }
+}
+
 fn deployed(reply: &DeployReply) -> Value {
     reply.workloads.first().map_or(
         Value::Null,
@@ -270,7 +289,8 @@ impl World {
             let host = self.hosts[at].id.clone();
             let ask = match self.rng.below(8) {
                 0 | 1 => Ask::Cordon(host),
-                2 => Ask::HostRm(host),
+                // Whoever removes a host promises that nothing runs there.
+                2 if self.hosts[at].up.is_none() => Ask::HostRm(host),
                 3 => Ask::Drain(host, None),
                 4 => Ask::Drain(host, Some(self.rng.between(0, 20_000))),
                 5 => Ask::CancelDrain(host),
@@ -342,7 +362,16 @@ impl World {
         if rng.one_in(3) {
             spec.min_available = rng.between(0, u64::from(wanted)) as u32;
         }
+        if rng.one_in(4) {
+            silent(rng, &mut spec, kind);
+        }
+        let once = spec.runs_once();
         let update = &mut spec.update;
+        if once {
+            update.order = UpdateOrder::StopFirst;
+            update.max_surge = 0;
+            update.max_unavailable = 1;
+        }
         update.min_ready = ms(rng.between(0, 1_500));
         update.progress_deadline = ms(rng.between(5_000, 20_000));
         update.drain = ms(rng.between(0, 3_000));

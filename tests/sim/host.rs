@@ -106,7 +106,7 @@ impl World {
         }
     }
 
-    fn host_clock(&self, at: usize) -> Timestamp {
+    pub(crate) fn host_clock(&self, at: usize) -> Timestamp {
         Timestamp(self.now + self.hosts[at].ahead)
     }
 
@@ -123,6 +123,8 @@ impl World {
             serde_json::from_slice(&bytes).expect("what was written reads back")
         });
         host.law.started(held.as_ref());
+        host.law.born = self.now + host.ahead;
+        host.law.boot = Some(boot.clone());
         let identity = Identity {
             host: host.id.clone(),
             boot,
@@ -179,11 +181,13 @@ impl World {
     }
 
     fn beat(&mut self, at: usize) {
+        self.law_of_silence(at);
+        let now = self.host_clock(at);
         let host = &self.hosts[at];
         let Some(beat) = host
             .up
             .as_ref()
-            .and_then(|up| up.agent.heartbeat(&host.info, 0))
+            .and_then(|up| up.agent.heartbeat(&host.info, 0, now))
         else {
             return;
         };
@@ -306,6 +310,16 @@ impl World {
         match message {
             HostMessage::Set(set, sequence) => {
                 self.agent_event(at, AgentEvent::Set { set, sequence });
+            }
+            HostMessage::Heard(note) => {
+                self.law_hears(at, &note);
+                let event = AgentEvent::Heard {
+                    boot: note.boot,
+                    term: note.term,
+                    at: note.at,
+                    sequence: note.sequence,
+                };
+                self.agent_event(at, event);
             }
             HostMessage::Sync(wanted) => self.host_syncs(at, wanted, 0),
             HostMessage::Status { controller, inc } => {

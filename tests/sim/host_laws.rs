@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{
-    ClusterId, Kind, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
+    BootId, ClusterId, Kind, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
 };
 use wasmorch_host::agent::{Effect, Event as AgentEvent, Held};
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey, ToRunner};
 
-use super::runner::There;
+use super::runner::{Run, There};
 use super::world::World;
 
 /// One placement on a host.
@@ -27,6 +28,10 @@ pub(crate) struct HostLaw {
     wanted: BTreeSet<Seat>,
     /// Starts of each placement since something forgave them.
     tries: BTreeMap<Seat, u32>,
+    /// By its own clock: when the daemon started, and when it last sent what a leader has echoed.
+    pub(crate) born: u64,
+    pub(crate) boot: Option<BootId>,
+    echoed: Option<u64>,
 }
 
 fn seats(set: &PlacementSet) -> BTreeSet<Seat> {
@@ -48,10 +53,18 @@ impl HostLaw {
     /// A daemon starts with what its disk held.
     pub(crate) fn started(&mut self, held: Option<&Held>) {
         self.tries.clear();
+        self.echoed = None;
         match held {
             Some(held) => self.take(&held.set, held.sequence),
             None => *self = Self::default(),
         }
+    }
+
+    /// Until when a replica may run that ends when no leader hears its host.
+    fn runs_until(&self, run: &Run) -> Option<u64> {
+        let stop_after = run.stop_after?;
+        let since = self.echoed.unwrap_or(if run.once { 0 } else { self.born });
+        Some(since.max(if run.once { 0 } else { self.born }) + stop_after)
     }
 
     fn take(&mut self, set: &PlacementSet, sequence: u64) {
@@ -127,11 +140,22 @@ impl World {
             self.broken(format!("host{at} obeys {told}, and should obey {should}"));
             return;
         }
+        let mut forgiven = Vec::new();
         for effect in effects {
             let Effect::ToRunner(message) = effect else {
                 continue;
             };
+            let clock = self.now + host.ahead;
+            let over = |replica: &ReplicaKey| {
+                let run = up.runner.get(replica);
+                let until = run.and_then(|run| law.runs_until(run));
+                until.is_some_and(|until| clock >= until)
+            };
             let wrong = match message {
+                ToRunner::Drain { replica, .. } | ToRunner::Stop { replica } if over(replica) => {
+                    forgiven.push(seat(replica));
+                    None
+                }
                 ToRunner::Prepare { replica, .. } | ToRunner::Start { replica } => {
                     (!law.wanted.contains(&seat(replica)))
                         .then_some((replica, "starts what no set names"))
@@ -155,6 +179,65 @@ impl World {
                 self.broken(words);
                 return;
             }
+        }
+        for seat in forgiven {
+            self.hosts[at].law.tries.remove(&seat);
+        }
+    }
+
+    /// A leader's echo, by which the host may go on.
+    pub(crate) fn law_hears(&mut self, at: usize, note: &HeardNote) {
+        let law = &mut self.hosts[at].law;
+        if law.boot.as_ref() == Some(&note.boot) {
+            law.echoed = law.echoed.max(Some(note.at.0));
+        }
+    }
+
+    /// Nothing runs on that should have ended when no leader heard this host.
+    pub(crate) fn law_of_silence(&mut self, at: usize) {
+        let host = &self.hosts[at];
+        let clock = self.now + host.ahead;
+        let Some(up) = &host.up else {
+            return;
+        };
+        let runs = up
+            .runner
+            .iter()
+            .filter(|(_, run)| run.there != There::Ending);
+        let late = runs.filter_map(|(replica, run)| {
+            let until = host.law.runs_until(run)?;
+            (clock > until + 1_000).then(|| (replica.clone(), clock - until))
+        });
+        if let Some((replica, late)) = { late }.next() {
+            let words = format!("host{at} runs {replica}, {late} ms after its time");
+            self.broken(words);
+        }
+    }
+
+    /// What must not run twice is started: no other replica of its slot may be there.
+    pub(crate) fn law_of_one(&mut self, at: usize, replica: &ReplicaKey) {
+        // Copies of a data folder, and a store that went back, know nothing of each other.
+        if self.laws.regressed || self.hosts.iter().any(|host| host.twin) {
+            return;
+        }
+        let once = |run: Option<&Run>| run.is_some_and(|run| run.once);
+        let own = self.hosts[at].up.as_ref();
+        if !once(own.and_then(|up| up.runner.get(replica))) {
+            return;
+        }
+        let others = self.hosts.iter().enumerate();
+        let others = others.filter_map(|(n, host)| Some((n, host.up.as_ref()?)));
+        let others = others.flat_map(|(n, up)| up.runner.iter().map(move |run| (n, run)));
+        let second = { others }.find(|(_, (other, run))| {
+            other.workload == replica.workload
+                && other.id.slot == replica.id.slot
+                && *other != replica
+                && run.once
+                && !matches!(run.there, There::Preparing | There::Prepared)
+        });
+        if let Some((n, (other, _))) = second {
+            let words = format!("{replica} starts on host{at} while {other} runs on host{n}");
+            self.broken(words);
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct Laws {
     pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
     /// The largest `max_unavailable` of any revision of a workload.
     pub(crate) may_lack: BTreeMap<WorkloadKey, u64>,
-    regressed: bool,
+    pub(crate) regressed: bool,
 }
 
 fn placed(set: &PlacementSet) -> BTreeSet<Placed> {

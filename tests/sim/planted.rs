@@ -57,6 +57,9 @@ fn bugs_of_the_planner_are_caught() {
         Bug::SyncNotAsked,
         Bug::MinAvailableForgotten,
         Bug::DeadlineForgotten,
+        Bug::LostAfterIgnored,
+        Bug::ExclusiveNotAwaited,
+        Bug::ReconcileKeepsBoth,
     ];
     let missed: Vec<_> = bugs
         .into_iter()
@@ -79,6 +82,8 @@ fn bugs_of_the_agent_are_caught() {
         Bug::StartNotPersisted,
         Bug::DropIgnored,
         Bug::EndNotTold,
+        Bug::StopAfterIgnored,
+        Bug::StartsOffline,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

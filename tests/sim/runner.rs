@@ -26,6 +26,9 @@ pub(crate) struct Run {
     pub(crate) there: There,
     pub(crate) ready: bool,
     pub(crate) revision: wasmorch_api::RevisionNumber,
+    /// It ends by itself when no leader hears its host, and it must not run twice.
+    pub(crate) stop_after: Option<u64>,
+    pub(crate) once: bool,
     kind: Kind,
     fate: Fate,
 }
@@ -41,6 +44,7 @@ impl World {
                     Step::Started
                 };
                 if self.runner_moves(at, &replica, There::Prepared, There::Starting) {
+                    self.law_of_one(at, &replica);
                     let wait = self.work(at, 10, 200);
                     self.runner_later(at, &replica, wait, step);
                 }
@@ -68,6 +72,12 @@ impl World {
             there: There::Preparing,
             ready: false,
             revision: launch.revision,
+            stop_after: launch
+                .spec
+                .disconnect
+                .stop_after
+                .map(|after| after.0.as_millis() as u64),
+            once: launch.spec.runs_once(),
             kind: launch.kind,
             fate,
         };

@@ -167,7 +167,7 @@ impl World {
         if slots.len() as u64 == wanted && running == wanted {
             return None;
         }
-        if self.cannot_be_placed(key, wanted) {
+        if self.cannot_be_placed(key, wanted) || self.waits_for_a_lost_host(key) {
             return None;
         }
         Some(format!(
@@ -207,6 +207,20 @@ impl World {
             .map(|record| u64::from(record.wanted()) + 2)
             .sum();
         wanted + 2 > seats || total > open * 12
+    }
+
+    /// With `replace = false` what a host held that never comes back stays there.
+    fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
+        let waits = self
+            .target_spec(key)
+            .is_some_and(|spec| !spec.disconnect.replace);
+        let lost = |id: &wasmorch_api::HostId| {
+            let actors = self.actors_of(id);
+            actors.iter().all(|at| self.hosts[*at].up.is_none())
+        };
+        let sets = self.laws.sets().iter();
+        let mut sets = sets.filter(|(id, _)| lost(id));
+        waits && sets.any(|(_, set)| set.groups.iter().any(|group| group.key() == *key))
     }
 
     /// A host that is drained holds what could go, or anything after its deadline.

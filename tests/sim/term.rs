@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{HostId, StatusReport, Timestamp};
 use wasmorch_controller::simulation::{Concern, Guard, Pace};
 use wasmorch_planner::{Ask, Cluster, Observation, Plan, Write, check};
@@ -241,6 +242,23 @@ impl World {
                 Ask::Sync { host, sequence } => {
                     if self.bent != Some(Bent::SyncNotAsked) {
                         self.tell_host(at, &host, HostMessage::Sync(sequence));
+                    }
+                }
+                Ask::Heard {
+                    host,
+                    boot,
+                    at: beat,
+                    sequence,
+                } => {
+                    if self.lease_holds(at) {
+                        let term = leading!(self, at).cluster.term;
+                        let note = HeardNote {
+                            term,
+                            boot,
+                            at: beat,
+                            sequence,
+                        };
+                        self.tell_host(at, &host, HostMessage::Heard(note));
                     }
                 }
                 Ask::NewerTerm(seen) => {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::{
     ApiError, ClusterId, Digest, HostId, LeaderId, PlacementSet, Revision, RevisionNumber, Term,
@@ -107,6 +108,8 @@ pub(crate) enum HostMessage {
     Status { controller: usize, inc: u64 },
     /// Get your set again, at least of this sequence.
     Sync(u64),
+    /// A leader has heard it.
+    Heard(HeardNote),
 }
 
 /// What a controller wakes up for.

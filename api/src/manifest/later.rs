@@ -4,7 +4,7 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Disconnect, Kind, Replicas, WorkloadSpec};
+use crate::spec::{Kind, Replicas, WorkloadSpec};
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
 pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
@@ -51,12 +51,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "instance.reuse",
         "reusing instances is",
         "use reuse = 1",
-    );
-    later(
-        spec.disconnect != Disconnect::default(),
-        "disconnect",
-        "policies for silent hosts are",
-        "leave it out",
     );
     later(
         spec.health.live.is_some(),

@@ -104,7 +104,8 @@ pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
         .volume
         .values()
         .any(|volume| volume.mode == "rw");
-    let seated = writes || matches!(spec.replicas, Some(Replicas::PerHost(_)));
+    let once = spec.runs_once();
+    let seated = writes || once || matches!(spec.replicas, Some(Replicas::PerHost(_)));
     let mut update = Update::default();
     let stop_first = |update: &mut Update| {
         update.order = UpdateOrder::StopFirst;
@@ -153,16 +154,21 @@ pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
     table.choice("on_failure", &FAILURES, &mut update.on_failure);
     update.fail_when = table.take("fail_when").and_then(|field| fail_when(&field));
     update.canary = table.take("canary").and_then(|field| canary(&field));
-    check_update(&table, &update, writes);
+    check_update(&table, &update, (writes, once));
     table.finish();
     update
 }
 
-fn check_update(table: &Fields<'_>, update: &Update, writes: bool) {
-    if writes && (update.order == UpdateOrder::StartFirst || update.max_surge > 0) {
-        table.wrong(
-            "a slot with a rw volume cannot run twice: order = \"stop-first\", max_surge = 0",
-        );
+fn check_update(table: &Fields<'_>, update: &Update, (writes, once): (bool, bool)) {
+    let twice = update.order == UpdateOrder::StartFirst || update.max_surge > 0;
+    if (writes || once) && twice {
+        let whose = if writes {
+            "a slot with a rw volume"
+        } else {
+            "an exclusive workload"
+        };
+        let how = "order = \"stop-first\", max_surge = 0";
+        table.wrong(format!("{whose} cannot run twice: {how}"));
     } else if update.max_surge == 0 && update.max_unavailable == 0 {
         let key = if table.has("max_unavailable") {
             "max_unavailable"

@@ -5,11 +5,14 @@ use super::grammar;
 use super::reader::{Field, Fields, echo};
 use super::{COUNT_MAX, DURATIONS};
 use crate::spec::{Affinity, Constraint, Disconnect, LabelTest, Reconcile, WorkloadSpec};
+use crate::units::HumanDuration;
 
 /// More constraints make no placement clearer, and each is tested against every host class.
 const CONSTRAINTS_MAX: usize = 1_000;
 /// Values in one `in` or `not_in`.
 const VALUES_MAX: usize = 1_000;
+/// Three heartbeats: less would end what runs whenever a message is late.
+const STOP_AFTER_MIN: HumanDuration = HumanDuration::secs(3);
 /// Labels in `spread`: each divides the hosts further.
 const SPREAD_MAX: usize = 8;
 
@@ -166,6 +169,11 @@ fn disconnect(field: &Field<'_>) -> Disconnect {
         table.wrong_at("stop_after", format!(
             "must be less than lost_after ({}), not {stop_after}: the host ends it before another may replace it",
             disconnect.lost_after
+        ));
+    }
+    if let Some(stop_after) = disconnect.stop_after.filter(|stop| *stop < STOP_AFTER_MIN) {
+        table.wrong_at("stop_after", format!(
+            "must be at least {STOP_AFTER_MIN}, not {stop_after}: a host is heard once a second, and one message may be lost"
         ));
     }
     if disconnect.exclusive && !table.has("stop_after") {

@@ -190,6 +190,7 @@ impl Fleet {
                 cpu_millis: 0,
                 replicas: pulse.replicas,
                 leaving: false,
+                at: None,
                 info: host.info.clone(),
             };
             let body = serde_json::to_vec(&beat)?;

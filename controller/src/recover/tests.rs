@@ -55,6 +55,7 @@ fn host(id: &str, cluster: &str, placed: &[(&str, u64, u64, u64)]) -> Told {
             cpu_millis: 0,
             replicas: 0,
             leaving: false,
+            at: None,
             info: HostInfo {
                 name: id.parse().unwrap(),
                 peer: Some(format!("{id}:1")),

@@ -198,6 +198,7 @@ impl Voice {
             cpu_millis: 0,
             replicas: 0,
             leaving: false,
+            at: None,
             info: HostInfo {
                 name: self.host.as_str().parse().unwrap(),
                 arch: "x86_64".into(),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wasmorch_api::{
-    ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, ReplicaStatus, Revision,
-    RevisionNumber, Slot, StatusReport, Term, WorkloadKey,
+    BootId, ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, ReplicaStatus,
+    Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
 };
 
 use crate::runner::protocol::{FromRunner, ReplicaKey, ToRunner};
@@ -75,6 +75,17 @@ pub enum Event {
         term: Term,
         /// Its sequence.
         fence: u64,
+    },
+    /// A leader has heard this host: see `lease`.
+    Heard {
+        /// The start of the host that it heard.
+        boot: BootId,
+        /// The leader's term.
+        term: Term,
+        /// The host's own time in what was heard.
+        at: Timestamp,
+        /// The sequence of the host's set, as the leader knows it.
+        sequence: u64,
     },
     /// NATS is gone: hold.
     Disconnected,

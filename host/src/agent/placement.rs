@@ -32,6 +32,10 @@ pub(super) struct Placement {
     pub(super) start_at: Option<Timestamp>,
     /// It will not be started again.
     pub(super) finished: bool,
+    /// It is assigned, and goes on when a leader hears this host.
+    pub(super) waits_for_lease: bool,
+    /// Why it is being ended, when that is the host's own doing.
+    pub(super) because: Option<String>,
 }
 
 /// One start.
@@ -103,6 +107,8 @@ impl Placement {
             past: VecDeque::new(),
             start_at: None,
             finished: false,
+            waits_for_lease: false,
+            because: None,
         }
     }
 
@@ -125,6 +131,7 @@ impl Placement {
         let running = |replica: &Replica| replica.state >= ReplicaState::Running;
         !self.wanted
             || self.finished
+            || self.waits_for_lease
             || self.starts > 0 && self.current.as_ref().is_some_and(running)
             || !self.past.is_empty()
     }
@@ -143,6 +150,7 @@ impl Placement {
             }
         }
         self.start_at = None;
+        self.waits_for_lease = false;
         self.starts = self.starts.saturating_add(1);
         self.tries = self.tries.saturating_add(1);
         let id = ReplicaId {

@@ -6,7 +6,7 @@
 use std::ops::Bound;
 
 use wasmorch_api::messages::HeldReply;
-use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term};
+use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term, Timestamp};
 
 use super::{Agent, PlacementKey};
 use crate::runner::protocol::ReplicaKey;
@@ -158,7 +158,7 @@ impl Agent {
     }
 
     /// A heartbeat; `None` before the host belongs to a cluster.
-    pub fn heartbeat(&self, info: &HostInfo, table_seq: u64) -> Option<Heartbeat> {
+    pub fn heartbeat(&self, info: &HostInfo, table_seq: u64, now: Timestamp) -> Option<Heartbeat> {
         let pulse = self.pulse();
         Some(Heartbeat {
             cluster: self.identity.cluster.clone()?,
@@ -172,6 +172,7 @@ impl Agent {
             cpu_millis: pulse.cpu_millis,
             replicas: pulse.replicas,
             leaving: self.shutting_down,
+            at: self.wants_echo().then_some(now),
             info: info.clone(),
         })
     }

@@ -443,11 +443,11 @@ fn wanted_again_while_it_drains() {
 fn shutting_down_drains_all_and_starts_nothing() {
     let mut stage = Stage::running("web", Kind::Http);
     let info = HostInfo::default();
-    assert!(!stage.agent.heartbeat(&info, 0).unwrap().leaving);
+    assert!(!stage.agent.heartbeat(&info, 0, stage.now).unwrap().leaving);
     let effects = stage.event(Event::Shutdown {
         deadline: Duration::from_secs(3),
     });
-    assert!(stage.agent.heartbeat(&info, 0).unwrap().leaving);
+    assert!(stage.agent.heartbeat(&info, 0, stage.now).unwrap().leaving);
     assert!(matches!(
         to_runner(&effects)[..],
         [ToRunner::Drain {

@@ -61,6 +61,11 @@ impl Agent {
         let Some(digest) = revision.map(|revision| revision.artifact.clone()) else {
             return;
         };
+        if !self.may_run(key, now) {
+            self.wait_for_lease(key);
+            return;
+        }
+        self.watch_lease(key);
         self.advance(key, ReplicaState::Preparing, now);
         self.want_artifact(&digest, key);
     }
@@ -217,7 +222,8 @@ impl Agent {
             return;
         };
         ended.exit_code = exit_code;
-        if let Some(reason) = reason {
+        let because = placement.because.take();
+        if let Some(reason) = reason.or(because.as_deref()) {
             ended.explain(reason);
         }
         self.effects.push(Effect::Ended(replica));

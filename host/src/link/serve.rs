@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::messages::{
-    HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply, UploadRequest,
+    HeardNote, HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply, UploadRequest,
 };
 use wasmorch_api::{ApiError, Digest, ErrorCode, PlacementSet, WorkloadKey, subjects};
 
@@ -174,10 +174,16 @@ impl Answers {
                 self.shared.note_behind(request.sequence);
                 Ok(b"{}".to_vec())
             }
+            Some("heard") => {
+                let note: HeardNote = request(message)?;
+                let told = self.events.send(LinkEvent::Heard(note)).await;
+                told.map_err(|_| internal("the host is shutting down"))?;
+                Ok(b"{}".to_vec())
+            }
             verb => Err(ApiError::new(
                 ErrorCode::NotFound,
                 format!("a host has no `{}`", verb.unwrap_or_default()),
-                "it answers status, held, upload, logs and sync",
+                "it answers status, held, upload, logs, sync and heard",
                 "",
             )),
         }

@@ -102,14 +102,18 @@ fn disconnect() -> impl Strategy<Value = Disconnect> {
     ]);
     (
         duration(),
-        option::of(Just(HumanDuration::secs(0))),
+        option::of(Just(HumanDuration::secs(3))),
         any::<bool>(),
         reconcile,
         any::<bool>(),
     )
         .prop_map(
             |(lost_after, stop_after, replace, reconcile, exclusive)| Disconnect {
-                lost_after,
+                lost_after: if stop_after.is_some() {
+                    lost_after.max(HumanDuration::secs(4))
+                } else {
+                    lost_after
+                },
                 replace,
                 reconcile,
                 stop_after,
@@ -384,6 +388,7 @@ fn repair(spec: &mut WorkloadSpec) {
         .volume
         .values()
         .any(|volume| volume.mode == "rw")
+        || spec.runs_once()
     {
         spec.update.order = UpdateOrder::StopFirst;
         spec.update.max_surge = 0;
