@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::reader::echo;
 use crate::ids::Name;
+use crate::schedule::Schedule;
 
 /// No text of these kinds is longer; a NATS subject must fit a protocol line.
 const TEXT_BYTES_MAX: usize = 512;
@@ -266,99 +267,14 @@ pub fn probe_path(text: &str) -> Result<(), String> {
     }
 }
 
-/// A cron schedule: five fields of numbers, `*`, ranges, steps and lists, or `@daily` and its like.
+/// A cron schedule, in any zone.
 pub fn schedule(text: &str) -> Result<(), String> {
-    const WORDS: [&str; 6] = [
-        "@yearly",
-        "@monthly",
-        "@weekly",
-        "@daily",
-        "@hourly",
-        "@midnight",
-    ];
-    const FIELDS: [(&str, u32, u32, &[&str]); 5] = [
-        ("minute", 0, 59, &[]),
-        ("hour", 0, 23, &[]),
-        ("day of month", 1, 31, &[]),
-        (
-            "month",
-            1,
-            12,
-            &[
-                "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-            ],
-        ),
-        (
-            "day of week",
-            0,
-            7,
-            &["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
-        ),
-    ];
-    if WORDS.contains(&text) {
-        return Ok(());
-    }
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    if fields.len() != FIELDS.len() || text.len() > TEXT_BYTES_MAX {
-        return Err(format!(
-            "{} is not a schedule: write minute, hour, day, month and weekday, as in `0 3 * * *`",
-            echo(text)
-        ));
-    }
-    for (field, (what, low, high, words)) in fields.iter().zip(FIELDS) {
-        let number = |text: &str| {
-            let named = words
-                .iter()
-                .position(|word| text.eq_ignore_ascii_case(word));
-            let named = named
-                .and_then(|at| u32::try_from(at).ok())
-                .map(|at| at + low);
-            named
-                .or_else(|| text.parse().ok())
-                .filter(|number| (low..=high).contains(number))
-        };
-        let part = |part: &str| {
-            let (range, step) = part
-                .split_once('/')
-                .map_or((part, None), |(range, step)| (range, Some(step)));
-            let step_fits = step.is_none_or(|step| {
-                step.parse::<u32>()
-                    .is_ok_and(|step| (1..=high).contains(&step))
-            });
-            let range_fits = range == "*"
-                || match range.split_once('-') {
-                    Some((from, to)) => number(from)
-                        .zip(number(to))
-                        .is_some_and(|(from, to)| from <= to),
-                    None => number(range).is_some(),
-                };
-            step_fits && range_fits
-        };
-        if !field.split(',').all(part) {
-            return Err(format!(
-                "{} is no {what} of a schedule: {low} to {high}, `*`, `a-b`, `a,b` or `*/n`",
-                echo(field)
-            ));
-        }
-    }
-    Ok(())
+    Schedule::parse(text, None).map(drop)
 }
 
-/// The form of a time zone's name; whether it exists is known where the schedule runs.
+/// A time zone of the IANA database.
 pub fn timezone(text: &str) -> Result<(), String> {
-    let legal = (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b))
-        && !text.starts_with('/');
-    if legal {
-        Ok(())
-    } else {
-        Err(format!(
-            "{} is not a time zone: write it like UTC or Europe/Berlin",
-            echo(text)
-        ))
-    }
+    crate::schedule::zone(text).map(drop)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod grant;
 mod later;
 mod lifecycle;
 mod placing;
-mod reader;
+pub(crate) mod reader;
 pub(crate) mod rules;
 #[cfg(test)]
 mod tests;

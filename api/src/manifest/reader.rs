@@ -72,7 +72,7 @@ fn put<T>(slot: &mut T, value: Option<T>) {
 }
 
 /// At most [`ECHO_CHARS_MAX`] characters of the input, in backticks, control characters escaped.
-pub(super) fn echo(text: &str) -> String {
+pub(crate) fn echo(text: &str) -> String {
     let mut short: String = text
         .chars()
         .take(ECHO_CHARS_MAX)
