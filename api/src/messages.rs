@@ -195,9 +195,29 @@ pub struct StatusReply {
     /// Jobs: how the last run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<crate::record::RunOutcome>,
+    /// Jobs and cron: the newest run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunView>,
+    /// Cron: when the next run is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Timestamp>,
     /// The store sequence of its record.
     #[serde(default)]
     pub index: u64,
+}
+
+/// One run of a job or a cron workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunView {
+    /// Counts the runs of the workload, from 1.
+    pub number: u64,
+    /// The time of the schedule that it was begun for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Timestamp>,
+    /// Good ends so far.
+    pub completed: u32,
+    /// Good ends wanted.
+    pub completions: u32,
 }
 
 /// One replica as people and tools see it.
@@ -299,6 +319,43 @@ pub struct ChangeRequest {
     /// Who asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+}
+
+/// `quota`: what is named is set; nothing named: it is shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaRequest {
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Cpu, thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u64>,
+    /// First lift every limit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clear: bool,
+    /// The write's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaReply {
+    /// The namespace.
+    pub namespace: Name,
+    /// What it may have.
+    pub quota: crate::record::Quota,
+    /// What its placed replicas have.
+    pub used: crate::record::Quota,
+    /// Whether anything was changed.
+    pub changed: bool,
 }
 
 /// The answer to those.

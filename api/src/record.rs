@@ -3,7 +3,7 @@
 //! Owns the shapes under the keys `workload.<ns>.<name>` and `revision.<ns>.<name>.<n>`. What
 //! follows from them is the planner's to decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::ids::{
     ClusterId, Digest, HostId, LeaderId, Name, PlacementNumber, RequestId, RevisionNumber, Slot,
     Term, WorkloadKey,
 };
-use crate::spec::{Kind, WorkloadSpec};
+use crate::spec::{Job, Kind, WorkloadSpec};
 use crate::time::Timestamp;
 
 /// An immutable, numbered version of a workload's spec, artifact included.
@@ -74,12 +74,18 @@ pub struct Record {
     /// Placements with a lower number are replaced even at the same revision (`restart`).
     #[serde(default)]
     pub fresh_from: PlacementNumber,
-    /// Jobs: the run asked for, and how it ended.
+    /// Jobs and cron: the newest run, and how it ended.
     #[serde(default)]
     pub run: Option<Run>,
     /// Replicas that are to run on another host (`rebalance`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moves: Vec<Move>,
+    /// Cron: runs before it that go on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Run>,
+    /// Cron: what its schedule names up to this time has been seen to: begun, or left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Timestamp>,
     /// Slots in a crash loop: every host tried has used up its starts.
     #[serde(default)]
     pub crash_loop: Vec<CrashLoop>,
@@ -106,12 +112,46 @@ impl Record {
         if self.stopped { 0 } else { self.desired }
     }
 
+    /// The runs that go on, oldest first.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        let all = self.earlier.iter().chain(&self.run);
+        all.filter(|run| run.outcome.is_none() && !self.stopped)
+    }
+
     /// The rollout when it still moves.
     pub fn active_rollout(&self) -> Option<&Rollout> {
         self.rollout
             .as_ref()
             .filter(|rollout| !rollout.state.ended())
     }
+}
+
+/// What the workloads of a namespace may have together; what is left out is not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Memory that they book.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Cpu that they book, thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u64>,
+}
+
+/// The value of the key `namespace.<ns>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceRecord {
+    /// The namespace.
+    pub namespace: Name,
+    /// Its quota.
+    #[serde(default)]
+    pub quota: Quota,
+    /// When it was set.
+    pub updated: Timestamp,
+    /// Who set it.
+    pub by: String,
 }
 
 /// What stays of a removed workload: its counters, so that a workload of the same name never gives
@@ -163,9 +203,15 @@ pub struct CrashLoop {
     pub until: Timestamp,
     /// The last reason.
     pub reason: String,
+    /// With one replica on every host: whose slot it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
 }
 
 /// One run of a job.
+///
+/// Its seats are the slots after `after_slot`. A seat's replica brings one completion; then the seat
+/// is free for the next, until there are as many as wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Counts the runs of this workload, from 1.
@@ -175,9 +221,74 @@ pub struct Run {
     /// Arguments given to `start` for this run alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<String>>,
+    /// The slot before its first.
+    #[serde(default)]
+    pub after_slot: u64,
+    /// Replicas at once.
+    #[serde(default = "one")]
+    pub seats: u32,
+    /// Good ends wanted.
+    #[serde(default = "one")]
+    pub completions: u32,
+    /// Good ends so far.
+    #[serde(default)]
+    pub completed: u32,
+    /// Ended placements that have been counted, for as long as a set may name them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub counted: BTreeSet<PlacementNumber>,
+    /// Tries in vain of the completion that a seat is at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tries: BTreeMap<Slot, u32>,
+    /// The time of the schedule that it was begun for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Timestamp>,
     /// How it ended; `None` while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<RunOutcome>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Run {
+    /// A run that begins.
+    pub fn new(
+        number: u64,
+        first_placement: PlacementNumber,
+        args: Option<Vec<String>>,
+        job: &Job,
+    ) -> Self {
+        Self {
+            number,
+            first_placement,
+            args,
+            after_slot: 0,
+            seats: job.parallelism.min(job.completions),
+            completions: job.completions,
+            completed: 0,
+            counted: BTreeSet::new(),
+            tries: BTreeMap::new(),
+            scheduled: None,
+            outcome: None,
+        }
+    }
+
+    /// Its slots.
+    pub fn slots(&self) -> std::ops::RangeInclusive<Slot> {
+        Slot(self.after_slot + 1)..=Slot(self.after_slot + u64::from(self.seats))
+    }
+
+    /// Whether a placement is one of this run.
+    pub fn has(&self, slot: Slot, number: PlacementNumber) -> bool {
+        number >= self.first_placement && self.slots().contains(&slot)
+    }
+
+    /// Replicas that it may still use at once.
+    pub fn wanted(&self) -> u32 {
+        self.seats
+            .min(self.completions.saturating_sub(self.completed))
+    }
 }
 
 /// How a job's run ended.

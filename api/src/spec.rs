@@ -178,13 +178,19 @@ impl Default for WorkloadSpec {
 }
 
 impl WorkloadSpec {
-    /// The part that makes a revision: all but how many are wanted.
+    /// The part that makes a revision: all but how many are wanted. That there is one on every host
+    /// is part of it: nobody scales it, and what goes back to it goes back to that.
     #[must_use]
     pub fn without_desired(&self) -> Self {
         Self {
-            replicas: None,
+            replicas: self.replicas.filter(|_| self.per_host()),
             ..self.clone()
         }
+    }
+
+    /// Whether it wants one on every host.
+    pub fn per_host(&self) -> bool {
+        matches!(self.replicas, Some(Replicas::PerHost(_)))
     }
 
     /// How many replicas this spec names, if it names any.

@@ -58,6 +58,10 @@ pub mod key {
     pub fn removed(workload: &WorkloadKey) -> String {
         format!("removed.{}.{}", workload.namespace, workload.name)
     }
+    /// What a namespace may have.
+    pub fn namespace(namespace: &Name) -> String {
+        format!("namespace.{namespace}")
+    }
     /// A host's record.
     pub fn host(host: &HostId) -> String {
         format!("host.{host}")

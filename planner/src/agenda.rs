@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wasmorch_api::{HostId, PlacementNumber, Slot, Timestamp, WorkloadKey};
 
 use crate::cluster::{Cluster, Workload};
+use crate::planted::{self, Bug};
 
 /// How much of a workload has to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +147,9 @@ impl Cluster {
     pub(crate) fn host_changed(&mut self, id: &HostId) {
         self.pool.touch(id);
         self.agenda.room();
-        for key in &self.stale_tables {
+        let follow = { &self.per_host }.iter();
+        let follow = follow.filter(|_| !planted::is(Bug::JoinedForgotten));
+        for key in self.stale_tables.iter().chain(follow) {
             self.agenda.whole(key);
         }
         let Some(host) = self.hosts.get(id) else {

@@ -324,7 +324,7 @@ fn movable(workload: &Workload) -> Option<&WorkloadSpec> {
     let update = &target.spec.update;
     let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
     let still = workload.record.active_rollout().is_none() && workload.record.moves.is_empty();
-    let stays = crate::homes::has_volumes(&target.spec);
+    let stays = crate::homes::has_volumes(&target.spec) || target.spec.per_host();
     let moves =
         !target.kind.ends() && start_first && still && !stays && !target.spec.spread.is_empty();
     moves.then_some(&target.spec)

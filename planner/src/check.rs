@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use wasmorch_api::status::HostState;
-use wasmorch_api::{HostId, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
+use wasmorch_api::{HostId, Name, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
 
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
@@ -53,6 +53,22 @@ pub enum BrokenRule {
         /// At least so many.
         least: u64,
     },
+    /// A namespace beyond what it may have.
+    #[error("namespace {namespace} would hold more {dimension} than its quota")]
+    OverQuota {
+        /// The namespace.
+        namespace: Name,
+        /// What is short.
+        dimension: &'static str,
+    },
+    /// A replica that makes room for nothing of a higher priority.
+    #[error("{workload} would be pre-empted on host {host} by nothing that goes first")]
+    PreemptedByNone {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The host.
+        host: HostId,
+    },
     /// A slot with more than a current placement and a successor.
     #[error("slot {slot} of {workload} would have {count} placements")]
     CrowdedSlot {
@@ -70,6 +86,15 @@ pub enum BrokenRule {
         workload: WorkloadKey,
         /// The seat.
         slot: Slot,
+    /// A host with more of what it shall have one of.
+    #[error("host {host} would have {count} placements of {workload}, which has one on every host")]
+    CrowdedHost {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The host.
+        host: HostId,
+        /// So many.
+        count: usize,
     },
     /// A placement number given twice.
     #[error("placement {number} of {workload} would be given twice")]
@@ -97,11 +122,18 @@ impl BrokenRule {
                 let starts = plan.start.iter().filter(|start| start.host == *host);
                 starts.map(|start| start.key.clone()).collect()
             }
+            Self::OverQuota { namespace, .. } => {
+                let starts = plan.start.iter();
+                let starts = starts.filter(|start| start.key.namespace == *namespace);
+                starts.map(|start| start.key.clone()).collect()
+            }
             Self::BadHost { workload, .. }
             | Self::TooMany { workload, .. }
             | Self::TooFew { workload, .. }
+            | Self::PreemptedByNone { workload, .. }
             | Self::CrowdedSlot { workload, .. }
             | Self::Twice { workload, .. }
+            | Self::CrowdedHost { workload, .. }
             | Self::NumberTwice { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
@@ -134,10 +166,13 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         if let Some(workload) = workload {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
             let wanted = u64::from(record.wanted());
-            slots_are_sound(cluster, (key, workload), part, (wanted, whole), &mut broken);
+            let record = (record, wanted);
+            slots_are_sound(cluster, (key, workload), part, record, whole, &mut broken);
         }
     }
     let hosts: BTreeMap<&HostId, OnHost> = hosts.into_iter().collect();
+    quotas_are_kept(cluster, plan, &mut broken);
+    preemption_is_sound(cluster, plan, &mut broken);
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     broken
 }
@@ -257,7 +292,8 @@ fn slots_are_sound(
     cluster: &Cluster,
     (key, workload): (&WorkloadKey, &Workload),
     part: &Part<'_>,
-    (wanted, whole): (u64, bool),
+    (record, wanted): (&Record, u64),
+    whole: bool,
     broken: &mut Vec<BrokenRule>,
 ) {
     let mut per_slot: BTreeMap<Slot, usize> = BTreeMap::new();
@@ -302,6 +338,14 @@ fn slots_are_sound(
             workload: key.clone(),
             slot: start.slot,
         }));
+    if target.kind.ends() {
+        runs_are_sound(cluster, (key, workload), part, record, broken);
+        return;
+    }
+    if workload.per_host() {
+        hosts_are_sound(cluster, (key, workload), part, whole, broken);
+        ready_is_kept(cluster, key, &part.stops, (wanted, u64::MAX), broken);
+        return;
     }
     let stopped = part.stops.keys();
     let stopped = stopped.filter(|number| workload.placements.contains_key(number));
@@ -330,7 +374,97 @@ fn slots_are_sound(
             });
         }
     }
-    ready_is_kept(cluster, key, &part.stops, wanted, broken);
+    ready_is_kept(cluster, key, &part.stops, (wanted, wanted), broken);
+}
+
+/// What starts belongs to a run that goes on, and no run has more replicas than it has seats, or
+/// completions left.
+fn runs_are_sound(
+    cluster: &Cluster,
+    (key, workload): (&WorkloadKey, &Workload),
+    part: &Part<'_>,
+    record: &Record,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let strays = part.starts.iter().filter(|start| {
+        let mut runs = record.runs();
+        !runs.any(|run| run.has(start.slot, start.placement))
+    });
+    let strays = strays.count() as u64;
+    if strays > 0 {
+        broken.push(BrokenRule::TooMany {
+            workload: key.clone(),
+            live: strays,
+            most: 0,
+        });
+    }
+    for run in record.runs() {
+        let mine = |slot: Slot, number: PlacementNumber| run.has(slot, number);
+        let starts = part.starts.iter();
+        let starts = starts
+            .filter(|start| mine(start.slot, start.placement))
+            .count();
+        if starts == 0 {
+            continue;
+        }
+        let stays = workload.placements.iter().filter(|(number, placed)| {
+            mine(placed.slot, **number) && !part.stops.contains_key(number)
+        });
+        // What this leader has not heard of yet may stand in a seat twice.
+        let heard = stays.filter(|(_, placed)| {
+            let host = cluster.hosts().get(&placed.host);
+            host.is_some_and(|host| host.known() || host.state == HostState::Dead)
+        });
+        let (live, most) = ((heard.count() + starts) as u64, u64::from(run.wanted()));
+        if live > most {
+            broken.push(BrokenRule::TooMany {
+                workload: key.clone(),
+                live,
+                most,
+            });
+        }
+    }
+}
+
+/// With one on every host: what starts on a host finds nothing of the workload there that stays, but
+/// for the one that it is the successor of.
+fn hosts_are_sound(
+    cluster: &Cluster,
+    (key, workload): (&WorkloadKey, &Workload),
+    part: &Part<'_>,
+    whole: bool,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let surge = workload
+        .target()
+        .map_or(0, |target| target.spec.update.max_surge);
+    let most = if surge > 0 { 2 } else { 1 };
+    let mut per_host: BTreeMap<&HostId, usize> = BTreeMap::new();
+    for start in &part.starts {
+        *per_host.entry(&start.host).or_default() += 1;
+    }
+    for (host, count) in &mut per_host {
+        if whole {
+            let there = workload.placements.iter();
+            let stay = there.filter(|(number, placed)| {
+                placed.host == **host && !part.stops.contains_key(number)
+            });
+            *count += stay.count();
+        } else if let Some(known) = cluster.hosts().get(*host) {
+            let groups = known.groups_of(key).iter();
+            let there = groups.flat_map(|group| &group.slots);
+            *count += there
+                .filter(|slot| !part.stops.contains_key(&slot.placement))
+                .count();
+        }
+    }
+    for (host, count) in per_host.into_iter().filter(|(_, count)| *count > most) {
+        broken.push(BrokenRule::CrowdedHost {
+            workload: key.clone(),
+            host: host.clone(),
+            count,
+        });
+    }
 }
 
 /// Stopping for a rollout or a drain must not take the last ready ones.
@@ -338,7 +472,7 @@ fn ready_is_kept(
     cluster: &Cluster,
     key: &WorkloadKey,
     stops: &BTreeMap<PlacementNumber, StopReason>,
-    wanted: u64,
+    (wanted, last): (u64, u64),
     broken: &mut Vec<BrokenRule>,
 ) {
     let Some(workload) = cluster.workload(key) else {
@@ -360,7 +494,7 @@ fn ready_is_kept(
     let slots = |stays: &dyn Fn(&PlacementNumber) -> bool| -> u64 {
         let placed = workload.placements.iter();
         let ready: BTreeSet<Slot> = placed
-            .filter(|(number, placed)| placed.slot.0 <= wanted && serves(number))
+            .filter(|(number, placed)| placed.slot.0 <= last && serves(number))
             .filter(|(number, _)| stays(number))
             .map(|(_, placed)| placed.slot)
             .collect();
@@ -387,6 +521,120 @@ fn ready_is_kept(
         let moved = |number: &PlacementNumber| stops.get(number) == Some(&StopReason::Moved);
         let ready = slots(&|number| !moved(number));
         judge(ready, u64::from(target.spec.min_available));
+    }
+}
+
+/// Where a namespace has a quota and something starts, its slots, each counted once by its newest
+/// placement, are within it, or no more than they were.
+fn quotas_are_kept(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
+    let namespaces: BTreeSet<&Name> = { plan.start.iter() }
+        .map(|start| &start.key.namespace)
+        .filter(|namespace| cluster.namespace(namespace).is_some())
+        .collect();
+    for namespace in namespaces {
+        let Some(known) = cluster.namespace(namespace) else {
+            continue;
+        };
+        let mut before: BTreeMap<(&WorkloadKey, Slot), (PlacementNumber, [u64; 3])> =
+            BTreeMap::new();
+        let mut after = before.clone();
+        let all = cluster.workloads().iter();
+        for (key, workload) in all.filter(|(key, _)| key.namespace == *namespace) {
+            let books = |revision: &RevisionNumber| {
+                let spec = &workload.revisions.get(revision)?.spec;
+                let reserve = &spec.resources.reserve;
+                Some([reserve.memory.0, reserve.cpu.0, 1])
+            };
+            let newest =
+                |slots: &mut BTreeMap<_, (PlacementNumber, [u64; 3])>, slot, number, books| {
+                    let known = slots.entry((key, slot)).or_insert((number, books));
+                    if known.0 <= number {
+                        *known = (number, books);
+                    }
+                };
+            for (number, placed) in &workload.placements {
+                let books = books(&placed.revision).unwrap_or_default();
+                newest(&mut before, placed.slot, *number, books);
+                let mut stops = plan.stop.iter();
+                if !stops.any(|stop| stop.key == *key && stop.placement == *number) {
+                    newest(&mut after, placed.slot, *number, books);
+                }
+            }
+            for start in plan.start.iter().filter(|start| start.key == *key) {
+                let books = books(&start.revision).unwrap_or_default();
+                newest(&mut after, start.slot, start.placement, books);
+            }
+        }
+        let quota = &known.quota;
+        let limits = [
+            ("memory", quota.memory_bytes),
+            ("cpu", quota.cpu_millis),
+            ("replicas", quota.replicas),
+        ];
+        for (at, (dimension, limit)) in limits.into_iter().enumerate() {
+            let sum = |slots: &BTreeMap<_, (PlacementNumber, [u64; 3])>| -> u64 {
+                slots.values().map(|(_, books)| books[at]).sum()
+            };
+            let (before, after) = (sum(&before), sum(&after));
+            if after > before && limit.is_some_and(|limit| after > limit) {
+                broken.push(BrokenRule::OverQuota {
+                    namespace: namespace.clone(),
+                    dimension,
+                });
+            }
+        }
+    }
+}
+
+/// What is pre-empted has a lower priority than something that starts in its place, and its workload
+/// keeps `min_available` ready slots.
+fn preemption_is_sound(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
+    let priority = |key: &WorkloadKey| {
+        let target = cluster.workload(key).and_then(Workload::target);
+        target.map_or(0, |target| target.spec.priority)
+    };
+    let stops = plan.stop.iter();
+    let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
+    let mut lost: BTreeMap<&WorkloadKey, BTreeSet<PlacementNumber>> = BTreeMap::new();
+    for stop in preempted {
+        lost.entry(&stop.key).or_default().insert(stop.placement);
+        let mut starts = plan.start.iter();
+        let first =
+            |start: &Start| start.host == stop.host && priority(&start.key) > priority(&stop.key);
+        if !starts.any(first) {
+            broken.push(BrokenRule::PreemptedByNone {
+                workload: stop.key.clone(),
+                host: stop.host.clone(),
+            });
+        }
+    }
+    for (key, lost) in lost {
+        let Some(workload) = cluster.workload(key) else {
+            continue;
+        };
+        let keeps = workload
+            .target()
+            .map_or(0, |target| target.spec.min_available);
+        let serves = |number: &PlacementNumber| {
+            let placed = workload.placements.get(number);
+            let host = placed.and_then(|placed| cluster.hosts().get(&placed.host));
+            host.is_some_and(|host| host.state != HostState::Dead) && workload.is_ready(*number)
+        };
+        let slots = |without: &BTreeSet<PlacementNumber>| -> u64 {
+            let ready = workload.placements.iter();
+            let ready = ready.filter(|(number, _)| serves(number) && !without.contains(number));
+            let slots: BTreeSet<Slot> = ready.map(|(_, placed)| placed.slot).collect();
+            slots.len() as u64
+        };
+        let (before, ready) = (slots(&BTreeSet::new()), slots(&lost));
+        let least = u64::from(keeps).min(before);
+        if ready < least && ready < before {
+            broken.push(BrokenRule::TooFew {
+                workload: key.clone(),
+                ready,
+                least,
+            });
+        }
     }
 }
 

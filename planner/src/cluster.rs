@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use wasmorch_api::record::Removed;
+use wasmorch_api::record::{NamespaceRecord, Removed};
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{
-    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, PlacementNumber,
-    PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
-    RouteTable, Slot, Term, Timestamp, WorkloadKey,
+    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name,
+    PlacementNumber, PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision,
+    RevisionNumber, RouteTable, Slot, Term, Timestamp, WorkloadKey,
 };
 
 use crate::ENDED_KEPT;
@@ -42,6 +42,12 @@ pub struct Cluster {
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
+    /// Namespaces with a quota.
+    pub(crate) namespaces: BTreeMap<Name, NamespaceRecord>,
+    /// Those with one replica on every host: whatever changes about hosts concerns them.
+    pub(crate) per_host: BTreeSet<WorkloadKey>,
+    /// How many workloads have each priority.
+    pub(crate) priorities: BTreeMap<u32, usize>,
     /// What has to be planned.
     pub(crate) agenda: Agenda,
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
@@ -219,6 +225,8 @@ pub struct Workload {
     pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
     /// Why placements were taken out of their sets, until their replicas have ended.
     pub(crate) told: BTreeMap<PlacementNumber, StopReason>,
+    /// The priority that it is counted under.
+    pub(crate) counted_as: Option<u32>,
     /// The placements by slot.
     pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
     /// Reports of replicas that no set holds (any more).
@@ -282,6 +290,7 @@ impl Workload {
             story: VecDeque::new(),
             unplaced: None,
             told: BTreeMap::new(),
+            counted_as: None,
             slots: BTreeSet::new(),
             leaving: BTreeSet::new(),
             per_class: BTreeMap::new(),
@@ -294,6 +303,11 @@ impl Workload {
     /// The revision that is wanted. Written in the same batch as the record, so it is there.
     pub fn target(&self) -> Option<&Arc<Revision>> {
         self.revisions.get(&self.record.revision)
+    }
+
+    /// Whether it wants one replica on every host.
+    pub fn per_host(&self) -> bool {
+        self.target().is_some_and(|target| target.spec.per_host())
     }
 
     /// Whether the host of this placement says that it serves. After a store went back, another host
@@ -324,10 +338,14 @@ impl Workload {
         {
             return;
         }
-        if self.ended.len() == ENDED_KEPT {
+        let keep = match self.target() {
+            Some(target) if target.kind.ends() => target.spec.job.keep as usize,
+            _ => ENDED_KEPT,
+        };
+        self.ended.push_back(report);
+        while self.ended.len() > keep {
             self.ended.pop_front();
         }
-        self.ended.push_back(report);
     }
 }
 
@@ -350,6 +368,9 @@ impl Cluster {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            per_host: BTreeSet::new(),
+            priorities: BTreeMap::new(),
             agenda: Agenda::default(),
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
@@ -411,9 +432,28 @@ impl Cluster {
                 continue;
             };
             copy.agenda.whole(key);
-            copy.workloads.insert(key.clone(), workload.clone());
+            let workload = Workload {
+                counted_as: None,
+                ..workload.clone()
+            };
+            copy.workloads.insert(key.clone(), workload);
+            copy.note_target(key);
         }
         copy
+    }
+
+    pub(crate) fn count_priority(&mut self, before: Option<u32>, now: Option<u32>) {
+        if let Some(now) = now {
+            *self.priorities.entry(now).or_default() += 1;
+        }
+        if let Some(before) = before
+            && let Some(count) = self.priorities.get_mut(&before)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.priorities.remove(&before);
+            }
+        }
     }
 
     /// Folds in one stored entry at the start of a term. Records first, then the rest: an entry
@@ -427,6 +467,7 @@ impl Cluster {
                 self.removed.insert(removed.key(), removed);
             }
             Stored::Revision(revision) => self.put_revision(*revision),
+            Stored::Namespace(one) => self.put_namespace(one),
             Stored::Host(record) => self.put_host(*record),
             Stored::Placements(set) => self.set_placements(set, sequence, self.since),
             Stored::Endpoints(table) => self.put_endpoints(table),
@@ -460,6 +501,11 @@ impl Cluster {
                     workload.revisions.remove(&number);
                     self.agenda.whole(&key);
                 }
+            }
+            Write::Namespace(one) => self.put_namespace(one),
+            Write::DeleteNamespace(namespace) => {
+                self.namespaces.remove(&namespace);
+                self.agenda.room();
             }
             Write::Host(record) => self.put_host(*record),
             Write::DeleteHost(host) => self.remove_host(&host),
@@ -519,7 +565,27 @@ impl Cluster {
             self.agenda.part(&key, None, None);
         } else {
             self.agenda.whole(&key);
+            self.note_target(&key);
         }
+    }
+
+    /// The wanted revision may be another now.
+    pub(crate) fn note_target(&mut self, key: &WorkloadKey) {
+        let workload = self.workloads.get_mut(key);
+        let now = { workload.as_ref() }.and_then(|one| one.target().map(|_| one.priority()));
+        let before = workload.and_then(|one| std::mem::replace(&mut one.counted_as, now));
+        self.count_priority(before, now);
+        if self.workloads.get(key).is_some_and(Workload::per_host) {
+            self.per_host.insert(key.clone());
+        } else {
+            self.per_host.remove(key);
+        }
+    }
+
+    fn put_namespace(&mut self, record: NamespaceRecord) {
+        self.namespaces.insert(record.namespace.clone(), record);
+        // What waited for it to be raised.
+        self.agenda.room();
     }
 
     fn put_revision(&mut self, revision: Revision) {
@@ -529,6 +595,7 @@ impl Cluster {
                 .revisions
                 .insert(revision.number, Arc::new(revision));
             self.agenda.whole(&key);
+            self.note_target(&key);
         }
     }
 

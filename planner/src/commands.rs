@@ -7,6 +7,7 @@
 mod change;
 mod deploy;
 mod hosts;
+mod quota;
 mod rebalance;
 mod revise;
 
@@ -14,6 +15,7 @@ pub use change::{restart, rm, scale, start, stop};
 pub use deploy::{DeployInput, deploy};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
+pub use quota::quota;
 pub use rebalance::rebalance;
 pub use revise::{rollback, rollout};
 

@@ -35,12 +35,13 @@ pub(crate) fn unplaced(key: &WorkloadKey, slots: u32, ranking: &Ranking) -> Unpl
         (removed.len(), hardest, name)
     });
     for (_, removed) in nearest {
-        let steps: Vec<&str> = removed.iter().take(STEPS).map(|one| &*one.fix).collect();
+        let steps = removed.iter().take(STEPS).map(|one| &*one.fix);
+        let steps: Vec<&str> = steps.filter(|fix| !fix.is_empty()).collect();
         let mut steps = steps.join("; and ");
         if removed.len() > STEPS {
             steps.push_str("; and more");
         }
-        if !fix.contains(&steps) {
+        if !steps.is_empty() && !fix.contains(&steps) {
             fix.push(steps);
         }
         if fix.len() == FIXES {

@@ -157,7 +157,9 @@ impl<'a> Under<'a> {
         for (id, host) in &on.cluster.hosts {
             let mut count = None;
             for label in &labels {
-                if let Some((label, value)) = host.info().labels.get_key_value(*label) {
+                let class = on.cluster.classes.get(host.class);
+                if let Some((label, value)) = class.and_then(|one| one.labels.get_key_value(*label))
+                {
                     let count = *count.get_or_insert_with(|| (on.count)(id, host));
                     *under.entry((label.as_str(), value.as_str())).or_default() += count;
                 }
@@ -169,6 +171,10 @@ impl<'a> Under<'a> {
     fn count(&self, label: &str, value: &str) -> u32 {
         self.0.get(&(label, value)).copied().unwrap_or(0)
     }
+}
+
+fn label_of<'a>(cluster: &'a Cluster, host: &Host, label: &str) -> Option<&'a String> {
+    cluster.classes.get(host.class)?.labels.get(label)
 }
 
 fn removed(filter: &str, effort: Effort, fix: String) -> Removed {
@@ -287,6 +293,9 @@ fn against_host(
     host: &Host,
 ) -> Option<Removed> {
     let name = host.info().name.as_str();
+    if on.spec.per_host() && (on.count)(id, host) > 0 {
+        return Some(removed("has one already", Effort::Spec, String::new()));
+    }
     for constraint in &on.spec.constraints {
         match constraint {
             Constraint::Label { label, test } if !name_passes(constraint, name) => {
@@ -296,7 +305,7 @@ fn against_host(
                 let there = if distinct == HOST {
                     (on.count)(id, host)
                 } else {
-                    let value = host.info().labels.get(distinct);
+                    let value = label_of(on.cluster, host, distinct);
                     value.map_or(0, |value| under.count(distinct, value))
                 };
                 if there >= *max {
@@ -406,7 +415,7 @@ fn score(
             let count = if label == HOST {
                 (on.count)(id, host)
             } else {
-                let value = host.info().labels.get(label);
+                let value = label_of(on.cluster, host, label);
                 value.map_or(0, |value| under.count(label, value))
             };
             i64::from(count)

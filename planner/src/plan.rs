@@ -98,6 +98,8 @@ pub enum StopReason {
     Moved,
     /// It has not left its host by the deadline.
     Overdue,
+    /// It makes room for what goes first.
+    Preempted,
 }
 
 impl StopReason {
@@ -112,6 +114,7 @@ impl StopReason {
             Self::Duplicate => "its slot has a better one",
             Self::Moved => "moved to another host",
             Self::Overdue => "its host is drained, and the deadline has passed",
+            Self::Preempted => "made room for a workload of higher priority",
         }
     }
 }
@@ -216,6 +219,14 @@ impl Cluster {
             };
             let stops = plan.stop.len();
             self.plan_one(&mut pool, &turn.1, dirt, now, &mut plan);
+            // What has been made room with goes later: it is placed elsewhere, or waits.
+            for key in pool.preempted.workloads() {
+                let other = self.turn(key);
+                if other > turn {
+                    turns.insert(other);
+                    work.insert(key.clone(), Dirt::Whole);
+                }
+            }
             if plan.stop.len() > stops {
                 // What it frees may be what others wait for.
                 for key in self.agenda.waiting() {
@@ -247,7 +258,13 @@ impl Cluster {
         plan: &mut Plan,
     ) {
         let before = plan.size();
-        let stops = plan.stop.len();
+        let mut stops = plan.stop.len();
+        if pool.preempted.of(key).is_some() {
+            // What others have ended of it is not in its tables any more either.
+            let mine = |stop: &Stop| stop.why == StopReason::Preempted && stop.key == *key;
+            plan.stop.sort_by_key(mine);
+            stops = plan.stop.partition_point(|stop| !mine(stop));
+        }
         let partly = self.workloads.get(key).is_some_and(|one| one.steady);
         let passed = slots::plan_workload(self, pool, (key, &dirt), now, plan);
         let awaits = tables::plan_tables(self, (key, &dirt), partly, stops, plan);

@@ -38,6 +38,18 @@ pub enum Bug {
     ExclusiveNotAwaited,
     /// An original and its replacement both stay.
     ReconcileKeepsBoth,
+    /// What has one replica on every host does not follow the hosts.
+    JoinedForgotten,
+    /// A completion is counted again when its set could not be stored with the count.
+    CompletionCountedTwice,
+    /// A namespace may have whatever it wants.
+    QuotaIgnored,
+    /// An equal priority is pre-empted.
+    EqualPreempted,
+    /// Pre-emption takes the last ready replicas.
+    MinAvailableIgnored,
+    /// A cron time is begun, and not noted as begun.
+    ScheduledForgotten,
 }
 
 #[cfg(feature = "planted")]

@@ -16,6 +16,7 @@ use wasmorch_api::{HostId, HostInfo, Name, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::Host;
 use crate::planted::{self, Bug};
+use crate::preempt::Preempted;
 
 /// A placement set travels in one message, by default of at most 1 MiB. The rest is headroom for
 /// its head and for what the estimate of a slot leaves out.
@@ -98,10 +99,26 @@ impl Booked {
     }
 
     /// Whether `wants` fits beside what is booked: a dimension that it does not ask for is not asked.
-    fn fits(self, wants: Self, has: Self) -> bool {
+    pub(crate) fn fits(self, wants: Self, has: Self) -> bool {
         self.dimensions(wants, has)
             .iter()
             .all(|(_, used, wants, has)| *wants == 0 || used.saturating_add(*wants) <= *has)
+    }
+
+    /// What is lacking for `wants` beside what is booked.
+    pub(crate) fn lacks(self, wants: Self, has: Self) -> Self {
+        self.plus(wants).minus(has)
+    }
+
+    /// How much of what is lacking this would free, over all dimensions, in millionths.
+    pub(crate) fn share_of(self, lacks: Self) -> u64 {
+        let dimensions = self.dimensions(lacks, Self::default()).into_iter();
+        let lacking = dimensions.filter(|(_, _, lacks, _)| *lacks > 0);
+        let shares = lacking.map(|(_, freed, lacks, _)| {
+            let share = u128::from(freed) * u128::from(FULL) / u128::from(lacks);
+            share.min(u128::from(FULL)) as u64
+        });
+        shares.sum()
     }
 
     /// The fullest dimension's booked share in millionths. A host without cpu to book is not full.
@@ -116,6 +133,9 @@ impl Booked {
             .max(share(self.replicas, has.replicas))
     }
 }
+
+/// The label that every host has by what it is, unless it is given another.
+const ARCH: &str = "arch";
 
 /// What makes hosts alike.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,8 +154,14 @@ pub(crate) struct Classes {
 
 impl Classes {
     pub(crate) fn of(&mut self, info: &HostInfo) -> u32 {
+        let mut labels = info.labels.clone();
+        // What a host is, as a label that constraints and affinities can name.
+        if !info.arch.is_empty() {
+            let arch = labels.entry(ARCH.to_owned());
+            arch.or_insert_with(|| info.arch.clone());
+        }
         let class = Arc::new(Class {
-            labels: info.labels.clone(),
+            labels,
             taints: info.taints.clone(),
             arch: info.arch.clone(),
         });
@@ -222,6 +248,10 @@ pub(crate) struct Pool {
     by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
     touched: Vec<Rank>,
     fresh: bool,
+    /// What has been ended in this plan to make room.
+    pub(crate) preempted: Preempted,
+    /// What namespaces with a quota hold, as far as this plan has come.
+    pub(crate) held: BTreeMap<Name, Booked>,
 }
 
 impl Pool {
@@ -249,6 +279,8 @@ impl Pool {
 
     /// Brings it in line with the hosts.
     pub(crate) fn refresh(&mut self, hosts: &BTreeMap<HostId, Host>) {
+        self.preempted = Preempted::default();
+        self.held.clear();
         let touched = std::mem::take(&mut self.touched);
         if self.fresh {
             for rank in touched {
@@ -296,6 +328,12 @@ impl Pool {
     pub(crate) fn used(&self, id: &HostId) -> Booked {
         self.rank(id)
             .map_or_else(Booked::default, |rank| self.rooms[rank as usize].used)
+    }
+
+    /// What is booked on a host, and what it has.
+    pub(crate) fn booked(&self, rank: Rank) -> (Booked, Booked) {
+        let room = &self.rooms[rank as usize];
+        (room.used, room.has)
     }
 
     pub(crate) fn fits(&self, rank: Rank, wants: Booked) -> bool {

@@ -19,7 +19,9 @@ use wasmorch_api::{
 
 use crate::cluster::{Cluster, Reported, Workload};
 use crate::commands::{self, Call, DeployInput};
+use crate::plan::{Stop, StopReason};
 use crate::queries::{host_name, index};
+use crate::write::Write;
 
 /// So many plans are followed, and so many seats looked at in all of them together.
 const STEPS_MAX: usize = 500;
@@ -39,12 +41,27 @@ pub fn of_deploy(
     let outcome = commands::deploy(cluster, input, call)?;
     let keys = input.workloads.iter();
     let keys: Vec<WorkloadKey> = keys.map(|(spec, _)| call.key_of(&spec.name)).collect();
-    let mut after = cluster.excerpt(&keys);
-    let before = seats(&after, &keys);
-    // Sequences only have to be new; the copy is thrown away.
-    let mut sequence = u64::MAX / 2;
-    after.commit(outcome.writes, sequence, call.now);
-    let left = play(&mut after, &keys, &mut sequence, call.now);
+    let before = seats(cluster, &keys);
+    // What a namespace with a quota holds only the whole knows.
+    let limited = cluster.namespace(&call.namespace).is_some();
+    let mut after = if limited {
+        cluster.clone()
+    } else {
+        cluster.excerpt(&keys)
+    };
+    let mut played = play(&mut after, &keys, &outcome.writes, call.now);
+    let waits = |after: &Cluster| {
+        let mut workloads = keys.iter().filter_map(|key| after.workload(key));
+        workloads.any(|one| one.unplaced.is_some())
+    };
+    let highest = input.workloads.iter().map(|(spec, _)| spec.priority).max();
+    let lower = { &cluster.priorities }.range(..highest.unwrap_or(0)).next();
+    if !limited && lower.is_some() && waits(&after) {
+        // And whose room it could have.
+        after = cluster.clone();
+        played = play(&mut after, &keys, &outcome.writes, call.now);
+    }
+    let left = played.left;
     let then = seats(&after, &keys);
     let mut changes = Vec::new();
     let (mut granted, mut revoked) = (Vec::new(), Vec::new());
@@ -81,6 +98,13 @@ pub fn of_deploy(
         }
         list.push(step);
     }
+    for one in played.preempted {
+        let host = host_name(&after, &one.host);
+        let (workload, slot) = (one.key.to_string(), one.slot);
+        stop.push(
+            json!({"workload": workload, "slot": slot, "host": host, "why": one.why.words()}),
+        );
+    }
     let named = [&start, &stop, &moves].map(|list| list.len().saturating_sub(NAMED_MAX));
     for list in [&mut start, &mut stop, &mut moves] {
         list.truncate(NAMED_MAX);
@@ -109,20 +133,38 @@ fn seats(cluster: &Cluster, keys: &[WorkloadKey]) -> Seats {
     seats
 }
 
-/// Plans and carries out until there is nothing more to do; how many slots it did not come to.
-fn play(after: &mut Cluster, keys: &[WorkloadKey], sequence: &mut u64, now: Timestamp) -> usize {
+/// What came of it.
+struct Played {
+    /// Slots that it did not come to.
+    left: usize,
+    /// What others lose.
+    preempted: Vec<Stop>,
+}
+
+/// Carries the writes out, then plans and carries out until there is nothing more to do.
+fn play(after: &mut Cluster, keys: &[WorkloadKey], writes: &[Write], now: Timestamp) -> Played {
+    // Sequences only have to be new; the copy is thrown away.
+    let mut sequence = u64::MAX / 2;
+    after.commit(writes, sequence, now);
+    let mut played = Played {
+        left: 0,
+        preempted: Vec::new(),
+    };
     let mut looked = 0;
     for _ in 0..STEPS_MAX {
         let plan = after.plan(now);
+        let ended = plan.stop.iter();
+        let ended = ended.filter(|stop| stop.why == StopReason::Preempted);
+        played.preempted.extend(ended.cloned());
         let mine = |key: &WorkloadKey| keys.contains(key);
         let moves = plan.start.iter().any(|start| mine(&start.key))
             || plan.stop.iter().any(|stop| mine(&stop.key));
         let writes = after.writes(&plan);
         if writes.is_empty() || !moves && plan.update.is_empty() {
-            return 0;
+            return played;
         }
-        *sequence += writes.len() as u64;
-        after.commit(writes, *sequence, now);
+        sequence += writes.len() as u64;
+        after.commit(writes, sequence, now);
         for key in keys {
             looked += as_if_ready(after, key);
         }
@@ -140,7 +182,8 @@ fn play(after: &mut Cluster, keys: &[WorkloadKey], sequence: &mut u64, now: Time
                 .collect::<BTreeSet<Slot>>()
                 .len()
         });
-    old.sum()
+    played.left = old.sum();
+    played
 }
 
 /// Every replica of the workload that a set holds serves, and has for long; every other has ended.

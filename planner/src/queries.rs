@@ -1,8 +1,10 @@
 //! What the state says, in the shapes of the API. Nothing here decides.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, ReplicaView, RolloutView, StatusReply, WorkloadState, WorkloadSummary,
+    HistoryItem, HostView, ReplicaView, RolloutView, RunView, StatusReply, WorkloadState,
+    WorkloadSummary,
 };
+use wasmorch_api::record::Run;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
     HostId, Kind, PlacementNumber, Record, ReplicaId, ReplicaState, RolloutState, Timestamp,
@@ -10,6 +12,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::cron;
 
 /// The highest store sequence among the records named: the `index` of `--if-index`.
 pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> u64 {
@@ -20,16 +23,26 @@ pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> 
 }
 
 /// How many slots within what is wanted have a ready replica.
-pub fn ready(workload: &Workload) -> u32 {
-    ready_of(workload, workload.record.wanted())
+pub fn ready(cluster: &Cluster, workload: &Workload) -> u32 {
+    ready_of(cluster, workload, workload.record.wanted())
 }
 
-fn ready_of(workload: &Workload, wanted: u32) -> u32 {
-    let wanted = u64::from(wanted);
+fn ready_of(cluster: &Cluster, workload: &Workload, wanted: u32) -> u32 {
+    // With one on every host slots go by hosts, and several runs at once have slots of their own.
+    let last = match wanted {
+        0 => 0,
+        _ if workload.per_host() || workload.record.kind.ends() => u64::MAX,
+        wanted => u64::from(wanted),
+    };
+    let lives = |host: &HostId| {
+        let host = cluster.hosts().get(host);
+        host.is_some_and(|host| host.state != HostState::Dead)
+    };
     let slots: std::collections::BTreeSet<_> = workload
         .placements
         .iter()
-        .filter(|(number, placed)| placed.slot.0 <= wanted && workload.is_ready(**number))
+        .filter(|(number, placed)| placed.slot.0 <= last && workload.is_ready(**number))
+        .filter(|(_, placed)| lives(&placed.host))
         .map(|(_, placed)| placed.slot)
         .collect();
     u32::try_from(slots.len()).unwrap_or(u32::MAX)
@@ -47,14 +60,21 @@ pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) 
     }
     let rollout = record.rollout.as_ref();
     if record.kind.ends() {
+        let cron = record.kind == Kind::Cron;
         return match record.run.as_ref().and_then(|run| run.outcome.as_ref()) {
-            Some(outcome) if outcome.completed => WorkloadState::Completed,
-            Some(_) => WorkloadState::Failed,
-            None if ready_of(workload, record.wanted()) > 0 => WorkloadState::Ready,
-            None => WorkloadState::Pending,
+            _ if record.runs().next().is_some() => {
+                match ready_of(cluster, workload, record.wanted()) {
+                    0 => WorkloadState::Pending,
+                    _ => WorkloadState::Ready,
+                }
+            }
+            Some(outcome) if !outcome.completed => WorkloadState::Failed,
+            Some(_) if !cron => WorkloadState::Completed,
+            _ if cron => WorkloadState::Idle,
+            _ => WorkloadState::Pending,
         };
     }
-    let ready = ready_of(workload, record.wanted());
+    let ready = ready_of(cluster, workload, record.wanted());
     let failed_first =
         rollout.is_some_and(|one| one.state == RolloutState::Failed && one.from.is_none());
     let looping = |one: &wasmorch_api::record::CrashLoop| one.until > cluster.ticked;
@@ -119,8 +139,11 @@ pub fn summary(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> Wor
         name: key.name.clone(),
         kind: record.kind,
         revision: record.revision,
-        desired: record.wanted(),
-        ready: ready(workload),
+        desired: match record.kind {
+            Kind::Cron => record.runs().map(Run::wanted).sum(),
+            _ => record.wanted(),
+        },
+        ready: ready(cluster, workload),
         state: state(cluster, workload),
         urls,
     }
@@ -172,6 +195,13 @@ pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusR
             .run
             .as_ref()
             .and_then(|run| run.outcome.clone()),
+        run: workload.record.run.as_ref().map(|run| RunView {
+            number: run.number,
+            scheduled: run.scheduled,
+            completed: run.completed,
+            completions: run.completions,
+        }),
+        next: cron::next(&workload.record, target),
         index: workload.index,
     })
 }

@@ -1,6 +1,6 @@
-//! How a workload moves from one revision to another, and how a job's run ends.
+//! How a workload moves from one revision to another.
 //!
-//! Owns `Record::rollout` and `Record::run`. A rollout that fails goes back to the last stable
+//! Owns `Record::rollout`. A rollout that fails goes back to the last stable
 //! revision (or pauses); a revert that fails stops there, so that two bad revisions never alternate.
 //!
 //! ```text
@@ -13,12 +13,11 @@
 //!     └─ nothing to go back to ──▶ failed (a first revision; completes if it becomes ready yet)
 //! ```
 
-use wasmorch_api::record::{Rollout, RunOutcome};
+use wasmorch_api::record::Rollout;
 use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
-use crate::moves;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
@@ -41,6 +40,8 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let wanted = u64::from(pass.record.wanted());
     let live = pass.live();
     let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(live as u64);
+    // One on every host is never two there, unless a surge is asked for.
+    let beside = pass.seating.is_none() || update.max_surge > 0;
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
     for slot in pass.wanted() {
@@ -57,10 +58,10 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         if old.standing == Standing::Gone {
             continue;
         }
-        if crash_loop_waits(pass, slot) {
+        if crash_loop_waits(pass, slot) || !pass.open(slot) {
             continue;
         }
-        if update.order == UpdateOrder::StartFirst && surge > 0 {
+        if update.order == UpdateOrder::StartFirst && surge > 0 && beside {
             if pass.start(slot, None) {
                 surge -= 1;
             }
@@ -107,7 +108,7 @@ fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
     let mut updated = std::collections::BTreeSet::new();
     let mut old_left = false;
     for seat in wanted_seats(pass) {
-        old_left |= !seat.fresh;
+        old_left |= !seat.fresh && !pass.passed_over(seat.placed.slot);
         if seat.fresh && pass.available(&seat) {
             updated.insert(seat.placed.slot);
         }
@@ -117,10 +118,9 @@ fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
 
 /// Seats of wanted slots that serve, and old ones: the rest makes no difference to either count.
 fn wanted_seats(pass: &Pass<'_>) -> Vec<Seat> {
-    let wanted = u64::from(pass.record.wanted());
     let seats = pass.seats.values();
     seats
-        .filter(|seat| seat.placed.slot.0 <= wanted)
+        .filter(|seat| pass.wants(seat.placed.slot))
         .filter(|seat| !seat.fresh || matches!(seat.standing, Standing::Ready(_)))
         .cloned()
         .collect()
@@ -133,6 +133,7 @@ fn old_serves(pass: &Pass<'_>) -> bool {
     pass.workload.reports.values().any(|known| {
         known.status.state == ReplicaState::Running
             && known.status.revision != pass.record.revision
+            && !pass.passed_over(known.status.replica.slot)
             && pass
                 .cluster
                 .hosts
@@ -146,7 +147,7 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
     let Some(rollout) = pass.record.rollout.clone() else {
         return;
     };
-    let wanted = pass.record.wanted();
+    let wanted = rolls(pass);
     if pass.record.stopped {
         return;
     }
@@ -206,9 +207,20 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
     }
 }
 
+/// The slots that a rollout has to bring to its revision.
+fn rolls(pass: &Pass<'_>) -> u32 {
+    let wanted = pass.record.wanted();
+    if pass.seating.is_none() {
+        return wanted;
+    }
+    let slots = pass.wanted().into_iter();
+    let passed_over = slots.filter(|slot| pass.passed_over(*slot)).count();
+    wanted.saturating_sub(u32::try_from(passed_over).unwrap_or(u32::MAX))
+}
+
 fn complete(pass: &mut Pass<'_>, rollout: &Rollout) {
     // At zero nothing has been proven: the last good revision stays what a revert goes back to.
-    if pass.record.wanted() > 0 {
+    if rolls(pass) > 0 {
         pass.record.stable = Some(rollout.revision);
     }
     let reason = format!("every slot runs revision {}", rollout.revision);
@@ -220,7 +232,7 @@ fn complete(pass: &mut Pass<'_>, rollout: &Rollout) {
     );
 }
 
-fn end(pass: &mut Pass<'_>, state: RolloutState, kind: EventKind, reason: &str) {
+pub(crate) fn end(pass: &mut Pass<'_>, state: RolloutState, kind: EventKind, reason: &str) {
     if let Some(rollout) = pass.record.rollout.as_mut() {
         rollout.state = state;
         if state == RolloutState::Completed {
@@ -337,97 +349,8 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
     }
 }
 
-fn set_reason(pass: &mut Pass<'_>, reason: &str) {
+pub(crate) fn set_reason(pass: &mut Pass<'_>, reason: &str) {
     if let Some(rollout) = pass.record.rollout.as_mut() {
         rollout.reason = Some(reason.to_owned());
-    }
-}
-
-impl Pass<'_> {
-    /// A job: one replica that shall end well.
-    pub(crate) fn job(&mut self) {
-        let run = self.record.run.clone().filter(|run| run.outcome.is_none());
-        let first = run.as_ref().map(|run| run.first_placement);
-        let seats: Vec<Seat> = self.seats.values().cloned().collect();
-        let mut placed = false;
-        for seat in seats {
-            let mine = first.is_some_and(|first| seat.number >= first) && !self.record.stopped;
-            match seat.standing {
-                _ if !mine => self.stop_if_heard(&seat, StopReason::NotWanted),
-                Standing::Starting | Standing::Unready(_) | Standing::Ready(_)
-                    if moves::overdue(self, &seat) =>
-                {
-                    self.stop(&seat, StopReason::Overdue);
-                }
-                Standing::Gone if self.nowhere_else(&seat) => placed = true,
-                Standing::Gone => self.stop(&seat, StopReason::HostDead),
-                Standing::Done | Standing::GivenUp => {
-                    self.stop(&seat, StopReason::Ended);
-                    self.end_run(&seat);
-                    placed = true;
-                }
-                _ if placed => self.stop_if_heard(&seat, StopReason::Duplicate),
-                _ => placed = true,
-            }
-        }
-        // Earlier runs on hosts that have not been heard from cannot be ended yet.
-        let crowded = self.seats_of(Slot(1)).count() > 1;
-        if let Some(run) = run.filter(|_| !placed && !crowded && !self.record.stopped) {
-            self.start(Slot(1), run.args);
-        }
-    }
-
-    fn end_run(&mut self, seat: &Seat) {
-        let status = self
-            .workload
-            .reports
-            .get(&seat.number)
-            .map(|known| known.status.clone());
-        let completed = seat.standing == Standing::Done;
-        let exit_code = status.as_ref().and_then(|status| status.exit_code);
-        let reason = status
-            .filter(|status| status.state != ReplicaState::Completed)
-            .and_then(|status| status.reason)
-            .unwrap_or_default();
-        let now = self.now;
-        if let Some(run) = self.record.run.as_mut() {
-            run.outcome = Some(RunOutcome {
-                completed,
-                exit_code,
-                reason: reason.clone(),
-                at: now,
-            });
-        }
-        let active = self.record.active_rollout().is_some();
-        if completed {
-            let said = format!("exit code {}", exit_code.unwrap_or(0));
-            self.plan
-                .events
-                .push(EventDraft::of(self.key, EventKind::JobCompleted, said));
-            self.record.stable = Some(self.record.revision);
-            if active {
-                end(
-                    self,
-                    RolloutState::Completed,
-                    EventKind::RolloutCompleted,
-                    "the job completed",
-                );
-            }
-        } else {
-            self.plan.events.push(EventDraft::of(
-                self.key,
-                EventKind::JobFailed,
-                reason.clone(),
-            ));
-            if active {
-                set_reason(self, &reason);
-                end(
-                    self,
-                    RolloutState::Failed,
-                    EventKind::RolloutFailed,
-                    &reason,
-                );
-            }
-        }
     }
 }

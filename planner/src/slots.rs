@@ -19,7 +19,7 @@ use wasmorch_api::record::CrashLoop;
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    EventKind, HostId, PlacementNumber, Record, ReplicaState, Revision, Slot, Timestamp,
+    EventKind, HostId, Kind, PlacementNumber, Record, ReplicaState, Revision, Slot, Timestamp,
     WorkloadKey,
 };
 
@@ -29,6 +29,7 @@ use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
 use crate::moves::{self, Leaving};
+use crate::per_host::Seating;
 use crate::place::{self, Standpoint};
 use crate::plan::{Plan, Start, Stop, StopReason};
 use crate::planted::{self, Bug};
@@ -87,7 +88,9 @@ pub(crate) struct Pass<'a> {
     pub(crate) now: Timestamp,
     pub(crate) seats: BTreeMap<(Slot, PlacementNumber), Seat>,
     /// The slots to look at; `None`: all of them.
-    scope: Option<BTreeSet<Slot>>,
+    pub(crate) scope: Option<BTreeSet<Slot>>,
+    /// With one on every host: whose each slot is.
+    pub(crate) seating: Option<Seating>,
     delta: Delta,
     fill: Option<Fill>,
     /// Its place has been given up already, while it was asked whether there is another.
@@ -104,6 +107,11 @@ pub(crate) struct Pass<'a> {
     draining: Option<BTreeSet<Slot>>,
     pub(crate) waits: bool,
     wake: Option<Timestamp>,
+    /// Slots that others have been ended for, and who that was for the next that is placed.
+    pub(crate) helped: u32,
+    pub(crate) displaced: Vec<String>,
+    /// What the namespace's quota lacks for one more.
+    pub(crate) over_quota: Option<(&'static str, u64)>,
     /// Told of one by one, and not.
     said_placed: u32,
     placed: u32,
@@ -138,7 +146,9 @@ pub(crate) fn plan_workload(
     // Record and revision are written in one batch; without its revision nothing can be decided.
     let target = workload.target().cloned()?;
     let scope = match dirt {
-        Dirt::Part { slots, .. } if workload.steady => Some(slots.clone()),
+        Dirt::Part { slots, .. } if workload.steady && !workload.loses_a_seat(slots) => {
+            Some(slots.clone())
+        }
         _ => None,
     };
     let mut pass = Pass {
@@ -152,6 +162,7 @@ pub(crate) fn plan_workload(
         now,
         seats: BTreeMap::new(),
         scope,
+        seating: None,
         delta: Delta::default(),
         fill: None,
         vacated: None,
@@ -162,6 +173,9 @@ pub(crate) fn plan_workload(
         draining: None,
         waits: false,
         wake: None,
+        helped: 0,
+        displaced: Vec::new(),
+        over_quota: None,
         said_placed: 0,
         placed: 0,
         said_lost: 0,
@@ -169,8 +183,11 @@ pub(crate) fn plan_workload(
     };
     pass.take_seats();
     pass.adopt_homes();
+    if pass.target.kind == Kind::Cron {
+        pass.begin_due();
+    }
     if pass.target.kind.ends() {
-        pass.job();
+        pass.jobs();
     } else {
         pass.serve();
     }
@@ -179,8 +196,20 @@ pub(crate) fn plan_workload(
 
 impl Pass<'_> {
     fn take_seats(&mut self) {
+        let preempted = self.pool.preempted.of(self.key).cloned();
+        for number in preempted.iter().flatten() {
+            if let Some(placed) = self.workload.placements.get(number) {
+                let class = self.class_of(&placed.host);
+                self.delta.add(self.pool, &placed.host, class, -1);
+            }
+        }
+        let gone = |number: &PlacementNumber| {
+            let gone = preempted.as_ref();
+            gone.is_some_and(|gone| gone.contains(number))
+        };
         let Some(scope) = &self.scope else {
-            for (number, placed) in &self.workload.placements {
+            let placements = self.workload.placements.iter();
+            for (number, placed) in placements.filter(|(number, _)| !gone(number)) {
                 let seat = self.seat(*number, placed);
                 self.add_seat(seat);
             }
@@ -231,10 +260,15 @@ impl Pass<'_> {
             .map(|(_, seat)| seat)
     }
 
-    /// Placements that may be running: not those whose hosts are dead.
+    /// Placements that may be running: not those whose hosts are dead, nor where one on every host
+    /// has no business any more.
     pub(crate) fn live(&self) -> usize {
         let seats = self.seats.values();
-        seats.filter(|seat| seat.standing != Standing::Gone).count()
+        let counts = |seat: &&Seat| {
+            seat.standing != Standing::Gone
+                && (self.seating.is_none() || self.wants(seat.placed.slot))
+        };
+        seats.filter(counts).count()
     }
 
     pub(crate) fn wake(&mut self, at: Timestamp) {
@@ -248,7 +282,11 @@ impl Pass<'_> {
             // stored first; the next pass sees the other one.
             return;
         }
-        self.end_unwanted();
+        if self.target.spec.per_host() && !self.record.stopped {
+            self.seat_hosts();
+        } else {
+            self.end_unwanted();
+        }
         moves::settle(self);
         moves::end_overdue(self);
         for slot in self.wanted() {
@@ -264,11 +302,36 @@ impl Pass<'_> {
 
     /// The slots that shall be filled, as far as they are looked at.
     pub(crate) fn wanted(&self) -> Vec<Slot> {
+        if let Some(seating) = &self.seating {
+            let looked_at = |slot: &Slot| {
+                let scope = self.scope.as_ref();
+                scope.is_none_or(|slots| slots.contains(slot))
+            };
+            return seating.slots().filter(looked_at).collect();
+        }
         let last = u64::from(self.record.wanted());
         match &self.scope {
             Some(slots) => slots.range(..=Slot(last)).copied().collect(),
             None => (1..=last).map(Slot).collect(),
         }
+    }
+
+    /// Whether a slot shall be filled.
+    pub(crate) fn wants(&self, slot: Slot) -> bool {
+        match &self.seating {
+            Some(seating) => seating.wants(slot),
+            None if self.target.kind.ends() => {
+                let mut runs = self.record.runs();
+                runs.any(|run| run.slots().contains(&slot))
+            }
+            None => slot.0 <= u64::from(self.record.wanted()),
+        }
+    }
+
+    /// Whether something may start in a slot, as far as that is known before its host is chosen.
+    pub(crate) fn open(&self, slot: Slot) -> bool {
+        let seating = self.seating.as_ref();
+        seating.is_none_or(|seating| seating.open(slot).is_some())
     }
 
     fn finish(mut self) -> Passed {
@@ -322,7 +385,15 @@ impl Pass<'_> {
     }
 
     fn explain(&self) -> wasmorch_api::messages::Unplaced {
-        let ranking = self.with_standpoint(|on| place::rank(on, &[]));
+        let mut ranking = self.with_standpoint(|on| place::rank(on, &[]));
+        if let Some(removed) = self.removed_by_quota() {
+            let fits = std::mem::take(&mut ranking.fits).into_iter();
+            ranking.removed = fits
+                .map(|one| one.name)
+                .chain(ranking.removed.into_iter().map(|one| one.0))
+                .map(|name| (name, vec![removed.clone()]))
+                .collect();
+        }
         let mut unplaced = explain::unplaced(self.key, self.unplaced, &ranking);
         self.explain_homes(&mut unplaced);
         unplaced
@@ -343,7 +414,7 @@ impl Pass<'_> {
         })
     }
 
-    fn ground(&self) -> Ground<'_> {
+    pub(crate) fn ground(&self) -> Ground<'_> {
         Ground {
             cluster: self.cluster,
             key: self.key,
@@ -381,7 +452,7 @@ impl Pass<'_> {
         (fill, ground, pool)
     }
 
-    fn end_fill(&mut self) {
+    pub(crate) fn end_fill(&mut self) {
         if let Some(fill) = self.fill.take() {
             fill.end(self.pool);
         }
@@ -398,8 +469,11 @@ impl Pass<'_> {
             .filter(|seat| matches!(seat.standing, Standing::Gone | Standing::GivenUp))
             .cloned()
             .collect();
+        let per_host = self.target.spec.per_host() && !self.record.stopped;
         for seat in seats {
             match seat.standing {
+                // Nobody could take its place; `per_host` counts it no more.
+                Standing::Gone if per_host && self.host_is_known(&seat) => {}
                 // With nowhere else to go, taking it out of its host's set would only stop what may
                 // well be running behind a broken network.
                 Standing::Gone if self.stays_home(&seat) || self.nowhere_else(&seat) => {}
@@ -417,12 +491,16 @@ impl Pass<'_> {
         }
     }
 
+    fn host_is_known(&self, seat: &Seat) -> bool {
+        self.cluster.hosts.contains_key(&seat.placed.host)
+    }
+
     /// Whether a silent host's wanted seat fits on no other host; it counts as unplaced then.
     pub(crate) fn nowhere_else(&mut self, seat: &Seat) -> bool {
         let slot = seat.placed.slot;
         let others = self.seats_of(slot).nth(1).is_some();
-        let known = self.cluster.hosts.contains_key(&seat.placed.host);
-        if slot.0 > u64::from(self.record.wanted()) || others || !known {
+        let known = self.host_is_known(seat);
+        if !self.wants(slot) || others || !known {
             return false;
         }
         if !self.workload.revisions.contains_key(&seat.placed.revision) {
@@ -463,13 +541,10 @@ impl Pass<'_> {
             .get(&seat.number)
             .and_then(|known| known.status.reason.clone())
             .unwrap_or_else(|| "no reason given".to_owned());
-        let hosts = self
-            .cluster
-            .hosts
-            .values()
-            .filter(|host| host.known())
-            .count()
-            .max(1);
+        let per_host = self.target.spec.per_host();
+        let hosts = self.cluster.hosts.values().filter(|host| host.known());
+        // There is no other host for the one that each of them shall have.
+        let hosts = if per_host { 1 } else { hosts.count().max(1) };
         let slot = seat.placed.slot;
         let before = self
             .record
@@ -500,6 +575,7 @@ impl Pass<'_> {
             placements,
             until: Timestamp(self.now.0 + wait),
             reason: reason.clone(),
+            host: per_host.then(|| seat.placed.host.clone()),
         });
         // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
         if seat.fresh && seat.placed.revision == self.record.revision {
@@ -612,7 +688,8 @@ impl Pass<'_> {
 
     fn place_empty(&mut self) {
         for slot in self.wanted() {
-            if self.seats_of(slot).next().is_some() && !self.refill.contains(&slot) {
+            let seated = self.seats_of(slot).next().is_some() && !self.refill.contains(&slot);
+            if seated || !self.open(slot) {
                 continue;
             }
             let revision = self.record.revision;
@@ -657,21 +734,12 @@ impl Pass<'_> {
             self.unplaced += 1;
             return false;
         }
-        let failed = self.failed_on(slot);
-        let Some(rank) = self.seat_for(slot, args.as_ref(), &failed) else {
+        let Some(rank) = self.book(slot, args.as_ref()) else {
             self.unplaced += 1;
-            self.full |= !at_home;
+            // Hosts of their own, and a quota that a successor may be within, tell nothing of other slots.
+            self.full |= !at_home && self.seating.is_none() && self.over_quota.is_none();
             return false;
         };
-        if let Some(fill) = &mut self.fill {
-            let ground = Ground {
-                cluster: self.cluster,
-                key: self.key,
-                workload: self.workload,
-                delta: &self.delta,
-            };
-            fill.take(&ground, self.pool, rank);
-        }
         self.seat_on(slot, rank, args);
         true
     }
@@ -687,10 +755,10 @@ impl Pass<'_> {
             return false;
         };
         let fits = self.with_standpoint(|on| place::fits_on(on, host));
-        if !fits || !self.pool.take(rank) {
+        let wants = Booked::of(self.key, &self.target.spec, None);
+        if !fits || !self.within_quota(slot, wants) || !self.pool.take(rank) {
             return false;
         }
-        let wants = Booked::of(self.key, &self.target.spec, None);
         self.pool.book(rank, wants);
         self.pool.put(rank);
         self.seat_on(slot, rank, None);
@@ -704,9 +772,15 @@ impl Pass<'_> {
         let room = self.pool.room(rank);
         let host = room.id.clone();
         let revision = self.record.revision;
-        if self.said_placed < SAID_EACH && self.plan.start.len() < SAID_STARTS {
-            self.said_placed += 1;
-            let reason = format!("slot {slot} on {}", room.name);
+        let displaced = std::mem::take(&mut self.displaced);
+        let few = self.said_placed < SAID_EACH && self.plan.start.len() < SAID_STARTS;
+        if few || !displaced.is_empty() {
+            self.said_placed += u32::from(displaced.is_empty());
+            let mut reason = format!("slot {slot} on {}", room.name);
+            if !displaced.is_empty() {
+                reason.push_str(", in place of ");
+                reason.push_str(&displaced.join(", "));
+            }
             let event = EventDraft::of(self.key, EventKind::Placed, reason);
             self.plan.events.push(event.revision(revision).host(&host));
         } else {
@@ -737,7 +811,43 @@ impl Pass<'_> {
             fresh: true,
             leaves: None,
         };
-        self.seats.insert((slot, number), seat);
+        self.counting(slot, |pass| drop(pass.seats.insert((slot, number), seat)));
+    }
+
+    /// Books a replica on the best host for a slot, or on the slot's own.
+    fn book(&mut self, slot: Slot, args: Option<&Vec<String>>) -> Option<Rank> {
+        let wants = Booked::of(self.key, &self.target.spec, args);
+        if !self.within_quota(slot, wants) {
+            return None;
+        }
+        if let Some(seating) = &self.seating {
+            let rank = self.pool.rank(seating.open(slot)?)?;
+            if !self.pool.fits(rank, wants) {
+                return self.preempt(slot, wants, &BTreeSet::new());
+            }
+            self.pool.take(rank);
+            self.pool.book(rank, wants);
+            self.pool.put(rank);
+            return Some(rank);
+        }
+        let failed = self.failed_on(slot);
+        let Some(rank) = self.seat_for(slot, args, &failed) else {
+            // One with volumes waits for room where they are.
+            if self.home(slot).is_some() {
+                return None;
+            }
+            return self.preempt(slot, wants, &failed);
+        };
+        if let Some(fill) = &mut self.fill {
+            let ground = Ground {
+                cluster: self.cluster,
+                key: self.key,
+                workload: self.workload,
+                delta: &self.delta,
+            };
+            fill.take(&ground, self.pool, rank);
+        }
+        Some(rank)
     }
 
     /// Hosts where this slot failed at the wanted revision, as far as is remembered.
@@ -775,7 +885,9 @@ impl Pass<'_> {
             let booked = Booked::of(self.key, &revision.spec, args);
             self.pool.free(&seat.placed.host, booked);
         }
-        self.seats.remove(&(seat.placed.slot, seat.number));
+        self.counting(seat.placed.slot, |pass| {
+            pass.seats.remove(&(seat.placed.slot, seat.number));
+        });
         self.plan.stop.push(Stop {
             key: self.key.clone(),
             slot: seat.placed.slot,

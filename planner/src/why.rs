@@ -212,7 +212,7 @@ fn why_it_stays(cluster: &Cluster, key: &WorkloadKey) -> Option<String> {
     if rollout.is_some_and(|rollout| rollout.state == RolloutState::Paused) {
         return Some("its rollout is paused".to_owned());
     }
-    let ready = crate::queries::ready(workload);
+    let ready = crate::queries::ready(cluster, workload);
     let least = target.spec.min_available;
     (ready <= least).then(|| format!("{ready} are ready, and min_available is {least}"))
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use wasmorch_api::record::Removed;
+use wasmorch_api::record::{NamespaceRecord, Removed};
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
@@ -25,6 +25,10 @@ pub enum Write {
     Revision(Box<Revision>),
     /// A revision that is no longer kept.
     DeleteRevision(WorkloadKey, RevisionNumber),
+    /// What a namespace may have.
+    Namespace(NamespaceRecord),
+    /// Whatever it wants.
+    DeleteNamespace(Name),
     /// What is known of a host.
     Host(Box<HostRecord>),
     /// The host is gone for good.
@@ -53,6 +57,8 @@ impl Write {
             Self::DeleteRemoved(workload) => key::removed(workload),
             Self::Revision(revision) => key::revision(&revision.key(), revision.number),
             Self::DeleteRevision(workload, number) => key::revision(workload, *number),
+            Self::Namespace(one) => key::namespace(&one.namespace),
+            Self::DeleteNamespace(namespace) => key::namespace(namespace),
             Self::Host(host) => key::host(&host.host),
             Self::DeleteHost(host) => key::host(host),
             Self::Placements(set) => key::placements(&set.host),
@@ -70,12 +76,14 @@ impl Write {
             Self::Record(record) => Some(json(record)),
             Self::Removed(removed) => Some(json(removed)),
             Self::Revision(revision) => Some(json(revision)),
+            Self::Namespace(one) => Some(json(one)),
             Self::Host(host) => Some(json(host)),
             Self::Placements(set) => Some(json(set)),
             Self::Endpoints(table) => Some(json(table)),
             Self::Routes(table) => Some(json(table)),
             Self::DeleteRecord(_)
             | Self::DeleteRemoved(_)
+            | Self::DeleteNamespace(_)
             | Self::DeleteRevision(..)
             | Self::DeleteHost(_)
             | Self::DeletePlacements(_)
@@ -98,6 +106,8 @@ pub enum Stored {
     Removed(Removed),
     /// `revision.<ns>.<name>.<n>`.
     Revision(Box<Revision>),
+    /// `namespace.<ns>`.
+    Namespace(NamespaceRecord),
     /// `host.<id>`.
     Host(Box<HostRecord>),
     /// `pub.placements.<host>`.
@@ -121,6 +131,7 @@ impl Stored {
             "workload" => Self::Record(serde_json::from_slice(body)?),
             "removed" => Self::Removed(serde_json::from_slice(body)?),
             "revision" => Self::Revision(serde_json::from_slice(body)?),
+            "namespace" => Self::Namespace(serde_json::from_slice(body)?),
             "host" => Self::Host(serde_json::from_slice(body)?),
             "placements" => Self::Placements(serde_json::from_slice(body)?),
             "endpoints" => Self::Endpoints(serde_json::from_slice(body)?),

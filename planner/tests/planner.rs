@@ -25,6 +25,15 @@ mod odd;
 #[path = "planner/rebalance.rs"]
 mod rebalance;
 
+#[path = "planner/per_host.rs"]
+mod per_host;
+#[path = "planner/preempt.rs"]
+mod preempt;
+#[path = "planner/quota.rs"]
+mod quota;
+#[path = "planner/runs.rs"]
+mod runs;
+
 fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
@@ -119,13 +128,13 @@ impl World {
     /// has a host for is not left unplaced.
     fn as_ranked(&self, plan: &Plan) {
         let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
-        // A move goes where it was told to.
-        let moves = |key: &&WorkloadKey| {
+        // A move goes where it was told to, and one on every host has no choice.
+        let told = |key: &&WorkloadKey| {
             let workload = self.cluster.workload(key);
-            workload.is_some_and(|workload| !workload.record.moves.is_empty())
+            workload.is_some_and(|one| one.per_host() || !one.record.moves.is_empty())
         };
-        let moves = keys.iter().any(moves);
-        if moves || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+        let told = keys.iter().any(told);
+        if told || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
             return;
         }
         let best = |key: &WorkloadKey| {
@@ -136,7 +145,10 @@ impl World {
             let name = self.cluster.hosts()[&first.host].info().name.to_string();
             assert_eq!(best(&first.key), Some(name), "{plan:#?}");
         } else {
-            let held_up = |filter: &String| filter.starts_with("may still run");
+            // Neither the ranking nor the filters know these two.
+            let held_up = |filter: &String| {
+                filter.starts_with("may still run") || filter.starts_with("quota")
+            };
             let unplaced = plan.unplaced.iter();
             for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
                 let (namespace, workload) = one.workload.split_once('/').unwrap();
@@ -189,6 +201,12 @@ impl World {
                 name: Name::nearest(id.as_str()).unwrap(),
                 http: "127.0.0.1:8080".into(),
                 domain: "localhost".into(),
+                arch: if id.as_str() == "h6" {
+                    "aarch64"
+                } else {
+                    "x86_64"
+                }
+                .into(),
                 labels: self.labels.get(id).cloned().unwrap_or_default(),
                 capacity: Capacity {
                     memory_bytes: 1 << 30,
@@ -296,7 +314,10 @@ impl World {
             workloads: vec![(spec, kind)],
             if_index: None,
         };
-        let outcome = commands::deploy(&self.cluster, &input, &self.call()).unwrap();
+        // Beyond its namespace's quota.
+        let Ok(outcome) = commands::deploy(&self.cluster, &input, &self.call()) else {
+            return false;
+        };
         let changed = outcome.reply.workloads[0].changed;
         assert_eq!(changed, !outcome.writes.is_empty());
         self.store(outcome.writes);
@@ -343,7 +364,7 @@ impl World {
     }
 
     fn ready(&self) -> u32 {
-        queries::ready(self.cluster.workload(&web()).unwrap())
+        queries::ready(&self.cluster, self.cluster.workload(&web()).unwrap())
     }
 
     fn on(&self, id: &HostId) -> usize {
@@ -391,6 +412,17 @@ fn spec(version: &str, replicas: u32) -> WorkloadSpec {
         replicas: Some(Replicas::Count(replicas)),
         ..WorkloadSpec::default()
     }
+}
+
+fn one_per_host(spec: WorkloadSpec) -> WorkloadSpec {
+    let mut spec = WorkloadSpec {
+        replicas: Some(Replicas::PerHost(wasmorch_api::spec::PerHost::PerHost)),
+        ..spec
+    };
+    spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+    spec.update.max_surge = 0;
+    spec.update.max_unavailable = 1;
+    spec
 }
 
 #[test]
@@ -750,6 +782,32 @@ fn who_waits_for_room_is_placed_in_the_plan_that_frees_it() {
 }
 
 #[test]
+fn an_architecture_is_a_label() {
+    let mut world = World::new(6);
+    let mut asked = spec("1", 2);
+    asked.constraints = vec![Constraint::Label {
+        label: "arch".into(),
+        test: LabelTest::Eq("aarch64".into()),
+    }];
+    world.deploy(asked.clone(), Kind::Http);
+    world.run(4);
+    assert_eq!((world.ready(), world.on(&host(6))), (2, 2));
+    // At most one for each architecture: two, of six hosts.
+    asked.constraints = vec![Constraint::Distinct {
+        distinct: "arch".into(),
+        max: 1,
+    }];
+    asked.replicas = Some(Replicas::Count(3));
+    world.deploy(asked, Kind::Http);
+    world.run(40);
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    assert_eq!(
+        status.unplaced.map(|one| one.filtered["distinct arch"]),
+        Some(6)
+    );
+}
+
+#[test]
 fn a_repeated_request_gets_the_first_answer() {
     let mut world = World::new(1);
     world.deploy(spec("1", 1), Kind::Http);
@@ -901,7 +959,7 @@ proptest! {
         world.run(900);
         let workload = world.cluster.workload(&web()).unwrap();
         let wanted = workload.record.wanted();
-        prop_assert_eq!(queries::ready(workload), wanted);
+        prop_assert_eq!(queries::ready(&world.cluster, workload), wanted);
         prop_assert_eq!(workload.placements.len() as u32, wanted);
         let plan = world.plan();
         prop_assert!(plan.is_empty(), "{:#?}", plan);
@@ -934,11 +992,11 @@ fn a_preview_shows_what_a_deploy_then_does() {
     let mut world = World::new(3);
     world.replicas_max = 4;
     world.deploy(shaped(0, 1, 5, 0), Kind::Http);
-    world.deploy(shaped(1, 1, 2, 0), Kind::Http);
+    world.deploy(shaped(3, 1, 2, 0), Kind::Http);
     world.run(6);
     for count in [4, 9] {
         let input = DeployInput {
-            workloads: vec![(shaped(1, 1, count, 0), Kind::Http)],
+            workloads: vec![(shaped(3, 1, count, 0), Kind::Http)],
             if_index: None,
         };
         let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
@@ -1005,6 +1063,7 @@ enum Busy {
     Rebalance(u8),
     Shrink(u8),
     Label(u8, u8),
+    Quota(u8),
     NewLeader,
     Lose,
     Fate(u8, u8),
@@ -1013,7 +1072,7 @@ enum Busy {
 
 fn busy() -> impl Strategy<Value = Vec<Busy>> {
     let step = prop_oneof![
-        4 => (0..5u8, 1..4u8, 0..9u8, 0..10u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..12u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
         2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
         1 => (0..5u8).prop_map(Busy::Remove),
         1 => (0..5u8).prop_map(Busy::Restart),
@@ -1025,6 +1084,7 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         2 => (0..9u8).prop_map(Busy::Rebalance),
         1 => (1..9u8).prop_map(Busy::Shrink),
         1 => (1..7u8, 0..3u8).prop_map(|(h, z)| Busy::Label(h, z)),
+        1 => (0..12u8).prop_map(Busy::Quota),
         1 => Just(Busy::NewLeader),
         2 => Just(Busy::Lose),
         1 => (1..6u8, 0..3u8).prop_map(|(r, f)| Busy::Fate(r, f)),
@@ -1033,13 +1093,15 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
     prop::collection::vec(step, 5..40)
 }
 
-/// A spec of one of ten shapes: priorities, constraints, affinities, packing, stop-first, silent hosts.
+/// A spec of one of twelve shapes: priorities, constraints, affinities, packing, stop-first, silent
+/// hosts, per-host.
 fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
     let mut spec = WorkloadSpec {
         name: name(&format!("w{workload}")),
         ..spec(&version.to_string(), u32::from(count))
     };
     spec.priority = 50 + u32::from(workload % 3);
+    spec.min_available = u32::from(version % 2);
     match shape {
         1 => {
             spec.constraints = vec![Constraint::Label {
@@ -1083,6 +1145,16 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
             spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
             spec.update.max_surge = 0;
             spec.update.max_unavailable = 1;
+        }
+        10 | 11 => {
+            spec = one_per_host(spec);
+            if shape == 11 {
+                spec.resources.reserve.memory = wasmorch_api::ByteSize::mib(300);
+                spec.constraints = vec![Constraint::Label {
+                    label: "zone".into(),
+                    test: LabelTest::In(vec!["z0".into(), "z1".into()]),
+                }];
+            }
         }
         _ => {}
     }
@@ -1151,6 +1223,7 @@ impl World {
                 let labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
                 self.labels.insert(host(n as usize), labels);
             }
+            Busy::Quota(many) => self.limit(None, Some(u64::from(many)).filter(|many| *many > 0)),
             Busy::NewLeader => self.new_leader(),
             // A plan that is made and never stored.
             Busy::Lose => drop(self.cluster.plan(self.now)),

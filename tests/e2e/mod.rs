@@ -2,6 +2,7 @@
 
 mod access;
 mod capabilities;
+mod counts;
 mod daemons;
 mod disconnect;
 mod drain;

@@ -3,11 +3,15 @@
 //! Owns what is asked for and how a leader carries it out (the planner's commands, with the memory of
 //! requests that `controller/src/control_loop/execute.rs` has). What was acknowledged is `oracle`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use wasmorch_api::messages::{ChangeRequest, DeployReply, RolloutAction, RolloutRequest};
-use wasmorch_api::spec::{Constraint, OnFailure, Reconcile, Replicas, UpdateOrder};
+use wasmorch_api::messages::{
+    ChangeRequest, DeployReply, QuotaRequest, RolloutAction, RolloutRequest,
+};
+use wasmorch_api::spec::{
+    Constraint, OnFailure, Overlap, PerHost, Reconcile, Replicas, UpdateOrder,
+};
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{
     ApiError, Digest, ErrorCode, HostId, Kind, Name, RequestId, Timestamp, WorkloadKey,
@@ -44,6 +48,8 @@ pub(crate) enum Ask {
     Drain(HostId, Option<u64>),
     CancelDrain(HostId),
     HostRm(HostId),
+    /// Replicas that the namespace may have; `None`: no limit.
+    Quota(Option<u64>),
 }
 
 /// One request.
@@ -64,6 +70,8 @@ struct Open {
 /// The user.
 pub(crate) struct User {
     names: Vec<(WorkloadKey, Kind)>,
+    /// Those that have one replica on every host, most of the time.
+    per_host: BTreeSet<WorkloadKey>,
     /// What host requests go by.
     hosts: WorkloadKey,
     next: u64,
@@ -142,6 +150,15 @@ impl UserCall {
                 let done = commands::cancel_drain(cluster, host.as_str(), now)?;
                 return Ok((done.writes, Value::Null));
             }
+            Ask::Quota(replicas) => {
+                let request = QuotaRequest {
+                    replicas: *replicas,
+                    clear: true,
+                    ..QuotaRequest::default()
+                };
+                let done = commands::quota(cluster, &request, &call)?;
+                return Ok((done.writes, Value::Null));
+            }
             Ask::HostRm(host) => {
                 let done = commands::host_rm(cluster, host.as_str(), now)?;
                 return Ok((done.writes, Value::Null));
@@ -164,6 +181,7 @@ impl UserCall {
             Ask::Uncordon(_) => "uncordon",
             Ask::Drain(..) | Ask::CancelDrain(_) => "drain",
             Ask::HostRm(_) => "host-rm",
+            Ask::Quota(_) => "quota",
         }
     }
 
@@ -177,7 +195,10 @@ impl UserCall {
     pub(crate) fn words(&self) -> String {
         match &self.ask {
             Ask::Deploy(spec, kind) => {
-                let count = spec.replicas_named().unwrap_or(1);
+                let count = match spec.per_host() {
+                    true => "one per host".to_owned(),
+                    false => spec.replicas_named().unwrap_or(1).to_string(),
+                };
                 let artifact = spec.artifact.as_ref().map_or("none", Digest::short);
                 format!(
                     "r{} deploy {} ({kind}, {count} of {artifact})",
@@ -227,8 +248,10 @@ impl User {
             Kind::Service,
             Kind::Messages,
             Kind::Job,
+            Kind::Job,
+            Kind::Cron,
         ];
-        let names = (1..=weather.workloads)
+        let names: Vec<(WorkloadKey, Kind)> = (1..=weather.workloads)
             .map(|n| {
                 (
                     WorkloadKey::new(name("ns"), name(&format!("w{n}"))),
@@ -236,14 +259,23 @@ impl User {
                 )
             })
             .collect();
+        let per_host = names
+            .iter()
+            .filter(|(_, kind)| !kind.ends() && rng.one_in(4));
+        let per_host = per_host.map(|(key, _)| key.clone()).collect();
         Self {
             names,
+            per_host,
             hosts: WorkloadKey::new(name("ns"), name("hosts")),
             next: 0,
             artifacts: 0,
             open: BTreeMap::new(),
             oracle: Oracle::default(),
         }
+    }
+
+    pub(crate) fn has_cron(&self) -> bool {
+        self.names.iter().any(|(_, kind)| *kind == Kind::Cron)
     }
 
     pub(crate) fn waits(&self) -> bool {
@@ -287,7 +319,9 @@ impl World {
         if self.rng.one_in(8) {
             let at = self.rng.below(self.hosts.len());
             let host = self.hosts[at].id.clone();
-            let ask = match self.rng.below(8) {
+            let ask = match self.rng.below(10) {
+                8 => Ask::Quota(Some(self.rng.between(4, 14))),
+                9 => Ask::Quota(None),
                 0 | 1 => Ask::Cordon(host),
                 // Whoever removes a host promises that nothing runs there.
                 2 if self.hosts[at].up.is_none() => Ask::HostRm(host),
@@ -334,7 +368,27 @@ impl World {
             ..WorkloadSpec::default()
         };
         if !kind.ends() {
-            spec.replicas = Some(Replicas::Count(rng.between(1, 4) as u32));
+            // Now and then the other way round.
+            let per_host = self.user.per_host.contains(key) != rng.one_in(12);
+            spec.replicas = Some(if per_host {
+                Replicas::PerHost(PerHost::PerHost)
+            } else {
+                Replicas::Count(rng.between(1, 4) as u32)
+            });
+        }
+        spec.priority = *rng.pick(&[50, 50, 10, 90]);
+        spec.min_available = rng.between(0, 1) as u32;
+        if kind.ends() {
+            spec.job.completions = rng.between(1, 4) as u32;
+            spec.job.parallelism = rng.between(1, 3) as u32;
+            spec.job.attempts = rng.between(1, 5) as u32;
+        }
+        if kind == Kind::Cron {
+            let every = *rng.pick(&["* * * * *", "*/2 * * * *"]);
+            spec.schedule = Some(every.to_owned());
+            let overlaps = [Overlap::Skip, Overlap::Allow, Overlap::Replace];
+            spec.overlap = Some(*rng.pick(&overlaps));
+            spec.catch_up = Some(HumanDuration::secs(*rng.pick(&[0, 60, 3_600])));
         }
         if rng.one_in(6) {
             spec.constraints.push(Constraint::Distinct {

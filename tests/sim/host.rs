@@ -68,7 +68,7 @@ impl World {
             capacity: Capacity {
                 memory_bytes: 1 << 34,
                 cpu_millis: 8_000,
-                replicas: 12,
+                replicas: self.weather.room,
             },
             ..HostInfo::default()
         };

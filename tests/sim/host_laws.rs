@@ -283,7 +283,10 @@ impl World {
         }
         let kinds = self.user.workloads();
         for (key, kind) in kinds {
-            if kind == Kind::Job {
+            if kind.ends()
+                || self.laws.has_changed_sides(&key)
+                || self.laws.preempted.contains(&key)
+            {
                 continue;
             }
             let stored = self
@@ -291,7 +294,8 @@ impl World {
                 .record(&key)
                 .map_or(0, |record| u64::from(record.wanted()));
             // Fewer wanted: the highest slots end, ready or not.
-            let ready = self.ready_slots(&key, stored);
+            let per_host = stored > 0 && self.laws.is_per_host(&key);
+            let ready = self.ready_slots(&key, if per_host { u64::MAX } else { stored });
             let (before, proven) = self.laws.proven.entry(key.clone()).or_default();
             if stored < *before {
                 *proven = 0;

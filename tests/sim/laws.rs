@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::record::TermRecord;
-use wasmorch_api::status::HostRecord;
+use wasmorch_api::status::{HostRecord, HostState};
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
     HostId, LeaderId, PlacementNumber, PlacementSet, Record, RevisionNumber, Slot, Term,
-    WorkloadKey,
+    WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::{Plan, StopReason, Write};
 
@@ -38,6 +38,16 @@ pub(crate) struct Laws {
     pub(crate) started: BTreeSet<(usize, wasmorch_host::runner::protocol::ReplicaKey)>,
     /// In calm worlds: how many slots are wanted, and how many of these have been ready.
     pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
+    /// Namespaces with a quota.
+    pub(crate) limited: bool,
+    /// What has run to its end, and when runs were begun.
+    pub(crate) runs: super::runs::Runs,
+    /// Every revision's spec.
+    specs: BTreeMap<(WorkloadKey, RevisionNumber), WorkloadSpec>,
+    /// Workloads that have made room for others.
+    pub(crate) preempted: BTreeSet<WorkloadKey>,
+    /// Revisions with one replica on every host.
+    pub(crate) per_host: BTreeSet<(WorkloadKey, RevisionNumber)>,
     /// The largest `max_unavailable` of any revision of a workload.
     pub(crate) may_lack: BTreeMap<WorkloadKey, u64>,
     pub(crate) regressed: bool,
@@ -68,6 +78,33 @@ impl Laws {
     /// Every host's set as stored.
     pub(crate) fn sets(&self) -> &BTreeMap<HostId, PlacementSet> {
         &self.sets
+    }
+
+    /// The spec that is wanted.
+    pub(crate) fn spec(&self, key: &WorkloadKey) -> Option<&WorkloadSpec> {
+        let revision = self.records.get(key)?.revision;
+        self.specs.get(&(key.clone(), revision))
+    }
+
+    /// Whether the wanted revision has one replica on every host.
+    pub(crate) fn is_per_host(&self, key: &WorkloadKey) -> bool {
+        let revision = self.records.get(key).map(|record| record.revision);
+        revision.is_some_and(|revision| self.per_host.contains(&(key.clone(), revision)))
+    }
+
+    /// Whether all its revisions are alike in that.
+    pub(crate) fn has_changed_sides(&self, key: &WorkloadKey) -> bool {
+        let newest = self.records.get(key).map_or(0, |record| record.newest.0);
+        let per_host = { &self.per_host }
+            .iter()
+            .filter(|(one, _)| one == key)
+            .count() as u64;
+        per_host > 0 && per_host < newest
+    }
+
+    /// When a cron workload's schedule names its next time.
+    pub(crate) fn due(&self, key: &WorkloadKey) -> Option<u64> {
+        self.runs.due(self.record(key)?)
     }
 
     pub(crate) fn host(&self, host: &HostId) -> Option<&HostRecord> {
@@ -112,6 +149,9 @@ impl World {
         for write in writes {
             match write {
                 Write::Record(record) => {
+                    let before = self.laws.records.get(&record.key()).cloned();
+                    let wrong = self.laws.runs.wrong(before.as_ref(), record);
+                    found.extend(wrong.filter(|_| !self.laws.regressed));
                     self.laws
                         .records
                         .insert(record.key(), record.as_ref().clone());
@@ -119,13 +159,23 @@ impl World {
                 }
                 Write::DeleteRecord(key) => {
                     self.laws.records.remove(key);
+                    self.laws.runs.removed(key);
                     touched.insert(key.clone());
                 }
                 Write::Revision(revision) => {
                     let may = u64::from(revision.spec.update.max_unavailable);
                     let most = self.laws.may_lack.entry(revision.key()).or_default();
                     *most = (*most).max(may);
+                    self.laws.runs.note(revision);
+                    let one = (revision.key(), revision.number);
+                    self.laws.specs.insert(one, revision.spec.clone());
+                    if revision.spec.per_host() {
+                        let one = (revision.key(), revision.number);
+                        self.laws.per_host.insert(one);
+                    }
                 }
+                Write::Namespace(_) => self.laws.limited = true,
+                Write::DeleteNamespace(_) => self.laws.limited = false,
                 Write::Host(record) => {
                     self.laws
                         .hosts
@@ -289,6 +339,10 @@ impl World {
             }
         }
         found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));
+        found = found.or_else(|| self.beyond_quota(at, plan));
+        found = found.or_else(|| self.pre_empted_by_none(at, plan));
+        found = found.or_else(|| self.host_crowded(plan));
+        found = found.or_else(|| self.runs_left_out(at, plan));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
         for write in writes.iter().filter(|_| current) {
@@ -299,6 +353,113 @@ impl World {
         if let Some(found) = found {
             self.broken(found);
         }
+        let stops = plan.stop.iter();
+        let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
+        let keys = preempted.map(|stop| stop.key.clone());
+        self.laws.preempted.extend(keys);
+    }
+
+    /// The slots of a namespace with a quota are within it after a plan, or no more than before.
+    fn beyond_quota(&self, at: usize, plan: &Plan) -> Option<String> {
+        let leading = self.controllers[at].leads()?;
+        let namespace = &plan.start.first()?.key.namespace;
+        let most = leading.cluster.namespace(namespace)?.quota.replicas?;
+        let workloads = leading.cluster.workloads().iter();
+        let placed = workloads.flat_map(|(key, workload)| {
+            let placements = workload.placements.iter();
+            placements.map(move |(number, placed)| (key.clone(), placed.slot, *number))
+        });
+        let all: BTreeSet<_> = placed.collect();
+        let ended = |key: &WorkloadKey, number: PlacementNumber| {
+            let mut stops = plan.stop.iter();
+            stops.any(|stop| (&stop.key, stop.placement) == (key, number))
+        };
+        let slots = |staying: bool| -> BTreeSet<(WorkloadKey, Slot)> {
+            let some = all
+                .iter()
+                .filter(|(key, _, number)| !staying || !ended(key, *number));
+            some.map(|(key, slot, _)| (key.clone(), *slot)).collect()
+        };
+        let (before, mut after) = (slots(false), slots(true));
+        let starts = plan.start.iter();
+        after.extend(starts.map(|start| (start.key.clone(), start.slot)));
+        let (before, after) = (before.len() as u64, after.len() as u64);
+        (after > before.max(most))
+            .then(|| format!("{namespace} would have {after} slots, and may have {most}"))
+    }
+
+    /// What makes room has a lower priority than what starts in its place.
+    fn pre_empted_by_none(&self, at: usize, plan: &Plan) -> Option<String> {
+        let leading = self.controllers[at].leads()?;
+        let priority = |key: &WorkloadKey| {
+            let revision = leading.cluster.workload(key)?.record.revision;
+            let spec = self.laws.specs.get(&(key.clone(), revision))?;
+            Some((spec.priority, spec.min_available))
+        };
+        let stops = plan.stop.iter();
+        for stop in stops.filter(|stop| stop.why == StopReason::Preempted) {
+            let (mine, keeps) = priority(&stop.key)?;
+            let mut starts = plan.start.iter().filter(|start| start.host == stop.host);
+            if !starts.any(|start| priority(&start.key).is_some_and(|(one, _)| one > mine)) {
+                return Some(format!(
+                    "{} makes room for nothing that goes first",
+                    stop.key
+                ));
+            }
+            let workload = leading.cluster.workload(&stop.key)?;
+            let ready = workload.placements.iter().filter(|(number, placed)| {
+                let mut ended = plan.stop.iter();
+                let ended = ended.any(|one| {
+                    one.why == stop.why && (&one.key, one.placement) == (&stop.key, **number)
+                });
+                let host = leading.cluster.hosts().get(&placed.host);
+                let lives = host.is_some_and(|host| host.state != HostState::Dead);
+                !ended && lives && workload.is_ready(**number)
+            });
+            if workload.is_ready(stop.placement) && (ready.count() as u32) < keeps {
+                return Some(format!("{} falls below min_available = {keeps}", stop.key));
+            }
+        }
+        None
+    }
+
+    /// What has one replica on every host starts none beside another that stays, but for a successor
+    /// in the same slot.
+    fn host_crowded(&self, plan: &Plan) -> Option<String> {
+        for start in &plan.start {
+            if !self
+                .laws
+                .per_host
+                .contains(&(start.key.clone(), start.revision))
+            {
+                continue;
+            }
+            let starts = plan.start.iter();
+            let starts = starts.filter(|one| (&one.key, &one.host) == (&start.key, &start.host));
+            if starts.count() > 1 {
+                return Some(format!("two of {} start on {}", start.key, start.host));
+            }
+            let there = self
+                .laws
+                .sets
+                .get(&start.host)
+                .map(placed)
+                .unwrap_or_default();
+            let stopped = |number: PlacementNumber| {
+                let mut stops = plan.stop.iter();
+                stops.any(|stop| (&stop.key, stop.placement) == (&start.key, number))
+            };
+            let beside = there.iter().find(|(key, _, slot, number)| {
+                *key == start.key && *slot != start.slot && !stopped(*number)
+            });
+            if beside.is_some() && !self.laws.regressed {
+                return Some(format!(
+                    "{} starts on {} beside another",
+                    start.key, start.host
+                ));
+            }
+        }
+        None
     }
 
     /// A host's new set is its old one, less what the plan stops, and what it starts.

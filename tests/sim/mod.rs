@@ -27,6 +27,7 @@ mod oracle;
 mod planted;
 mod rng;
 mod runner;
+mod runs;
 mod seeds;
 mod settle;
 mod store;

@@ -16,6 +16,10 @@ struct Expect {
     exists: bool,
     desired: u32,
     stopped: bool,
+    /// A revision had one on every host: the leader has the count, also after going back to it.
+    per_host: bool,
+    /// A job: going back changes its seats.
+    ends: bool,
 }
 
 /// The user's memory.
@@ -40,8 +44,10 @@ impl Expect {
             Ask::Deploy(spec, kind) => {
                 after.exists = true;
                 after.stopped = false;
+                after.per_host |= spec.per_host();
+                after.ends = kind.ends();
                 after.desired = if kind.ends() {
-                    1
+                    spec.job.parallelism.min(spec.job.completions)
                 } else {
                     spec.replicas_named().unwrap_or(1)
                 };
@@ -60,7 +66,9 @@ impl Expect {
         match record {
             None => !self.exists,
             Some(record) => {
-                self.exists && self.desired == record.desired && self.stopped == record.stopped
+                let loose = self.per_host || self.ends;
+                let desired = loose || self.desired == record.desired;
+                self.exists && desired && self.stopped == record.stopped
             }
         }
     }

@@ -60,6 +60,12 @@ fn bugs_of_the_planner_are_caught() {
         Bug::LostAfterIgnored,
         Bug::ExclusiveNotAwaited,
         Bug::ReconcileKeepsBoth,
+        Bug::JoinedForgotten,
+        Bug::CompletionCountedTwice,
+        Bug::ScheduledForgotten,
+        Bug::EqualPreempted,
+        Bug::QuotaIgnored,
+        Bug::MinAvailableIgnored,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

@@ -213,6 +213,7 @@ impl World {
             }
             Step::Completed => {
                 up.runner.remove(&replica);
+                self.laws.runs.completed(&replica);
                 let outcome = Outcome::Completed { exit_code: 0 };
                 FromRunner::Ended { replica, outcome }
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::subjects::key;
-use wasmorch_api::{Kind, Revision, RolloutState, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
 
 use super::world::{Fate, World};
 
@@ -137,13 +137,18 @@ impl World {
             return None;
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
-        if record.kind == Kind::Job {
-            if self.cannot_be_placed(key, 1) {
+        if record.kind.ends() {
+            let due = self.laws.due(key);
+            let soon = self.now + QUIET + REST + 3_000;
+            if let Some(next) = due.filter(|next| *next <= soon) {
+                let seen_to = record.scheduled.map_or(0, |at| at.0);
+                return Some(format!("{key} is due at {next} and has seen to {seen_to}"));
+            }
+            if self.cannot_be_placed(key, u64::from(record.desired)) {
                 return None;
             }
-            let ended =
-                record.stopped || record.run.as_ref().is_none_or(|run| run.outcome.is_some());
-            return (!ended).then(|| format!("{key} has not ended"));
+            let goes_on = record.runs().next();
+            return goes_on.map(|run| format!("run {} of {key} has not ended", run.number));
         }
         if state == Some(RolloutState::Paused) {
             return None;
@@ -151,6 +156,9 @@ impl World {
         let wanted = u64::from(record.wanted());
         if let Some(state) = state.filter(|state| !state.ended() && wanted > 0) {
             return Some(format!("the rollout of {key} is {state}"));
+        }
+        if wanted > 0 && self.laws.is_per_host(key) {
+            return self.hosts_trouble(key, record);
         }
         let (mut running, mut slots) = (0, BTreeSet::new());
         let runs = self
@@ -167,14 +175,70 @@ impl World {
         if slots.len() as u64 == wanted && running == wanted {
             return None;
         }
-        if self.cannot_be_placed(key, wanted) || self.waits_for_a_lost_host(key) {
+        if self.waits_for_a_lost_host(key) {
             return None;
+        }
+        if self.cannot_be_placed(key, wanted) {
+            return self
+                .runs_in_its_place(key)
+                .filter(|_| (slots.len() as u64) < wanted);
         }
         Some(format!(
             "{key} wants {wanted} of revision {}, {} slots are ready, {running} replicas are there",
             record.revision,
             slots.len()
         ))
+    }
+
+    /// A workload that waits for room, and another that could be ended for it.
+    fn runs_in_its_place(&self, key: &WorkloadKey) -> Option<String> {
+        let mine = self.laws.spec(key)?;
+        if !mine.constraints.is_empty() {
+            return None;
+        }
+        let open = self.hosts.iter().filter(|host| {
+            let known = self.laws.host(&host.id);
+            known.is_some_and(|known| !known.cordoned && known.drain.is_none())
+        });
+        let runs = open.filter_map(|host| host.up.as_ref());
+        let runs = runs.flat_map(|up| up.runner.keys());
+        let mut others = runs.map(|replica| &replica.workload);
+        let other = others.find(|other| {
+            let theirs = self.laws.spec(other);
+            theirs
+                .is_some_and(|theirs| theirs.priority < mine.priority && theirs.min_available == 0)
+        })?;
+        Some(format!(
+            "{key} (priority {}) waits while {other} runs",
+            mine.priority
+        ))
+    }
+
+    /// With one replica on every host: each that lives has its own, and as many are counted.
+    fn hosts_trouble(&self, key: &WorkloadKey, record: &Record) -> Option<String> {
+        let wanted = u64::from(record.wanted());
+        if self.cannot_be_placed(key, 0) {
+            return None;
+        }
+        let mut there = 0;
+        for host in &self.hosts {
+            let Some(up) = &host.up else { continue };
+            let runs = up.runner.iter();
+            let runs: Vec<_> = runs.filter(|(one, _)| one.workload == *key).collect();
+            there += runs.len() as u64;
+            let good = |run: &super::runner::Run| run.ready && run.revision == record.revision;
+            let known = self.laws.host(&host.id);
+            let cordoned = known.is_some_and(|known| known.cordoned || known.drain.is_some());
+            let as_wanted = match runs.as_slice() {
+                [] => cordoned,
+                [(_, run)] => cordoned || good(run),
+                _ => false,
+            };
+            if !as_wanted {
+                return Some(format!("{key}: {} has {} replicas", host.id, runs.len()));
+            }
+        }
+        (there != wanted).then(|| format!("{key} counts {wanted} and {there} are there"))
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.
@@ -199,14 +263,19 @@ impl World {
             .and_then(|value| serde_json::from_slice::<Revision>(&value).ok())
             .is_some_and(|revision| !revision.spec.constraints.is_empty());
         // A successor needs a seat beside the one that it replaces.
-        let seats = if spread { open * 2 } else { open * 12 };
+        let seats = if spread {
+            open * 2
+        } else {
+            open * self.weather.room
+        };
         let total: u64 = self
             .laws
             .records
             .values()
             .map(|record| u64::from(record.wanted()) + 2)
             .sum();
-        wanted + 2 > seats || total > open * 12
+        // What waits for its quota is not held against anyone.
+        self.laws.limited || wanted + 2 > seats || total > open * self.weather.room
     }
 
     /// With `replace = false` what a host held that never comes back stays there.
@@ -258,7 +327,7 @@ impl World {
             let stop_first = update.order == UpdateOrder::StopFirst || update.max_surge == 0;
             stop_first && u64::from(spec.min_available) >= wanted
         });
-        record.kind != Kind::Job
+        !record.kind.ends()
             && state != Some(RolloutState::Paused)
             && self.target_fate(key) == Some(Fate::Good)
             && !self.cannot_be_placed(key, wanted)

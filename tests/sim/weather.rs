@@ -79,6 +79,8 @@ pub(crate) struct Weather {
     pub(crate) slow_hosts: u64,
     /// Writes in one batch, at most.
     pub(crate) batch_max: usize,
+    /// Replicas that a host has room for.
+    pub(crate) room: u64,
     /// Between two calls of the user, at most.
     pub(crate) call_every_ms: u64,
     /// No fault of any kind: what is lost, the planner lost.
@@ -116,6 +118,7 @@ impl Weather {
             storm_ms: 0,
             fault_every_ms: 0,
             batch_max: 1000,
+            room: 12,
             call_every_ms: 0,
             calm,
             faults,
@@ -127,6 +130,7 @@ impl Weather {
         weather.storm_ms = rng.between(10, 45) * 1_000;
         weather.fault_every_ms = rng.between(1_000, 10_000);
         weather.call_every_ms = rng.between(1_000, 8_000);
+        weather.room = *rng.pick(&[12, 12, 12, 5, 3]);
         if rng.one_in(5) {
             weather.batch_max = rng.between(1, 3) as usize;
         }

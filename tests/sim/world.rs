@@ -75,7 +75,12 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, bent: Option<Bent>, tell: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let weather = Weather::of(&mut rng);
+        let mut weather = Weather::of(&mut rng);
+        let user = User::new(&weather, &mut rng);
+        if user.has_cron() {
+            // Its times are minutes apart.
+            weather.storm_ms += rng.between(30, 150) * 1_000;
+        }
         let mut world = Self {
             now: EPOCH,
             order: 0,
@@ -83,7 +88,7 @@ impl World {
             store: Store::default(),
             controllers: Vec::new(),
             hosts: Vec::new(),
-            user: User::new(&weather, &mut rng),
+            user,
             laws: Laws::default(),
             cuts: BTreeMap::new(),
             fates: BTreeMap::new(),

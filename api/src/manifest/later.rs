@@ -4,10 +4,10 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Kind, Replicas, WorkloadSpec};
+use crate::spec::WorkloadSpec;
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
-pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
+pub fn not_yet(spec: &WorkloadSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut later = |asked: bool, at: &str, what: &str, instead: &str| {
         if asked {
@@ -21,25 +21,11 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         }
     };
     later(
-        kind == Kind::Cron,
-        "kind",
-        "cron is",
-        "use kind = \"job\" and start it with `wasmorch start`",
-    );
-    later(
-        spec.schedule.is_some() && kind != Kind::Cron,
-        "schedule",
-        "schedules are",
-        "leave it out",
-    );
-    later(
         spec.scale.is_some(),
         "scale",
         "autoscaling is",
         "use replicas = N",
     );
-    let per_host = matches!(spec.replicas, Some(Replicas::PerHost(_)));
-    later(per_host, "replicas", "per-host is", "use replicas = N");
     later(
         !spec.depends_on.is_empty(),
         "depends_on",
@@ -75,13 +61,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "update.fail_when",
         "judging by answers is",
         "leave it out",
-    );
-    let several = spec.job.completions != 1 || spec.job.parallelism != 1;
-    later(
-        several,
-        "job",
-        "more than one completion is",
-        "use completions = 1, parallelism = 1",
     );
     for (name, volume) in &spec.bindings.volume {
         later(

@@ -186,6 +186,20 @@ fn disconnect(field: &Field<'_>) -> Disconnect {
     disconnect
 }
 
+/// One on every host is as many on every host: a limit for each value of another label contradicts it.
+pub(super) fn check_per_host(table: &Fields<'_>, spec: &WorkloadSpec) {
+    let limit = spec.constraints.iter().find_map(|one| match one {
+        Constraint::Distinct { distinct, .. } if distinct != "host" => Some(distinct),
+        _ => None,
+    });
+    if let Some(label) = limit.filter(|_| spec.per_host()) {
+        table.wrong_at("constraints", format!(
+            "distinct {} beside replicas = \"per-host\": choose the hosts by their labels, or write replicas = N",
+            echo(label)
+        ));
+    }
+}
+
 /// A volume that may begin empty elsewhere must not be written in two places.
 pub(super) fn check_volumes(table: &Fields<'_>, spec: &WorkloadSpec) {
     for (name, volume) in &spec.bindings.volume {

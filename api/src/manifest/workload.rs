@@ -85,6 +85,7 @@ pub(super) fn read(field: &Field<'_>, form: Form) -> Read {
         spec.restart = lifecycle::restart(&field);
     }
     placing::read(&mut table, &mut spec);
+    placing::check_per_host(&table, &spec);
     if let Some(field) = table.take("health") {
         spec.health = lifecycle::health(&field);
     }

@@ -9,7 +9,7 @@ mod workloads;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wasmorch_api::{HumanDuration, Name};
+use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 
 pub(crate) use daemons::{ChildArgs, ControllerArgs, FrontArgs, HostArgs, RunnerArgs, UpArgs};
 pub(crate) use values::{Dir, KeyValue, LogTarget, ScaleTo, Target};
@@ -195,6 +195,24 @@ pub(crate) enum Command {
         after_help = "Examples:\n  wasmorch rollout status web\n  wasmorch rollout abort web"
     )]
     Rollout(RolloutArgs),
+    /// Show or set what a namespace may have
+    #[command(
+        after_help = "Examples:\n  wasmorch quota -n shop\n  wasmorch quota -n shop --memory 4GiB --replicas 100\n  wasmorch quota -n shop --clear"
+    )]
+    Quota {
+        /// Memory that its replicas may reserve together
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<ByteSize>,
+        /// Cpu that they may reserve, `500m` or `2`
+        #[arg(long, value_name = "N")]
+        cpu: Option<Cpu>,
+        /// Replicas
+        #[arg(long, value_name = "N")]
+        replicas: Option<u64>,
+        /// Lift every limit, but for those named beside
+        #[arg(long)]
+        clear: bool,
+    },
     /// List hosts
     Hosts,
     /// Place nothing new on a host

@@ -153,6 +153,26 @@ impl Followed {
         }
     }
 
+    /// A job of several completions says how many it has.
+    fn say_run(&mut self, status: &StatusReply, progress: &Progress) -> Result<(), CliError> {
+        let run = status.run.as_ref().filter(|run| run.completions > 1);
+        let Some(run) = run.filter(|_| status.summary.kind == Kind::Job) else {
+            return Ok(());
+        };
+        self.bar.set_length(u64::from(run.completions));
+        self.bar.set_position(u64::from(run.completed));
+        let standing = format!("{} of {} completed", run.completed, run.completions);
+        if standing != self.said && self.bar.is_hidden() {
+            let object = json!({
+                "stage": "run", "workload": self.name, "revision": self.revision,
+                "completed": run.completed, "completions": run.completions,
+            });
+            progress.stage(&format!("{}  {standing}", self.name), &object)?;
+        }
+        self.said = standing;
+        Ok(())
+    }
+
     /// Takes a status in and says what is new in it.
     fn take(&mut self, status: StatusReply, progress: &Progress) -> Result<(), CliError> {
         let standing = standing(&status);
@@ -169,6 +189,7 @@ impl Followed {
             let object = json!({"stage": "unplaced", "workload": self.name, "unplaced": unplaced});
             progress.stage(views::unplaced(unplaced).trim_end(), &object)?;
         }
+        self.say_run(&status, progress)?;
         if standing != self.said && !status.summary.kind.ends() {
             let object = json!({
                 "stage": "rollout", "workload": self.name, "revision": self.revision,

@@ -12,6 +12,7 @@ mod inspect;
 mod interrupt;
 mod logs;
 mod plan;
+mod quota;
 mod recover;
 mod rollout;
 mod run;
@@ -132,6 +133,21 @@ async fn simple(ctx: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Why { subject } => why::run(ctx, &subject).await,
         Command::Inspect { file } => inspect::run(ctx, &file),
         Command::Scale { to } => changes::scale(ctx, &to).await,
+        Command::Quota {
+            memory,
+            cpu,
+            replicas,
+            clear,
+        } => {
+            let request = wasmorch_api::messages::QuotaRequest {
+                memory_bytes: memory.map(|size| size.0),
+                cpu_millis: cpu.map(|cpu| cpu.0),
+                replicas,
+                clear,
+                ..Default::default()
+            };
+            quota::run(ctx, request).await
+        }
         Command::Stop(args) => changes::stop(ctx, &args.target).await,
         Command::Start { target, args } => changes::start(ctx, &target, args).await,
         Command::Rm { target, data } => changes::rm(ctx, &target, data).await,

@@ -1,8 +1,8 @@
 //! Answers of the API as people read them. Pure: data in, text out.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, StatusReply, Unplaced,
-    WorkloadState, WorkloadSummary,
+    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, RunView, StatusReply,
+    Unplaced, WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
@@ -192,6 +192,12 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
             format!("{how}{code} {ago} ago{why}{}", one_line(&outcome.reason)),
         ));
     }
+    if let Some(run) = &status.run {
+        lines.push(("run", self::run(run)));
+    }
+    if let Some(next) = status.next {
+        lines.push(("next run", format!("{next}, in {}", span(next.since(now)))));
+    }
     let mut text = pairs(&lines);
     if let Some(unplaced) = &status.unplaced {
         text.push('\n');
@@ -203,6 +209,14 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
         text.push_str(&replicas(&of, now, width));
     }
     text
+}
+
+/// A run in a few words.
+fn run(run: &RunView) -> String {
+    let scheduled = run.scheduled;
+    let scheduled = scheduled.map_or(String::new(), |at| format!(", scheduled for {at}"));
+    let (number, completed, of) = (run.number, run.completed, run.completions);
+    format!("{number}: {completed} of {of} completed{scheduled}")
 }
 
 /// A rollout in a few words.

@@ -4,8 +4,8 @@
 
 use serde::de::DeserializeOwned;
 use wasmorch_api::messages::{
-    ChangeRequest, DeployRequest, Empty, HostRequest, ListRequest, RecoverRequest, RolloutRequest,
-    WhyRequest, WorkloadRequest,
+    ChangeRequest, DeployRequest, Empty, HostRequest, ListRequest, QuotaRequest, RecoverRequest,
+    RolloutRequest, WhyRequest, WorkloadRequest,
 };
 use wasmorch_api::{ApiError, ErrorCode, Name, Problem, RequestId, manifest, subjects};
 
@@ -26,6 +26,8 @@ pub(crate) enum Request {
     Rollout(RolloutRequest),
     /// `why`.
     Why(WhyRequest),
+    /// `quota`.
+    Quota(QuotaRequest),
     /// Verbs about hosts.
     Host(HostRequest),
     /// `recover`.
@@ -41,6 +43,7 @@ impl Request {
             Self::Deploy(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Change(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Rollout(request) => (request.request_id.as_ref(), request.by.as_deref()),
+            Self::Quota(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Host(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Recover(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::List(_) | Self::Workload(_) | Self::Why(_) | Self::Nothing => (None, None),
@@ -123,6 +126,7 @@ pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
         }
         Verb::Rollback | Verb::Rollout => Request::Rollout(json(verb, body)?),
         Verb::Why => Request::Why(json(verb, body)?),
+        Verb::Quota => Request::Quota(json(verb, body)?),
         Verb::Cordon | Verb::Uncordon | Verb::Drain | Verb::HostRm | Verb::Rebalance => {
             Request::Host(json(verb, body)?)
         }

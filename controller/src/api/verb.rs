@@ -16,6 +16,7 @@ pub(crate) enum Verb {
     Rollback,
     Rollout,
     Why,
+    Quota,
     Hosts,
     Cordon,
     Uncordon,
@@ -38,7 +39,7 @@ pub(super) enum Scope {
 }
 
 impl Verb {
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Deploy,
         Self::Plan,
         Self::List,
@@ -52,6 +53,7 @@ impl Verb {
         Self::Rollback,
         Self::Rollout,
         Self::Why,
+        Self::Quota,
         Self::Hosts,
         Self::Cordon,
         Self::Uncordon,
@@ -78,6 +80,7 @@ impl Verb {
             Self::Rollback => "rollback",
             Self::Rollout => "rollout",
             Self::Why => "why",
+            Self::Quota => "quota",
             Self::Hosts => "hosts",
             Self::Cordon => "cordon",
             Self::Uncordon => "uncordon",
@@ -112,6 +115,7 @@ impl Verb {
         matches!(
             self,
             Self::Rm
+                | Self::Quota
                 | Self::Cordon
                 | Self::Uncordon
                 | Self::Drain

@@ -129,6 +129,7 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
             }
         }
         Request::Why(request) => why(cluster, request, &call)?,
+        Request::Quota(request) => settled(commands::quota(cluster, request, &call)?),
         Request::Host(request) => host(cluster, asked.verb, request, now)?,
         // It takes longer than a turn: the loop has it.
         Request::Recover(_) => return Err(not_yet("this", "ask the leader")),

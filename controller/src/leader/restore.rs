@@ -103,7 +103,7 @@ fn rank(stored: &Stored) -> u8 {
     match stored {
         Stored::Record(_) | Stored::Removed(_) => 0,
         Stored::Revision(_) => 1,
-        Stored::Host(_) => 2,
+        Stored::Host(_) | Stored::Namespace(_) => 2,
         Stored::Placements(_) => 3,
         Stored::Endpoints(_) | Stored::Routes(_) => 4,
     }

@@ -7,8 +7,8 @@ use wasmorch_api::record::{Removed, Run};
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
-    HostId, Name, PlacedSlot, PlacementNumber, PlacementSet, Record, Revision, RevisionNumber,
-    Rollout, RolloutState, Timestamp, WorkloadKey, backup,
+    HostId, Kind, Name, PlacedSlot, PlacementNumber, PlacementSet, Record, Revision,
+    RevisionNumber, Rollout, RolloutState, Timestamp, WorkloadKey, backup,
 };
 use wasmorch_planner::{Stored, Write};
 
@@ -86,6 +86,11 @@ impl Book {
                 }
             }
             Stored::Revision(revision) => self.know(*revision),
+            Stored::Namespace(one) => {
+                let at = key::namespace(&one.namespace);
+                let value = serde_json::to_vec(&one).unwrap_or_default();
+                self.others.entry(at).or_insert(value.into());
+            }
             Stored::Host(host) => {
                 self.hosts.entry(host.host.clone()).or_insert(*host);
             }
@@ -283,6 +288,8 @@ fn brought_up(
         fresh_from: PlacementNumber(0),
         run: None,
         moves: Vec::new(),
+        earlier: Vec::new(),
+        scheduled: None,
         crash_loop: Vec::new(),
         homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
         created: target.at,
@@ -327,13 +334,15 @@ fn go_on(record: &mut Record, held: &Held, target: &Revision, now: Timestamp) {
         record.desired = held.highest_slot();
         return;
     }
-    record.desired = 1;
+    let job = &target.spec.job;
+    record.desired = job.parallelism.min(job.completions);
+    // What the schedule named before is nobody's any more.
+    record.scheduled = (target.kind == Kind::Cron).then_some(now);
+    record.earlier.clear();
     let slots = held.slots.get(&number);
     let first = slots.and_then(|slots| slots.iter().min_by_key(|slot| slot.placement));
-    record.run = first.map(|first| Run {
-        number: record.run.as_ref().map_or(1, |run| run.number + 1),
-        first_placement: first.placement,
-        args: first.args.clone(),
-        outcome: None,
+    record.run = first.map(|first| {
+        let number = record.run.as_ref().map_or(1, |run| run.number + 1);
+        Run::new(number, first.placement, first.args.clone(), job)
     });
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
 use wasmorch_api::record::{Removed, Rollout};
+use wasmorch_api::spec::Overlap;
 use wasmorch_api::{
-    ApiError, ErrorCode, EventKind, HostId, Record, RolloutState, WorkloadKey, stores,
+    ApiError, ErrorCode, EventKind, HostId, Kind, Record, RolloutState, WorkloadKey, stores,
 };
 
-use super::deploy::next_run;
 use super::{Call, Outcome, find, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::queries;
 use crate::write::{EventDraft, Write};
+use crate::{cron, jobs, quota};
 
 type Changed = Result<Outcome<ChangeReply>, ApiError>;
 
@@ -86,6 +87,14 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
             format!("run it once more with `wasmorch start {}`", key.name),
         ));
     }
+    if workload.per_host() {
+        return Err(ApiError::new(
+            ErrorCode::Invalid,
+            format!("{} has one replica on every host", key.name),
+            "their number follows the hosts",
+            "deploy it with `replicas = N` to have so many",
+        ));
+    }
     let mut record = workload.record.clone();
     let said = format!("{} to {desired}", record.wanted());
     if record.desired != desired {
@@ -93,6 +102,7 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
         give_time(workload, &mut record, call);
     }
     record.desired = desired;
+    within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Scaled, said);
     Ok(finish(cluster, workload, record, "scale", call, event))
 }
@@ -113,16 +123,7 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
     let workload = find(cluster, &key)?;
     let mut record = workload.record.clone();
     if record.kind.ends() {
-        let running = record.run.as_ref().is_some_and(|run| run.outcome.is_none());
-        if running && !record.stopped {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                format!("{} is still running", key.name),
-                "a job runs once at a time",
-                format!("wait for it, or end it with `wasmorch stop {}`", key.name),
-            ));
-        }
-        record.run = Some(next_run(&record, request.args.clone()));
+        run_now(workload, &mut record, request, call)?;
         // A job that failed as a first revision is judged anew by this run.
         if let Some(rollout) = record
             .rollout
@@ -143,8 +144,84 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
     record.stopped = false;
     record.crash_loop.clear();
     give_time(workload, &mut record, call);
+    within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Started, "as asked");
     Ok(finish(cluster, workload, record, "start", call, event))
+}
+
+fn within_quota(cluster: &Cluster, workload: &Workload, record: &Record) -> Result<(), ApiError> {
+    let Some(target) = workload.target() else {
+        return Ok(());
+    };
+    let changed = [(record.clone(), &target.spec)];
+    quota::refuse_beyond(cluster, &record.namespace, &changed)
+}
+
+/// Runs a job once more, or a cron workload out of its turn; a cron workload that was stopped only
+/// waits for its next time again.
+fn run_now(
+    workload: &Workload,
+    record: &mut Record,
+    request: &ChangeRequest,
+    call: &Call,
+) -> Result<(), ApiError> {
+    let Some(target) = workload.target() else {
+        return Ok(());
+    };
+    let job = &target.spec.job;
+    if record.kind != Kind::Cron {
+        refuse_while_running(record, "a job runs once at a time", 1)?;
+        jobs::begin_alone(record, job, request.args.clone());
+        return Ok(());
+    }
+    if record.stopped {
+        if request.args.is_some() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{} is stopped: starting it runs nothing yet", record.name),
+                "arguments are for a run",
+                format!(
+                    "start it without, and then again with them: `wasmorch start {}`",
+                    record.name
+                ),
+            ));
+        }
+        // What would have run meanwhile is not made up for, and what was running has ended.
+        record.earlier.clear();
+        if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+            run.outcome = Some(jobs::over("stopped", call.now));
+        }
+        cron::from_now(record, call.now);
+        return Ok(());
+    }
+    match target.spec.overlap.unwrap_or_default() {
+        Overlap::Replace => jobs::begin_alone(record, job, request.args.clone()),
+        Overlap::Skip => {
+            refuse_while_running(record, "overlap is \"skip\": one run at a time", 1)?;
+            jobs::begin_alone(record, job, request.args.clone());
+        }
+        Overlap::Allow => {
+            refuse_while_running(record, "so many runs at once are allowed", cron::RUNS_MOST)?;
+            let run = jobs::next_run(record, job, request.args.clone());
+            jobs::begin(record, run);
+        }
+    }
+    Ok(())
+}
+
+fn refuse_while_running(record: &Record, why: &str, most: usize) -> Result<(), ApiError> {
+    if record.runs().count() < most {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::Conflict,
+        format!("{} is still running", record.name),
+        why,
+        format!(
+            "wait for it, or end it with `wasmorch stop {}`",
+            record.name
+        ),
+    ))
 }
 
 /// The running rollout's deadline begins anew.

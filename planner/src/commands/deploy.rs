@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
-use wasmorch_api::record::{Removed, Rollout, Run};
+use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::{
     ApiError, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber, RolloutState,
     Route, WorkloadKey, WorkloadSpec,
@@ -16,6 +16,7 @@ use crate::cluster::{Cluster, Workload};
 use crate::planted::{self, Bug};
 use crate::queries;
 use crate::write::{EventDraft, Write};
+use crate::{cron, jobs, quota};
 
 /// What is deployed, after the specs and the components have been checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,7 @@ pub fn deploy(
     let mut writes = Vec::new();
     let mut events = Vec::new();
     let mut workloads = Vec::new();
+    let mut changed = Vec::new();
     for (spec, kind) in &input.workloads {
         let key = call.key(&spec.name);
         let known = cluster.workload(&key);
@@ -78,7 +80,9 @@ pub fn deploy(
             events.extend(step.events);
         }
         workloads.push(deployed);
+        changed.push((record, spec));
     }
+    quota::refuse_beyond(cluster, &call.namespace, &changed)?;
     Ok(Outcome {
         writes,
         events,
@@ -154,16 +158,12 @@ fn one(
     record.revision = number;
     record.newest = number;
     record.desired = if kind.ends() {
-        1
+        spec.job.parallelism.min(spec.job.completions)
     } else {
         desired.unwrap_or(record.desired.max(1))
     };
-    record.stopped = false;
     record.crash_loop.clear();
     record.updated = call.now;
-    if kind.ends() {
-        record.run = Some(next_run(&record, None));
-    }
     record.rollout = Some(Rollout {
         revision: number,
         from,
@@ -173,16 +173,18 @@ fn one(
         best: 0,
         reason: None,
     });
+    let before = known
+        .and_then(Workload::target)
+        .map(|target| (&target.spec, target.kind));
+    take_runs(&mut record, before, (spec, kind), call);
+    record.stopped = false;
     let said = format!("revision {number}: {}", changes.join("; "));
-    let events = vec![
-        EventDraft::of(key, EventKind::Deployed, said).revision(number),
-        EventDraft::of(
-            key,
-            EventKind::RolloutStarted,
-            format!("to revision {number}"),
-        )
-        .revision(number),
-    ];
+    let mut events = vec![EventDraft::of(key, EventKind::Deployed, said).revision(number)];
+    if record.rollout.is_some() {
+        let said = format!("to revision {number}");
+        let event = EventDraft::of(key, EventKind::RolloutStarted, said);
+        events.push(event.revision(number));
+    }
     let forgotten = known
         .map(|workload| too_old(workload, &record))
         .unwrap_or_default();
@@ -207,6 +209,9 @@ fn rescale(
         .unwrap_or(record.desired);
     if record.desired == desired && !record.stopped {
         return None;
+    }
+    if record.kind == Kind::Cron {
+        cron::from_now(&mut record, call.now);
     }
     let said = format!("{} to {desired}", record.wanted());
     record.desired = desired;
@@ -238,6 +243,8 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
         fresh_from: PlacementNumber(0),
         run: None,
         moves: Vec::new(),
+        earlier: Vec::new(),
+        scheduled: None,
         crash_loop: Vec::new(),
         homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
         created: call.now,
@@ -246,13 +253,25 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
     }
 }
 
-/// A job's next run.
-pub(super) fn next_run(record: &Record, args: Option<Vec<String>>) -> Run {
-    Run {
-        number: record.run.as_ref().map_or(1, |run| run.number + 1),
-        first_placement: record.next_placement,
-        args,
-        outcome: None,
+/// What another revision means for what runs: a job begins anew, a cron workload's runs go on and its
+/// times are the new schedule's, and whatever else runs on has no runs.
+pub(super) fn take_runs(
+    record: &mut Record,
+    before: Option<(&WorkloadSpec, Kind)>,
+    (spec, kind): (&WorkloadSpec, Kind),
+    call: &Call,
+) {
+    let same_kind = before.filter(|(_, before)| *before == kind);
+    if same_kind.is_none() {
+        record.earlier.clear();
+        if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+            run.outcome = Some(jobs::over("replaced by another revision", call.now));
+        }
+    }
+    match kind {
+        Kind::Job => jobs::begin_alone(record, &spec.job, None),
+        Kind::Cron => cron::take(record, same_kind.map(|(before, _)| before), spec, call.now),
+        _ => {}
     }
 }
 

@@ -87,12 +87,16 @@ pub fn rollback(
     });
     after.revision = to;
     after.kind = target.kind;
-    if target.kind.ends() {
-        after.run = Some(super::deploy::next_run(&after, None));
-    }
-    after.stopped = false;
     after.crash_loop.clear();
     after.updated = call.now;
+    let before = workload.target().map(|target| (&target.spec, target.kind));
+    super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call);
+    after.stopped = false;
+    if target.kind.ends() {
+        after.desired = target.spec.job.parallelism.min(target.spec.job.completions);
+    }
+    let changed = [(after.clone(), &target.spec)];
+    crate::quota::refuse_beyond(cluster, &call.namespace, &changed)?;
     let reply = DeployReply {
         index: 0,
         workloads: vec![deployed(&after, true)],
@@ -181,7 +185,6 @@ pub fn rollout(
             }
             if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
                 // Ends the aborted run; what came before is not run again.
-                run.first_placement = record.next_placement;
                 run.outcome = Some(RunOutcome {
                     completed: false,
                     exit_code: None,

@@ -58,8 +58,7 @@ fn not_yet_has_a_place() {
     let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
     let mut shown = messages(&not_yet_together(manifest.atomic, manifest.workloads.len()));
     for workload in &manifest.workloads {
-        let kind = workload.spec.kind.unwrap_or(Kind::Messages);
-        let problems = not_yet(&workload.spec, kind);
+        let problems = not_yet(&workload.spec);
         let located: Vec<_> = problems
             .into_iter()
             .map(|problem| workload.locate(problem))
@@ -68,11 +67,11 @@ fn not_yet_has_a_place() {
     }
     let manifest = read_manifest(include_str!("../testdata/digest.toml")).unwrap();
     for workload in &manifest.workloads {
-        shown.push_str(&messages(&not_yet(&workload.spec, Kind::Service)));
+        shown.push_str(&messages(&not_yet(&workload.spec)));
     }
     insta::assert_snapshot!("not-yet", shown);
     let small = read_manifest(include_str!("../testdata/small.toml")).unwrap();
-    assert_eq!(not_yet(&small.workloads[0].spec, Kind::Http), []);
+    assert_eq!(not_yet(&small.workloads[0].spec), []);
     assert_eq!(not_yet_together(true, 1), []);
 }
 
@@ -158,12 +157,7 @@ fn the_reference_holds() {
         let manifest =
             read_manifest(example).unwrap_or_else(|problems| panic!("{}", messages(&problems)));
         for workload in manifest.workloads {
-            let kind = if workload.spec.bindings.subscribe.is_empty() {
-                Kind::Http
-            } else {
-                Kind::Messages
-            };
-            assert_eq!(not_yet(&workload.spec, kind), []);
+            assert_eq!(not_yet(&workload.spec), []);
         }
     }
 }

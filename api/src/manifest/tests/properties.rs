@@ -319,7 +319,10 @@ fn spec() -> impl Strategy<Value = WorkloadSpec> {
         .prop_map(
             |(texts, places, life, (replicas, scale), bindings, resources, policy)| {
                 let (args, environment, config) = texts;
-                let (constraints, affinity, mut tolerate, disconnect) = places;
+                let (mut constraints, affinity, mut tolerate, disconnect) = places;
+                if matches!(replicas, Some(Replicas::PerHost(_))) {
+                    constraints.retain(|one| matches!(one, Constraint::Label { .. }));
+                }
                 let (ready, live, update, start_grace, attempts) = life;
                 tolerate.sort();
                 tolerate.dedup();

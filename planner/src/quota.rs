@@ -1,0 +1,264 @@
+//! Quotas: what all workloads of a namespace may have together.
+//!
+//! Owns what counts against one, and how it is told that it is used up.
+//!
+//! Rule: each slot counts once, with what its newest placement books (`resources.reserve`) and as one
+//! replica; a successor in a rollout does not count beside the one that it replaces, and what drains
+//! does not count. A deploy, a scale or a start that asks for more than the quota is *refused*: whoever asks
+//! is there to be told, and nothing is half done. What grows by itself (`per-host` with the hosts,
+//! cron with its schedule) or meets a quota that was lowered stays *unplaced*, with the reason;
+//! what runs goes on, and is not placed again once it has ended.
+//!
+//! Known limit: what a namespace with a quota holds is counted anew in every plan that starts
+//! something there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wasmorch_api::record::{NamespaceRecord, Quota};
+use wasmorch_api::{
+    ApiError, ByteSize, Cpu, ErrorCode, Kind, Name, PlacementNumber, Record, Slot, WorkloadKey,
+    WorkloadSpec,
+};
+
+use crate::cluster::{Cluster, Workload};
+use crate::place::{Effort, Removed};
+use crate::plan::Plan;
+use crate::planted::{self, Bug};
+use crate::pool::Booked;
+use crate::slots::Pass;
+
+/// What a quota allows; a dimension that it leaves out is not limited.
+pub(crate) fn limit(quota: &Quota) -> Booked {
+    Booked {
+        memory_bytes: quota.memory_bytes.unwrap_or(u64::MAX),
+        cpu_millis: quota.cpu_millis.unwrap_or(u64::MAX),
+        replicas: quota.replicas.unwrap_or(u64::MAX),
+        set_bytes: u64::MAX,
+    }
+}
+
+/// The first dimension in which `after` is more than before and more than the limit: its name, and by
+/// how much.
+fn beyond(before: Booked, after: Booked, limit: Booked) -> Option<(&'static str, u64)> {
+    let grows = after.minus(before);
+    let dimensions = after.dimensions(grows, limit).into_iter();
+    let over = |(dimension, after, grows, limit): (&'static str, u64, u64, u64)| {
+        (grows > 0 && after > limit).then(|| (dimension, after - limit))
+    };
+    { dimensions }.find_map(over)
+}
+
+impl Cluster {
+    /// A namespace's record.
+    pub fn namespace(&self, namespace: &Name) -> Option<&NamespaceRecord> {
+        self.namespaces.get(namespace)
+    }
+
+    /// The workloads of a namespace.
+    fn in_namespace(&self, namespace: &Name) -> impl Iterator<Item = (&WorkloadKey, &Workload)> {
+        let first = WorkloadKey::new(namespace.clone(), Name::default());
+        let rest = self.workloads.range(first..);
+        let of = namespace.clone();
+        rest.take_while(move |(key, _)| key.namespace == of)
+    }
+
+    /// What a namespace holds once a plan is carried out as far as it has come.
+    pub(crate) fn held_in(&self, namespace: &Name, plan: &Plan) -> Booked {
+        let stops = plan
+            .stop
+            .iter()
+            .filter(|stop| stop.key.namespace == *namespace);
+        let stops: BTreeSet<(&WorkloadKey, PlacementNumber)> =
+            stops.map(|stop| (&stop.key, stop.placement)).collect();
+        // The newest placement of a slot comes last.
+        let mut slots: BTreeMap<(&WorkloadKey, Slot), Booked> = BTreeMap::new();
+        for (key, workload) in self.in_namespace(namespace) {
+            for (number, placed) in &workload.placements {
+                let revision = workload.revisions.get(&placed.revision);
+                let Some(revision) = revision.filter(|_| !stops.contains(&(key, *number))) else {
+                    continue;
+                };
+                let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
+                slots.insert((key, placed.slot), booked);
+            }
+        }
+        let starts = plan
+            .start
+            .iter()
+            .filter(|start| start.key.namespace == *namespace);
+        for start in starts {
+            let workload = self.workloads.get_key_value(&start.key);
+            let Some((key, workload)) = workload else {
+                continue;
+            };
+            if let Some(revision) = workload.revisions.get(&start.revision) {
+                let booked = Booked::of(key, &revision.spec, start.args.as_deref());
+                slots.insert((key, start.slot), booked);
+            }
+        }
+        slots.into_values().fold(Booked::default(), Booked::plus)
+    }
+
+    /// What a namespace's workloads hold now.
+    pub(crate) fn held_now(&self, namespace: &Name) -> Booked {
+        self.held_in(namespace, &Plan::default())
+    }
+}
+
+impl Pass<'_> {
+    /// What the slot counts for.
+    fn slot_counts(&self, slot: Slot) -> Booked {
+        let newest = self.seats_of(slot).last();
+        let booked = newest.and_then(|seat| {
+            let revision = self.workload.revisions.get(&seat.placed.revision)?;
+            let args = seat.placed.args.as_deref();
+            Some(Booked::of(self.key, &revision.spec, args))
+        });
+        booked.unwrap_or_default()
+    }
+
+    /// Whether the namespace's quota has room for one more in this slot; what is lacking is noted.
+    pub(crate) fn within_quota(&mut self, slot: Slot, wants: Booked) -> bool {
+        let namespace = &self.key.namespace;
+        let Some(known) = self.cluster.namespaces.get(namespace) else {
+            return true;
+        };
+        if planted::is(Bug::QuotaIgnored) {
+            return true;
+        }
+        let held = self.pool.held.get(namespace).copied();
+        let held = held.unwrap_or_else(|| self.cluster.held_in(namespace, self.plan));
+        self.pool.held.insert(namespace.clone(), held);
+        let after = held.minus(self.slot_counts(slot)).plus(wants);
+        let lacks = beyond(held, after, limit(&known.quota));
+        if let Some(lacks) = lacks {
+            self.over_quota = Some(lacks);
+        }
+        lacks.is_none()
+    }
+
+    /// Whatever is done next to a slot changes what the namespace holds; `change` does it.
+    pub(crate) fn counting(&mut self, slot: Slot, change: impl FnOnce(&mut Self)) {
+        if !self.pool.held.contains_key(&self.key.namespace) {
+            // Nobody has asked yet: it is counted from the plan when somebody does.
+            change(self);
+            return;
+        }
+        let before = self.slot_counts(slot);
+        change(self);
+        let after = self.slot_counts(slot);
+        if let Some(held) = self.pool.held.get_mut(&self.key.namespace) {
+            *held = held.minus(before).plus(after);
+        }
+    }
+
+    /// Why nothing more is placed, for every host.
+    pub(crate) fn removed_by_quota(&self) -> Option<Removed> {
+        let (dimension, lacks) = self.over_quota?;
+        let known = self.cluster.namespaces.get(&self.key.namespace)?;
+        let namespace = &self.key.namespace;
+        let raise = raise(namespace, &known.quota, dimension, lacks);
+        Some(Removed {
+            filter: format!("quota of namespace {namespace} ({dimension})"),
+            lacking: Some((dimension, lacks)),
+            effort: (Effort::Command, lacks),
+            fix: format!(
+                "raise it with `{raise}`, or free {}",
+                amount(dimension, lacks)
+            ),
+        })
+    }
+}
+
+fn amount(dimension: &str, many: u64) -> String {
+    match dimension {
+        "memory" => ByteSize(many).approximate(),
+        "cpu" => format!("{} of cpu", Cpu(many)),
+        _ => format!("{many} replicas"),
+    }
+}
+
+/// The command that lets it pass.
+fn raise(namespace: &Name, quota: &Quota, dimension: &str, lacks: u64) -> String {
+    let flag = match dimension {
+        "memory" => format!(
+            "--memory {}",
+            ByteSize(quota.memory_bytes.unwrap_or(0).saturating_add(lacks))
+        ),
+        "cpu" => format!(
+            "--cpu {}",
+            Cpu(quota.cpu_millis.unwrap_or(0).saturating_add(lacks))
+        ),
+        _ => format!(
+            "--replicas {}",
+            quota.replicas.unwrap_or(0).saturating_add(lacks)
+        ),
+    };
+    format!("wasmorch quota -n {namespace} {flag}")
+}
+
+/// What a workload asks for.
+fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
+    let one = Booked::of(key, spec, None);
+    let seats = u64::from(spec.job.parallelism.min(spec.job.completions));
+    let many = match record.kind {
+        _ if record.stopped => 0,
+        // What has run to its end asks for nothing; a cron workload's next run comes by itself.
+        Kind::Job => record.runs().map(|run| u64::from(run.wanted())).sum(),
+        Kind::Cron => seats,
+        _ => u64::from(record.wanted()),
+    };
+    Booked {
+        memory_bytes: one.memory_bytes.saturating_mul(many),
+        cpu_millis: one.cpu_millis.saturating_mul(many),
+        replicas: many,
+        set_bytes: 0,
+    }
+}
+
+/// Refuses what would ask for more than the namespace's quota; what asks for no more than before passes.
+pub(crate) fn refuse_beyond(
+    cluster: &Cluster,
+    namespace: &Name,
+    changed: &[(Record, &WorkloadSpec)],
+) -> Result<(), ApiError> {
+    let Some(known) = cluster.namespaces.get(namespace) else {
+        return Ok(());
+    };
+    let (mut before, mut after) = (Booked::default(), Booked::default());
+    for (key, workload) in cluster.in_namespace(namespace) {
+        let Some(target) = workload.target() else {
+            continue;
+        };
+        let asked = asks(key, &workload.record, &target.spec);
+        before = before.plus(asked);
+        if !changed.iter().any(|(record, _)| record.name == key.name) {
+            after = after.plus(asked);
+        }
+    }
+    for (record, spec) in changed {
+        after = after.plus(asks(&record.key(), record, spec));
+    }
+    let limit = limit(&known.quota);
+    let Some((dimension, lacks)) = beyond(before, after, limit) else {
+        return Ok(());
+    };
+    let of = |booked: Booked| {
+        let mut dimensions = booked.dimensions(booked, booked).into_iter();
+        let found = dimensions.find(|(name, ..)| *name == dimension);
+        amount(dimension, found.map_or(0, |(_, value, ..)| value))
+    };
+    let raise = raise(namespace, &known.quota, dimension, lacks);
+    Err(ApiError::new(
+        ErrorCode::Denied,
+        format!("namespace {namespace} would go beyond its quota"),
+        format!(
+            "{} would be asked for in all, {} are allowed",
+            of(after),
+            of(limit)
+        ),
+        format!(
+            "raise it with `{raise}`, or ask for fewer replicas or a smaller resources.reserve"
+        ),
+    ))
+}
