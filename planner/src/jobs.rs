@@ -105,7 +105,7 @@ impl Pass<'_> {
         for seat in seats {
             let slot = seat.placed.slot;
             if run.counted.contains(&seat.number) && !planted::is(Bug::CompletionCountedTwice) {
-                self.stop(&seat, StopReason::Ended);
+                self.stop_if_heard(&seat, StopReason::Ended);
                 continue;
             }
             let status = self.status_of(&seat);
