@@ -152,10 +152,8 @@ impl Pass<'_> {
             self.vacate(seat);
         }
         if alone {
-            self.refill.insert(slot);
-            if first_time {
-                self.say_lost(seat);
-            }
+            // Told once the slot is filled again, and so told once.
+            self.refill.insert(slot, first_time.then(|| seat.clone()));
         }
         true
     }

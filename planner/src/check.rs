@@ -86,6 +86,7 @@ pub enum BrokenRule {
         workload: WorkloadKey,
         /// The seat.
         slot: Slot,
+    },
     /// A host with more of what it shall have one of.
     #[error("host {host} would have {count} placements of {workload}, which has one on every host")]
     CrowdedHost {
@@ -338,6 +339,7 @@ fn slots_are_sound(
             workload: key.clone(),
             slot: start.slot,
         }));
+    }
     if target.kind.ends() {
         runs_are_sound(cluster, (key, workload), part, record, broken);
         return;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use wasmorch_api::record::{NamespaceRecord, Removed};
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{
-    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name,
-    PlacementNumber, PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision,
-    RevisionNumber, RouteTable, Slot, Term, Timestamp, WorkloadKey,
+    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementNumber,
+    PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
+    RouteTable, Slot, Term, Timestamp, WorkloadKey,
 };
 
 use crate::ENDED_KEPT;

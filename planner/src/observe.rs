@@ -93,6 +93,7 @@ impl Cluster {
             return;
         };
         let known = (host.known(), host.state);
+        let window = self.detection.dead(&beat.info);
         let boot = beat.boot.clone();
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
@@ -132,7 +133,7 @@ impl Cluster {
         }
         // One that says that it leaves is as good as gone: no silence has to prove it.
         if beat.leaving {
-            self.host_died(&beat.host, now.after(DEAD_AFTER));
+            self.host_died(&beat.host, now.after(window));
         } else {
             if host.state == HostState::Dead {
                 self.host_is_back(&beat.host, beat.status_seq, now);

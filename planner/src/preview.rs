@@ -49,7 +49,7 @@ pub fn of_deploy(
     } else {
         cluster.excerpt(&keys)
     };
-    let mut played = play(&mut after, &keys, &outcome.writes, call.now);
+    let mut played = play(&mut after, &keys, outcome.writes.clone(), call.now);
     let waits = |after: &Cluster| {
         let mut workloads = keys.iter().filter_map(|key| after.workload(key));
         workloads.any(|one| one.unplaced.is_some())
@@ -59,7 +59,7 @@ pub fn of_deploy(
     if !limited && lower.is_some() && waits(&after) {
         // And whose room it could have.
         after = cluster.clone();
-        played = play(&mut after, &keys, &outcome.writes, call.now);
+        played = play(&mut after, &keys, outcome.writes, call.now);
     }
     let left = played.left;
     let then = seats(&after, &keys);
@@ -142,7 +142,7 @@ struct Played {
 }
 
 /// Carries the writes out, then plans and carries out until there is nothing more to do.
-fn play(after: &mut Cluster, keys: &[WorkloadKey], writes: &[Write], now: Timestamp) -> Played {
+fn play(after: &mut Cluster, keys: &[WorkloadKey], writes: Vec<Write>, now: Timestamp) -> Played {
     // Sequences only have to be new; the copy is thrown away.
     let mut sequence = u64::MAX / 2;
     after.commit(writes, sequence, now);

@@ -96,7 +96,7 @@ pub(crate) struct Pass<'a> {
     /// Its place has been given up already, while it was asked whether there is another.
     pub(crate) vacated: Option<PlacementNumber>,
     /// Slots to fill although what is lost stays in its host's set.
-    pub(crate) refill: BTreeSet<Slot>,
+    pub(crate) refill: BTreeMap<Slot, Option<Seat>>,
     /// A host that may still run what must not run twice.
     pub(crate) held_up: Option<String>,
     /// No host has room: nothing was freed since that was found.
@@ -166,7 +166,7 @@ pub(crate) fn plan_workload(
         delta: Delta::default(),
         fill: None,
         vacated: None,
-        refill: BTreeSet::new(),
+        refill: BTreeMap::new(),
         held_up: None,
         full: false,
         unplaced: 0,
@@ -688,7 +688,7 @@ impl Pass<'_> {
 
     fn place_empty(&mut self) {
         for slot in self.wanted() {
-            let seated = self.seats_of(slot).next().is_some() && !self.refill.contains(&slot);
+            let seated = self.seats_of(slot).next().is_some() && !self.refill.contains_key(&slot);
             if seated || !self.open(slot) {
                 continue;
             }
@@ -707,7 +707,11 @@ impl Pass<'_> {
                 self.waits = true;
                 continue;
             }
-            self.start(slot, None);
+            if self.start(slot, None)
+                && let Some(lost) = self.refill.get_mut(&slot).and_then(Option::take)
+            {
+                self.say_lost(&lost);
+            }
         }
     }
 

@@ -20,7 +20,7 @@ fn of(n: u8, count: u8, priority: u32, mib: u64) -> WorkloadSpec {
 }
 
 impl World {
-    fn placed(&self, n: u8) -> Vec<String> {
+    fn hosts_of(&self, n: u8) -> Vec<String> {
         let key = WorkloadKey::new(name("default"), name(&format!("w{n}")));
         let placements = self.cluster.workload(&key).unwrap().placements.values();
         let mut hosts: Vec<String> = placements.map(|placed| placed.host.to_string()).collect();
@@ -54,19 +54,19 @@ fn an_equal_or_higher_priority_is_never_pre_empted() {
         world.deploy(of(2, 1, priority, 600), Kind::Http);
         world.run(4);
         assert_eq!(
-            (world.placed(1).len(), world.placed(2).len()),
+            (world.hosts_of(1).len(), world.hosts_of(2).len()),
             (1, 0),
             "{priority}"
         );
     }
     world.deploy(of(2, 1, 51, 600), Kind::Http);
     world.run(4);
-    assert_eq!((world.placed(1).len(), world.placed(2).len()), (0, 1));
+    assert_eq!((world.hosts_of(1).len(), world.hosts_of(2).len()), (0, 1));
     assert_eq!(world.lowered(1), Some(1), "it waits, and says so");
     // Room again: it comes back by itself.
     world.ask(2, None, commands::rm);
     world.run(4);
-    assert_eq!(world.placed(1).len(), 1);
+    assert_eq!(world.hosts_of(1).len(), 1);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn the_fewest_and_the_lowest_make_room() {
     world.run(4);
     world.deploy(of(2, 1, 50, 400), Kind::Http);
     world.run(4);
-    assert_eq!((world.placed(1).len(), world.preempted().len()), (1, 1));
+    assert_eq!((world.hosts_of(1).len(), world.preempted().len()), (1, 1));
 }
 
 #[test]
@@ -131,14 +131,14 @@ fn a_victim_goes_elsewhere_at_once_when_there_is_room() {
     let mut picky = of(2, 1, 50, 600);
     picky.constraints = vec![Constraint::Label {
         label: "host".into(),
-        test: LabelTest::Eq(world.placed(1)[0].clone()),
+        test: LabelTest::Eq(world.hosts_of(1)[0].clone()),
     }];
     world.deploy(picky, Kind::Http);
     let plan = world.round();
     assert_eq!((plan.start.len(), plan.stop.len()), (2, 1), "{plan:#?}");
     world.run(4);
-    assert_eq!((world.placed(1).len(), world.lowered(1)), (1, None));
-    assert_ne!(world.placed(1), world.placed(2));
+    assert_eq!((world.hosts_of(1).len(), world.lowered(1)), (1, None));
+    assert_ne!(world.hosts_of(1), world.hosts_of(2));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn min_available_is_kept() {
     world.run(6);
     world.deploy(of(2, 2, 50, 300), Kind::Http);
     world.run(6);
-    assert_eq!((world.placed(1).len(), world.placed(2).len()), (2, 1));
+    assert_eq!((world.hosts_of(1).len(), world.hosts_of(2).len()), (2, 1));
     assert_eq!(world.lowered(2), Some(1));
 }
 
@@ -166,7 +166,7 @@ fn a_preview_shows_who_would_make_room() {
     let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
     assert_eq!(shown["unplaced"].as_array().unwrap().len(), 0);
     assert_eq!(shown["stop"][0]["workload"], "default/w1");
-    assert_eq!(world.placed(1).len(), 1, "nothing has changed");
+    assert_eq!(world.hosts_of(1).len(), 1, "nothing has changed");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use crate::manifest::{
     ComponentRef, Problem, not_yet, not_yet_together, read_deploy, read_manifest,
 };
-use crate::spec::Kind;
 
 fn messages(problems: &[Problem]) -> String {
     problems
