@@ -124,8 +124,8 @@ impl Field {
     }
 
     fn read(&self, text: &str) -> Result<u64, String> {
-        let parts = text.split(',').map(|part| self.part(part));
-        let bits = parts.fold(Some(0), |bits, part| Some(bits? | part?));
+        let mut parts = text.split(',').map(|part| self.part(part));
+        let bits = parts.try_fold(0, |bits, part| Some(bits | part?));
         bits.ok_or_else(|| {
             let (what, low, high) = (self.what, self.low, self.high);
             format!(
@@ -428,7 +428,7 @@ mod tests {
             let text = format!("{minute}-59/{step} {} {} * {}", or(hour), or(day), or(weekday));
             let schedule = Schedule::parse(&text, None).unwrap();
             let found = schedule.next_after(Timestamp(at)).unwrap();
-            proptest::prop_assert!(found.0 > at && found.0 % 60_000 == 0);
+            proptest::prop_assert!(found.0 > at && found.0.is_multiple_of(60_000));
             let shows = |at: u64| {
                 let wall = jiff::Timestamp::from_millisecond(at as i64).unwrap().to_zoned(TimeZone::UTC);
                 let day_fits = day.is_none_or(|day| wall.day() as u32 == day);

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use wasmorch_api::spec::{Disconnect, Reconcile};
 use wasmorch_api::status::HostState;
-use wasmorch_api::{EventKind, HostId, Slot, Timestamp};
+use wasmorch_api::{EventKind, HostId, PlacementNumber, ReplicaId, Slot, Timestamp, WorkloadKey};
 
 use crate::cluster::{Cluster, Host, Placed, Workload};
 use crate::place;
@@ -31,6 +31,9 @@ use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
 use crate::write::EventDraft;
+
+/// In place of a sequence: no set leaves it behind, only its host's word does.
+const UNTIL_TOLD: u64 = u64::MAX;
 
 impl Host {
     /// Nothing runs there any more that must end by itself when nobody hears its host.
@@ -49,6 +52,23 @@ impl Host {
         self.caught_up |= !behind && !self.holds_unkept();
         self.unsure.retain(|_, (_, sequence)| *sequence > applied);
         before != (self.caught_up, self.unsure.len())
+    }
+
+    /// A replica of a workload that is no more goes on ending here: one of the same name must know.
+    pub(crate) fn still_ends(&mut self, key: &WorkloadKey, replica: ReplicaId) {
+        let one = (key.clone(), replica.placement);
+        self.unsure.insert(one, (replica.slot, UNTIL_TOLD));
+    }
+
+    /// Such replicas have ended. Tells whether there were any.
+    pub(crate) fn forget_ending(
+        &mut self,
+        ended: impl Fn(&WorkloadKey, PlacementNumber) -> bool,
+    ) -> bool {
+        let before = self.unsure.len();
+        self.unsure
+            .retain(|(key, number), (_, sequence)| *sequence != UNTIL_TOLD || !ended(key, *number));
+        before != self.unsure.len()
     }
 }
 

@@ -502,8 +502,7 @@ fn ready_is_kept(
             .collect();
         ready.len() as u64
     };
-    let before = slots(&|_| true);
-    let mut judge = |ready: u64, least: u64| {
+    let mut judge = |before: u64, ready: u64, least: u64| {
         let least = least.min(before);
         if ready < least {
             broken.push(BrokenRule::TooFew {
@@ -516,13 +515,20 @@ fn ready_is_kept(
     let moves = takes(StopReason::Moved);
     if moves || takes(StopReason::Replaced) {
         let may_lack = u64::from(target.spec.update.max_unavailable);
+        // What ends for another reason (a drain's deadline, a higher priority) is not this rule's.
+        let chosen = |why: &StopReason| matches!(why, StopReason::Moved | StopReason::Replaced);
+        let before = slots(&|number| stops.get(number).is_none_or(chosen));
         let ready = slots(&|number| !stops.contains_key(number));
-        judge(ready, wanted.saturating_sub(may_lack));
+        judge(before, ready, wanted.saturating_sub(may_lack));
     }
     if moves {
         let moved = |number: &PlacementNumber| stops.get(number) == Some(&StopReason::Moved);
         let ready = slots(&|number| !moved(number));
-        judge(ready, u64::from(target.spec.min_available));
+        judge(
+            slots(&|_| true),
+            ready,
+            u64::from(target.spec.min_available),
+        );
     }
 }
 

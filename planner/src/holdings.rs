@@ -242,9 +242,18 @@ impl Cluster {
         // id), and would hide all that this one says.
         let named: BTreeSet<(&str, &str, ReplicaId)> =
             report.replicas.iter().map(name_of).collect();
-        let Some(host) = self.hosts.get(&report.host) else {
+        let Some(host) = self.hosts.get_mut(&report.host) else {
             return;
         };
+        if host.forget_ending(|id, number| {
+            first_of_boot
+                || !named.iter().any(|(namespace, name, replica)| {
+                    (*namespace, *name) == (id.namespace.as_str(), id.name.as_str())
+                        && replica.placement == number
+                })
+        }) {
+            self.agenda.room();
+        }
         let held = host.set.iter().flat_map(|set| &set.groups);
         let held = held.flat_map(|group| {
             let key = group.key();
@@ -319,8 +328,12 @@ impl Cluster {
         }
         for number in &workload.leaving {
             let report = workload.reports.get(number);
-            if let Some(host) = report.and_then(|r| self.hosts.get_mut(&r.host)) {
+            let Some(known) = report else { continue };
+            if let Some(host) = self.hosts.get_mut(&known.host) {
                 host.leaving.remove(&(key.clone(), *number));
+                if !known.status.state.ended() {
+                    host.still_ends(key, known.status.replica);
+                }
             }
         }
     }

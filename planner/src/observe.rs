@@ -241,6 +241,14 @@ impl Cluster {
         out: &mut Observed,
     ) {
         let key = status.key();
+        if let Some(one) = self.hosts.get_mut(host) {
+            let (ended, replica) = (status.state.ended(), status.replica);
+            if !ended && !self.workloads.contains_key(&key) {
+                one.still_ends(&key, replica);
+            } else if ended && one.forget_ending(|id, n| (id, n) == (&key, replica.placement)) {
+                self.agenda.room();
+            }
+        }
         let Some(workload) = self.workloads.get_mut(&key) else {
             return;
         };

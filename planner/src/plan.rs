@@ -267,6 +267,10 @@ impl Cluster {
         }
         let partly = self.workloads.get(key).is_some_and(|one| one.steady);
         let passed = slots::plan_workload(self, pool, (key, &dirt), now, plan);
+        // Whose room it has taken is among its stops, and not its own.
+        let own = |stop: &Stop| stop.key == *key;
+        plan.stop[stops..].sort_by_key(own);
+        stops += plan.stop[stops..].partition_point(|stop| !own(stop));
         let awaits = tables::plan_tables(self, (key, &dirt), partly, stops, plan);
         let wrote = plan.size() != before;
         if partly && matches!(dirt, Dirt::Part { .. }) {

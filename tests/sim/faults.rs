@@ -160,6 +160,7 @@ impl World {
         host.ahead += by;
         // What has been well for long by that clock counts as such.
         host.law.forgive();
+        host.law.jumped = self.now;
         self.say_host(at, || format!("its clock jumps {} s ahead", by / 1_000));
         if self.hosts[at].up.is_some() {
             self.wake_host(at, 0, HostWake::Agent);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{
-    BootId, ClusterId, Kind, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
+    BootId, ClusterId, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
 };
 use wasmorch_host::agent::{Effect, Event as AgentEvent, Held};
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey, ToRunner};
@@ -32,6 +32,8 @@ pub(crate) struct HostLaw {
     pub(crate) born: u64,
     pub(crate) boot: Option<BootId>,
     echoed: Option<u64>,
+    /// When its clock last jumped: the daemon sees that as soon as a timer wakes it, and not before.
+    pub(crate) jumped: u64,
 }
 
 fn seats(set: &PlacementSet) -> BTreeSet<Seat> {
@@ -187,7 +189,13 @@ impl World {
 
     /// A leader's echo, by which the host may go on.
     pub(crate) fn law_hears(&mut self, at: usize, note: &HeardNote) {
-        let law = &mut self.hosts[at].law;
+        let host = &mut self.hosts[at];
+        // Over a store that was put back a leader of an earlier term may speak: it hears for nobody.
+        let in_force = host.up.as_ref().map(|up| up.agent.term().0);
+        if in_force.is_some_and(|term| note.term < term) {
+            return;
+        }
+        let law = &mut host.law;
         if law.boot.as_ref() == Some(&note.boot) {
             law.echoed = law.echoed.max(Some(note.at.0));
         }
@@ -197,7 +205,11 @@ impl World {
     pub(crate) fn law_of_silence(&mut self, at: usize) {
         let host = &self.hosts[at];
         let clock = self.now + host.ahead;
-        let Some(up) = &host.up else {
+        let Some(up) = host
+            .up
+            .as_ref()
+            .filter(|_| self.now >= host.law.jumped + 1_000)
+        else {
             return;
         };
         let runs = up
@@ -301,7 +313,8 @@ impl World {
                 *proven = 0;
             }
             *before = stored;
-            *proven = (*proven).max(ready);
+            // What a host that is no longer counted still ends is no more than there shall be.
+            *proven = (*proven).max(ready.min(stored));
             let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
             if ready.saturating_add(may) < proven {
                 self.broken(format!(

@@ -169,9 +169,12 @@ impl World {
                     self.laws.runs.note(revision);
                     let one = (revision.key(), revision.number);
                     self.laws.specs.insert(one, revision.spec.clone());
+                    let one = (revision.key(), revision.number);
                     if revision.spec.per_host() {
-                        let one = (revision.key(), revision.number);
                         self.laws.per_host.insert(one);
+                    } else {
+                        // A store that went back gives a number a second time.
+                        self.laws.per_host.remove(&one);
                     }
                 }
                 Write::Namespace(_) => self.laws.limited = true,
@@ -341,7 +344,10 @@ impl World {
         found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));
         found = found.or_else(|| self.beyond_quota(at, plan));
         found = found.or_else(|| self.pre_empted_by_none(at, plan));
-        found = found.or_else(|| self.host_crowded(plan));
+        // A leader that stood still plans once more before it sees that its lease is over.
+        if self.lease_holds(at) {
+            found = found.or_else(|| self.host_crowded(plan));
+        }
         found = found.or_else(|| self.runs_left_out(at, plan));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);

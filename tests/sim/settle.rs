@@ -3,8 +3,10 @@
 //! Owns what "converged" means. It looks at the truth (what runners run) and at the leader's plan.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use wasmorch_api::spec::UpdateOrder;
+use wasmorch_api::status::HostState;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
 
@@ -113,6 +115,10 @@ impl World {
                 return Some(trouble);
             }
         }
+        let mut hosts = leading.cluster.hosts().values();
+        if let Some(host) = hosts.find(|host| host.state == HostState::Suspect) {
+            return Some(format!("{} is neither alive nor dead", host.info().name));
+        }
         if let Some(stray) = self.stray().or_else(|| self.not_emptied(at)) {
             return Some(stray);
         }
@@ -126,6 +132,13 @@ impl World {
             if !writes.is_empty() {
                 let keys: Vec<String> = writes.iter().map(wasmorch_planner::Write::key).collect();
                 return Some(format!("the plan is not empty: {}", keys.join(" ")));
+            }
+            // What only waits for its time (a lost host's replica, a crash loop) is not settled yet.
+            let soon = self
+                .controller_clock(at)
+                .after(Duration::from_millis(QUIET + REST));
+            if plan.wake_at.is_some_and(|at| at <= soon) {
+                return Some("something is due soon".into());
             }
         }
         None
@@ -144,7 +157,8 @@ impl World {
                 let seen_to = record.scheduled.map_or(0, |at| at.0);
                 return Some(format!("{key} is due at {next} and has seen to {seen_to}"));
             }
-            if self.cannot_be_placed(key, u64::from(record.desired)) {
+            let wanted = u64::from(record.desired);
+            if self.cannot_be_placed(key, wanted) || self.waits_for_a_lost_host(key) {
                 return None;
             }
             let goes_on = record.runs().next();
@@ -193,7 +207,8 @@ impl World {
     /// A workload that waits for room, and another that could be ended for it.
     fn runs_in_its_place(&self, key: &WorkloadKey) -> Option<String> {
         let mine = self.laws.spec(key)?;
-        if !mine.constraints.is_empty() {
+        // A quota is a reason to wait that no other's end would mend.
+        if !mine.constraints.is_empty() || self.laws.limited {
             return None;
         }
         let open = self.hosts.iter().filter(|host| {

@@ -158,8 +158,8 @@ impl Agent {
         let why = format!("no leader has heard this host for {after} (disconnect.stop_after)");
         if let Some(placement) = self.placements.get_mut(key) {
             placement.because = Some(why);
-            // What the network did is no failure of the guest's.
-            placement.tries = 0;
+            // What the network did is no failure of the guest's; those before it were.
+            placement.tries = placement.tries.saturating_sub(1);
         }
         self.end_replica(key, Some(drain), now);
     }
