@@ -58,6 +58,8 @@ pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
 pub use http::{HttpReplica, RequestId};
+pub use gate::{Place, Seat};
+pub use held::{HeldMemory, NoMemory};
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
     Version, increment_by_swaps,
