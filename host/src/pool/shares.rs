@@ -144,11 +144,6 @@ impl Shares {
         }
     }
 
-    /// The rows in use.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + '_ {
-        self.replicas.values().filter_map(|held| held.launch.row)
-    }
-
     /// The daemon's orders about one replica. Other messages are for every runner and none of this
     /// module's business.
     pub(crate) fn order(&mut self, message: ToRunner) -> Moves {
