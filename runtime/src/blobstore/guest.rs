@@ -125,7 +125,7 @@ impl types::HostOutgoingValue for GuestState {
         let Some((held, name)) = object else {
             return Ok(Ok(()));
         };
-        let file = match spool.read() {
+        let file = match spool.read().await {
             Ok(file) => tokio::fs::File::from_std(file),
             Err(error) => return Ok(Err(error.to_string())),
         };
