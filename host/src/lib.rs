@@ -20,6 +20,7 @@ mod artifacts;
 mod certificates;
 mod child;
 mod daemon;
+mod descriptors;
 mod driver;
 mod error;
 mod files;

@@ -36,6 +36,7 @@ use super::protocol::{
 use super::replica::{self, Guest};
 use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
+use crate::descriptors;
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
@@ -159,6 +160,10 @@ pub(super) async fn run(
             .map(|gateways| Arc::new(gateways) as Arc<dyn Crowd>),
         limits: Limits {
             drain: GATEWAY_DRAIN,
+            connections_max: descriptors::for_connections(
+                descriptors::raise(),
+                Limits::default().connections_max,
+            ),
             ..Limits::default()
         },
         ..GatewayConfig::new(http, peer, host, domain)
