@@ -19,6 +19,7 @@ mod admin;
 mod artifacts;
 mod certificates;
 mod child;
+mod compiled;
 mod daemon;
 mod descriptors;
 mod driver;
