@@ -95,6 +95,9 @@ impl Views {
     }
 }
 
+/// Before connections are accepted again after that failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// Answers until `stop`.
 pub(crate) async fn serve(listener: TcpListener, views: Views, stop: CancellationToken) {
     let mut connections = JoinSet::new();
@@ -102,7 +105,11 @@ pub(crate) async fn serve(listener: TcpListener, views: Views, stop: Cancellatio
         tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                let Ok((stream, _)) = accepted else { continue };
+                let Ok((stream, _)) = accepted else {
+                    // No descriptor is free: asking again at once would take a core.
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    continue;
+                };
                 let views = views.clone();
                 connections.spawn(async move {
                     let service = service_fn(|request: Request<Incoming>| {

@@ -124,6 +124,7 @@ pub struct HostStarted {
 /// When it cannot start; see [`HostError`]. A NATS server that cannot be reached is no error: the
 /// host runs what it last held, and waits.
 pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<(), HostError> {
+    crate::descriptors::raise();
     let mut disk = Disk::open(&config).await?;
     let certificates = open_certificates(&config, &disk).await?;
     let sockets = Sockets::bind(&config)?;

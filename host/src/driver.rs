@@ -434,8 +434,10 @@ impl Driver {
             self.pruned = Instant::now();
             let artifacts = self.parts.artifacts.clone();
             let in_use = self.parts.agent.artifacts_in_use();
+            let data = self.parts.data.clone();
             self.chores.spawn_blocking(move || {
                 artifacts.prune(&in_use);
+                crate::compiled::prune(&data.compiled(), &data.artifacts());
                 true
             });
         }

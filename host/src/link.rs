@@ -62,12 +62,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The credentials file.
-    #[error("the credentials file {} cannot be used: {why}", .path.display())]
+    #[error("the credentials file {} cannot be used", .path.display())]
     Credentials {
         /// The file.
         path: PathBuf,
         /// Why.
-        why: String,
+        #[source]
+        source: std::io::Error,
     },
     /// The URL.
     #[error("`{url}` is no NATS server's address ({why}): write it like nats://127.0.0.1:4222")]
@@ -299,15 +300,14 @@ async fn connect(
     host: &HostId,
     shared: Arc<Shared>,
 ) -> Result<Client, LinkError> {
-    let credentials = |path: &PathBuf, error: &dyn std::fmt::Display| LinkError::Credentials {
-        path: path.clone(),
-        why: error.to_string(),
-    };
     let mut connect = ConnectOptions::new();
     if let Some(path) = &options.creds {
         connect = ConnectOptions::with_credentials_file(path)
             .await
-            .map_err(|error| credentials(path, &error))?;
+            .map_err(|source| LinkError::Credentials {
+                path: path.clone(),
+                source,
+            })?;
     }
     let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
     connect

@@ -62,12 +62,18 @@ pub(crate) fn cpu_millis() -> u64 {
 }
 
 /// The address by which others reach a listener: its own, or, when it listens on every address,
-/// the one by which this machine reaches its NATS server. Blocking (names are resolved).
+/// the one by which this machine reaches its NATS server. `None` too when it listens on loopback and
+/// that server is elsewhere: so are the others, and would find themselves there. Blocking (names are
+/// resolved).
 pub(crate) fn reachable(listening: SocketAddr, nats_url: &str) -> Option<SocketAddr> {
-    if !listening.ip().is_unspecified() {
+    let ip = listening.ip();
+    if !ip.is_unspecified() && !ip.is_loopback() {
         return Some(listening);
     }
     let address = local_address_towards(nats_url)?;
+    if ip.is_loopback() {
+        return address.is_loopback().then_some(listening);
+    }
     Some(SocketAddr::new(address, listening.port()))
 }
 
@@ -128,5 +134,13 @@ mod tests {
         );
         assert_eq!(reached("127.0.0.1"), Some("127.0.0.1:80".into()));
         assert_eq!(reached("nats://"), None);
+    }
+
+    #[test]
+    fn a_listener_on_loopback_is_told_only_to_who_is_here() {
+        let own: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        assert_eq!(reachable(own, "nats://127.0.0.1:4222"), Some(own));
+        // Whether or not there is a way there: nobody there reaches this machine's loopback.
+        assert_eq!(reachable(own, "nats://192.0.2.9:4222"), None);
     }
 }

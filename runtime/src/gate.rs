@@ -43,7 +43,7 @@ struct Shared {
 }
 
 /// A seat, given back when dropped.
-pub(crate) struct Seat(Arc<Shared>);
+pub struct Seat(Arc<Shared>);
 
 impl Drop for Seat {
     fn drop(&mut self) {
@@ -90,6 +90,22 @@ impl Gate {
             None => Ok(waiting.await),
         };
         seated.map_err(|_| self.busy())?
+    }
+
+    /// A seat now, if one is free and nobody here waits for it.
+    pub(crate) fn try_seat(&self) -> Option<Seat> {
+        (self.0.waiting.load(SeqCst) == 0)
+            .then(|| self.try_enter())
+            .flatten()
+    }
+
+    /// Takes a seat, however long that takes: for who bounds what waits by himself. `None`: closed.
+    pub(crate) async fn seat(&self) -> Option<Seat> {
+        if let Some(seat) = self.try_seat() {
+            return Some(seat);
+        }
+        let _line = InLine::new(&self.0);
+        self.wait().await.ok()
     }
 
     fn try_enter(&self) -> Option<Seat> {
@@ -153,16 +169,17 @@ impl Gate {
         usize::try_from(self.0.account.own(Field::InFlight)).unwrap_or(usize::MAX)
     }
 
-    /// How many wait here.
+    /// How many wait here in the queue.
     pub(crate) fn queued(&self) -> usize {
-        self.0.waiting.load(SeqCst)
+        usize::try_from(self.0.account.own(Field::Queued)).unwrap_or(usize::MAX)
     }
 
-    fn queue_up(&self) -> Result<Place<'_>, Ended> {
+    /// Takes a place in the queue, or tells that there is none.
+    pub(crate) fn queue_up(&self) -> Result<Place, Ended> {
         let taken = self.0.account.take(Field::Queued, 1, self.0.queue);
         taken.map_err(|_| self.busy())?;
-        self.0.waiting.fetch_add(1, SeqCst);
-        Ok(Place(&self.0))
+        let line = InLine::new(&self.0);
+        Ok(Place { line })
     }
 
     fn busy(&self) -> Ended {
@@ -175,12 +192,56 @@ impl Gate {
     }
 }
 
-/// A place in the queue, given back when dropped.
-struct Place<'a>(&'a Shared);
+/// Someone who waits here: nobody overtakes him.
+struct InLine(Arc<Shared>);
 
-impl Drop for Place<'_> {
+impl InLine {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.waiting.fetch_add(1, SeqCst);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for InLine {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, SeqCst);
-        self.0.account.give_back(Field::Queued, 1);
+    }
+}
+
+/// A place in the queue, given back when dropped.
+pub struct Place {
+    line: InLine,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.line.0.account.give_back(Field::Queued, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::ledger::Ledger;
+
+    #[tokio::test]
+    async fn who_waits_outside_the_queue_gets_a_seat_that_another_runner_gives_back() {
+        let (ledger, _file) = Ledger::create(2, 1).unwrap();
+        let gate = |column| Gate::new(Account::new(ledger.clone(), column, 0), 1, 0);
+        let (here, there) = (gate(0), gate(1));
+        let held = here.try_seat().expect("it is free");
+        assert!(there.try_seat().is_none(), "it is taken elsewhere");
+        assert!(there.enter(None).await.is_err(), "the queue has no place");
+        let mut waiting = Box::pin(there.seat());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(there.queued(), 0, "it takes no place in the queue");
+        drop(held);
+        assert!(there.try_seat().is_none(), "nobody overtakes who waits");
+        let seat = timeout(Duration::from_secs(10), waiting).await;
+        assert!(seat.expect("in time").is_some());
+        here.close();
+        assert!(here.seat().await.is_none(), "closed");
     }
 }

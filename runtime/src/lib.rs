@@ -32,6 +32,7 @@ mod ended;
 mod engine;
 mod gate;
 mod guest;
+mod held;
 mod http;
 mod keyvalue;
 mod ledger;
@@ -57,10 +58,12 @@ pub use command::{Capture, CommandReplica, Stdio};
 pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
+pub use gate::{Place, Seat};
+pub use held::{HeldMemory, NoMemory};
 pub use http::{HttpReplica, RequestId};
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
-    Version, increment_by_swaps,
+    VALUE_BYTES_MAX, Version, increment_by_swaps,
 };
 pub use ledger::{Account, Field, Ledger};
 pub use limits::Usage;

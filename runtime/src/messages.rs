@@ -15,7 +15,7 @@ use crate::bindings::messaging::wasmcloud::messaging::{consumer, types};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
 use crate::engine::Runtime;
-use crate::gate::Gate;
+use crate::gate::{Gate, Place, Seat};
 use crate::guest::{Deadline, Metered, bounded};
 use crate::limits::Usage;
 use crate::link;
@@ -101,6 +101,36 @@ impl MessagesReplica {
             .await
             .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
         Metered::new(self.shared.meter.clone(), self.run(message, deadline)).await
+    }
+
+    /// Hands a message to a fresh instance, in a seat that the caller has.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Self::handle`], but for [`Ended::Busy`].
+    pub async fn handle_seated(&self, _seat: &Seat, message: Message) -> Result<(), Ended> {
+        let deadline = Deadline::after(self.shared.config.limits.timeout);
+        Metered::new(self.shared.meter.clone(), self.run(message, deadline)).await
+    }
+
+    /// A seat now, if one is free and nobody waits for it.
+    pub fn try_seat(&self) -> Option<Seat> {
+        self.gate.try_seat()
+    }
+
+    /// A seat, however long that takes: the caller bounds what waits for it. `None`: closed.
+    pub async fn seat(&self) -> Option<Seat> {
+        self.gate.seat().await
+    }
+
+    /// A place in the queue, for a message that the caller keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended::Busy`] when all places are taken.
+    pub fn queue_up(&self) -> Result<Place, Ended> {
+        let place = self.gate.queue_up();
+        place.inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))
     }
 
     async fn run(&self, message: Message, deadline: Option<Deadline>) -> Result<(), Ended> {

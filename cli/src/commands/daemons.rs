@@ -189,17 +189,17 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
         HostError::PortInUse { .. } | HostError::Locked { .. } | HostError::DiskFull { .. } => {
             Exit::BLOCKED
         }
-        HostError::Listen { .. } => Exit::USAGE,
-        HostError::Data { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-            Exit::DENIED
-        }
-        HostError::Data { .. } => Exit::BLOCKED,
+        HostError::Listen { source, .. } => denied_or(source, Exit::USAGE),
+        HostError::Data { source, .. } => denied_or(source, Exit::BLOCKED),
         HostError::CertificateFile { source, .. } if source.kind() == ErrorKind::NotFound => {
             Exit::NOT_FOUND
         }
-        HostError::CertificateFile { .. } | HostError::Certificates { .. } => Exit::USAGE,
+        HostError::CertificateFile { source, .. } => denied_or(source, Exit::USAGE),
+        HostError::Certificates { .. } => Exit::USAGE,
         HostError::Damaged { .. } => Exit::FAILED,
-        HostError::Nats(LinkError::Credentials { .. }) => Exit::NOT_FOUND,
+        HostError::Nats(LinkError::Credentials { source, .. }) => {
+            denied_or(source, Exit::NOT_FOUND)
+        }
         HostError::Nats(LinkError::Address { .. }) => Exit::USAGE,
         HostError::Runner(_) => Exit::FAILED,
     };
@@ -210,14 +210,39 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
 pub(crate) fn controller_error(error: &ControllerError) -> CliError {
     let exit = match error {
         ControllerError::Denied { .. } => Exit::DENIED,
-        ControllerError::Credentials { .. } => Exit::NOT_FOUND,
-        ControllerError::Admin { .. } => Exit::BLOCKED,
+        ControllerError::Credentials { source, .. } => denied_or(source, Exit::NOT_FOUND),
+        ControllerError::Admin { source, .. } => denied_or(source, Exit::BLOCKED),
         _ => Exit::UNAVAILABLE,
     };
     split(exit, "the controller cannot run", error)
 }
 
+/// What the system refuses for lack of a right is that, whatever it was for.
+fn denied_or(error: &std::io::Error, otherwise: Exit) -> Exit {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Exit::DENIED,
+        _ => otherwise,
+    }
+}
+
 /// The parts' errors say what happened and, after a colon, what to do.
 fn split(exit: Exit, what: &str, error: &(dyn std::error::Error + 'static)) -> CliError {
     CliError::new(exit, what, chain(error), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_right_is_told_by_its_own_exit_code() {
+        let error = |kind: ErrorKind| HostError::Listen {
+            flag: "--http",
+            address: "127.0.0.1:80".parse().unwrap(),
+            source: kind.into(),
+        };
+        let exit = |kind| host_error(&error(kind)).exit;
+        assert_eq!(exit(ErrorKind::PermissionDenied), Exit::DENIED);
+        assert_eq!(exit(ErrorKind::AddrNotAvailable), Exit::USAGE);
+    }
 }

@@ -4,7 +4,6 @@
 //! the user, the leader rebuilds the state, then hosts put back the artifacts that the store has lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -95,17 +94,10 @@ fn encode(made: &Backup) -> Result<Vec<u8>, CliError> {
         .map_err(|error| CliError::bug("the backup cannot be written", error.to_string()))
 }
 
-/// The old file or the new one, never half.
+/// The old file or the new one, never half; for its owner alone, since values of environments and
+/// passwords are in it.
 fn write(path: &Path, made: &Backup) -> Result<(), CliError> {
-    let wrong = |error: std::io::Error| CliError::writing(path, &error);
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let bytes = encode(made)?;
-    let mut file = std::fs::File::create(&beside).map_err(wrong)?;
-    file.write_all(&bytes).map_err(wrong)?;
-    file.sync_all().map_err(wrong)?;
-    std::fs::rename(&beside, path).map_err(wrong)
+    cluster::write_whole(path, &encode(made)?)
 }
 
 /// `recover`.

@@ -48,15 +48,16 @@ impl Link {
                 .map_err(|error| broken_off(&error.to_string()))?;
             let pending = pending.pending;
             if let Some(key) = subjects::state_key(&message.subject) {
-                let value = serde_json::from_slice(&message.payload);
                 // An empty value marks a deletion.
-                match value {
-                    Ok(value) if !message.payload.is_empty() => {
-                        values.insert(key.to_owned(), value);
-                    }
-                    _ => {
-                        values.remove(key);
-                    }
+                if message.payload.is_empty() {
+                    values.remove(key);
+                } else {
+                    let value = serde_json::from_slice(&message.payload);
+                    let value = value.map_err(|error| {
+                        let why = format!("the value of `{key}` is no JSON: {error}");
+                        CliError::new(Exit::FAILED, "the stored state is damaged", why, "")
+                    })?;
+                    values.insert(key.to_owned(), value);
                 }
             }
             if pending == 0 {

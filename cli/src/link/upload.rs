@@ -5,6 +5,7 @@
 //! the server syncs each one, and it takes a broken-off upload away again.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
@@ -12,6 +13,7 @@ use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -43,11 +45,15 @@ struct Meta {
     digest: Option<String>,
     #[serde(default)]
     deleted: bool,
+    #[serde(default)]
+    nuid: String,
+    #[serde(default)]
+    chunks: usize,
 }
 
 impl Link {
     /// Puts the bytes of `digest` into the artifact store. `progress` is told how many are stored.
-    /// Once `stop` is cancelled, what has been sent is taken away again.
+    /// Once `stop` is cancelled, what has been sent is taken away again, unless it may be whole.
     pub(crate) async fn upload(
         &self,
         digest: &Digest,
@@ -72,6 +78,8 @@ impl Link {
         }
         let id = format!("{:032x}", rand::random::<u128>());
         let chunks = format!("$O.{}.C.{id}", subjects::ARTIFACT_BUCKET);
+        // From here on nobody knows whether the object is there, until the server has said so.
+        let meta_sent = AtomicBool::new(false);
         let sending = async {
             let count = self.send_chunks(&chunks, &bytes, &mut progress).await?;
             let meta = json!({
@@ -87,6 +95,7 @@ impl Link {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Rollup", "sub");
             let meta = meta.to_string().into();
+            meta_sent.store(true, Relaxed);
             let sent = self
                 .jetstream
                 .publish_with_headers(meta_subject, headers, meta)
@@ -99,7 +108,7 @@ impl Link {
             stored = sending => stored.map(|_| Upload::Sent),
             () = stop.cancelled() => Err(CliError::interrupted("interrupted")),
         };
-        if stored.is_err() {
+        if stored.is_err() && !meta_sent.load(Relaxed) {
             // No meta message names these chunks: nobody would ever read them. Best effort, since
             // the connection may be what failed.
             let purge = async { stream.purge().filter(chunks).await };
@@ -132,9 +141,13 @@ impl Link {
             }
         };
         let meta: Option<Meta> = serde_json::from_slice(&message.payload).ok();
-        Ok(meta.is_some_and(|meta| {
+        let meta = meta.filter(|meta| {
             !meta.deleted && meta.size == size && meta.digest.as_deref() == Some(checksum)
-        }))
+        });
+        match meta {
+            Some(meta) => has_chunks(stream, &meta).await,
+            None => Ok(false),
+        }
     }
 
     async fn send_chunks(
@@ -169,6 +182,19 @@ impl Link {
         }
         Ok(count)
     }
+}
+
+/// Whether the bytes are there too: an upload that broke off may have left the meta message alone.
+async fn has_chunks(stream: &Stream<()>, meta: &Meta) -> Result<bool, CliError> {
+    let chunks = format!("$O.{}.C.{}", subjects::ARTIFACT_BUCKET, meta.nuid);
+    let counted = stream.info_with_subjects(chunks).await;
+    let counted = counted.map_err(|error| failed(&error))?;
+    let counted: Vec<(String, usize)> = counted
+        .try_collect()
+        .await
+        .map_err(|error| failed(&error))?;
+    let found: usize = counted.iter().map(|(_, count)| count).sum();
+    Ok(found >= meta.chunks)
 }
 
 /// The form in which object stores note a sha256.

@@ -118,7 +118,12 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
             (None, named)
         }
         None => {
-            let program = fetch::find_or_fetch(ctx.out, args.yes)?;
+            // It may ask, and wait for pip: an interrupt is heard meanwhile.
+            let (out, yes) = (ctx.out, args.yes);
+            let finding = tokio::task::spawn_blocking(move || fetch::find_or_fetch(out, yes));
+            let program = finding
+                .await
+                .unwrap_or_else(|lost| std::panic::resume_unwind(lost.into_panic()))?;
             let port = remembered.nats_port;
             let server =
                 NatsServer::start(program, data.join("nats"), args.nats_listen, port).await?;

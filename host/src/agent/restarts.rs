@@ -219,9 +219,18 @@ fn being_connected_again_retries_at_once() {
 fn a_dead_runner_is_nobodys_failure() {
     let mut stage = Stage::running("web", Kind::Http);
     for start in 1..=5 {
-        let effects = stage.event(Event::RunnerDied {
-            reason: "killed".into(),
-        });
+        let (name, reason) = (format!("1-7-{start}"), "killed".to_owned());
+        let outcome = Outcome::Lost {
+            reason: reason.clone(),
+        };
+        // All that ran, as the simulation has it, or this one, as the pool of runners tells it.
+        let effects = match start % 2 {
+            0 => stage.event(Event::RunnerDied { reason }),
+            _ => stage.runner(FromRunner::Ended {
+                replica: replica("web", &name),
+                outcome,
+            }),
+        };
         let failed = status(&effects, &format!("1-7-{start}"));
         assert_eq!(
             (failed.state, failed.given_up),

@@ -177,6 +177,7 @@ impl Agent {
             Outcome::Failed { exit_code, reason } => {
                 self.ended(&key, ReplicaState::Failed, exit_code, Some(&reason), now);
             }
+            Outcome::Lost { reason } => self.lost(&key, &reason, now),
         }
     }
 
@@ -348,34 +349,39 @@ impl Agent {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            let Some(placement) = self.placements.get_mut(&key) else {
-                continue;
-            };
-            let Some(live) = placement.live_mut() else {
-                continue;
-            };
-            let replica = ReplicaKey::new(key.workload.clone(), live.id);
-            let state = match live.state {
-                ReplicaState::Draining => ReplicaState::Stopped,
-                ReplicaState::Running => ReplicaState::Failed,
-                _ => ReplicaState::Rejected,
-            };
-            placement.tries = placement.tries.saturating_sub(1);
-            let wanted = placement.wanted;
-            self.advance(&key, state, now);
-            if let Some(ended) = self
-                .placements
-                .get_mut(&key)
-                .and_then(|p| p.current.as_mut())
-            {
-                ended.explain(&format!("the runner ended: {reason}"));
-            }
-            self.effects.push(Effect::Ended(replica));
-            if wanted {
-                self.start_after(&key, backoff(RUNNER_BACK, RUNNER_BACK, 1), now);
-            } else {
-                self.forget.insert(key);
-            }
+            self.lost(&key, reason, now);
+        }
+    }
+
+    /// A replica ended with its runner: see [`Self::runner_died`].
+    fn lost(&mut self, key: &PlacementKey, reason: &str, now: Timestamp) {
+        let Some(placement) = self.placements.get_mut(key) else {
+            return;
+        };
+        let Some(live) = placement.live_mut() else {
+            return;
+        };
+        let replica = ReplicaKey::new(key.workload.clone(), live.id);
+        let state = match live.state {
+            ReplicaState::Draining => ReplicaState::Stopped,
+            ReplicaState::Running => ReplicaState::Failed,
+            _ => ReplicaState::Rejected,
+        };
+        placement.tries = placement.tries.saturating_sub(1);
+        let wanted = placement.wanted;
+        self.advance(key, state, now);
+        if let Some(ended) = self
+            .placements
+            .get_mut(key)
+            .and_then(|placement| placement.current.as_mut())
+        {
+            ended.explain(&format!("the runner ended: {reason}"));
+        }
+        self.effects.push(Effect::Ended(replica));
+        if wanted {
+            self.start_after(key, backoff(RUNNER_BACK, RUNNER_BACK, 1), now);
+        } else {
+            self.forget.insert(key.clone());
         }
     }
 

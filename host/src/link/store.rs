@@ -387,10 +387,9 @@ impl Link {
     async fn page(&self, filter: &str, from: u64) -> Result<Page, StoreError> {
         let refused = |error: &dyn std::fmt::Display| StoreError::Refused(error.to_string());
         let inbox = self.client.new_inbox();
-        let mut answers = self
-            .client
-            .subscribe(inbox.clone())
-            .await
+        let subscribing = timeout(REQUEST_TIMEOUT, self.client.subscribe(inbox.clone())).await;
+        let mut answers = subscribing
+            .map_err(|_| StoreError::TimedOut)?
             .map_err(|error| refused(&error))?;
         let request = BatchRequest {
             seq: from,
@@ -399,9 +398,10 @@ impl Link {
         };
         let body = serde_json::to_vec(&request).map_err(|error| refused(&error))?;
         let subject = format!("{}.DIRECT.GET.{STATE_STREAM}", self.api);
-        self.client
-            .publish_with_reply(subject, inbox, body.into())
+        let asking = self.client.publish_with_reply(subject, inbox, body.into());
+        timeout(REQUEST_TIMEOUT, asking)
             .await
+            .map_err(|_| StoreError::TimedOut)?
             .map_err(|error| refused(&error))?;
         let mut messages = Vec::new();
         loop {

@@ -47,10 +47,30 @@ impl Books {
         Ok((number, self.file.try_clone()?))
     }
 
-    /// Forgets what a runner that died counted, in these rows and in that of its gateway.
-    pub(super) fn wipe(&self, column: RunnerIndex, rows: impl IntoIterator<Item = usize>) {
-        self.ledger.wipe(column, Ledger::GATEWAY);
-        rows.into_iter()
-            .for_each(|row| self.ledger.wipe(column, row));
+    /// Forgets everything that a runner that died counted: also in rows of replicas that are gone,
+    /// where it may have been about to give back when it died.
+    pub(super) fn wipe(&self, column: RunnerIndex) {
+        (0..self.rows).for_each(|row| self.ledger.wipe(column, row));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmorch_runtime::{Account, Field};
+
+    use super::*;
+
+    #[test]
+    fn a_dead_runner_leaves_nothing_in_any_row() {
+        let books = Books::open(2, 4).unwrap();
+        let count = |column, row| Account::new(books.ledger.clone(), column, row);
+        for row in 0..4 {
+            count(0, row).set(Field::InFlight, 1);
+            count(1, row).set(Field::InFlight, 2);
+        }
+        books.wipe(0);
+        for row in 0..4 {
+            assert_eq!(count(0, row).sum(Field::InFlight), 2, "only the other's");
+        }
     }
 }

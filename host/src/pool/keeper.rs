@@ -91,6 +91,18 @@ impl Keeper {
 
     /// Sends as soon as the runner reads.
     pub(super) fn send(&mut self, message: ToRunner) {
+        // Whoever takes the place of a runner that is gone is given all of these anyway, and it may
+        // not come for hours.
+        let given_anew = matches!(
+            message,
+            ToRunner::Tables { .. }
+                | ToRunner::Routes { .. }
+                | ToRunner::Endpoints { .. }
+                | ToRunner::Certificates { .. }
+        );
+        if given_anew && !self.is_up() {
+            return;
+        }
         if matches!(message, ToRunner::Tables { .. }) {
             self.drop_tables();
         }

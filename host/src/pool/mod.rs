@@ -193,7 +193,7 @@ impl Pool {
                 let all = self.usages.died(runner);
                 self.say(all.map(FromRunner::Usage));
                 if let Some(books) = &self.books {
-                    books.wipe(runner, self.shares.rows());
+                    books.wipe(runner);
                 }
                 let moves = self.shares.died(runner, &reason);
                 self.carry_out(moves);

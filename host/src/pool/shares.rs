@@ -17,7 +17,8 @@
 //!   all, the one with the fewest of them.
 //! - The first share is prepared alone, so that code is compiled once and mapped by the others.
 //! - A runner's death takes its shares. What is spread lives on in the others and is prepared
-//!   again in the next; what lived there alone has failed, or has not started yet and moves.
+//!   again in the next; what lived there alone is lost, or has not started yet and moves.
+//! - Whose preparing has ended several runners is rejected: it would end every other one in turn.
 //! - The daemon hears of one replica what it would hear of one runner: see
 //!   [`protocol`](crate::runner::protocol).
 
@@ -31,6 +32,9 @@ use crate::runner::protocol::{FromRunner, Launch, Outcome, ReplicaKey, ToRunner}
 /// A runner's number in its host, for as long as the host runs: whoever takes the place of one that
 /// died takes its number.
 pub(crate) type RunnerIndex = usize;
+
+/// So many runners may end while they prepare one replica.
+const ENDED_PREPARING_MAX: u32 = 2;
 
 /// What follows from a change.
 #[derive(Debug, Default)]
@@ -96,6 +100,8 @@ struct Replica {
     prepared_told: bool,
     started_told: bool,
     health_told: Option<(bool, Option<String>)>,
+    /// Runners that ended while they prepared it, since one has prepared it.
+    ended_preparing: u32,
     /// How it ended by itself; told once every share is gone.
     last: Option<FromRunner>,
 }
@@ -116,6 +122,24 @@ impl Replica {
 
     fn share(&mut self, runner: RunnerIndex) -> Option<&mut Share> {
         self.shares.get_mut(runner)
+    }
+
+    /// A runner ended while it prepared this one: perhaps by its doing.
+    fn died_preparing(&mut self, replica: &ReplicaKey, reason: &str) {
+        self.ended_preparing += 1;
+        if self.ended_preparing < ENDED_PREPARING_MAX {
+            return;
+        }
+        let reason = format!(
+            "{} runners in a row ended while they prepared it: {reason}",
+            self.ended_preparing
+        );
+        let replica = replica.clone();
+        self.end(if self.started_told {
+            ended(replica, reason)
+        } else {
+            FromRunner::Rejected { replica, reason }
+        });
     }
 
     /// It ends by itself, unless it has already.
@@ -144,11 +168,6 @@ impl Shares {
         }
     }
 
-    /// The rows in use.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + '_ {
-        self.replicas.values().filter_map(|held| held.launch.row)
-    }
-
     /// The daemon's orders about one replica. Other messages are for every runner and none of this
     /// module's business.
     pub(crate) fn order(&mut self, message: ToRunner) -> Moves {
@@ -172,6 +191,7 @@ impl Shares {
                     prepared_told: false,
                     started_told: false,
                     health_told: None,
+                    ended_preparing: 0,
                     last: None,
                 };
                 self.replicas.insert(replica.clone(), held);
@@ -230,7 +250,10 @@ impl Shares {
             return moves;
         };
         match message {
-            FromRunner::Prepared { .. } if *share == Share::Preparing => *share = Share::Prepared,
+            FromRunner::Prepared { .. } if *share == Share::Preparing => {
+                *share = Share::Prepared;
+                held.ended_preparing = 0;
+            }
             FromRunner::Started { .. } if *share == Share::Starting => *share = Share::Started,
             FromRunner::Health { ready, reason, .. } if share.started() => {
                 *share = Share::Known { ready, reason };
@@ -266,7 +289,7 @@ impl Shares {
             let Some(held) = self.replicas.get_mut(&replica) else {
                 continue;
             };
-            let (spread, ends, had_started) = (held.is_spread(), held.ends(), held.started_told);
+            let (spread, ends) = (held.is_spread(), held.ends());
             let Some(share) = held.share(runner) else {
                 continue;
             };
@@ -275,16 +298,19 @@ impl Shares {
                 *share = Share::Gone;
             } else if had {
                 let started = matches!(share, Share::Starting) || share.started();
+                let preparing = *share == Share::Preparing;
                 *share = Share::None;
+                if preparing {
+                    held.died_preparing(&replica, reason);
+                }
                 if !spread {
                     held.alone_in = None;
                     if started {
-                        let reason = format!("the runner ended: {reason}");
-                        let replica = replica.clone();
-                        held.end(if had_started {
-                            ended(replica, reason)
-                        } else {
-                            FromRunner::Rejected { replica, reason }
+                        held.end(FromRunner::Ended {
+                            replica: replica.clone(),
+                            outcome: Outcome::Lost {
+                                reason: reason.to_owned(),
+                            },
                         });
                     }
                 }

@@ -420,3 +420,24 @@ fn services_are_shared_out_evenly() {
         assert_eq!(runner.replicas.len(), 2);
     }
 }
+
+#[test]
+fn whose_preparing_ends_runners_is_rejected_and_not_tried_in_all_of_them() {
+    let mut world = World::new();
+    world.step(&Step::Prepare(1, Kind::Http));
+    world.die(0);
+    assert_eq!(world.known[&key(1)].rejected, 0, "it may be an accident");
+    assert_eq!(world.runners[1].inbox.len(), 1, "the next is asked");
+    world.die(1);
+    assert_eq!(world.known[&key(1)].rejected, 1);
+    assert!(world.runners[2].inbox.is_empty());
+
+    let mut others = World::new();
+    others.step(&Step::Prepare(1, Kind::Http));
+    others.die(0);
+    others.settle();
+    others.die(0);
+    others.settle();
+    assert!(others.known[&key(1)].started, "one has prepared it between");
+    assert_eq!(others.known[&key(1)].rejected, 0);
+}

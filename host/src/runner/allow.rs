@@ -13,6 +13,9 @@ use std::fmt;
 const CLUSTER_TOKEN: &str = "wasmorch";
 /// What is republished, asked and reported goes on below this.
 const CLUSTER_SUBJECTS: &str = "wasmorch.v1.>";
+/// The longest subject. A server ends a connection that sends a longer line than it takes (4 KiB,
+/// reply subject included), and the connection is that of every workload here.
+const SUBJECT_BYTES_MAX: usize = 1024;
 /// How the first token of an inbox begins: the default prefix, and those made per user.
 const INBOX_PREFIX: &str = "_INBOX";
 
@@ -35,7 +38,7 @@ impl fmt::Display for PatternError {
 
 /// Tokens are separated by dots and never empty; no blanks or control characters.
 fn is_subject(text: &str) -> bool {
-    !text.is_empty()
+    (1..=SUBJECT_BYTES_MAX).contains(&text.len())
         && text.split('.').all(|token| {
             !token.is_empty() && !token.chars().any(|c| c.is_whitespace() || c.is_control())
         })
@@ -52,7 +55,7 @@ impl std::str::FromStr for Pattern {
         };
         if !is_subject(text) {
             return wrong(
-                "is no subject: write tokens with dots between them, as in shop.orders.*",
+                "is no subject: write tokens with dots between them, as in shop.orders.*, 1 KiB at most",
             );
         }
         let last = text.split('.').count() - 1;
@@ -155,9 +158,11 @@ impl AllowList {
     /// Whether it may publish there, or ask there.
     pub(super) fn may_publish(&self, subject: &str) -> Result<(), String> {
         if !is_concrete(subject) {
+            let beginning: String = subject.chars().take(100).collect();
             return Err(format!(
-                "`{}` is no subject to publish to",
-                subject.escape_debug()
+                "`{}` is no subject to publish to: tokens with dots between them, without \
+                 wildcards, at most {SUBJECT_BYTES_MAX} bytes",
+                beginning.escape_debug()
             ));
         }
         if !may_see(subject) {
@@ -246,6 +251,18 @@ mod tests {
         ] {
             assert!(all.may_publish(subject).is_err(), "{subject:?}");
         }
+    }
+
+    #[test]
+    fn subjects_are_no_longer_than_every_server_takes() {
+        let list = list(&["shop.>"], &["ask.>"]);
+        let long = |bytes: usize| format!("shop.{}", "x".repeat(bytes - 5));
+        assert!(list.may_publish(&long(SUBJECT_BYTES_MAX)).is_ok());
+        let why = list.may_publish(&long(SUBJECT_BYTES_MAX + 1)).unwrap_err();
+        assert!(why.contains("at most") && why.len() < 300, "{why}");
+        let reply = format!("ask.{}", "x".repeat(SUBJECT_BYTES_MAX));
+        assert!(list.may_be_answered_at(&reply).is_err());
+        assert!(!may_answer(&reply));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! Invariants:
 //! - A message is acknowledged after its handler has returned, never before: a guest that traps and
 //!   a runner that dies lose none. What was done for it may be done twice.
-//! - No more are in hand than `max_in_flight` says and the replica has seats for.
+//! - No more are in hand than `max_in_flight` says and the replica has seats for. Its other runners
+//!   may have taken those seats: then a message waits in hand. It is not given back, since the
+//!   server counts every delivery as an attempt.
 //! - The consumer is the workload's, over all its replicas and revisions; only `rm` removes it.
 
 use std::sync::Arc;
@@ -35,8 +37,6 @@ const IN_FLIGHT: u32 = 64;
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// At most.
 const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
-/// A replica without a seat gives a message back for so long.
-const BUSY_AFTER: Duration = Duration::from_millis(500);
 /// Before a consumer that failed is looked for again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -92,7 +92,6 @@ enum Verdict {
 fn verdict(attempt: u64, attempts: u32, ended: &Ended) -> Verdict {
     match ended {
         // Not the message's doing, nor the guest's.
-        Ended::Busy { .. } | Ended::HostFull { .. } => Verdict::Again(BUSY_AFTER),
         Ended::Stopped => Verdict::Again(Duration::ZERO),
         ended if attempt >= u64::from(attempts) => Verdict::GiveUp(ended.to_string()),
         _ => {
@@ -125,6 +124,15 @@ pub(super) async fn consume(
         };
         // Nobody closes it.
         let Ok(first) = first else { break };
+        // While its seats are taken, others may have the messages.
+        let room = tokio::select! {
+            biased;
+            () = drain.cancelled() => break,
+            room = handler.has_room() => room,
+        };
+        if !room {
+            break;
+        }
         let more = u32::try_from(free.available_permits()).unwrap_or(u32::MAX);
         let mut permits = free.clone().try_acquire_many_owned(more).ok();
         let mut first = Some(first);

@@ -321,6 +321,11 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         reason = watched(&life, &member, &ready, listens) => Some(reason),
     };
     if let Some(reason) = failed {
+        // The next attempt starts at once: nothing of this one may run beside it.
+        member.stage.store(CLOSED, Ordering::SeqCst);
+        calls.shutdown().await;
+        member.guest.stop();
+        member.guest.idle().await;
         return End::failed(reason);
     }
     draining.cancel();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt as _, Full};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::{ApiError, ErrorCode, WorkloadKey, subjects};
@@ -22,7 +22,7 @@ use wasmorch_gateway::{Body, Local as _, LocalError};
 use wasmorch_runtime::Ended;
 
 use super::allow;
-use super::intake::{self, take_in};
+use super::intake::{Bounds, take_in};
 use super::link::{Delivery, LinkError};
 use super::messages::queue_group;
 use super::replica::Life;
@@ -48,20 +48,17 @@ pub(super) struct Callee {
     workload: WorkloadKey,
     /// The `Host` of calls that give none.
     host: String,
-    limits: intake::Limits,
+    /// Its gate has the seats that count; these bound what is under way to it.
+    bounds: Bounds,
 }
 
 impl Callee {
     pub(super) fn of(life: &Life) -> Self {
         let resources = &life.launch.spec.resources;
-        let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             workload: life.replica.workload.clone(),
             host: life.host_name(),
-            limits: intake::Limits {
-                concurrency: count(resources.concurrency),
-                queue: count(resources.queue),
-            },
+            bounds: Bounds::new(resources.concurrency, resources.queue),
         }
     }
 }
@@ -107,11 +104,17 @@ pub(super) async fn serve(
             listening.send_replace(true);
             std::future::pending::<()>().await;
         };
-        let answer = |call: Delivery| answer(context.clone(), callee.clone(), call);
+        let answer = |call: Delivery, seat| {
+            let answering = answer(context.clone(), callee.clone(), call);
+            async move {
+                let _seat: OwnedSemaphorePermit = seat;
+                answering.await;
+            }
+        };
         let shed = |call: Delivery| shed(context.clone(), callee.clone(), call);
         let mut taking = std::pin::pin!(take_in(
             vec![feed],
-            callee.limits,
+            Arc::new(callee.bounds.clone()),
             until.clone(),
             answer,
             shed

@@ -190,7 +190,9 @@ impl Link {
         let client = self.ready_client().await?;
         let inbox = client.new_inbox();
         let refused = |error| LinkError::Refused(format!("cannot subscribe to an inbox: {error}"));
-        let messages = client.subscribe(inbox.clone()).await.map_err(refused)?;
+        let subscribing = timeout(SEND_TIMEOUT, client.subscribe(inbox.clone())).await;
+        let messages = subscribing.map_err(|_| LinkError::Disconnected)?;
+        let messages = messages.map_err(refused)?;
         let connected = self.connected.subscribe();
         Ok((
             inbox,

@@ -14,6 +14,7 @@
 //!   not hear of it anyway.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,11 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::subjects;
-use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging};
+use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, Seat};
 
 use super::allow::{self, AllowList};
 use super::consume::{StreamSubscription, consume};
-use super::intake::{self, take_in};
+use super::intake::take_in;
 use super::invoke;
 use super::link::{Delivery, Durable, Feed, LinkError};
 use super::logs;
@@ -38,6 +39,8 @@ use super::supervisor::Context;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A server that is not reached by then is told as the reason for not being ready.
 const TELL_AFTER: Duration = Duration::from_secs(2);
+/// Before a message that found no instance free on this host is tried again.
+const HOST_FULL_AGAIN: Duration = Duration::from_millis(100);
 
 /// The queue group of a workload: each message goes to one of its replicas.
 pub(super) fn queue_group(workload: &wasmorch_api::WorkloadKey) -> String {
@@ -201,32 +204,36 @@ async fn listen(
         }
     };
     let resources = &life.launch.spec.resources;
-    let limits = intake::Limits {
-        concurrency: usize::try_from(resources.concurrency).unwrap_or(usize::MAX),
-        queue: usize::try_from(resources.queue).unwrap_or(usize::MAX),
-    };
+    let concurrency = usize::try_from(resources.concurrency).unwrap_or(usize::MAX);
     let handler = Arc::new(Handler {
         context: life.context.clone(),
         guest: guest.clone(),
         in_hand: life.messaging.in_hand.clone(),
         logs: life.logs.clone(),
         invoke: subjects::invoke(&life.replica.workload),
+        dropped: AtomicU64::new(0),
     });
     for (durable, subscription) in durables {
         let (handler, draining) = (handler.clone(), draining.clone());
-        let consuming = consume(durable, subscription, limits.concurrency, handler, draining);
+        let consuming = consume(durable, subscription, concurrency, handler, draining);
         intake.spawn(consuming);
     }
     let shedder = handler.clone();
-    let handle = move |message| {
+    let handle = move |message, seat| {
         let handler = handler.clone();
-        async move { handler.handle(message).await }
+        async move { handler.handle(message, seat).await }
     };
     let shed = move |message| {
         let handler = shedder.clone();
         async move { handler.shed(message).await }
     };
-    intake.spawn(take_in(feeds, limits, draining.clone(), handle, shed));
+    intake.spawn(take_in(
+        feeds,
+        guest.clone(),
+        draining.clone(),
+        handle,
+        shed,
+    ));
     loop {
         if timeout(TELL_AFTER, link.connected()).await.is_err() {
             not_ready(life, &mut told, LinkError::Disconnected.to_string()).await;
@@ -290,10 +297,12 @@ pub(super) struct Handler {
     logs: Arc<logs::ReplicaLogs>,
     /// The workload's `invoke` subject.
     invoke: String,
+    /// Messages that found no room, and whose senders wait for no answer.
+    dropped: AtomicU64,
 }
 
 impl Handler {
-    async fn handle(&self, message: Delivery) {
+    async fn handle(&self, message: Delivery, seat: Seat) {
         let invoked = message.subject == self.invoke;
         if !invoked && !allow::may_see(&message.subject) {
             tracing::debug!(
@@ -311,7 +320,12 @@ impl Handler {
             body: message.body,
             reply_to: reply.clone(),
         };
-        let handled = self.guest.handle(message).await;
+        let handled = match reply {
+            // Whoever waits for an answer is told at once that there is no room.
+            Some(_) => self.guest.handle_seated(&seat, message).await,
+            None => self.handle_in_time(&seat, message).await,
+        };
+        drop(seat);
         if let Err(ended) = &handled
             && logs::is_the_guests(ended)
         {
@@ -334,7 +348,24 @@ impl Handler {
         self.answer(answer).await;
     }
 
-    /// Handles a message of a stream. What becomes of it is the caller's business.
+    /// Hands a message to an instance as soon as this host has one: nobody would hear that it had
+    /// none.
+    async fn handle_in_time(&self, seat: &Seat, message: Message) -> Result<(), Ended> {
+        loop {
+            match self.guest.handle_seated(seat, message.clone()).await {
+                Err(Ended::HostFull { .. }) => tokio::time::sleep(HOST_FULL_AGAIN).await,
+                handled => return handled,
+            }
+        }
+    }
+
+    /// Waits until a seat is free, and leaves it to whoever comes; `false`: there is none any more.
+    pub(super) async fn has_room(&self) -> bool {
+        self.guest.seat().await.is_some()
+    }
+
+    /// Handles a message of a stream, once there is a seat. What becomes of it is the caller's
+    /// business.
     pub(super) async fn handle_kept(&self, message: &Delivery) -> Result<(), Ended> {
         if !allow::may_see(&message.subject) {
             tracing::debug!(
@@ -343,14 +374,14 @@ impl Handler {
             );
             return Ok(());
         }
-        let handled = self
-            .guest
-            .handle(Message {
-                subject: message.subject.clone(),
-                body: message.body.clone(),
-                reply_to: None,
-            })
-            .await;
+        let seat = self.guest.seat().await.ok_or(Ended::Stopped)?;
+        let handed = Message {
+            subject: message.subject.clone(),
+            body: message.body.clone(),
+            reply_to: None,
+        };
+        let handled = self.handle_in_time(&seat, handed).await;
+        drop(seat);
         if let Err(ended) = &handled
             && logs::is_the_guests(ended)
         {
@@ -369,6 +400,15 @@ impl Handler {
     async fn shed(&self, message: Delivery) {
         tracing::debug!(subject = message.subject, "a message found no room");
         let Some(reply) = message.reply.filter(|reply| allow::may_answer(reply)) else {
+            let dropped = self.dropped.fetch_add(1, Relaxed) + 1;
+            // Now and then: a flood of messages shall not become one of log lines.
+            if dropped.is_power_of_two() {
+                self.say(&format!(
+                    "{dropped} messages were dropped until now: more came than are handled; the \
+                     last one was on `{}`",
+                    message.subject
+                ));
+            }
             return;
         };
         let usage = self.guest.usage();

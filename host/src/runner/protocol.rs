@@ -155,6 +155,11 @@ pub enum Outcome {
         /// What happened, for people.
         reason: String,
     },
+    /// Its runner ended with it, through nobody's known fault. Said by the pool, never by a runner.
+    Lost {
+        /// How the runner ended.
+        reason: String,
+    },
 }
 
 /// What one replica uses now.

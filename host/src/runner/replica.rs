@@ -206,7 +206,13 @@ async fn prepare(
     if let Some((row, ledger)) = launch.row.zip(context.ledger.as_ref()) {
         config.account = ledger.account(row);
     }
-    let guest = linked(context, launch.kind, &artifact, config).map_err(|error| chain(&error))?;
+    // Opening volumes reads whole trees, and linking takes its time: other guests go on meanwhile.
+    let (kind, linking) = (launch.kind, context.clone());
+    let linked = tokio::task::spawn_blocking(move || linked(&linking, kind, &artifact, config));
+    let guest = linked
+        .await
+        .unwrap_or_else(|lost| std::panic::resume_unwind(lost.into_panic()))
+        .map_err(|error| chain(&error))?;
     Ok(Prepared {
         guest,
         messaging,

@@ -104,9 +104,22 @@ fn files(paths: &Paths) -> Result<Option<&'static str>, landlock::RulesetError> 
 /// Denies system calls to this thread and those it makes.
 #[cfg(target_os = "linux")]
 fn calls() -> Result<(), String> {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let denied = DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let own = u64::from(std::process::id());
+    let elsewhere = || {
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, own)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(|error| text(&error))
+    };
+    let mut denied: std::collections::BTreeMap<_, _> =
+        DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    for call in DENIED_ELSEWHERE {
+        denied.insert(*call, vec![elsewhere()?]);
+    }
     let filter = SeccompFilter::new(
         denied,
         SeccompAction::Allow,
@@ -143,10 +156,14 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
     libc::SYS_kill,
     libc::SYS_rt_sigqueueinfo,
+    // By it alone musl ends itself; who has it cannot be told by its argument.
+    #[cfg(not(target_env = "musl"))]
+    libc::SYS_tkill,
     libc::SYS_kcmp,
     // Leaving its place.
     libc::SYS_mount,
@@ -190,6 +207,11 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
 ];
+
+/// Signals to threads: its own are how a process ends itself, others' how it ends them. The process
+/// is the first argument.
+#[cfg(target_os = "linux")]
+const DENIED_ELSEWHERE: &[libc::c_long] = &[libc::SYS_tgkill, libc::SYS_rt_tgsigqueueinfo];
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
@@ -237,9 +259,11 @@ mod tests {
         let (spawned, signalled) = confined(&Paths::default(), || {
             let spawned = std::process::Command::new("/bin/true").status();
             let own = rustix::process::getpid();
-            (spawned, rustix::process::test_kill_process(own))
+            let held = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty());
+            let held = held.map(drop);
+            (spawned, [rustix::process::test_kill_process(own), held])
         });
         assert!(spawned.is_err());
-        assert_eq!(signalled, Err(rustix::io::Errno::PERM));
+        assert_eq!(signalled, [Err(rustix::io::Errno::PERM); 2]);
     }
 }

@@ -25,6 +25,7 @@ use wasmorch_gateway::{
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::column::{Column, Gateways};
+use super::guests::Pulse;
 use super::http::Locals;
 use super::link::Link;
 use super::logs::LogQueue;
@@ -35,6 +36,7 @@ use super::protocol::{
 use super::replica::{self, Guest};
 use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
+use crate::descriptors;
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
@@ -79,6 +81,9 @@ struct Entry {
 struct Supervisor {
     /// Where replicas run.
     guests: Handle,
+    pulse: Pulse,
+    /// A ping without an answer yet.
+    pinged: Option<u64>,
     context: Arc<Context>,
     tables: Tables,
     /// What the gateway shows its clients.
@@ -96,10 +101,13 @@ struct Supervisor {
     waiting: VecDeque<FromRunner>,
 }
 
+/// While the guests' thread is stuck, it is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Runs until the daemon's side closes. Nothing here waits for a guest: they run on `guests`.
 pub(super) async fn run(
     config: RunnerConfig,
-    guests: Handle,
+    (guests, pulse): (Handle, Pulse),
     inbox: mpsc::Receiver<ToRunner>,
     out: mpsc::Sender<FromRunner>,
 ) -> Result<(), RunnerError> {
@@ -152,6 +160,10 @@ pub(super) async fn run(
             .map(|gateways| Arc::new(gateways) as Arc<dyn Crowd>),
         limits: Limits {
             drain: GATEWAY_DRAIN,
+            connections_max: descriptors::for_connections(
+                descriptors::raise(),
+                Limits::default().connections_max,
+            ),
             ..Limits::default()
         },
         ..GatewayConfig::new(http, peer, host, domain)
@@ -176,6 +188,8 @@ pub(super) async fn run(
     });
     let mut supervisor = Supervisor {
         guests: guests.clone(),
+        pulse,
+        pinged: None,
         context,
         tables,
         certificates,
@@ -217,7 +231,10 @@ impl Supervisor {
         out: &mpsc::Sender<FromRunner>,
     ) -> Result<(), RunnerError> {
         loop {
+            self.answer_ping();
             tokio::select! {
+                // Looks again whether the thread turns.
+                () = tokio::time::sleep(LOOK_AGAIN), if self.pinged.is_some() => {}
                 room = out.reserve(), if !self.waiting.is_empty() => match room {
                     Ok(room) => {
                         if let Some(message) = self.waiting.pop_front() {
@@ -242,6 +259,14 @@ impl Supervisor {
                     None => return Ok(()),
                 },
             }
+        }
+    }
+
+    /// Silence is how a stuck runner is found and ended: see the pool's keeper.
+    fn answer_ping(&mut self) {
+        if !self.pulse.is_stuck() {
+            self.waiting
+                .extend(self.pinged.take().map(FromRunner::Pong));
         }
     }
 
@@ -289,7 +314,7 @@ impl Supervisor {
                 self.waiting.push_back(FromRunner::Usage(usage));
             }
             ToRunner::Open => self.open(),
-            ToRunner::Ping(number) => self.waiting.push_back(FromRunner::Pong(number)),
+            ToRunner::Ping(number) => self.pinged = Some(number),
         }
     }
 

@@ -13,6 +13,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use super::spool::{Spool, SpoolStream};
 use super::{BlobContainer, BlobContainers, BlobRead, ObjectInfo, check_name};
 use crate::bindings::blobstore::wasi::blobstore::{blobstore, container, types};
+use crate::held::HeldMemory;
 use crate::state::GuestState;
 
 /// What a guest may take at once instead of as a stream.
@@ -124,7 +125,7 @@ impl types::HostOutgoingValue for GuestState {
         let Some((held, name)) = object else {
             return Ok(Ok(()));
         };
-        let file = match spool.read() {
+        let file = match spool.read().await {
             Ok(file) => tokio::fs::File::from_std(file),
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -148,8 +149,12 @@ impl types::HostIncomingValue for GuestState {
                 "{size} bytes are too many at once: read the value as a stream"
             )));
         }
+        let _held = match HeldMemory::hold(usize::try_from(size).unwrap_or(usize::MAX)).await {
+            Ok(held) => held,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
         let mut bytes = Vec::new();
-        let read = body.take(SYNC_BYTES_MAX).read_to_end(&mut bytes).await;
+        let read = body.take(size).read_to_end(&mut bytes).await;
         Ok(read.map(|_| bytes).map_err(|error| error.to_string()))
     }
 

@@ -81,6 +81,7 @@ pub trait BlobContainer: Send + Sync {
 pub struct BlobContainers {
     granted: BTreeMap<String, Arc<dyn BlobContainer>>,
     spool: PathBuf,
+    spooling: Arc<spool::Spooling>,
 }
 
 impl Default for BlobContainers {
@@ -95,6 +96,7 @@ impl BlobContainers {
         Self {
             granted: BTreeMap::new(),
             spool,
+            spooling: Arc::default(),
         }
     }
 
@@ -118,7 +120,7 @@ impl BlobContainers {
     }
 
     fn spool(&self) -> io::Result<spool::Spool> {
-        spool::Spool::new(&self.spool)
+        spool::Spool::new(&self.spool, &self.spooling)
     }
 }
 

@@ -80,8 +80,10 @@ impl ObjectsContainer {
     /// What is wrong with the settings.
     pub fn in_s3(settings: &S3Settings) -> Result<Self, ObjectsError> {
         let mut builder = AmazonS3Builder::from_env().with_bucket_name(&settings.bucket);
-        let region = settings.region.as_deref().unwrap_or("us-east-1");
-        builder = builder.with_region(region);
+        // Where neither names one, the builder takes us-east-1.
+        if let Some(region) = &settings.region {
+            builder = builder.with_region(region);
+        }
         if let Some(endpoint) = &settings.endpoint {
             let plain = endpoint.starts_with("http://");
             builder = builder.with_endpoint(endpoint).with_allow_http(plain);

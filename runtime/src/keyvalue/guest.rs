@@ -12,6 +12,7 @@ use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 use super::{KEY_BYTES_MAX, KeyValueError, KeyValueStore, VALUE_BYTES_MAX, Version};
 use crate::bindings::keyvalue::wasi::keyvalue0_2_0_draft as draft;
 use crate::bindings::keyvalue2::wasi::keyvalue0_2_0_draft2 as draft2;
+use crate::held::HeldMemory;
 use crate::state::GuestState;
 
 /// Keys of one batch.
@@ -140,10 +141,13 @@ impl Bucket {
                 Ok::<_, KeyValueError>((key, value))
             })
             .buffered(BATCH_CONCURRENCY);
-        let (mut found, mut bytes) = (Vec::new(), 0);
+        // Those that are here wait for the others: they count together with other guests'.
+        let (mut found, mut held, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some((key, value)) = values.try_next().await? {
-            bytes += value.as_ref().map_or(0, Bytes::len);
+            let size = value.as_ref().map_or(0, Bytes::len);
+            bytes += size;
             check_size(bytes, "values of one batch, together")?;
+            held.push(HeldMemory::try_hold(size).map_err(KeyValueError::other)?);
             found.push((key, value.map(Vec::from)));
         }
         Ok(found)

@@ -38,7 +38,7 @@ pub use redis::RedisStore;
 /// The longest key. Encoded for NATS it still fits into one protocol line.
 const KEY_BYTES_MAX: usize = 2048;
 /// The largest value: it is held in memory whole, once for every call in progress.
-const VALUE_BYTES_MAX: usize = 32 << 20;
+pub const VALUE_BYTES_MAX: usize = 32 << 20;
 /// Keys in one page of a listing.
 pub const KEYS_PAGE: usize = 1000;
 /// The binding that serves any name that has none of its own.

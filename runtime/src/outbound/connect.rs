@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 
 use super::HostPattern;
@@ -25,6 +26,12 @@ use super::address::is_restricted;
 
 /// How long a connection may take, TLS included, whatever the guest asks for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections of one replica in one runner, those included that are kept for later: each is a
+/// descriptor of a process that others share.
+const CONNECTIONS_MAX: usize = 512;
+/// Look-ups of one replica at once: each holds a thread of those that all replicas share.
+const LOOKUPS_MAX: usize = 16;
 
 /// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
@@ -47,11 +54,17 @@ pub(crate) enum ConnectError {
 #[derive(Clone)]
 pub(crate) struct Connector {
     patterns: Arc<[HostPattern]>,
+    connections: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Connector {
     pub(crate) fn new(patterns: Arc<[HostPattern]>) -> Self {
-        Self { patterns }
+        Self {
+            patterns,
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+        }
     }
 
     async fn connect(self, uri: Uri) -> Result<TokioIo<Stream>, ConnectError> {
@@ -63,19 +76,19 @@ impl Connector {
         let secure = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let addresses = self.resolve(&host, port).await?;
+        let open = take(&self.connections).await;
         let tcp = dial(&addresses).await.map_err(ConnectError::Tcp)?;
         // Small requests must not wait for an acknowledgement of the one before.
         let _ = tcp.set_nodelay(true);
         if !secure {
-            return Ok(TokioIo::new(Stream::Plain(tcp)));
+            return Ok(TokioIo::new(Stream::new(Transport::Plain(tcp), open)));
         }
         let name = ServerName::try_from(host).map_err(|error| {
             ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error))
         })?;
         let tls = TlsConnector::from(tls_config()?).connect(name, tcp).await;
-        Ok(TokioIo::new(Stream::Tls(Box::new(
-            tls.map_err(ConnectError::Tls)?,
-        ))))
+        let tls = Transport::Tls(Box::new(tls.map_err(ConnectError::Tls)?));
+        Ok(TokioIo::new(Stream::new(tls, open)))
     }
 
     /// The addresses of a host that may be used: all, when it was named literally.
@@ -84,7 +97,8 @@ impl Connector {
             .patterns
             .iter()
             .any(|p| p.is_literal() && p.matches(host, port));
-        let found = tokio::net::lookup_host((host, port))
+        let found = self
+            .look_up(host, port)
             .await
             .map_err(|error| ConnectError::Resolve(host.to_owned(), error))?;
         let mut refused = None;
@@ -104,6 +118,26 @@ impl Connector {
             _ => Ok(allowed),
         }
     }
+}
+
+impl Connector {
+    async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let (place, host) = (take(&self.lookups).await, host.to_owned());
+        // The thread goes on when nobody waits any more, and keeps its place until it ends.
+        let looking = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            Ok((host.as_str(), port).to_socket_addrs()?.collect())
+        });
+        looking.await.map_err(io::Error::other)?
+    }
+}
+
+/// `None` never: nobody closes them.
+async fn take(semaphore: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    semaphore.clone().acquire_owned().await.ok()
 }
 
 async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
@@ -156,8 +190,23 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// A connection, encrypted or not.
-pub(crate) enum Stream {
+/// A connection, with its place among those of the replica.
+pub(crate) struct Stream {
+    transport: Transport,
+    _open: Option<OwnedSemaphorePermit>,
+}
+
+impl Stream {
+    fn new(transport: Transport, open: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            transport,
+            _open: open,
+        }
+    }
+}
+
+/// Encrypted or not.
+enum Transport {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
@@ -174,9 +223,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        match &mut self.get_mut().transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -187,23 +236,23 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        match &mut self.get_mut().transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -117,12 +117,16 @@ async fn open_at(
     if open.contains(OpenFlags::CREATE) {
         take(quota(&store, &fd), ENTRY_BYTES).await?;
     }
+    let quota = quota(&store, &fd);
     let state = store.data_mut();
     let opened = state
         .filesystem()
         .open_at(fd, at, path, open, flags)
         .await?;
     state.places.note(opened.rep(), place);
+    if let (Some(quota), Descriptor::File(file)) = (quota, state.table.get(&opened)?) {
+        quota.note(&file.file);
+    }
     Ok(opened)
 }
 

@@ -32,7 +32,9 @@ use futures::StreamExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use wasmorch_runtime::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
+use wasmorch_runtime::{
+    HeldMemory, KEYS_PAGE, KeyValueError, KeyValueStore, Keys, VALUE_BYTES_MAX, Version,
+};
 
 use super::jetstream::{JetStream, is_gone, refused};
 use super::{Link, LinkError};
@@ -411,11 +413,24 @@ async fn get_object(store: &ObjectStore, name: &str) -> Result<Option<Bytes>, Ke
         Ok(Err(error)) => return Err(KeyValueError::other(error)),
         Err(_) => return Err(other(LinkError::TimedOut(READ_TIMEOUT))),
     };
-    let mut value = Vec::with_capacity(object.info().size);
+    // Whoever may write to the bucket wrote that number.
+    let size = object.info().size;
+    if size > VALUE_BYTES_MAX {
+        return Err(KeyValueError::other(format!(
+            "the value of this key has {size} bytes: at most {VALUE_BYTES_MAX} are read"
+        )));
+    }
+    let held = HeldMemory::hold(size).await.map_err(KeyValueError::other)?;
+    let mut value = Vec::with_capacity(size);
     loop {
         // Chunks that are deleted meanwhile never come.
         match timeout(READ_TIMEOUT, object.read_buf(&mut value)).await {
-            Ok(Ok(0)) => return Ok(Some(Bytes::from(value))),
+            Ok(Ok(0)) => return Ok(Some(held.keep(value))),
+            Ok(Ok(_)) if value.len() > size => {
+                return Err(KeyValueError::other(
+                    "the value of this key is longer than it says",
+                ));
+            }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::debug!(name, %error, "a large value could not be read whole");
