@@ -3,6 +3,7 @@
 //! Owns the maps and how stored entries and acknowledged writes change them. It decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use wasmorch_api::record::{NamespaceRecord, Removed};
@@ -575,6 +576,12 @@ impl Cluster {
         let now = { workload.as_ref() }.and_then(|one| one.target().map(|_| one.priority()));
         let before = workload.and_then(|one| std::mem::replace(&mut one.counted_as, now));
         self.count_priority(before, now);
+        // Another revision may have a lower priority or a lower min_available: who waits above it may
+        // have its room now.
+        let above = (Bound::Excluded(now.unwrap_or(0)), Bound::Unbounded);
+        if self.priorities.range(above).next().is_some() {
+            self.agenda.room();
+        }
         if self.workloads.get(key).is_some_and(Workload::per_host) {
             self.per_host.insert(key.clone());
         } else {
