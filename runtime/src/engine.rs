@@ -28,6 +28,9 @@ const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 /// functions; wasmtime's default of 20,000 is too small for some.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 64 << 10;
 
+/// Tables in the pool for each instance in it: adapters and shims have one each.
+pub(crate) const TABLES_PER_INSTANCE: u32 = 4;
+
 /// Why a runtime could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -156,7 +159,7 @@ fn pool_config(config: &RuntimeConfig) -> PoolingAllocationConfig {
         // reserved, so there may be plenty.
         .total_core_instances(instances.saturating_mul(64))
         .total_memories(instances)
-        .total_tables(instances.saturating_mul(4))
+        .total_tables(instances.saturating_mul(TABLES_PER_INSTANCE))
         // A 0.3 component has a stack per task.
         .total_stacks(instances.saturating_mul(4))
         .total_gc_heaps(instances)

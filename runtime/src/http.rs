@@ -88,7 +88,7 @@ impl HttpReplica {
             expected: "wasi:http/incoming-handler@0.2 and no wasi:http/handler@0.3",
         };
         let component = artifact.component().ok_or(WRONG)?;
-        let concurrency = link::concurrency(component, &config.limits)?;
+        let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
         let linked = link::pre(runtime, component, &config)?;
         let pre = match ServicePre::new(linked.clone()) {

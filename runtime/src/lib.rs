@@ -32,6 +32,7 @@ mod ended;
 mod engine;
 mod gate;
 mod guest;
+mod holdings;
 mod http;
 mod keyvalue;
 mod ledger;

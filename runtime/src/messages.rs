@@ -77,7 +77,7 @@ impl MessagesReplica {
             expected: "wasmcloud:messaging/handler@0.2.0",
         };
         let component = artifact.component().ok_or(WRONG)?;
-        let concurrency = link::concurrency(component, &config.limits)?;
+        let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
         let pre = link::pre(runtime, component, &config)?;
         let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;

@@ -3,6 +3,7 @@
 //! One store, one instance, one request: nothing outlives it. What is the same for every request
 //! of a replica is in [`ReplicaShared`], made once when the replica is prepared.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -16,15 +17,19 @@ use crate::config::ReplicaConfig;
 use crate::ended::PrepareError;
 use crate::engine::Runtime;
 use crate::guest::Watch;
+use crate::holdings::RESOURCES_MAX;
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
 use crate::volume::{Places, Volumes};
 
-/// Resources of the host that one guest may hold open: streams, sockets, requests, files.
-const RESOURCES_MAX: usize = 16 << 10;
 /// Bytes of random data in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
+/// What one call of a component may hand to the host, whatever its memory limit is.
+const HANDED_BYTES: RangeInclusive<u64> = 1 << 20..=128 << 20;
+
+/// What a store's data does at a tick of the epoch.
+type AtTick<T> = fn(&mut T) -> wasmtime::Result<UpdateDeadline>;
 
 /// What every store of a replica shares.
 pub(crate) struct ReplicaShared {
@@ -121,30 +126,42 @@ impl ReplicaShared {
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store, |state| state.limiter.at_tick());
+        // Lists may name the same bytes again and again: what is copied out of the guest in one call
+        // is no more than what it may have.
+        let memory = self.config.limits.memory_bytes;
+        let handed = memory.clamp(*HANDED_BYTES.start(), *HANDED_BYTES.end());
+        store.set_hostcall_fuel(usize::try_from(handed).unwrap_or(usize::MAX));
+        store.set_max_component_handles(RESOURCES_MAX);
+        if let Some(tasks) = store.concurrent_resource_table() {
+            tasks.set_max_capacity(RESOURCES_MAX);
+        }
+        self.begin(&mut store, |state| state.limiter.at_tick(&mut state.table));
         store
     }
 
     /// A store for a core module.
     pub(crate) fn module_store(
         self: &Arc<Self>,
-        wasi: WasiP1Ctx,
+        mut wasi: WasiP1Ctx,
         watch: &Arc<Watch>,
     ) -> Store<ModuleState> {
+        wasi.ctx().table.set_max_capacity(RESOURCES_MAX);
         let state = ModuleState {
             wasi,
             limiter: self.limiter(watch),
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store, |state| state.limiter.at_tick());
+        self.begin(&mut store, |state| {
+            state.limiter.at_tick(state.wasi.ctx().table)
+        });
         store
     }
 
     /// From here on the guest is asked at every tick whether it may go on.
-    fn begin<T: 'static>(&self, store: &mut Store<T>, at_tick: fn(&T) -> UpdateDeadline) {
+    fn begin<T: 'static>(&self, store: &mut Store<T>, at_tick: AtTick<T>) {
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |store| Ok(at_tick(store.data())));
+        store.epoch_deadline_callback(move |mut store| at_tick(store.data_mut()));
         self.meter.started.fetch_add(1, Relaxed);
     }
 }
