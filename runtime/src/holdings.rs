@@ -21,7 +21,7 @@ use wasmtime_wasi_http::p3;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
 /// many handles of its own, tasks and waits of WASI 0.3 it may have.
-pub(crate) const RESOURCES_MAX: usize = 16 << 10;
+pub(crate) const RESOURCES_MAX: usize = 4 << 10;
 /// Files, sockets and streams that a replica may hold open, all its instances in all runners
 /// together: far from what a process may have, which is thousands at the least.
 pub(crate) const HANDLES_MAX: u64 = 2048;
