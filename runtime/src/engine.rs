@@ -13,6 +13,7 @@ use crate::compile::CompilePool;
 use crate::config::RuntimeConfig;
 use crate::load::Loads;
 use crate::pace::Pacer;
+use crate::reuse::Places;
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
 const WASM_STACK_BYTES: usize = 512 << 10;
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) cache: Option<Cache>,
     pub(crate) loads: Loads,
     pub(crate) config: RuntimeConfig,
+    pub(crate) waiting: Places,
     pooled: bool,
 }
 
@@ -89,6 +91,7 @@ impl Runtime {
                 cache,
                 loads,
                 config,
+                waiting: Places::default(),
                 pooled,
             }),
         })

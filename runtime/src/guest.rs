@@ -115,6 +115,11 @@ impl Watch {
         self.handles_wanted.fetch_max(wanted, Relaxed);
     }
 
+    /// Whether it met one of these limits, whatever it made of that.
+    pub(crate) fn was_denied(&self) -> bool {
+        self.memory_wanted.load(Relaxed) > 0 || self.handles_wanted.load(Relaxed) > 0
+    }
+
     /// Records the first reason, counts the failure, and gives that reason back.
     pub(crate) fn end(&self, ended: Ended) -> Ended {
         let mut first = false;

@@ -15,8 +15,10 @@ use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{p2, sockets};
 use wasmtime_wasi_http::FieldMap;
-use wasmtime_wasi_http::p2::body::HostOutgoingBody;
-use wasmtime_wasi_http::p2::types::{HostOutgoingRequest, HostOutgoingResponse};
+use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
+use wasmtime_wasi_http::p2::types::{
+    HostIncomingRequest, HostOutgoingRequest, HostOutgoingResponse, HostResponseOutparam,
+};
 use wasmtime_wasi_http::p3;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
@@ -97,6 +99,20 @@ fn held(table: &mut ResourceTable) -> Held {
         }
     }
     held
+}
+
+/// Whether nothing is left that belongs to one request: what would keep its client waiting, or its
+/// body from being read by others.
+pub(crate) fn is_between_requests(table: &mut ResourceTable) -> bool {
+    !table.iter_mut().any(|entry| {
+        entry.is::<HostIncomingRequest>()
+            || entry.is::<HostIncomingBody>()
+            || entry.is::<HostResponseOutparam>()
+            || entry.is::<HostOutgoingResponse>()
+            || entry.is::<HostOutgoingBody>()
+            || entry.is::<p3::Request>()
+            || entry.is::<p3::Response>()
+    })
 }
 
 /// Copies of the same fields share their memory and are counted each: they cease to share it as soon

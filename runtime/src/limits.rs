@@ -4,8 +4,8 @@
 //! A [`Meter`] is one replica's; a [`MemoryLimiter`] is one instance's share of it, given back
 //! when its store is dropped. All counters are atomics: nothing here waits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use wasmtime::component::ResourceTable;
@@ -15,6 +15,7 @@ use crate::engine::TABLE_ELEMENTS_MAX;
 use crate::guest::Watch;
 use crate::holdings::{HANDLES_MAX, Held, Looks};
 use crate::ledger::{Account, Field};
+use crate::reuse::Pool;
 use crate::share::CpuShare;
 
 /// Core instances in one store: several times what the largest known components have.
@@ -57,6 +58,8 @@ pub(crate) struct Meter {
     pub(crate) failed: AtomicU64,
     pub(crate) refused: AtomicU64,
     cpu_nanos: AtomicU64,
+    /// What requests are numbered by.
+    pub(crate) requests: AtomicU64,
 }
 
 impl Meter {
@@ -69,6 +72,7 @@ impl Meter {
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         }
     }
 
@@ -112,6 +116,8 @@ pub(crate) struct MemoryLimiter {
     looks: Looks,
     /// What was last found to be held outside; its bytes are part of `held`.
     outside: Held,
+    /// Instances of the replica that wait: they go before this one is denied.
+    waiting: Weak<Pool>,
 }
 
 impl MemoryLimiter {
@@ -124,6 +130,34 @@ impl MemoryLimiter {
             last: 0,
             looks: Looks::default(),
             outside: Held::default(),
+            waiting: Weak::new(),
+        }
+    }
+
+    pub(crate) fn instead_of(&mut self, waiting: Weak<Pool>) {
+        self.waiting = waiting;
+    }
+
+    /// What it meets from now on is another request's.
+    pub(crate) fn begin(&mut self, watch: Arc<Watch>) {
+        self.watch = watch;
+    }
+
+    /// Whether it met a limit in this request.
+    pub(crate) fn was_denied(&self) -> bool {
+        self.watch.was_denied()
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), u64> {
+        loop {
+            match self.meter.take(bytes, self.limit) {
+                Err(_)
+                    if self
+                        .waiting
+                        .upgrade()
+                        .is_some_and(|pool| pool.give_up_one()) => {}
+                taken => return taken,
+            }
         }
     }
 
@@ -141,7 +175,7 @@ impl MemoryLimiter {
 
     fn count_outside(&mut self, found: Held) -> wasmtime::Result<()> {
         let more = found.bytes.saturating_sub(self.outside.bytes);
-        if let Err(wanted) = self.meter.take(more, self.limit) {
+        if let Err(wanted) = self.take(more) {
             self.watch.memory_denied(wanted);
             wasmtime::bail!("what the host holds for the guest is over the memory limit");
         }
@@ -164,7 +198,7 @@ impl MemoryLimiter {
 
     /// Takes bytes for a memory or a table that grows.
     fn grow(&mut self, bytes: u64) -> bool {
-        match self.meter.take(bytes, self.limit) {
+        match self.take(bytes) {
             Ok(()) => {
                 self.held += bytes;
                 self.last = bytes;

@@ -105,7 +105,7 @@ impl MessagesReplica {
 
     async fn run(&self, message: Message, deadline: Option<Deadline>) -> Result<(), Ended> {
         let shared = &self.shared;
-        let tag = RequestTag::new(shared.meter.started.load(Relaxed), None);
+        let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), None);
         let watch = shared.watch();
         let internal = |error: wasmtime::Error| watch.end(Ended::Internal(format!("{error:#}")));
         let mut wasi = shared.wasi().map_err(internal)?;

@@ -1,11 +1,11 @@
 //! The data of a store, and how a store is made.
 //!
-//! One store, one instance, one request: nothing outlives it. What is the same for every request
+//! One store, one instance, one request, unless it may be used again (`reuse.rs`). What is the same for every request
 //! of a replica is in [`ReplicaShared`], made once when the replica is prepared.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
@@ -17,10 +17,11 @@ use crate::config::ReplicaConfig;
 use crate::ended::PrepareError;
 use crate::engine::Runtime;
 use crate::guest::Watch;
-use crate::holdings::RESOURCES_MAX;
+use crate::holdings::{self, RESOURCES_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
+use crate::reuse::Pool;
 use crate::volume::{Places, Volumes};
 
 /// Bytes of random data in one call.
@@ -83,18 +84,17 @@ impl ReplicaShared {
     }
 
     /// Sends stdout and stderr to the logs.
-    pub(crate) fn log_streams(&self, wasi: &mut WasiCtxBuilder, tag: &RequestTag) {
+    pub(crate) fn log_streams(
+        &self,
+        wasi: &mut WasiCtxBuilder,
+        tag: &RequestTag,
+    ) -> [LineWriter; 2] {
         let logs = &self.config.logs;
-        wasi.stdout(LineWriter::new(
-            logs.clone(),
-            LogStream::Stdout,
-            tag.clone(),
-        ));
-        wasi.stderr(LineWriter::new(
-            logs.clone(),
-            LogStream::Stderr,
-            tag.clone(),
-        ));
+        let writers = [LogStream::Stdout, LogStream::Stderr]
+            .map(|stream| LineWriter::new(logs.clone(), stream, tag.clone()));
+        let [stdout, stderr] = writers.clone();
+        wasi.stdout(stdout).stderr(stderr);
+        writers
     }
 
     fn limiter(&self, watch: &Arc<Watch>) -> MemoryLimiter {
@@ -121,6 +121,7 @@ impl ReplicaShared {
             hooks: Hooks::new(self.config.outbound.clone()),
             limiter: self.limiter(watch),
             tag,
+            lines: None,
             places: Places::default(),
             shared: self.clone(),
         };
@@ -173,9 +174,39 @@ pub(crate) struct GuestState {
     http: WasiHttpCtx,
     pub(crate) hooks: Hooks,
     limiter: MemoryLimiter,
-    pub(crate) tag: RequestTag,
+    tag: RequestTag,
+    /// Its standard streams, where it may serve another request.
+    lines: Option<[LineWriter; 2]>,
     pub(crate) places: Places,
     pub(crate) shared: Arc<ReplicaShared>,
+}
+
+impl GuestState {
+    pub(crate) fn tag(&self) -> &RequestTag {
+        &self.tag
+    }
+
+    /// It may serve another request: its lines will be said during that, and when memory is short
+    /// those that wait go before it.
+    pub(crate) fn may_be_kept(&mut self, lines: [LineWriter; 2], waiting: Weak<Pool>) {
+        self.lines = Some(lines);
+        self.limiter.instead_of(waiting);
+    }
+
+    /// What happens from now on belongs to another request.
+    pub(crate) fn begin(&mut self, tag: RequestTag, watch: &Arc<Watch>) {
+        for lines in self.lines.iter().flatten() {
+            lines.begin(tag.clone());
+        }
+        self.tag = tag;
+        self.limiter.begin(watch.clone());
+    }
+
+    /// Ends its lines. Whether it met no limit and left nothing of its request behind.
+    pub(crate) fn is_between_requests(&mut self) -> bool {
+        self.lines.iter().flatten().for_each(LineWriter::end_line);
+        !self.limiter.was_denied() && holdings::is_between_requests(&mut self.table)
+    }
 }
 
 impl WasiView for GuestState {

@@ -47,9 +47,9 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "deploy in order, and leave it out",
     );
     later(
-        spec.instance.reuse != 1,
+        spec.instance.reuse != 1 && kind != Kind::Http,
         "instance.reuse",
-        "reusing instances is",
+        "reusing instances of anything but http workloads is",
         "use reuse = 1",
     );
     later(

@@ -13,6 +13,7 @@ mod keyvalue;
 mod limits;
 mod messages;
 mod outbound;
+mod reuse;
 mod sockets;
 mod support;
 mod volume;

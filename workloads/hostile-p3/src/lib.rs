@@ -1,11 +1,11 @@
 //! Attacks by the means of WASI 0.3, one for each path. See `hostile` for those of 0.2.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::hint::black_box;
 use std::mem::forget;
 use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
 
 use wasip3::clocks::monotonic_clock;
 use wasip3::http::types::{ErrorCode, Fields, Request, Response};
@@ -15,15 +15,15 @@ struct Hostile;
 
 wasip3::http::service::export!(Hostile);
 
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
+static SEEN: AtomicU64 = AtomicU64::new(0);
 
 impl wasip3::exports::http::handler::Guest for Hostile {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        let seen = SEEN.fetch_add(1, Ordering::Relaxed) + 1;
         let target = request.get_path_with_query().unwrap_or_default();
         match target.as_str() {
             "/ok" => answer("ok\n"),
+            "/count" => answer(seen.to_string()),
             "/spin" => spin(),
             "/tasks" => tasks().await,
             "/streams" => streams(),
@@ -77,9 +77,7 @@ fn dropped() {
     let mut context = Context::from_waker(Waker::noop());
     for number in 0..1000 {
         let waiting = pin!(monotonic_clock::wait_for(1_000_000_000 + number));
-        if let Poll::Ready(()) = waiting.poll(&mut context) {
-            COUNT.with(|count| count.set(count.get() + 1));
-        }
+        black_box(waiting.poll(&mut context).is_ready());
     }
 }
 
@@ -99,12 +97,13 @@ fn endless(ignores: bool) -> Result<Response, ErrorCode> {
     Ok(response)
 }
 
-fn answer(body: &'static str) -> Result<Response, ErrorCode> {
+fn answer(body: impl Into<Vec<u8>>) -> Result<Response, ErrorCode> {
+    let body = body.into();
     let (mut writer, contents) = wit_stream::new();
     let (_, no_trailers) = wit_future::new(|| Ok(None));
     let (response, _sent) = Response::new(Fields::new(), Some(contents), no_trailers);
     wit_bindgen::spawn_local(async move {
-        let _unwritten = writer.write_all(body.as_bytes().to_vec()).await;
+        let _unwritten = writer.write_all(body).await;
     });
     Ok(response)
 }

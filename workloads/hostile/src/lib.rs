@@ -2,15 +2,20 @@
 //! 0.3 are in `hostile-p3`, those that no compiler would make lie as text in `wat/`.
 //!
 //! `/ok` answers, so that it can become ready with `health.ready.path = "/ok"`. What a host refuses in an orderly way is
-//! the answer's text; whatever has no answer is meant to be ended.
+//! the answer's text; whatever has no answer is meant to be ended. `/count` says how many requests this instance has seen,
+//! which tells one that was used again.
 
 mod handles;
 mod processor;
 mod reach;
 mod responses;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use answer::{answer, target};
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
+
+static SEEN: AtomicU64 = AtomicU64::new(0);
 
 struct Hostile;
 
@@ -18,6 +23,7 @@ wasip2::http::proxy::export!(Hostile);
 
 impl wasip2::exports::http::incoming_handler::Guest for Hostile {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
+        let seen = SEEN.fetch_add(1, Ordering::Relaxed) + 1;
         let (path, query) = target(&request);
         let number = query.parse().unwrap_or(u64::MAX);
         match path.as_str() {
@@ -41,6 +47,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/sockets" => handles::sockets(),
             "/wait" => processor::wait(),
             // In the answer.
+            "/panic-after" => return responses::panic_after(request, out),
             "/endless" => return responses::endless(out),
             "/drip" => return responses::drip(out),
             "/short" => return responses::short(out),
@@ -52,6 +59,9 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             _ => {}
         }
         let came_of_it = match path.as_str() {
+            "/count" => seen.to_string(),
+            "/denied" => processor::denied(),
+            "/hold" => processor::hold(number),
             "/lines" => processor::lines(number),
             "/long-line" => processor::long_line(number),
             "/random" => processor::random(),

@@ -66,6 +66,23 @@ pub(crate) fn long_line(bytes: u64) -> String {
     "written".into()
 }
 
+/// Asks for more memory than there is, and goes on without.
+pub(crate) fn denied() -> String {
+    let mut block = Vec::<u8>::new();
+    match block.try_reserve(1 << 30) {
+        Ok(()) => "granted".into(),
+        Err(_) => "denied".into(),
+    }
+}
+
+/// Takes so many MiB for good, and waits a little, so that others come meanwhile.
+pub(crate) fn hold(mib: u64) -> String {
+    let mib = usize::try_from(mib).unwrap_or_default();
+    black_box(vec![1u8; mib << 20]).leak();
+    monotonic_clock::subscribe_duration(50_000_000).block();
+    "held".into()
+}
+
 pub(crate) fn random() -> String {
     get_random_bytes(1 << 40).len().to_string()
 }

@@ -57,6 +57,13 @@ pub(crate) fn long(out: ResponseOutparam) {
     promise(out, 1000);
 }
 
+/// Answers in full, leaves nothing behind, and traps.
+pub(crate) fn panic_after(request: IncomingRequest, out: ResponseOutparam) -> ! {
+    drop(request);
+    answer(out, 200, "and now\n");
+    panic!("as planned")
+}
+
 /// Returns with a body that is neither written nor finished.
 pub(crate) fn never_finished(out: ResponseOutparam) {
     let response = OutgoingResponse::new(Fields::new());
