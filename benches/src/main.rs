@@ -8,6 +8,7 @@ mod cluster;
 mod deploy;
 mod fleet;
 mod guest;
+mod hostile;
 mod http;
 mod machine;
 mod memory;
@@ -34,6 +35,8 @@ enum Bench {
     Cluster(fleet::Args),
     /// Requests a second beside `wasmtime serve` and bare hyper
     Http(http::Args),
+    /// What a workload notices of attacks beside it
+    Hostile(hostile::Args),
     /// Bare hyper, for `http`
     #[command(name = "serve-bare", hide = true)]
     ServeBare,
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Services(args) => services::run(&args),
         Bench::Cluster(args) => fleet::run(&args),
         Bench::Http(args) => http::run(&args),
+        Bench::Hostile(args) => hostile::run(&args),
         Bench::ServeBare => http::serve_bare(),
     }
 }

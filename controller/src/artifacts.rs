@@ -97,7 +97,7 @@ impl Artifacts {
             return Err(refusal);
         }
         let kind = check.kind.expect("a check that refuses nothing has a kind");
-        let later = manifest::not_yet(spec);
+        let later = manifest::not_yet(spec, kind);
         if !later.is_empty() {
             let what = format!("workload {} cannot be deployed", spec.name);
             return Err(ApiError::invalid(what, later));

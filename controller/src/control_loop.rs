@@ -278,6 +278,7 @@ impl ControlLoop {
         }
         let frozen = self.begin.guard.frozen();
         let consumers = execute::consumers(&self.begin.cluster, &call);
+        let streams = execute::streams(&self.begin.cluster, &call);
         let done = match execute::execute(&self.begin.cluster, frozen, &call, now) {
             Ok(done) => done,
             Err(refusal) => {
@@ -306,13 +307,16 @@ impl ControlLoop {
             }
         }
         self.say(done.events);
-        let reply = done.answer.finish(&self.begin.cluster);
+        let mut reply = done.answer.finish(&self.begin.cluster);
         if wrote {
             // Before the answer: whoever deploys it again gets consumers of its own.
             let left = self.begin.store.remove_consumers(&consumers).await;
             if !left.is_empty() {
                 tracing::warn!(?left, "consumers of a removed workload may be left");
             }
+            // After the removal is stored: only who leads removes data.
+            let left = self.begin.store.remove_streams(&streams).await;
+            reply = execute::with_kept(reply, left);
             self.begin.answers.keep(&call, now, &reply);
             self.pace.urgent(Instant::now());
         }

@@ -5,6 +5,7 @@
 //! Nothing is changed here: the shell stores the writes, then commits them to the state.
 
 mod change;
+mod data;
 mod deploy;
 mod hosts;
 mod quota;
@@ -12,6 +13,7 @@ mod rebalance;
 mod revise;
 
 pub use change::{restart, rm, scale, start, stop};
+pub use data::streams;
 pub use deploy::{DeployInput, deploy};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};

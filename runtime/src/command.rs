@@ -110,9 +110,10 @@ impl CommandReplica {
             kind: "a program",
             expected: "wasi:cli/run@0.2, wasi:cli/run@0.3 or _start",
         };
+        let mut concurrency = config.limits.concurrency;
         let pre = match artifact.compiled() {
             Compiled::Component(component) => {
-                link::concurrency(component, &config.limits)?;
+                concurrency = link::concurrency(runtime, component, &config.limits)?;
                 let linked = link::pre(runtime, component, &config)?;
                 match wasmtime_wasi::p3::bindings::CommandPre::new(linked.clone()) {
                     Ok(pre) => Pre::P3(pre),
@@ -133,7 +134,7 @@ impl CommandReplica {
             }
         };
         let (account, limits) = (config.account.clone(), &config.limits);
-        let gate = Gate::new(account, limits.concurrency, limits.queue);
+        let gate = Gate::new(account, concurrency, limits.queue);
         Ok(Self {
             shared: ReplicaShared::new(runtime, config)?,
             pre,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::{
     Account, BlobContainers, KeyValueStores, LogSink, Messaging, Network, NoLogs, OutboundHttp,
+    Reuse,
 };
 
 /// How a [`crate::Runtime`] is built. One per process.
@@ -103,6 +104,8 @@ pub struct ReplicaConfig {
     pub config: Vec<(String, String)>,
     /// What it may use.
     pub limits: Limits,
+    /// How often an instance is used (http replicas).
+    pub reuse: Reuse,
     /// Where what it uses is counted, together with its shares in other processes.
     pub account: Account,
     /// Which hosts it may call by `wasi:http`.
@@ -131,6 +134,7 @@ impl ReplicaConfig {
             env: Vec::new(),
             config: Vec::new(),
             limits: Limits::default(),
+            reuse: Reuse::default(),
             account: Account::alone(),
             outbound: OutboundHttp::denied(),
             network: Network::Denied,

@@ -33,6 +33,12 @@ pub enum Ended {
         /// What all its instances together would have had.
         wanted_bytes: u64,
     },
+    /// It held too much open: files, sockets, streams, or any other handles.
+    Handles {
+        /// The limit: for files, sockets and streams of all instances of the replica, for others
+        /// of one instance.
+        limit: u64,
+    },
     /// It took too long.
     Timeout {
         /// The limit.
@@ -89,6 +95,11 @@ impl fmt::Display for Ended {
                  raise it with `--memory` or resources.memory",
                 Bytes(*limit_bytes),
                 Bytes(*wanted_bytes),
+            ),
+            Self::Handles { limit } => write!(
+                f,
+                "more than {limit} handles were open at the same time; this limit is fixed: drop \
+                 what is not used any more"
             ),
             Self::Timeout { limit } => write!(
                 f,

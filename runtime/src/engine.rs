@@ -13,6 +13,7 @@ use crate::compile::CompilePool;
 use crate::config::RuntimeConfig;
 use crate::load::Loads;
 use crate::pace::Pacer;
+use crate::reuse::Places;
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
 const WASM_STACK_BYTES: usize = 512 << 10;
@@ -27,6 +28,9 @@ const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 /// The largest table. Components made from Python or JavaScript have tens of thousands of
 /// functions; wasmtime's default of 20,000 is too small for some.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 64 << 10;
+
+/// Tables in the pool for each instance in it: adapters and shims have one each.
+pub(crate) const TABLES_PER_INSTANCE: u32 = 4;
 
 /// Why a runtime could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) cache: Option<Cache>,
     pub(crate) loads: Loads,
     pub(crate) config: RuntimeConfig,
+    pub(crate) waiting: Places,
     pooled: bool,
 }
 
@@ -86,6 +91,7 @@ impl Runtime {
                 cache,
                 loads,
                 config,
+                waiting: Places::default(),
                 pooled,
             }),
         })
@@ -156,7 +162,7 @@ fn pool_config(config: &RuntimeConfig) -> PoolingAllocationConfig {
         // reserved, so there may be plenty.
         .total_core_instances(instances.saturating_mul(64))
         .total_memories(instances)
-        .total_tables(instances.saturating_mul(4))
+        .total_tables(instances.saturating_mul(TABLES_PER_INSTANCE))
         // A 0.3 component has a stack per task.
         .total_stacks(instances.saturating_mul(4))
         .total_gc_heaps(instances)

@@ -17,10 +17,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
+use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::ended::Ended;
 use crate::engine::Runtime;
+use crate::holdings::{HANDLES_MAX, RESOURCES_MAX};
 use crate::limits::Meter;
 use crate::pace::Pace;
 
@@ -81,6 +83,7 @@ pub(crate) struct Watch {
     meter: Arc<Meter>,
     memory_limit: u64,
     memory_wanted: AtomicU64,
+    handles_wanted: AtomicU64,
     ended: OnceLock<Ended>,
 }
 
@@ -92,6 +95,7 @@ impl Watch {
             meter,
             memory_limit,
             memory_wanted: AtomicU64::new(0),
+            handles_wanted: AtomicU64::new(0),
             ended: OnceLock::new(),
         })
     }
@@ -104,6 +108,16 @@ impl Watch {
     /// A growth was denied; a failure that follows is put down to it.
     pub(crate) fn memory_denied(&self, wanted: u64) {
         self.memory_wanted.fetch_max(wanted, Relaxed);
+    }
+
+    /// It holds too much open; the failure that follows is put down to it.
+    pub(crate) fn handles_denied(&self, wanted: u64) {
+        self.handles_wanted.fetch_max(wanted, Relaxed);
+    }
+
+    /// Whether it met one of these limits, whatever it made of that.
+    pub(crate) fn was_denied(&self) -> bool {
+        self.memory_wanted.load(Relaxed) > 0 || self.handles_wanted.load(Relaxed) > 0
     }
 
     /// Records the first reason, counts the failure, and gives that reason back.
@@ -132,6 +146,15 @@ impl Watch {
                 wanted_bytes,
             };
         }
+        let handles = self.handles_wanted.load(Relaxed);
+        if handles > 0 {
+            return Ended::Handles { limit: HANDLES_MAX };
+        }
+        if is_full(error) {
+            return Ended::Handles {
+                limit: RESOURCES_MAX as u64,
+            };
+        }
         if let Some(limit) = error.downcast_ref::<PoolConcurrencyLimitError>() {
             return Ended::HostFull {
                 message: limit.to_string(),
@@ -148,6 +171,14 @@ impl Watch {
         };
         Ended::Trap { message, backtrace }
     }
+}
+
+/// Whether one of the tables of a store, of resources or of handles, has no room left.
+fn is_full(error: &wasmtime::Error) -> bool {
+    let table = error.downcast_ref::<ResourceTableError>();
+    matches!(table, Some(ResourceTableError::Full))
+        // wasmtime has no type for this one.
+        || error.root_cause().to_string().contains("store handle limit exceeded")
 }
 
 /// Runs `guest`, at its pace, until it is done, its deadline passes or it panics.

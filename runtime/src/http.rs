@@ -25,10 +25,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime::Store;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::Request as RequestP3;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::artifact::Artifact;
@@ -42,6 +42,7 @@ use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
+use crate::reuse::{Instance, Pool, Running};
 use crate::state::{GuestState, ReplicaShared};
 
 /// Names a request in the logs. Put it into the extensions of a request; without it lines carry
@@ -61,13 +62,16 @@ enum Pre {
     P3(ServicePre<GuestState>),
 }
 
-/// A replica that answers HTTP requests, each in a fresh instance.
+/// A replica that answers HTTP requests, each in a fresh instance, unless [`crate::Reuse`] says
+/// otherwise.
 pub struct HttpReplica {
     shared: Arc<ReplicaShared>,
     pre: Pre,
     gate: Gate,
     /// Guests that outlive the head of their response.
     tasks: TaskTracker,
+    /// Instances that wait for another request.
+    waiting: Arc<Pool>,
     stop: CancellationToken,
 }
 
@@ -88,7 +92,7 @@ impl HttpReplica {
             expected: "wasi:http/incoming-handler@0.2 and no wasi:http/handler@0.3",
         };
         let component = artifact.component().ok_or(WRONG)?;
-        let concurrency = link::concurrency(component, &config.limits)?;
+        let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
         let linked = link::pre(runtime, component, &config)?;
         let pre = match ServicePre::new(linked.clone()) {
@@ -96,6 +100,7 @@ impl HttpReplica {
             Err(_) => Pre::P2(ProxyPre::new(linked).map_err(|_| WRONG)?),
         };
         Ok(Self {
+            waiting: Pool::new(config.reuse, runtime),
             shared: ReplicaShared::new(runtime, config)?,
             pre,
             gate,
@@ -104,7 +109,7 @@ impl HttpReplica {
         })
     }
 
-    /// Answers a request from a fresh instance, waiting for a seat if need be. Must be called in a
+    /// Answers a request from an instance of its own, waiting for a seat if need be. Must be called in a
     /// tokio runtime.
     ///
     /// The body of the response may still be written when this returns; the timeout covers it.
@@ -180,8 +185,8 @@ impl HttpReplica {
             .map(|body| ResponseBody::new(body, expected, limit, watch, guest).boxed_unsync()))
     }
 
-    /// The whole life of one instance. Everything it needs moves into it, so that dropping it
-    /// leaves nothing behind.
+    /// One request in one instance. Everything it needs moves into it, so that dropping it leaves
+    /// nothing behind.
     fn guest(
         &self,
         request: http::Request<Body>,
@@ -198,30 +203,49 @@ impl HttpReplica {
             .map(|id| id.0.clone());
         let inherited = request.extensions().get::<Lineage>().copied();
         let inherited = inherited.unwrap_or_default();
-        let tag = RequestTag::new(shared.meter.started.load(Relaxed), given);
+        let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), given);
         let limit = shared.config.limits.body_bytes;
-        let request = request.map(|body| RequestBody::new(body, limit, exceeded));
-        let mut wasi = shared.wasi()?;
-        shared.log_streams(&mut wasi, &tag);
-        let mut store = shared.store(wasi.build(), tag, &watch);
-        store.data_mut().hooks.inherit(Lineage {
+        let request = request.map(|body| RequestBody::new(body, limit, exceeded.clone()));
+        let mut running = self.instance(tag, &watch)?;
+        running.store.data_mut().hooks.inherit(Lineage {
             deadline: deadline.map(|deadline| deadline.at.into_std()),
             ..inherited
         });
         let pre = self.pre.clone();
         let meter = shared.meter.clone();
+        let waiting = self.waiting.clone();
         Ok(Box::pin(Metered::new(meter, async move {
-            let run = async {
-                match &pre {
-                    Pre::P2(pre) => run_p2(&mut store, pre, request, tx).await,
-                    Pre::P3(pre) => run_p3(&mut store, pre, request, tx).await,
-                }
-            };
+            let run = run(&pre, &mut running, request, tx);
             // How it failed is in the watch; the head and the body look there.
-            let _ = bounded(&watch, deadline, run).await;
-            drop(store);
+            let is_well = bounded(&watch, deadline, run).await.is_ok();
+            if is_well && !exceeded.load(Relaxed) {
+                waiting.keep(running);
+            } else {
+                drop(running);
+            }
             drop(seat);
         })))
+    }
+
+    /// One that waits, or a new one.
+    fn instance(&self, tag: RequestTag, watch: &Arc<Watch>) -> wasmtime::Result<Running> {
+        if let Some(mut running) = self.waiting.take() {
+            running.store.data_mut().begin(tag, watch);
+            return Ok(running);
+        }
+        let shared = &self.shared;
+        let mut wasi = shared.wasi()?;
+        let lines = shared.log_streams(&mut wasi, &tag);
+        let mut store = shared.store(wasi.build(), tag, watch);
+        if shared.config.reuse.requests > 1 {
+            let waiting = Arc::downgrade(&self.waiting);
+            store.data_mut().may_be_kept(lines, waiting);
+        }
+        Ok(Running {
+            instance: None,
+            store,
+            served: 0,
+        })
     }
 
     /// What it uses.
@@ -241,6 +265,7 @@ impl HttpReplica {
     pub fn close(&self) {
         self.gate.close();
         self.tasks.close();
+        self.waiting.close();
     }
 
     /// Waits until no instance is left, after [`Self::close`].
@@ -281,9 +306,31 @@ async fn head_of(
     (head, (!done).then_some(guest))
 }
 
+async fn run(
+    pre: &Pre,
+    running: &mut Running,
+    request: http::Request<RequestBody>,
+    tx: HeadSender,
+) -> wasmtime::Result<()> {
+    let store = &mut running.store;
+    let instance = match (&mut running.instance, pre) {
+        (Some(instance), _) => instance,
+        (none, Pre::P2(pre)) => {
+            none.insert(Instance::P2(pre.instantiate_async(&mut *store).await?))
+        }
+        (none, Pre::P3(pre)) => {
+            none.insert(Instance::P3(pre.instantiate_async(&mut *store).await?))
+        }
+    };
+    match instance {
+        Instance::P2(proxy) => run_p2(store, proxy, request, tx).await,
+        Instance::P3(service) => run_p3(store, service, request, tx).await,
+    }
+}
+
 async fn run_p2(
     store: &mut Store<GuestState>,
-    pre: &ProxyPre<GuestState>,
+    proxy: &Proxy,
     request: http::Request<RequestBody>,
     tx: HeadSender,
 ) -> wasmtime::Result<()> {
@@ -293,7 +340,6 @@ async fn run_p2(
     let out = http.new_response_outparam_from_callback(move |head| {
         _ = tx.send(head.map_err(|code| format!("{code:?}")));
     })?;
-    let proxy = pre.instantiate_async(&mut *store).await?;
     proxy
         .wasi_http_incoming_handler()
         .call_handle(store, request, out)
@@ -302,11 +348,10 @@ async fn run_p2(
 
 async fn run_p3(
     store: &mut Store<GuestState>,
-    pre: &ServicePre<GuestState>,
+    service: &Service,
     request: http::Request<RequestBody>,
     tx: HeadSender,
 ) -> wasmtime::Result<()> {
-    let service = pre.instantiate_async(&mut *store).await?;
     store
         .run_concurrent(async |accessor| {
             let (request, io) = accessor.with(|mut access| {

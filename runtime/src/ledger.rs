@@ -23,7 +23,7 @@ use std::{fmt, io};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// What is counted. Seven at the most: see [`STRIDE`].
+/// What is counted. Eight at the most: see [`STRIDE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Field {
@@ -39,6 +39,8 @@ pub enum Field {
     Connections,
     /// The runner accepts connections: 1 (only in [`Ledger::GATEWAY`]).
     Accepts,
+    /// Open files, sockets and streams.
+    Handles,
 }
 
 /// Counters of one row in one column: a cache line, so that runners do not wait for each other's.

@@ -4,15 +4,18 @@
 //! A [`Meter`] is one replica's; a [`MemoryLimiter`] is one instance's share of it, given back
 //! when its store is dropped. All counters are atomics: nothing here waits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use crate::engine::TABLE_ELEMENTS_MAX;
 use crate::guest::Watch;
+use crate::holdings::{HANDLES_MAX, Held, Looks};
 use crate::ledger::{Account, Field};
+use crate::reuse::Pool;
 use crate::share::CpuShare;
 
 /// Core instances in one store: several times what the largest known components have.
@@ -21,11 +24,13 @@ const INSTANCES_MAX: usize = 512;
 const TABLES_MAX: usize = 128;
 /// Memories in one store.
 const MEMORIES_MAX: usize = 64;
+/// One element of a table.
+pub(crate) const ELEMENT_BYTES: u64 = 8;
 
 /// What a replica uses now, and what it used so far, in this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Linear memory of all live instances.
+    /// Memory and tables of all live instances, and what the host holds for them.
     pub memory_bytes: u64,
     /// The most that was in use at the same time.
     pub memory_bytes_peak: u64,
@@ -53,6 +58,8 @@ pub(crate) struct Meter {
     pub(crate) failed: AtomicU64,
     pub(crate) refused: AtomicU64,
     cpu_nanos: AtomicU64,
+    /// What requests are numbered by.
+    pub(crate) requests: AtomicU64,
 }
 
 impl Meter {
@@ -65,6 +72,7 @@ impl Meter {
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         }
     }
 
@@ -105,6 +113,11 @@ pub(crate) struct MemoryLimiter {
     limit: u64,
     held: u64,
     last: u64,
+    looks: Looks,
+    /// What was last found to be held outside; its bytes are part of `held`.
+    outside: Held,
+    /// Instances of the replica that wait: they go before this one is denied.
+    waiting: Weak<Pool>,
 }
 
 impl MemoryLimiter {
@@ -115,18 +128,103 @@ impl MemoryLimiter {
             limit,
             held: 0,
             last: 0,
+            looks: Looks::default(),
+            outside: Held::default(),
+            waiting: Weak::new(),
         }
     }
 
-    /// What the guest does at a tick of the epoch.
-    pub(crate) fn at_tick(&self) -> UpdateDeadline {
-        self.watch.pace().at_tick()
+    pub(crate) fn instead_of(&mut self, waiting: Weak<Pool>) {
+        self.waiting = waiting;
+    }
+
+    /// What it meets from now on is another request's.
+    pub(crate) fn begin(&mut self, watch: Arc<Watch>) {
+        self.watch = watch;
+    }
+
+    /// Whether it met a limit in this request.
+    pub(crate) fn was_denied(&self) -> bool {
+        self.watch.was_denied()
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), u64> {
+        loop {
+            match self.meter.take(bytes, self.limit) {
+                Err(_)
+                    if self
+                        .waiting
+                        .upgrade()
+                        .is_some_and(|pool| pool.give_up_one()) => {}
+                taken => return taken,
+            }
+        }
+    }
+
+    /// What the guest does at a tick of the epoch. An error ends it: it holds more outside its
+    /// memory than it may.
+    pub(crate) fn at_tick(
+        &mut self,
+        table: &mut ResourceTable,
+    ) -> wasmtime::Result<UpdateDeadline> {
+        if let Some(found) = self.looks.look(table) {
+            self.count_outside(found)?;
+        }
+        Ok(self.watch.pace().at_tick())
+    }
+
+    fn count_outside(&mut self, found: Held) -> wasmtime::Result<()> {
+        let more = found.bytes.saturating_sub(self.outside.bytes);
+        if let Err(wanted) = self.take(more) {
+            self.watch.memory_denied(wanted);
+            wasmtime::bail!("what the host holds for the guest is over the memory limit");
+        }
+        let less = self.outside.bytes.saturating_sub(found.bytes);
+        self.meter.give_back(less);
+        self.held = self.held + more - less;
+        self.outside.bytes = found.bytes;
+
+        let account = &self.meter.account;
+        let more = found.handles.saturating_sub(self.outside.handles);
+        if let Err(held) = account.take(Field::Handles, more, HANDLES_MAX) {
+            self.watch.handles_denied(held);
+            wasmtime::bail!("too many files, sockets and streams are open");
+        }
+        let less = self.outside.handles.saturating_sub(found.handles);
+        account.give_back(Field::Handles, less);
+        self.outside.handles = found.handles;
+        Ok(())
+    }
+
+    /// Takes bytes for a memory or a table that grows.
+    fn grow(&mut self, bytes: u64) -> bool {
+        match self.take(bytes) {
+            Ok(()) => {
+                self.held += bytes;
+                self.last = bytes;
+                true
+            }
+            Err(wanted) => {
+                // The guest sees a growth that failed, as the specification has it. Most then
+                // trap; the watch tells that trap from others.
+                self.watch.memory_denied(wanted);
+                false
+            }
+        }
+    }
+
+    fn grow_failed(&mut self) {
+        let bytes = std::mem::take(&mut self.last);
+        self.held -= bytes;
+        self.meter.give_back(bytes);
     }
 }
 
 impl Drop for MemoryLimiter {
     fn drop(&mut self) {
         self.meter.give_back(self.held);
+        let handles = self.outside.handles;
+        self.meter.account.give_back(Field::Handles, handles);
     }
 }
 
@@ -142,37 +240,32 @@ impl ResourceLimiter for MemoryLimiter {
             self.last = 0;
             return Ok(true);
         }
-        let bytes = desired.saturating_sub(current) as u64;
-        match self.meter.take(bytes, self.limit) {
-            Ok(()) => {
-                self.held += bytes;
-                self.last = bytes;
-                Ok(true)
-            }
-            Err(wanted) => {
-                // The guest sees a growth that failed, as the specification has it. Most then
-                // trap; the watch tells that trap from others.
-                self.watch.memory_denied(wanted);
-                Ok(false)
-            }
-        }
+        Ok(self.grow(desired.saturating_sub(current) as u64))
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         tracing::debug!(error = format!("{error:#}"), "a memory could not grow");
-        let bytes = std::mem::take(&mut self.last);
-        self.held -= bytes;
-        self.meter.give_back(bytes);
+        self.grow_failed();
         Ok(())
     }
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX)
+        if desired > TABLE_ELEMENTS_MAX || maximum.is_some_and(|maximum| desired > maximum) {
+            self.last = 0;
+            return Ok(desired <= TABLE_ELEMENTS_MAX);
+        }
+        Ok(self.grow(desired.saturating_sub(current) as u64 * ELEMENT_BYTES))
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        tracing::debug!(error = format!("{error:#}"), "a table could not grow");
+        self.grow_failed();
+        Ok(())
     }
 
     fn instances(&self) -> usize {

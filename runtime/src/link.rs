@@ -11,8 +11,9 @@ use crate::bindings::{logging, messaging};
 use crate::blobstore;
 use crate::config::{Limits, ReplicaConfig};
 use crate::ended::PrepareError;
-use crate::engine::Runtime;
+use crate::engine::{Runtime, TABLES_PER_INSTANCE};
 use crate::keyvalue;
+use crate::limits::ELEMENT_BYTES;
 use crate::state::GuestState;
 use crate::volume;
 
@@ -65,13 +66,21 @@ fn linker(runtime: &Runtime) -> wasmtime::Result<Linker<GuestState>> {
 }
 
 /// How many instances may run at the same time: the limit, or fewer when not that many fit in the
-/// memory with what each starts with. The rest waits in the queue instead of failing.
-pub(crate) fn concurrency(component: &Component, limits: &Limits) -> Result<usize, PrepareError> {
-    let pages = component
-        .resources_required()
-        .and_then(|required| required.max_initial_memory_size)
-        .unwrap_or(0);
-    let needed_bytes = pages.saturating_mul(PAGE_BYTES);
+/// memory with what each starts with, or in half of the pool of instances, memories and tables: the
+/// other half is for everyone else. The rest waits in the queue instead of failing.
+pub(crate) fn concurrency(
+    runtime: &Runtime,
+    component: &Component,
+    limits: &Limits,
+) -> Result<usize, PrepareError> {
+    let required = component.resources_required();
+    let (pages, elements) = required.as_ref().map_or((0, 0), |required| {
+        let pages = required.max_initial_memory_size.unwrap_or(0);
+        (pages, required.max_initial_table_size.unwrap_or(0))
+    });
+    let needed_bytes = pages
+        .saturating_mul(PAGE_BYTES)
+        .saturating_add(elements.saturating_mul(ELEMENT_BYTES));
     if needed_bytes > limits.memory_bytes {
         return Err(PrepareError::Memory {
             needed_bytes,
@@ -82,6 +91,14 @@ pub(crate) fn concurrency(component: &Component, limits: &Limits) -> Result<usiz
         .memory_bytes
         .checked_div(needed_bytes)
         .unwrap_or(u64::MAX);
+    let half = required.map_or(u32::MAX, |required| {
+        let instances = runtime.config().instances_max / 2;
+        let tables = instances.saturating_mul(TABLES_PER_INSTANCE);
+        let memories = instances / required.num_memories.max(1);
+        memories.min(tables / required.num_tables.max(1)).max(1)
+    });
+    let pooled = if runtime.pooled() { half } else { u32::MAX };
+    let fitting = fitting.min(u64::from(pooled));
     Ok(limits
         .concurrency
         .min(usize::try_from(fitting).unwrap_or(usize::MAX)))

@@ -126,6 +126,19 @@ impl LineWriter {
         })))
     }
 
+    /// Ends the line, if one has begun.
+    pub(crate) fn end_line(&self) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lines.rest.is_empty() {
+            lines.emit();
+        }
+    }
+
+    /// What comes is said during another request.
+    pub(crate) fn begin(&self, tag: RequestTag) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).tag = tag;
+    }
+
     fn append(&self, bytes: &[u8]) {
         // A sink that panicked left the buffer whole.
         self.0
@@ -249,7 +262,7 @@ impl logging::Host for GuestState {
             logging::Level::Critical => LogLevel::Critical,
         };
         let sink = self.shared.config.logs.clone();
-        let lines = LineWriter::new(sink, LogStream::Wasi(level), self.tag.clone());
+        let lines = LineWriter::new(sink, LogStream::Wasi(level), self.tag().clone());
         if !context.is_empty() {
             lines.append(context.as_bytes());
             lines.append(b": ");

@@ -77,7 +77,7 @@ impl MessagesReplica {
             expected: "wasmcloud:messaging/handler@0.2.0",
         };
         let component = artifact.component().ok_or(WRONG)?;
-        let concurrency = link::concurrency(component, &config.limits)?;
+        let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
         let pre = link::pre(runtime, component, &config)?;
         let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;
@@ -135,7 +135,7 @@ impl MessagesReplica {
 
     async fn run(&self, message: Message, deadline: Option<Deadline>) -> Result<(), Ended> {
         let shared = &self.shared;
-        let tag = RequestTag::new(shared.meter.started.load(Relaxed), None);
+        let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), None);
         let watch = shared.watch();
         let internal = |error: wasmtime::Error| watch.end(Ended::Internal(format!("{error:#}")));
         let mut wasi = shared.wasi().map_err(internal)?;

@@ -1,10 +1,11 @@
 //! The data of a store, and how a store is made.
 //!
-//! One store, one instance, one request: nothing outlives it. What is the same for every request
+//! One store, one instance, one request, unless it may be used again (`reuse.rs`). What is the same for every request
 //! of a replica is in [`ReplicaShared`], made once when the replica is prepared.
 
-use std::sync::Arc;
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
@@ -16,15 +17,20 @@ use crate::config::ReplicaConfig;
 use crate::ended::PrepareError;
 use crate::engine::Runtime;
 use crate::guest::Watch;
+use crate::holdings::{self, RESOURCES_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
+use crate::reuse::Pool;
 use crate::volume::{Places, Volumes};
 
-/// Resources of the host that one guest may hold open: streams, sockets, requests, files.
-const RESOURCES_MAX: usize = 16 << 10;
 /// Bytes of random data in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
+/// What one call of a component may hand to the host, whatever its memory limit is.
+const HANDED_BYTES: RangeInclusive<u64> = 1 << 20..=128 << 20;
+
+/// What a store's data does at a tick of the epoch.
+type AtTick<T> = fn(&mut T) -> wasmtime::Result<UpdateDeadline>;
 
 /// What every store of a replica shares.
 pub(crate) struct ReplicaShared {
@@ -78,18 +84,17 @@ impl ReplicaShared {
     }
 
     /// Sends stdout and stderr to the logs.
-    pub(crate) fn log_streams(&self, wasi: &mut WasiCtxBuilder, tag: &RequestTag) {
+    pub(crate) fn log_streams(
+        &self,
+        wasi: &mut WasiCtxBuilder,
+        tag: &RequestTag,
+    ) -> [LineWriter; 2] {
         let logs = &self.config.logs;
-        wasi.stdout(LineWriter::new(
-            logs.clone(),
-            LogStream::Stdout,
-            tag.clone(),
-        ));
-        wasi.stderr(LineWriter::new(
-            logs.clone(),
-            LogStream::Stderr,
-            tag.clone(),
-        ));
+        let writers = [LogStream::Stdout, LogStream::Stderr]
+            .map(|stream| LineWriter::new(logs.clone(), stream, tag.clone()));
+        let [stdout, stderr] = writers.clone();
+        wasi.stdout(stdout).stderr(stderr);
+        writers
     }
 
     fn limiter(&self, watch: &Arc<Watch>) -> MemoryLimiter {
@@ -116,35 +121,48 @@ impl ReplicaShared {
             hooks: Hooks::new(self.config.outbound.clone()),
             limiter: self.limiter(watch),
             tag,
+            lines: None,
             places: Places::default(),
             shared: self.clone(),
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store, |state| state.limiter.at_tick());
+        // Lists may name the same bytes again and again: what is copied out of the guest in one call
+        // is no more than what it may have.
+        let memory = self.config.limits.memory_bytes;
+        let handed = memory.clamp(*HANDED_BYTES.start(), *HANDED_BYTES.end());
+        store.set_hostcall_fuel(usize::try_from(handed).unwrap_or(usize::MAX));
+        store.set_max_component_handles(RESOURCES_MAX);
+        if let Some(tasks) = store.concurrent_resource_table() {
+            tasks.set_max_capacity(RESOURCES_MAX);
+        }
+        self.begin(&mut store, |state| state.limiter.at_tick(&mut state.table));
         store
     }
 
     /// A store for a core module.
     pub(crate) fn module_store(
         self: &Arc<Self>,
-        wasi: WasiP1Ctx,
+        mut wasi: WasiP1Ctx,
         watch: &Arc<Watch>,
     ) -> Store<ModuleState> {
+        wasi.ctx().table.set_max_capacity(RESOURCES_MAX);
         let state = ModuleState {
             wasi,
             limiter: self.limiter(watch),
         };
         let mut store = Store::new(self.runtime.engine(), state);
         store.limiter(|state| &mut state.limiter);
-        self.begin(&mut store, |state| state.limiter.at_tick());
+        self.begin(&mut store, |state| {
+            state.limiter.at_tick(state.wasi.ctx().table)
+        });
         store
     }
 
     /// From here on the guest is asked at every tick whether it may go on.
-    fn begin<T: 'static>(&self, store: &mut Store<T>, at_tick: fn(&T) -> UpdateDeadline) {
+    fn begin<T: 'static>(&self, store: &mut Store<T>, at_tick: AtTick<T>) {
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |store| Ok(at_tick(store.data())));
+        store.epoch_deadline_callback(move |mut store| at_tick(store.data_mut()));
         self.meter.started.fetch_add(1, Relaxed);
     }
 }
@@ -156,9 +174,39 @@ pub(crate) struct GuestState {
     http: WasiHttpCtx,
     pub(crate) hooks: Hooks,
     limiter: MemoryLimiter,
-    pub(crate) tag: RequestTag,
+    tag: RequestTag,
+    /// Its standard streams, where it may serve another request.
+    lines: Option<[LineWriter; 2]>,
     pub(crate) places: Places,
     pub(crate) shared: Arc<ReplicaShared>,
+}
+
+impl GuestState {
+    pub(crate) fn tag(&self) -> &RequestTag {
+        &self.tag
+    }
+
+    /// It may serve another request: its lines will be said during that, and when memory is short
+    /// those that wait go before it.
+    pub(crate) fn may_be_kept(&mut self, lines: [LineWriter; 2], waiting: Weak<Pool>) {
+        self.lines = Some(lines);
+        self.limiter.instead_of(waiting);
+    }
+
+    /// What happens from now on belongs to another request.
+    pub(crate) fn begin(&mut self, tag: RequestTag, watch: &Arc<Watch>) {
+        for lines in self.lines.iter().flatten() {
+            lines.begin(tag.clone());
+        }
+        self.tag = tag;
+        self.limiter.begin(watch.clone());
+    }
+
+    /// Ends its lines. Whether it met no limit and left nothing of its request behind.
+    pub(crate) fn is_between_requests(&mut self) -> bool {
+        self.lines.iter().flatten().for_each(LineWriter::end_line);
+        !self.limiter.was_denied() && holdings::is_between_requests(&mut self.table)
+    }
 }
 
 impl WasiView for GuestState {

@@ -41,6 +41,64 @@ fn a_volume_is_there_again_after_a_roll() {
     });
 }
 
+/// A store that two workloads use stays until the second of them goes.
+#[test]
+fn rm_with_data_takes_what_nobody_else_uses() {
+    let up = Up::start(1);
+    let keeper = |name: &str, bucket: &str| {
+        let manifest = format!(
+            "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\n[workload.bindings]\n\
+             keyvalue.default = {{ bucket = \"shared\" }}\n\
+             keyvalue.own = {{ bucket = \"{bucket}\" }}\n",
+            guest("keeper-http").display()
+        );
+        let file = up.home.write(&format!("{name}.toml"), manifest);
+        up.run(&["deploy", file.to_str().expect("text")]).ok();
+    };
+    keeper("one", "of-one");
+    keeper("two", "of-two");
+    assert_eq!(up.get("one", "/increment?default/n").body, "1");
+    assert_eq!(up.get("two", "/increment?default/n").body, "2");
+    // Larger than a message: it lies in a stream of its own.
+    assert_eq!(up.get("one", "/fill?own/large=3000000").status, 200);
+    assert_eq!(up.get("two", "/increment?own/n").body, "1");
+    let nats = Client::connect(&up.nats_url());
+    let there = |stream: &str| nats.stream(stream).is_some();
+    assert!(there("KV_of-one") && there("OBJ_of-one_large") && there("KV_shared"));
+
+    // It runs: it is stopped first.
+    let removed = up.run(&["rm", "one", "--data"]).ok();
+    let kept = "kept: bucket shared, which default/two uses";
+    assert!(removed.out.contains(kept), "{}", removed.out);
+    assert!(!removed.out.contains("of-one"), "{}", removed.out);
+    assert!(!there("KV_of-one") && !there("OBJ_of-one_large"));
+    assert!(there("KV_shared") && there("KV_of-two"));
+    assert_eq!(up.get("two", "/increment?default/n").body, "3");
+    let removed = up.run(&["rm", "two", "--data"]).ok();
+    assert!(!removed.out.contains("kept"), "{}", removed.out);
+    assert!(!there("KV_shared") && !there("KV_of-two"));
+    keeper("one", "of-one");
+    assert_eq!(up.get("one", "/increment?default/n").body, "1");
+}
+
+#[test]
+fn rm_with_data_is_refused_whole_where_it_would_be_half_done() {
+    let up = Up::start(1);
+    up.deploy("files-http", "files", &["--grant", "volume=data:/data"]);
+    up.run(&["rm", "files", "--data"])
+        .refused(64, &["volume data", "not in this version yet"]);
+    assert_eq!(up.get("files", "/write?/data/file=1").body, "done");
+    // By the API alone nothing is stopped: who asks has to.
+    up.deploy("keeper-http", "keeper", &["--grant", "keyvalue=default"]);
+    assert_eq!(up.get("keeper", "/increment?default/n").body, "1");
+    let nats = Client::connect(&up.nats_url());
+    let body = json!({"workload": "keeper", "data": true}).to_string();
+    let answer = nats.request("wasmorch.v1.api.default.rm", body.as_bytes());
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.contains("\"conflict\""), "{answer}");
+    assert_eq!(up.get("keeper", "/increment?default/n").body, "2");
+}
+
 #[test]
 fn rm_takes_the_consumer_of_a_stream_with_it() {
     let up = Up::start(1);

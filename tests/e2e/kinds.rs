@@ -23,6 +23,28 @@ fn a_wasi_03_component_answers() {
 }
 
 #[test]
+fn an_instance_serves_again_when_the_manifest_says_so() {
+    let up = Up::start(1);
+    let manifest = format!(
+        "[workload]\nname = \"again\"\ncomponent = \"{}\"\n\
+         instance = {{ reuse = 1000, idle = \"1m\" }}\n\
+         [workload.health]\nready = {{ path = \"/ok\" }}\n",
+        guest("hostile-p3").display()
+    );
+    let file = up.home.write("again.toml", manifest);
+    up.run(&["deploy", file.to_str().expect("text")]).ok();
+    // Each runner has instances of its own, and each probe is a request.
+    wait_for("one instance has served five requests", || {
+        let seen: u64 = up.get("again", "/count").body.parse().expect("a number");
+        (seen >= 5).then_some(())
+    });
+    wait_for("the memory of what waits is shown", || {
+        let held = &up.status("again")["replicas"][0]["memory_bytes"];
+        held.as_u64().filter(|held| *held > 0)
+    });
+}
+
+#[test]
 fn a_messages_component_answers_a_subject() {
     let up = Up::start(1);
     up.deploy(

@@ -4,10 +4,10 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::WorkloadSpec;
+use crate::spec::{Kind, WorkloadSpec};
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
-pub fn not_yet(spec: &WorkloadSpec) -> Vec<Problem> {
+pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut later = |asked: bool, at: &str, what: &str, instead: &str| {
         if asked {
@@ -33,9 +33,9 @@ pub fn not_yet(spec: &WorkloadSpec) -> Vec<Problem> {
         "deploy in order, and leave it out",
     );
     later(
-        spec.instance.reuse != 1,
+        spec.instance.reuse != 1 && kind != Kind::Http,
         "instance.reuse",
-        "reusing instances is",
+        "reusing instances of anything but http workloads is",
         "use reuse = 1",
     );
     later(

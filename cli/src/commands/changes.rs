@@ -1,7 +1,9 @@
 //! `scale`, `stop`, `start`, `rm`: changes that make no revision, answered once they are stored.
 
-use wasmorch_api::Name;
+use std::time::{Duration, Instant};
+
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
+use wasmorch_api::{ErrorCode, Name};
 
 use super::show::one_or_all;
 use super::{Context, request_id};
@@ -11,6 +13,11 @@ use crate::error::{CliError, Exit};
 use crate::link::Link;
 use crate::out::human::count;
 use crate::out::table::Tone;
+
+/// How long `rm --data` waits for replicas to end: longer than they may take to drain.
+const ENDED_MAX: Duration = Duration::from_secs(600);
+/// Between two looks at them.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A change of one workload, with nothing in it yet.
 pub(crate) fn change_of(workload: &Name) -> ChangeRequest {
@@ -81,15 +88,58 @@ pub(crate) async fn start(
 
 /// `rm`.
 pub(crate) async fn rm(ctx: &Context, target: &Target, data: bool) -> Result<Exit, CliError> {
-    let request = |request| ChangeRequest { data, ..request };
-    each(ctx, target, "rm", request, |reply| {
-        let mut text = "removed".to_owned();
-        for kept in &reply.kept {
-            text.push_str(&format!("\n  kept: {kept}"));
+    if data {
+        return rm_with_data(ctx, target).await;
+    }
+    each(ctx, target, "rm", |request| request, removed).await
+}
+
+fn removed(reply: &ChangeReply) -> String {
+    let mut text = "removed".to_owned();
+    for kept in &reply.kept {
+        text.push_str(&format!("\n  kept: {kept}"));
+    }
+    text
+}
+
+/// Stops what still runs, and waits until it has ended: nobody writes into what is removed. Whether
+/// it may be removed at all is asked first.
+async fn rm_with_data(ctx: &Context, target: &Target) -> Result<Exit, CliError> {
+    let (namespace, names) = ctx.resolve(target)?;
+    let link: Link = ctx.link().await?;
+    let mut replies = Vec::new();
+    for name in &names {
+        let began = Instant::now();
+        let mut stopped = false;
+        let reply: ChangeReply = loop {
+            let request = ChangeRequest {
+                data: true,
+                ..change_of(name)
+            };
+            match link.call(Some(&namespace), "rm", &request).await {
+                Ok(reply) => break reply,
+                Err(refused)
+                    if refused.code != Some(ErrorCode::Conflict) || began.elapsed() > ENDED_MAX =>
+                {
+                    return Err(refused);
+                }
+                Err(_) if !stopped => {
+                    let stop = change_of(name);
+                    let _: ChangeReply = link.call(Some(&namespace), "stop", &stop).await?;
+                    stopped = true;
+                }
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+        };
+        if !ctx.out.is_json() {
+            say(ctx, &reply, &removed(&reply))?;
         }
-        text
-    })
-    .await
+        replies.push(reply);
+    }
+    if ctx.out.is_json() {
+        return one_or_all(ctx, target, &replies);
+    }
+    Ok(Exit::OK)
 }
 
 async fn each(

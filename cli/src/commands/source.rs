@@ -314,8 +314,8 @@ impl Prepared {
             if let Some(mut refusal) = check.refusal(&item.spec) {
                 refusal.problems = refusal.problems.into_iter().map(locate).collect();
                 refusals.push((refusal, refuses_bytes(source, &check)));
-            } else if check.kind.is_ok() {
-                let later = manifest::not_yet(&item.spec);
+            } else if let Ok(kind) = check.kind {
+                let later = manifest::not_yet(&item.spec, kind);
                 if !later.is_empty() {
                     let what = format!("workload {} cannot be deployed", item.spec.name);
                     let located = later.into_iter().map(locate).collect();

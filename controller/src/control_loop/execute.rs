@@ -2,13 +2,14 @@
 //!
 //! Pure: the planner's commands and queries behind the API's verbs, and the shape of each answer.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use wasmorch_api::messages::{
-    DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
+    ChangeReply, DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
 };
 use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey, stores};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
@@ -162,6 +163,31 @@ pub(super) fn consumers(cluster: &Cluster, asked: &ApiCall) -> Vec<(String, Stri
     consumers.sort();
     consumers.dedup();
     consumers
+}
+
+/// The streams that go with a workload when it is removed with its data.
+pub(super) fn streams(cluster: &Cluster, asked: &ApiCall) -> BTreeSet<String> {
+    match (asked.verb, &asked.request) {
+        (Verb::Rm, Request::Change(request)) if request.data => {
+            let namespace = asked.namespace.clone().unwrap_or_default();
+            commands::streams(
+                cluster,
+                &WorkloadKey::new(namespace, request.workload.clone()),
+            )
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// The answer to `rm` with what could not be removed.
+pub(super) fn with_kept(reply: Reply, left: Vec<String>) -> Reply {
+    match serde_json::from_slice::<ChangeReply>(&reply.body) {
+        Ok(mut change) if !left.is_empty() => {
+            change.kept.extend(left);
+            Reply::new(body(&change))
+        }
+        _ => reply,
+    }
 }
 
 fn ready(body: Vec<u8>) -> Done {

@@ -1,8 +1,10 @@
-//! Durable consumers of removed workloads.
+//! Durable consumers of removed workloads, and streams that held their data.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::DeleteStreamErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use futures::future::join_all;
 
@@ -10,6 +12,8 @@ use super::Store;
 
 /// Nobody waits longer for an answer to `rm` on account of these.
 const WITHIN: Duration = Duration::from_secs(1);
+/// The same for streams, whose files have to go.
+const STREAM_WITHIN: Duration = Duration::from_secs(4);
 
 impl Store {
     /// Removes consumers, each of a stream by its name; gives back those that may still be there.
@@ -27,6 +31,27 @@ impl Store {
                 Err(_) => "no answer".to_owned(),
             };
             Some(format!("{consumer} of stream {stream}: {why}"))
+        });
+        join_all(removing).await.into_iter().flatten().collect()
+    }
+
+    /// Removes streams with all that is in them; gives back those that may still be there.
+    pub async fn remove_streams(&self, streams: &BTreeSet<String>) -> Vec<String> {
+        let removing = streams.iter().map(|stream| async move {
+            let removed = self.js.delete_stream(stream);
+            let why = match tokio::time::timeout(STREAM_WITHIN, removed).await {
+                Ok(Ok(_)) => return None,
+                Ok(Err(error)) => match error.kind() {
+                    DeleteStreamErrorKind::JetStream(answer) if is_gone(answer.error_code()) => {
+                        return None;
+                    }
+                    _ => error.to_string(),
+                },
+                Err(_) => "no answer".to_owned(),
+            };
+            Some(format!(
+                "stream {stream}, which could not be removed: {why}"
+            ))
         });
         join_all(removing).await.into_iter().flatten().collect()
     }

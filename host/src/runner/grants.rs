@@ -9,7 +9,7 @@ use wasmorch_api::{Kind, Name, WorkloadKey, WorkloadSpec};
 use wasmorch_gateway::Gateway;
 use wasmorch_runtime::{
     BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, Messaging, Network, OutboundHttp,
-    Preopen, ReplicaConfig, SocketPattern,
+    Preopen, ReplicaConfig, Reuse, SocketPattern,
 };
 
 use super::allow::{AllowList, Pattern};
@@ -104,6 +104,10 @@ impl Grants {
         config.env = environment(replica, launch);
         config.config = spec.config.clone().into_iter().collect();
         config.limits = limits(launch.kind, spec);
+        config.reuse = Reuse {
+            requests: spec.instance.reuse,
+            idle: spec.instance.idle.0,
+        };
         config.outbound = self.outbound;
         config.network = self.network;
         config.logs = logs;

@@ -9,7 +9,7 @@ use wasmorch_api::{
     ApiError, ErrorCode, EventKind, HostId, Kind, Record, RolloutState, WorkloadKey, stores,
 };
 
-use super::{Call, Outcome, find, remember};
+use super::{Call, Outcome, data, find, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::queries;
 use crate::write::{EventDraft, Write};
@@ -286,12 +286,7 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     let key = call.key(&request.workload);
     let workload = find(cluster, &key)?;
     if request.data {
-        return Err(ApiError::new(
-            ErrorCode::Invalid,
-            "rm cannot remove data yet",
-            "removing buckets and volumes is not in this version yet",
-            "leave `data` out: what is kept is listed, and can be removed by hand",
-        ));
+        data::check(workload, &key)?;
     }
     let hosts: BTreeSet<&HostId> = workload
         .placements
@@ -327,7 +322,11 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     writes.push(Write::DeleteRecord(key.clone()));
     let mut reply = reply(cluster, workload, &workload.record, true);
     reply.desired = 0;
-    reply.kept = kept(cluster, workload, &key);
+    reply.kept = if request.data {
+        data::shared(cluster, workload, &key)
+    } else {
+        kept(cluster, workload, &key)
+    };
     reply.state = wasmorch_api::messages::WorkloadState::Stopped;
     let events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
     Ok(Outcome {

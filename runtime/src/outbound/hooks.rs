@@ -1,11 +1,18 @@
 //! Where wasmtime's `wasi:http` asks for an outbound request: the allow-list, then the client.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::client::{DEFAULT_TIMEOUT, Paced};
 use super::{InternalRoute, Lineage, OutboundHttp, RouteError};
 use crate::body::BodyError;
+use crate::holdings::BODY_CHUNK_BYTES;
 
 /// The hooks of one store.
 pub(crate) struct Hooks {
@@ -31,6 +38,10 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Answer = Result<(http::Response<WasiBody>, Io), Error>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
@@ -39,10 +50,38 @@ impl WasiHttpHooks for Hooks {
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let (outbound, lineage) = (self.outbound.clone(), self.lineage);
         Box::new(async move {
+            let room = outbound.room.take().ok_or(Error::ConnectionLimitReached)?;
             let response = send(&outbound, lineage, request, options).await?;
+            let response = response.map(|body| InHand { body, _room: room }.boxed_unsync());
             // The connection is driven by the pool; nothing is left to be done here.
             Ok((response, Box::new(async { Ok(()) }) as Io))
         })
+    }
+}
+
+/// A response body that takes up room until it is dropped.
+struct InHand {
+    body: WasiBody,
+    _room: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for InHand {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -17,6 +17,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 pub(crate) use client::Pool;
 pub(crate) use hooks::Hooks;
 
@@ -156,6 +158,28 @@ pub struct OutboundHttp {
     internal: Option<Arc<dyn InternalRoute>>,
     /// Made with the first pattern, so that who may call nothing has no client.
     pool: Option<Pool>,
+    room: Room,
+}
+
+/// Requests that a replica may have in hand in one runner, from the first byte to the last of the
+/// answer: each may be a connection.
+const IN_HAND_MAX: usize = 512;
+
+/// The room for requests; clones share it.
+#[derive(Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(IN_HAND_MAX)))
+    }
+}
+
+impl Room {
+    /// Room for one; `None`: there is none.
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().try_acquire_owned().ok()
+    }
 }
 
 impl OutboundHttp {
@@ -172,6 +196,7 @@ impl OutboundHttp {
             patterns,
             internal: None,
             pool,
+            room: Room::default(),
         }
     }
 

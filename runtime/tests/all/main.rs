@@ -7,11 +7,13 @@
 mod blobstore;
 mod cache;
 mod command;
+mod hostile;
 mod http;
 mod keyvalue;
 mod limits;
 mod messages;
 mod outbound;
+mod reuse;
 mod sockets;
 mod support;
 mod volume;

@@ -3,6 +3,7 @@
 use crate::manifest::{
     ComponentRef, Problem, not_yet, not_yet_together, read_deploy, read_manifest,
 };
+use crate::spec::Kind;
 
 fn messages(problems: &[Problem]) -> String {
     problems
@@ -57,7 +58,8 @@ fn not_yet_has_a_place() {
     let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
     let mut shown = messages(&not_yet_together(manifest.atomic, manifest.workloads.len()));
     for workload in &manifest.workloads {
-        let problems = not_yet(&workload.spec);
+        let kind = workload.spec.kind.unwrap_or(Kind::Messages);
+        let problems = not_yet(&workload.spec, kind);
         let located: Vec<_> = problems
             .into_iter()
             .map(|problem| workload.locate(problem))
@@ -66,11 +68,11 @@ fn not_yet_has_a_place() {
     }
     let manifest = read_manifest(include_str!("../testdata/digest.toml")).unwrap();
     for workload in &manifest.workloads {
-        shown.push_str(&messages(&not_yet(&workload.spec)));
+        shown.push_str(&messages(&not_yet(&workload.spec, Kind::Service)));
     }
     insta::assert_snapshot!("not-yet", shown);
     let small = read_manifest(include_str!("../testdata/small.toml")).unwrap();
-    assert_eq!(not_yet(&small.workloads[0].spec), []);
+    assert_eq!(not_yet(&small.workloads[0].spec, Kind::Http), []);
     assert_eq!(not_yet_together(true, 1), []);
 }
 
@@ -156,7 +158,7 @@ fn the_reference_holds() {
         let manifest =
             read_manifest(example).unwrap_or_else(|problems| panic!("{}", messages(&problems)));
         for workload in manifest.workloads {
-            assert_eq!(not_yet(&workload.spec), []);
+            assert_eq!(not_yet(&workload.spec, Kind::Http), []);
         }
     }
 }

@@ -1,0 +1,200 @@
+//! `hostile`: what a workload notices of the attacks of `workloads/hostile`, in the same runner and in
+//! another one: the latency of requests to it, quiet and during each attack; and whether the memory
+//! comes back.
+//!
+//! An `up` of two hosts; the neighbour is on the first, and an attacker on each. `up` gives each host
+//! the cores divided by the hosts: on two cores one runner each.
+
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use wasmorch_tests::up::Up;
+use wasmorch_tests::{guest, http};
+
+use crate::cluster::binary;
+use crate::{machine, memory};
+
+/// Bad requests under way at once: more than one for each core of a small machine.
+const AT_ONCE: usize = 4;
+/// An attack that is not ended by another limit is ended by this one, and comes again.
+const TIMEOUT: &str = "1s";
+/// What each attack is given before the first request is timed.
+const WARM: Duration = Duration::from_millis(300);
+
+/// The guest, and its path.
+const ATTACKS: [(&str, &str); 16] = [
+    ("hostile", "/spin"),
+    ("hostile", "/recurse"),
+    ("hostile", "/memory-at-once"),
+    ("hostile", "/memory-slowly"),
+    ("hostile", "/fill"),
+    ("hostile", "/host-calls"),
+    ("hostile", "/poll"),
+    ("hostile", "/fields"),
+    ("hostile", "/headers"),
+    ("hostile", "/bodies"),
+    ("hostile", "/lines?100000"),
+    ("hostile", "/panic"),
+    ("hostile", "/endless"),
+    ("hostile", "/drip"),
+    ("hostile-p3", "/tasks"),
+    ("hostile-p3", "/streams"),
+];
+
+/// Flags of `hostile`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Requests to the neighbour for each row
+    #[arg(long, default_value_t = 300)]
+    requests: usize,
+}
+
+/// Milliseconds at the 50th and the 99th percentile.
+type Figures = (f64, f64);
+
+/// Measures and prints.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut out = String::new();
+    let facts = machine::describe(
+        &binary()?,
+        &wasmorch_tests::nats::binary(),
+        &std::env::temp_dir(),
+    );
+    for (label, fact) in facts {
+        out += &format!("{label:<13}{fact}\n");
+    }
+    let up = Up::start(2);
+    let gateways = up.gateways();
+    let [here, there] = gateways.as_slice() else {
+        anyhow::bail!("`up` has {} hosts, not two", gateways.len());
+    };
+    let names = hosts(&up)?;
+    deploy(&up, &names[1], "hello-http", "hello", "/")?;
+    for sample in ["hostile", "hostile-p3"] {
+        deploy(&up, &names[1], sample, &format!("{sample}-same"), "/ok")?;
+        deploy(&up, &names[0], sample, &format!("{sample}-other"), "/ok")?;
+    }
+    let id = up.process.as_ref().context("`up` does not run")?.id();
+    let before = mib(memory::resident(id)?.total);
+    let quiet = ask(here, args.requests)?;
+    out += &format!(
+        "\n{:<26} {:>9} {:>9} {:>9} {:>9}\n{:<26} {:>9} {:>9} {:>9} {:>9}\n",
+        "", "same", "runner", "another", "runner", "attack", "p50", "p99", "p50", "p99"
+    );
+    out += &row("none", quiet, quiet);
+    for (sample, path) in ATTACKS {
+        let same = beside(here, here, &format!("{sample}-same"), path, args.requests)?;
+        let other = beside(here, there, &format!("{sample}-other"), path, args.requests)?;
+        out += &row(&format!("{sample} {path}"), same, other);
+    }
+    let after = mib(memory::resident(id)?.total);
+    out += &format!("\nmemory of all processes: {before:.0} MiB before, {after:.0} MiB after\n");
+    std::io::stdout()
+        .write_all(out.as_bytes())
+        .context("stdout is closed")
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn row(what: &str, same: Figures, other: Figures) -> String {
+    let ms = |value: f64| format!("{value:.1} ms");
+    format!(
+        "{what:<26} {:>9} {:>9} {:>9} {:>9}\n",
+        ms(same.0),
+        ms(same.1),
+        ms(other.0),
+        ms(other.1)
+    )
+}
+
+fn hosts(up: &Up) -> Result<[String; 2]> {
+    let listed = up.run(&["hosts", "--json"]).ok().json();
+    let items = listed.as_array().context("`hosts --json` is no array")?;
+    let mut names: Vec<_> = items
+        .iter()
+        .filter_map(|host| host["name"].as_str().map(str::to_owned))
+        .collect();
+    // In the order of `up`: h1 has the first gateway.
+    names.sort();
+    names.try_into().ok().context("not two hosts")
+}
+
+/// Deploys to the only host that is not cordoned.
+fn deploy(up: &Up, cordoned: &str, sample: &str, name: &str, ready: &str) -> Result<()> {
+    // What it imports has to be granted; addresses for documentation lead nowhere.
+    let bindings = match sample {
+        "hostile" => {
+            "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n\
+             sockets = { connect = [\"203.0.113.1:9\"] }\n"
+        }
+        _ => "",
+    };
+    let manifest = format!(
+        "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\nkind = \"http\"\n\
+         [workload.health]\nready = {{ path = \"{ready}\" }}\n\
+         [workload.resources]\ntimeout = \"{TIMEOUT}\"\nmemory = \"128MiB\"\n{bindings}",
+        guest(sample).display()
+    );
+    let file = up.home.write(&format!("{name}.toml"), manifest);
+    let file = file.to_str().context("the temp folder is text")?;
+    up.run(&["cordon", cordoned]).ok();
+    up.run(&["deploy", file]).ok();
+    up.run(&["uncordon", cordoned]).ok();
+    Ok(())
+}
+
+/// Requests in a row to the neighbour, each over a connection of its own.
+fn ask(gateway: &str, requests: usize) -> Result<Figures> {
+    let mut times = Vec::with_capacity(requests);
+    for _ in 0..requests.max(1) {
+        let began = Instant::now();
+        let answer = http::get(gateway, "hello.default.localhost", "/")?;
+        ensure!(answer.status == 200, "the neighbour: {answer:?}");
+        times.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    times.sort_by(f64::total_cmp);
+    // Nearest rank: always a value that was measured.
+    let at = |percent: usize| times[(times.len() * percent).div_ceil(100).max(1) - 1];
+    Ok((at(50), at(99)))
+}
+
+/// The same while attacks are under way all the time.
+fn beside(
+    gateway: &str,
+    attacked: &str,
+    name: &str,
+    path: &str,
+    requests: usize,
+) -> Result<Figures> {
+    let over = AtomicBool::new(false);
+    let host = format!("{name}.default.localhost");
+    std::thread::scope(|scope| {
+        let attackers: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut sent = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        // That and why they are ended is what the tests show; a body that breaks
+                        // off is no answer.
+                        let _ended = http::get(attacked, &host, path);
+                        sent += 1;
+                    }
+                    sent
+                })
+            })
+            .collect();
+        std::thread::park_timeout(WARM);
+        let found = ask(gateway, requests);
+        over.store(true, Ordering::Relaxed);
+        let sent: u32 = attackers
+            .into_iter()
+            .map(|one| one.join().unwrap_or_default())
+            .sum();
+        ensure!(sent > 0, "no attack was sent");
+        found.with_context(|| format!("beside {name}{path}"))
+    })
+}

@@ -1,0 +1,131 @@
+//! `rm --data`: which stores of a workload go with it, which stay because others use them, and what
+//! this version refuses to remove.
+//!
+//! Pure as its neighbours: the shell removes the streams, after the removal itself is stored.
+
+use std::collections::BTreeSet;
+
+use wasmorch_api::{ApiError, ErrorCode, WorkloadKey, stores};
+
+use crate::cluster::{Cluster, Workload};
+
+/// A store in JetStream: what it is called, and the streams that it is made of.
+struct Kept {
+    label: String,
+    streams: Vec<String>,
+}
+
+/// The stores in JetStream of all revisions of a workload.
+fn in_jetstream(workload: &Workload, key: &WorkloadKey) -> Vec<Kept> {
+    let mut found = Vec::new();
+    for revision in workload.revisions.values() {
+        let bindings = &revision.spec.bindings;
+        for (name, store) in &bindings.keyvalue {
+            let own = stores::own_name(key, name);
+            let bucket = store.settings.get("bucket").unwrap_or(&own);
+            if store.backend == "jetstream" {
+                found.push(Kept {
+                    label: format!("bucket {bucket}"),
+                    // Values larger than a message lie in a store of their own.
+                    streams: vec![format!("KV_{bucket}"), format!("OBJ_{bucket}_large")],
+                });
+            }
+        }
+        for (name, store) in &bindings.blobstore {
+            let own = stores::own_name(key, name);
+            let container = store.settings.get("container").unwrap_or(&own);
+            if store.backend == "jetstream" {
+                found.push(Kept {
+                    label: format!("container {container} (jetstream)"),
+                    streams: vec![format!("OBJ_{container}")],
+                });
+            }
+        }
+    }
+    found
+}
+
+/// The streams of every other workload, in all namespaces: a bucket may have several users.
+fn of_others<'a>(
+    cluster: &'a Cluster,
+    key: &WorkloadKey,
+) -> impl Iterator<Item = (&'a WorkloadKey, Kept)> {
+    let others = cluster
+        .workloads()
+        .iter()
+        .filter(move |(other, _)| *other != key);
+    others.flat_map(|(other, workload)| {
+        let stores = in_jetstream(workload, other);
+        stores.into_iter().map(move |store| (other, store))
+    })
+}
+
+/// The streams that hold the data of a workload and of no other.
+pub fn streams(cluster: &Cluster, key: &WorkloadKey) -> BTreeSet<String> {
+    let Some(workload) = cluster.workload(key) else {
+        return BTreeSet::new();
+    };
+    let own = in_jetstream(workload, key).into_iter();
+    let mut streams: BTreeSet<String> = own.flat_map(|store| store.streams).collect();
+    for (_, store) in of_others(cluster, key) {
+        for stream in &store.streams {
+            streams.remove(stream);
+        }
+    }
+    streams
+}
+
+/// What stays, and who uses it.
+pub(super) fn shared(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) -> Vec<String> {
+    let mut kept = BTreeSet::new();
+    for own in in_jetstream(workload, key) {
+        for (other, store) in of_others(cluster, key) {
+            if store
+                .streams
+                .iter()
+                .any(|stream| own.streams.contains(stream))
+            {
+                kept.insert(format!("{}, which {other} uses", own.label));
+            }
+        }
+    }
+    kept.into_iter().collect()
+}
+
+/// Refuses what would be half done: data that only a host or another system can remove, and data
+/// that a replica may still be writing.
+pub(super) fn check(workload: &Workload, key: &WorkloadKey) -> Result<(), ApiError> {
+    let name = &key.name;
+    let bindings = workload
+        .revisions
+        .values()
+        .map(|revision| &revision.spec.bindings);
+    for bindings in bindings {
+        let volumes = bindings.volume.keys().map(|name| format!("volume {name}"));
+        let others = bindings.keyvalue.iter().chain(&bindings.blobstore);
+        let others = others
+            .filter(|(_, store)| !["jetstream", "memory"].contains(&store.backend.as_str()))
+            .map(|(name, store)| format!("{name} ({})", store.backend));
+        if let Some(first) = volumes.chain(others).next() {
+            return Err(ApiError::new(
+                ErrorCode::Invalid,
+                format!("rm cannot remove all data of {name}"),
+                format!("removing {first} is not in this version yet: only what is in JetStream"),
+                "leave `--data` out: what is kept is listed, and can be removed by hand",
+            ));
+        }
+    }
+    let leaving = workload.reports.iter().filter(|(number, known)| {
+        !workload.placements.contains_key(number) && !known.status.state.ended()
+    });
+    let running = workload.placements.len() + leaving.count();
+    if workload.record.wanted() > 0 || running > 0 {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("{name} still runs"),
+            format!("{running} of its replicas have not ended, and may write"),
+            format!("`wasmorch stop {name}`, and then remove it with its data"),
+        ));
+    }
+    Ok(())
+}

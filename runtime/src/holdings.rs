@@ -1,0 +1,148 @@
+//! What the host holds for one guest outside the guest's own memory: headers, buffers of bodies,
+//! open files, sockets and streams.
+//!
+//! All of it hangs on the resources in the guest's table, whose number has a cap
+//! ([`RESOURCES_MAX`]). At ticks of the epoch the table is looked through: bytes count as memory of
+//! the replica, what holds a descriptor of the operating system as a handle. A guest that takes more
+//! than it may is ended at that tick, so what it can overshoot is what it can take in one.
+//!
+//! It keeps no books: those are the limiter's (`limits.rs`).
+
+use std::time::{Duration, Instant};
+
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::filesystem::Descriptor;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
+use wasmtime_wasi::{p2, sockets};
+use wasmtime_wasi_http::FieldMap;
+use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
+use wasmtime_wasi_http::p2::types::{
+    HostIncomingRequest, HostOutgoingRequest, HostOutgoingResponse, HostResponseOutparam,
+};
+use wasmtime_wasi_http::p3;
+
+/// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
+/// many handles of its own, tasks and waits of WASI 0.3 it may have.
+pub(crate) const RESOURCES_MAX: usize = 4 << 10;
+/// Files, sockets and streams that a replica may hold open, all its instances in all runners
+/// together: far from what a process may have, which is thousands at the least.
+pub(crate) const HANDLES_MAX: u64 = 2048;
+/// What a guest may write to an outgoing body at once; two of these wait between it and the reader.
+pub(crate) const BODY_CHUNK_BYTES: usize = 64 << 10;
+
+/// Any resource: its entry in the table and what is around it.
+const ENTRY_BYTES: u64 = 256;
+/// One header besides its name and value.
+const HEADER_BYTES: u64 = 128;
+const BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
+/// What nobody counts: what an ordinary guest needs, so that one at its memory limit is not ended
+/// for a header.
+const FREE_BYTES: u64 = 512 << 10;
+/// Looking takes at most one in so many of the time.
+const LOOK_ONE_IN: u32 = 20;
+/// Shorter looks need no break: there is a tick between them.
+const SHORT_LOOK: Duration = Duration::from_micros(50);
+
+/// What was found at the last look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) bytes: u64,
+    pub(crate) handles: u64,
+}
+
+/// When to look again.
+#[derive(Debug, Default)]
+pub(crate) struct Looks(Option<Instant>);
+
+impl Looks {
+    /// Looks through a table; `None`: the last look was so long that it is too early.
+    pub(crate) fn look(&mut self, table: &mut ResourceTable) -> Option<Held> {
+        let began = Instant::now();
+        if self.0.is_some_and(|again| began < again) {
+            return None;
+        }
+        let mut held = held(table);
+        held.bytes = held.bytes.saturating_sub(FREE_BYTES);
+        let took = began.elapsed();
+        self.0 = (took > SHORT_LOOK).then(|| began + took * LOOK_ONE_IN);
+        Some(held)
+    }
+}
+
+fn held(table: &mut ResourceTable) -> Held {
+    let mut held = Held::default();
+    for entry in table.iter_mut() {
+        held.bytes += ENTRY_BYTES;
+        if let Some(fields) = entry.downcast_ref::<FieldMap>() {
+            held.bytes += headers(fields);
+        } else if entry.is::<DynInputStream>()
+            || entry.is::<DynOutputStream>()
+            || entry.is::<Descriptor>()
+            || entry.is::<p2::TcpSocket>()
+            || entry.is::<p2::UdpSocket>()
+            || entry.is::<sockets::TcpSocket>()
+            || entry.is::<sockets::UdpSocket>()
+        {
+            held.handles += 1;
+        } else if entry.is::<HostOutgoingBody>() {
+            held.bytes += BODY_BYTES;
+        } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
+            let body = request.body.as_ref().map_or(0, |_| BODY_BYTES);
+            held.bytes += headers(&request.headers) + body;
+        } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
+            let body = response.body.as_ref().map_or(0, |_| BODY_BYTES);
+            held.bytes += headers(&response.headers) + body;
+        } else if let Some(request) = entry.downcast_ref::<p3::Request>() {
+            held.bytes += headers(&request.headers);
+        } else if let Some(response) = entry.downcast_ref::<p3::Response>() {
+            held.bytes += headers(&response.headers);
+        }
+    }
+    held
+}
+
+/// Whether nothing is left that belongs to one request: what would keep its client waiting, or its
+/// body from being read by others.
+pub(crate) fn is_between_requests(table: &mut ResourceTable) -> bool {
+    !table.iter_mut().any(|entry| {
+        entry.is::<HostIncomingRequest>()
+            || entry.is::<HostIncomingBody>()
+            || entry.is::<HostResponseOutparam>()
+            || entry.is::<HostOutgoingResponse>()
+            || entry.is::<HostOutgoingBody>()
+            || entry.is::<p3::Request>()
+            || entry.is::<p3::Response>()
+    })
+}
+
+/// Copies of the same fields share their memory and are counted each: they cease to share it as soon
+/// as one is changed.
+fn headers(fields: &FieldMap) -> u64 {
+    let each = fields.iter().map(|(name, value)| {
+        HEADER_BYTES + name.as_str().len() as u64 + value.as_bytes().len() as u64
+    });
+    each.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::component::ResourceTable;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_table_is_counted() {
+        let mut table = ResourceTable::new();
+        assert_eq!(held(&mut table), Held::default());
+        let mut map = http::HeaderMap::new();
+        map.insert("name", http::HeaderValue::from_static("value"));
+        let fields = FieldMap::new_immutable(wasmtime_wasi_http::default_hooks(), map);
+        table.push(fields).unwrap();
+        table.push(()).unwrap();
+        let bytes = 2 * ENTRY_BYTES + HEADER_BYTES + 9;
+        assert_eq!(held(&mut table), Held { bytes, handles: 0 });
+        let stream: DynInputStream = Box::new(p2::pipe::ClosedInputStream);
+        table.push(stream).unwrap();
+        assert_eq!(held(&mut table).handles, 1);
+    }
+}
