@@ -93,26 +93,11 @@ impl Pass<'_> {
         wants: Booked,
         failed: &BTreeSet<Rank>,
     ) -> Option<Rank> {
-        let mine = self.target.spec.priority;
-        let lower = { &self.cluster.priorities }.range(..mine).next().is_some();
-        let equal = planted::is(Bug::EqualPreempted);
-        if !(lower || equal) || self.helped >= SLOTS_EACH {
+        if !self.helps_itself() {
             return None;
         }
         self.end_fill();
-        let hosts = self.hosts_to_preempt(slot, failed);
-        let mut best: Option<(usize, u32, Rank, Vec<Victim>)> = None;
-        for (id, rank) in hosts.into_iter().take(HOSTS_LOOKED) {
-            let Some(victims) = self.victims(&id, rank, wants) else {
-                continue;
-            };
-            let highest = victims.iter().map(|victim| victim.priority).max();
-            let worth = (victims.len(), highest.unwrap_or(0));
-            if best.as_ref().is_none_or(|best| worth < (best.0, best.1)) {
-                best = Some((worth.0, worth.1, rank, victims));
-            }
-        }
-        let Some((_, _, rank, victims)) = best else {
+        let Some((rank, victims)) = self.room_to_take(slot, wants, failed) else {
             if self.seating.is_none() {
                 // The next slot would look at the same hosts in vain.
                 self.helped = SLOTS_EACH;
@@ -125,6 +110,44 @@ impl Pass<'_> {
         self.pool.book(rank, wants);
         self.pool.put(rank);
         Some(rank)
+    }
+
+    /// Whether room could be made for one more replica, which takes nobody's yet.
+    pub(crate) fn could_preempt(&mut self, slot: Slot, wants: Booked) -> bool {
+        if !self.helps_itself() {
+            return false;
+        }
+        self.end_fill();
+        self.room_to_take(slot, wants, &BTreeSet::new()).is_some()
+    }
+
+    /// Whether there is anything of a lower priority, and this pass may go on.
+    fn helps_itself(&self) -> bool {
+        let mine = self.target.spec.priority;
+        let lower = { &self.cluster.priorities }.range(..mine).next().is_some();
+        (lower || planted::is(Bug::EqualPreempted)) && self.helped < SLOTS_EACH
+    }
+
+    /// The host on which the fewest have to make room, and who they are.
+    fn room_to_take(
+        &self,
+        slot: Slot,
+        wants: Booked,
+        failed: &BTreeSet<Rank>,
+    ) -> Option<(Rank, Vec<Victim>)> {
+        let hosts = self.hosts_to_preempt(slot, failed);
+        let mut best: Option<(usize, u32, Rank, Vec<Victim>)> = None;
+        for (id, rank) in hosts.into_iter().take(HOSTS_LOOKED) {
+            let Some(victims) = self.victims(&id, rank, wants) else {
+                continue;
+            };
+            let highest = victims.iter().map(|victim| victim.priority).max();
+            let worth = (victims.len(), highest.unwrap_or(0));
+            if best.as_ref().is_none_or(|best| worth < (best.0, best.1)) {
+                best = Some((worth.0, worth.1, rank, victims));
+            }
+        }
+        best.map(|(_, _, rank, victims)| (rank, victims))
     }
 
     /// Hosts that only lack room, the best first; with one on every host, the slot's own.

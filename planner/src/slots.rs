@@ -512,12 +512,21 @@ impl Pass<'_> {
     /// Whether there is room for a seat on a host that takes something new. If so the seat no longer
     /// counts, as it is about to be stopped; if not its slot is unplaced.
     pub(crate) fn fits_elsewhere(&mut self, seat: &Seat) -> bool {
+        let (slot, lost) = (seat.placed.slot, seat.standing == Standing::Gone);
         self.vacate(seat);
         if self.best(None, &BTreeSet::new()).is_some() {
             self.vacated = Some(seat.number);
             return true;
         }
         self.end_fill();
+        // A lost one of a higher priority takes the room of what goes later.
+        if lost && self.home(slot).is_none() {
+            let wants = Booked::of(self.key, &self.target.spec, seat.placed.args.as_deref());
+            if self.could_preempt(slot, wants) {
+                self.vacated = Some(seat.number);
+                return true;
+            }
+        }
         let class = self.class_of(&seat.placed.host);
         self.delta.add(self.pool, &seat.placed.host, class, 1);
         self.unplaced += 1;

@@ -839,6 +839,15 @@ fn a_repeated_request_gets_the_first_answer() {
     assert!(!idle.reply.changed && idle.events.is_empty());
     world.store(idle.writes);
     assert!(commands::answered(&world.cluster, &web(), "scale", &call).is_some());
+    call.request_id = Some("r3".parse().unwrap());
+    let same = DeployInput {
+        workloads: vec![(spec("1", 3), Kind::Http)],
+        if_index: None,
+    };
+    let idle = commands::deploy(&world.cluster, &same, &call).unwrap();
+    assert!(!idle.reply.workloads[0].changed && idle.events.is_empty());
+    world.store(idle.writes);
+    assert!(commands::answered(&world.cluster, &web(), "deploy", &call).is_some());
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub struct DeployInput {
     pub if_index: Option<u64>,
 }
 
-/// Makes the revisions and records of a deploy. Nothing is written when nothing is different.
+/// Makes the revisions and records of a deploy. When nothing is different, nothing is written but that
+/// this request was answered.
 pub fn deploy(
     cluster: &Cluster,
     input: &DeployInput,
@@ -78,6 +79,15 @@ pub fn deploy(
                     .map(|n| Write::DeleteRevision(key.clone(), n)),
             );
             events.extend(step.events);
+        } else if call.request_id.is_some() {
+            // What changes nothing is remembered too: a late copy would undo what came after.
+            let mut record = record.clone();
+            let reply = DeployReply {
+                index: 0,
+                workloads: vec![deployed.clone()],
+            };
+            remember(&mut record, "deploy", call, &reply);
+            writes.push(Write::Record(Box::new(record)));
         }
         workloads.push(deployed);
         changed.push((record, spec));

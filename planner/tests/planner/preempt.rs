@@ -70,6 +70,27 @@ fn an_equal_or_higher_priority_is_never_pre_empted() {
 }
 
 #[test]
+fn a_lost_replica_takes_the_room_of_what_goes_later() {
+    let mut world = World::new(2);
+    world.deploy(of(1, 2, 10, 600), Kind::Http);
+    world.run(4);
+    world.deploy(of(2, 1, 90, 600), Kind::Http);
+    world.run(4);
+    let [lost] = &world.hosts_of(2)[..] else {
+        panic!("one is placed, in the place of another");
+    };
+    let (lost, stays) = match lost.as_str() {
+        "h1" => (1, "h2"),
+        _ => (2, "h1"),
+    };
+    world.silent.insert(host(lost));
+    world.run(16);
+    assert_eq!(world.hosts_of(2), [stays]);
+    let said = world.preempted();
+    assert!(said.contains(&format!("w1 {stays}")), "{said:?}");
+}
+
+#[test]
 fn both_sides_are_told_why() {
     let mut world = World::new(1);
     world.deploy(of(1, 1, 10, 600), Kind::Http);
