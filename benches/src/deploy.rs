@@ -17,8 +17,6 @@ use crate::{machine, memory, neighbour};
 
 /// A median of fewer says little on a shared machine.
 const RUNS_MIN: u32 = 20;
-/// Compiling 18 MB takes seconds, so fewer runs of it are allowed.
-const LARGE_RUNS: u32 = 5;
 /// Workloads deployed at once for the memory figure.
 const WORKLOADS: usize = 100;
 /// Looks at the memory of one `up`.
@@ -36,7 +34,7 @@ const PEER: &str = "Kubernetes pod startup SLO: 5 s, image pull excluded (kubern
 /// Flags of `deploy`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each part; the large component has fewer
+    /// Runs of each part
     #[arg(long, default_value_t = RUNS_MIN, value_parser = clap::value_parser!(u32).range(i64::from(RUNS_MIN)..))]
     runs: u32,
     /// Only these parts
@@ -180,14 +178,12 @@ impl Bench {
         };
         let bytes = read(&path)?;
         let what = format!("a large component ({})", size(&bytes));
-        self.notes
-            .push(format!("{what}: fewer runs, for each compiles for seconds"));
         let guest = Guest {
             name: "large",
             text: "",
             bytes,
         };
-        self.deploys(&what, &guest, (LARGE_RUNS, None), (LARGE_RUNS, None))
+        self.deploys(&what, &guest, (self.runs, None), (self.runs, None))
     }
 
     fn deploys(

@@ -180,13 +180,13 @@ pub(crate) enum Command {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<String>,
     },
-    /// Remove a workload; buckets and volumes stay unless --data
+    /// Remove a workload; its data stays unless --data
     #[command(after_help = "Examples:\n  wasmorch rm web\n  wasmorch rm wasmorch.toml --data")]
     Rm {
         /// The workload
         #[arg(value_name = "WORKLOAD")]
         target: Target,
-        /// Its buckets and volumes too
+        /// What it alone keeps in JetStream too (volumes and other backends: not yet)
         #[arg(long)]
         data: bool,
     },
