@@ -167,11 +167,12 @@ mod tests {
         let routes = r#"{"cluster":"c","term":1,"namespace":"shop","workload":"web","kind":"http","routes":[]}"#;
         let record = r#"{"namespace":"shop","name":"web","kind":"http","revision":1,"newest":1,
             "desired":2,"next_placement":1,"created":"2023-11-14T22:13:20Z","updated":"2023-11-14T22:13:20Z"}"#;
+        let namespace = r#"{"namespace":"shop","quota":{"replicas":4},"updated":"2023-11-14T22:13:20Z","by":"ann"}"#;
         let loaded = Loaded {
             entries: vec![
                 entry("pub.routes.shop.web", routes, 2),
                 entry("workload.shop.web", record, 3),
-                entry("namespace.shop", "{}", 4),
+                entry("namespace.shop", namespace, 4),
             ],
             last_sequence: 5,
         };

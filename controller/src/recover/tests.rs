@@ -146,6 +146,9 @@ fn hosts_alone_are_enough() {
 #[test]
 fn a_backup_brings_history_and_what_was_not_placed() {
     let told = vec![host("h1", "old", &[("web", 3, 1, 9)])];
+    let limited = json!({
+        "namespace": "shop", "quota": {"replicas": 9}, "updated": "2023-11-14T22:13:20Z", "by": "ann"
+    });
     let kept = [
         ("workload.shop.web", record("web", 2, 4, 5)),
         ("revision.shop.web.1", revision("web", 1)),
@@ -153,7 +156,7 @@ fn a_backup_brings_history_and_what_was_not_placed() {
         ("workload.shop.idle", record("idle", 1, 0, 2)),
         ("revision.shop.idle.1", revision("idle", 1)),
         ("workload.shop.gone", record("gone", 9, 1, 2)),
-        ("namespace.shop", json!({"quota": 1})),
+        ("namespace.shop", limited.clone()),
     ];
     let sources = Sources {
         backup: backup(&kept),
@@ -168,7 +171,7 @@ fn a_backup_brings_history_and_what_was_not_placed() {
     assert_eq!(idle["desired"], 0);
     assert!(value(&rebuilt, "workload.shop.gone").is_none());
     assert!(rebuilt.reply.lost[0].contains("shop/gone: its revision 9 is lost"));
-    assert_eq!(value(&rebuilt, "namespace.shop"), Some(json!({"quota": 1})));
+    assert_eq!(value(&rebuilt, "namespace.shop"), Some(limited));
     assert_eq!((rebuilt.reply.workloads, rebuilt.reply.from_backup), (2, 1));
 }
 
