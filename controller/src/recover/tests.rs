@@ -147,7 +147,7 @@ fn hosts_alone_are_enough() {
 fn a_backup_brings_history_and_what_was_not_placed() {
     let told = vec![host("h1", "old", &[("web", 3, 1, 9)])];
     let limited = json!({
-        "namespace": "shop", "quota": {"replicas": 9}, "updated": "2023-11-14T22:13:20Z", "by": "ann"
+        "namespace": "shop", "quota": {"replicas": 9}, "updated": "2023-11-14T22:13:20.000Z", "by": "ann"
     });
     let kept = [
         ("workload.shop.web", record("web", 2, 4, 5)),

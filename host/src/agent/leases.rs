@@ -61,7 +61,6 @@ fn what_has_stop_after_ends_when_no_leader_hears_the_host() {
     let ended = status(&effects, "1-7-1");
     assert_eq!(ended.state, ReplicaState::Stopped);
     assert!(ended.reason.unwrap().contains("stop_after"));
-    let effects = stage.until_due();
     let next = status(&effects, "1-7-2");
     assert_eq!(next.state, ReplicaState::Assigned);
     assert!(!fetches(&effects) && stage.agent.settled());
