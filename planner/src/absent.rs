@@ -123,6 +123,10 @@ pub(crate) fn is_away(workload: &Workload, placed: &Placed, host: &Host, now: Ti
     if planted::is(Bug::LostAfterIgnored) {
         return false;
     }
+    if disconnect.replace && disconnect.lost_after.0.is_zero() {
+        // Nothing waits for its host, not even until what it ends in good order has ended.
+        return false;
+    }
     !disconnect.replace || !host.surely_silent(disconnect.lost_after.0, now)
 }
 
