@@ -213,7 +213,9 @@ impl UserCall {
 /// What happens when its host is silent.
 fn silent(rng: &mut Rng, spec: &mut WorkloadSpec, kind: Kind) {
     let ms = |ms| HumanDuration(std::time::Duration::from_millis(ms));
-    let lost_after = rng.between(4_000, 12_000);
+    // Often short enough for the network to be mended while there are two.
+    let longest = if rng.one_in(2) { 4_000 } else { 12_000 };
+    let lost_after = rng.between(1_000, longest);
     let disconnect = &mut spec.disconnect;
     disconnect.lost_after = ms(lost_after);
     disconnect.replace = !rng.one_in(6);
@@ -223,7 +225,7 @@ fn silent(rng: &mut Rng, spec: &mut WorkloadSpec, kind: Kind) {
         Reconcile::LongestRunning,
         Reconcile::BestScore,
     ]);
-    if rng.one_in(2) {
+    if lost_after > 3_000 && rng.one_in(2) {
         disconnect.stop_after = Some(ms(rng.between(3_000, lost_after - 1)));
         disconnect.exclusive = !kind.ends() && rng.one_in(2);
     }

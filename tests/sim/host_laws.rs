@@ -63,10 +63,9 @@ impl HostLaw {
     }
 
     /// Until when a replica may run that ends when no leader hears its host.
-    fn runs_until(&self, run: &Run) -> Option<u64> {
-        let stop_after = run.stop_after?;
-        let since = self.echoed.unwrap_or(if run.once { 0 } else { self.born });
-        Some(since.max(if run.once { 0 } else { self.born }) + stop_after)
+    fn runs_until(&self, stop_after: Option<u64>, once: bool) -> Option<u64> {
+        let born = if once { 0 } else { self.born };
+        Some(self.echoed.unwrap_or(born).max(born) + stop_after?)
     }
 
     fn take(&mut self, set: &PlacementSet, sequence: u64) {
@@ -150,7 +149,7 @@ impl World {
             let clock = self.now + host.ahead;
             let over = |replica: &ReplicaKey| {
                 let run = up.runner.get(replica);
-                let until = run.and_then(|run| law.runs_until(run));
+                let until = run.and_then(|run| law.runs_until(run.stop_after, run.once));
                 until.is_some_and(|until| clock >= until)
             };
             let wrong = match message {
@@ -217,7 +216,7 @@ impl World {
             .iter()
             .filter(|(_, run)| run.there != There::Ending);
         let late = runs.filter_map(|(replica, run)| {
-            let until = host.law.runs_until(run)?;
+            let until = host.law.runs_until(run.stop_after, run.once)?;
             (clock > until + 1_000).then(|| (replica.clone(), clock - until))
         });
         if let Some((replica, late)) = { late }.next() {
@@ -272,6 +271,15 @@ impl World {
     pub(crate) fn law_of_a_start(&mut self, at: usize, replica: &ReplicaKey, launch: &Launch) {
         if !self.laws.started.insert((at, replica.clone())) && !self.store.regressed {
             self.broken(format!("host{at} gives the id {replica} to a second run"));
+            return;
+        }
+        let spec = &launch.spec;
+        let stop_after = spec.disconnect.stop_after;
+        let stop_after = stop_after.map(|after| after.0.as_millis() as u64);
+        let host = &self.hosts[at];
+        let until = host.law.runs_until(stop_after, spec.runs_once());
+        if until.is_some_and(|until| self.now + host.ahead >= until) {
+            self.broken(format!("host{at} starts {replica}, and no leader hears it"));
             return;
         }
         let mut limit = launch.spec.restart.starts_per_host.max(1);

@@ -318,6 +318,9 @@ impl World {
                 ));
             }
             let silent = heard.map_or(DEAD_AFTER, |heard| self.now - heard);
+            if stop.why == StopReason::HostDead {
+                found = found.or_else(|| self.lost_too_soon(at, &stop.key, stop.placement));
+            }
             if stop.why == StopReason::HostDead && known && silent < DEAD_AFTER {
                 found = Some(format!(
                     "{} of {} ends for its host's death, silent for {silent} ms",
@@ -325,6 +328,7 @@ impl World {
                 ));
             }
         }
+        found = found.or_else(|| self.replaced_too_soon(at, plan));
         for start in &plan.start {
             if !leading.spoken.contains(&start.host) {
                 found = Some(format!(
@@ -344,13 +348,10 @@ impl World {
         found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));
         found = found.or_else(|| self.beyond_quota(at, plan));
         found = found.or_else(|| self.pre_empted_by_none(at, plan));
-        // A leader that stood still plans once more before it sees that its lease is over.
-        if self.lease_holds(at) {
-            found = found.or_else(|| self.host_crowded(plan));
-        }
         found = found.or_else(|| self.runs_left_out(at, plan));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
+        found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
         for write in writes.iter().filter(|_| current) {
             if let Write::Placements(set) = write {
                 found = found.or_else(|| self.set_is_not_the_plan(set, plan));
@@ -363,6 +364,55 @@ impl World {
         let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
         let keys = preempted.map(|stop| stop.key.clone());
         self.laws.preempted.extend(keys);
+    }
+
+    /// What a plan starts for a slot whose replica is on a dead host, and stays wanted there.
+    fn replaced_too_soon(&self, at: usize, plan: &Plan) -> Option<String> {
+        let cluster = &self.controllers[at].leads()?.cluster;
+        for start in &plan.start {
+            let Some(workload) = cluster.workload(&start.key) else {
+                continue;
+            };
+            let ends = |number: PlacementNumber| {
+                let mut stops = plan.stop.iter();
+                stops.any(|stop| (&stop.key, stop.placement) == (&start.key, number))
+            };
+            // What rolls, restarts or leaves its host has a successor for another reason.
+            let stays = workload.placements.iter().filter(|(number, placed)| {
+                placed.slot == start.slot
+                    && placed.revision == start.revision
+                    && **number >= workload.record.fresh_from
+                    && !ends(**number)
+            });
+            let mut stays = stays.map(|(number, _)| *number);
+            let soon = stays.find_map(|number| self.lost_too_soon(at, &start.key, number));
+            if soon.is_some() {
+                return soon;
+            }
+        }
+        None
+    }
+
+    /// A replica that counts as lost before its `disconnect` says so.
+    fn lost_too_soon(
+        &self,
+        at: usize,
+        key: &WorkloadKey,
+        number: PlacementNumber,
+    ) -> Option<String> {
+        let leading = self.controllers[at].leads()?;
+        let placed = leading.cluster.workload(key)?.placements.get(&number)?;
+        let host = leading.cluster.hosts().get(&placed.host)?;
+        if host.state != HostState::Dead || host.record.drain.is_some() {
+            return None;
+        }
+        let spec = self.laws.specs.get(&(key.clone(), placed.revision))?;
+        let heard = leading.last_heard.get(&placed.host);
+        let silent = self.now - heard.copied().unwrap_or(leading.since);
+        let after = DEAD_AFTER + spec.disconnect.lost_after.0.as_millis() as u64;
+        (!spec.disconnect.replace || silent < after).then(|| {
+            format!("{number} of {key} is replaced, its host silent for {silent} of {after} ms")
+        })
     }
 
     /// The slots of a namespace with a quota are within it after a plan, or no more than before.

@@ -105,7 +105,8 @@ impl Agent {
         if planted::is(Bug::StopAfterIgnored) {
             return None;
         }
-        let offline = self.lease.born.filter(|_| !spec.runs_once());
+        let offline =
+            { self.lease.born }.filter(|_| !spec.runs_once() || planted::is(Bug::StartsOffline));
         let since = self.lease.at.max(offline);
         Some(since.map_or(Timestamp(0), |since| since.after(stop_after.0)))
     }
@@ -114,9 +115,6 @@ impl Agent {
     /// hears this host.
     pub(super) fn may_run(&self, key: &PlacementKey, now: Timestamp) -> bool {
         let once = self.spec_of(key).is_some_and(WorkloadSpec::runs_once);
-        if once && planted::is(Bug::StartsOffline) {
-            return true;
-        }
         // By an older set it may have been replaced already.
         let newest = !once || self.sequence >= self.lease.sequence;
         newest && self.runs_until(key).is_none_or(|until| now < until)
