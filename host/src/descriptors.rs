@@ -1,12 +1,13 @@
 //! Open files of this process: as many as the system lets it have.
 //!
 //! The usual soft limit of 1024 is for programs that use `select`. Connections, files of guests and
-//! what is mapped for them are all counted in it, over all tenants of a runner.
+//! what is mapped for them are all counted in it, over all tenants of a runner. The daemon raises the
+//! limit once, and its runners have it from the daemon: in their sandbox they only read it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the limit to what this user may have, and tells it.
-pub(crate) fn raise() -> u64 {
+/// Raises the limit to what this user may have.
+pub(crate) fn raise() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -15,6 +16,10 @@ pub(crate) fn raise() -> u64 {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// The limit as it is.
+pub(crate) fn limit() -> u64 {
     // None: unlimited.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
@@ -33,10 +38,10 @@ mod tests {
 
     #[test]
     fn the_limit_is_raised_and_connections_get_half() {
-        let limit = raise();
+        raise();
         let now = getrlimit(Resource::Nofile);
         assert_eq!(now.current, now.maximum);
-        assert_eq!(now.current.unwrap_or(u64::MAX), limit);
+        assert_eq!(now.current.unwrap_or(u64::MAX), limit());
         assert_eq!(for_connections(1024, 8192), 512);
         assert_eq!(for_connections(u64::MAX, 8192), 8192);
         assert_eq!(for_connections(0, 8192), 1);

@@ -164,7 +164,6 @@ pub fn serve() -> Result<(), RunnerError> {
     let Some(settings) = settings else {
         return Ok(());
     };
-    allow_descriptors();
     // Before there are threads: they inherit it.
     sandbox::enter(&settings.paths);
     let ledger = settings.column.and_then(|_| descriptors.pop());
@@ -191,20 +190,6 @@ pub fn serve() -> Result<(), RunnerError> {
             never = talk => never,
         }
     })
-}
-
-/// As many open files as the system lets a process have: the soft limit is made for programs that
-/// use `select`, and guests, connections and connections of guests share it.
-fn allow_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit on open files stays at {:?}", limit.current);
-    }
 }
 
 /// Passes on what the daemon says. Its end drops the sender, and that ends the supervisor.

@@ -161,7 +161,7 @@ pub(super) async fn run(
         limits: Limits {
             drain: GATEWAY_DRAIN,
             connections_max: descriptors::for_connections(
-                descriptors::raise(),
+                descriptors::limit(),
                 Limits::default().connections_max,
             ),
             ..Limits::default()
