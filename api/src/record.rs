@@ -264,7 +264,7 @@ impl Run {
             first_placement,
             args,
             after_slot: 0,
-            seats: job.parallelism.min(job.completions),
+            seats: job.seats(),
             completions: job.completions,
             completed: 0,
             counted: BTreeSet::new(),

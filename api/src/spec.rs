@@ -890,6 +890,14 @@ impl Default for Job {
     }
 }
 
+impl Job {
+    /// Replicas that a run has at once: never more than completions are wanted.
+    #[must_use]
+    pub fn seats(&self) -> u32 {
+        self.parallelism.min(self.completions)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,11 +57,23 @@ pub(crate) fn take(
     let goes_on = before.is_some_and(|before| {
         (&before.schedule, &before.timezone) == (&after.schedule, &after.timezone)
     });
-    if !goes_on || record.stopped || record.scheduled.is_none() {
+    if record.stopped {
+        go_on(record, now);
+    } else if !goes_on || record.scheduled.is_none() {
         from_now(record, now);
     }
     record.rollout = None;
     record.stable = Some(record.revision);
+}
+
+/// A stopped one goes on: what would have run meanwhile is not made up for, and what was running has
+/// ended.
+pub(crate) fn go_on(record: &mut Record, now: Timestamp) {
+    record.earlier.clear();
+    if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+        run.outcome = Some(jobs::over("stopped", now));
+    }
+    from_now(record, now);
 }
 
 /// Times count from now on. Never back: a leader's clock may be behind that of the one before.

@@ -200,7 +200,7 @@ fn raise(namespace: &Name, quota: &Quota, dimension: &str, lacks: u64) -> String
 /// What a workload asks for.
 fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
     let one = Booked::of(key, spec, None);
-    let seats = u64::from(spec.job.parallelism.min(spec.job.completions));
+    let seats = u64::from(spec.job.seats());
     let many = match record.kind {
         _ if record.stopped => 0,
         // What has run to its end asks for nothing; a cron workload's next run comes by itself.

@@ -47,7 +47,7 @@ impl Expect {
                 after.per_host |= spec.per_host();
                 after.ends = kind.ends();
                 after.desired = if kind.ends() {
-                    spec.job.parallelism.min(spec.job.completions)
+                    spec.job.seats()
                 } else {
                     spec.replicas_named().unwrap_or(1)
                 };

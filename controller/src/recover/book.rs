@@ -335,7 +335,7 @@ fn go_on(record: &mut Record, held: &Held, target: &Revision, now: Timestamp) {
         return;
     }
     let job = &target.spec.job;
-    record.desired = job.parallelism.min(job.completions);
+    record.desired = job.seats();
     // What the schedule named before is nobody's any more.
     record.scheduled = (target.kind == Kind::Cron).then_some(now);
     record.earlier.clear();

@@ -186,12 +186,7 @@ fn run_now(
                 ),
             ));
         }
-        // What would have run meanwhile is not made up for, and what was running has ended.
-        record.earlier.clear();
-        if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
-            run.outcome = Some(jobs::over("stopped", call.now));
-        }
-        cron::from_now(record, call.now);
+        cron::go_on(record, call.now);
         return Ok(());
     }
     match target.spec.overlap.unwrap_or_default() {

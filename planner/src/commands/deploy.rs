@@ -168,7 +168,7 @@ fn one(
     record.revision = number;
     record.newest = number;
     record.desired = if kind.ends() {
-        spec.job.parallelism.min(spec.job.completions)
+        spec.job.seats()
     } else {
         desired.unwrap_or(record.desired.max(1))
     };
@@ -220,8 +220,9 @@ fn rescale(
     if record.desired == desired && !record.stopped {
         return None;
     }
+    // An ending kind has nothing else to change here than that it was stopped.
     if record.kind == Kind::Cron {
-        cron::from_now(&mut record, call.now);
+        cron::go_on(&mut record, call.now);
     }
     let said = format!("{} to {desired}", record.wanted());
     record.desired = desired;

@@ -1,13 +1,13 @@
 //! `rollback` and `rollout`: which revision is wanted, and what a person does about its rollout.
 
 use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
-use wasmorch_api::record::{Rollout, RunOutcome};
+use wasmorch_api::record::Rollout;
 use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
 
 use super::{Call, Outcome, find, remember};
 use crate::cluster::{Cluster, Workload};
-use crate::queries;
 use crate::write::{EventDraft, Write};
+use crate::{jobs, queries};
 
 pub(super) fn in_the_way(name: &Name, rollout: &Rollout) -> ApiError {
     ApiError::new(
@@ -93,7 +93,7 @@ pub fn rollback(
     super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call);
     after.stopped = false;
     if target.kind.ends() {
-        after.desired = target.spec.job.parallelism.min(target.spec.job.completions);
+        after.desired = target.spec.job.seats();
     }
     let changed = [(after.clone(), &target.spec)];
     crate::quota::refuse_beyond(cluster, &call.namespace, &changed)?;
@@ -185,12 +185,7 @@ pub fn rollout(
             }
             if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
                 // Ends the aborted run; what came before is not run again.
-                run.outcome = Some(RunOutcome {
-                    completed: false,
-                    exit_code: None,
-                    reason: "aborted".to_owned(),
-                    at: call.now,
-                });
+                run.outcome = Some(jobs::over("aborted", call.now));
             }
             rollout.state = RolloutState::Aborted;
             rollout.reason = Some(format!("aborted by {}", call.by));

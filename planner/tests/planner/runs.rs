@@ -262,6 +262,22 @@ fn cron_runs_at_its_times_and_at_no_other() {
 }
 
 #[test]
+fn a_deploy_of_what_is_stopped_goes_on_with_no_run_of_before() {
+    for spec in ["*/5 * * * *", "*/10 * * * *"] {
+        let mut world = noon(1);
+        world.fates.insert(1, Fate::Unready);
+        world.deploy(cron("*/5 * * * *", Overlap::Skip, 60), Kind::Cron);
+        world.pass(302);
+        assert_eq!((world.begun(), world.starts()), (1, 1));
+        world.change(commands::stop, None);
+        world.pass(10);
+        world.deploy(cron(spec, Overlap::Skip, 60), Kind::Cron);
+        world.pass(30);
+        assert_eq!((world.begun(), world.starts()), (1, 1), "{spec}");
+    }
+}
+
+#[test]
 fn another_leader_begins_nothing_twice_and_misses_nothing_within_catch_up() {
     let mut world = noon(1);
     world.fates.insert(1, Fate::Completes);
