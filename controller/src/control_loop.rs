@@ -344,15 +344,20 @@ impl ControlLoop {
         if let Some(at) = plan.wake_at {
             self.pace.wake(self.begin.clock.instant(at), Instant::now());
         }
-        let broken = aside(|| check::check_touched(&self.begin.cluster, &plan));
-        let refused = !broken.is_empty();
-        if refused {
+        let mut refused = false;
+        loop {
+            let broken = aside(|| check::check_touched(&self.begin.cluster, &plan));
+            if broken.is_empty() {
+                break;
+            }
+            refused = true;
             self.refuse_plan(&broken);
-            // One workload's mistake must not keep all others from going on.
+            // One workload's mistake must not keep all others from going on. What was to make room
+            // for it is found in the next round.
             let out = broken.iter().flat_map(|rule| rule.workloads(&plan));
-            let out = out.collect();
+            let (out, size) = (out.collect(), plan.size());
             plan = plan.without(&out);
-            if plan.is_empty() || !check::check_touched(&self.begin.cluster, &plan).is_empty() {
+            if plan.is_empty() || plan.size() == size {
                 self.pace.hold(Instant::now());
                 return Ok(());
             }

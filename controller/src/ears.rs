@@ -23,6 +23,8 @@ use crate::metrics::Metrics;
 
 /// Two seconds of heartbeats from 6,100 hosts.
 pub(crate) const OBSERVATIONS_MAX: usize = 16_384;
+/// Notes to hosts that wait to be sent: more than one turn of the control loop hears heartbeats.
+const NOTES_MAX: usize = OBSERVATIONS_MAX;
 /// Hosts asked at the same time; the planner asks again for those left out.
 const ASKS_MAX: usize = 64;
 /// Pages of one host's status: far beyond what its capacity allows.
@@ -142,10 +144,20 @@ pub(crate) struct Asker {
     tasks: TaskTracker,
     stop: CancellationToken,
     permits: Arc<Semaphore>,
+    notes: mpsc::Sender<(String, Bytes)>,
+    metrics: Metrics,
 }
 
 impl Asker {
     pub(crate) fn new(ears: &Ears, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+        let (notes, noted) = mpsc::channel(NOTES_MAX);
+        let (link, token) = (ears.link.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = tell(link, noted) => {}
+            }
+        });
         Self {
             link: ears.link.clone(),
             clock: ears.clock,
@@ -153,6 +165,8 @@ impl Asker {
             tasks: tasks.clone(),
             stop: stop.clone(),
             permits: Arc::new(Semaphore::new(ASKS_MAX)),
+            notes,
+            metrics: ears.metrics.clone(),
         }
     }
 
@@ -187,27 +201,22 @@ impl Asker {
 
     /// Tells a host to get its placements again.
     pub(crate) fn sync(&self, host: HostId, term: Term, sequence: u64) {
-        let link = self.link.clone();
-        self.run(async move {
-            let body =
-                serde_json::to_vec(&SyncRequest { term, sequence }).expect("numbers serialise");
-            let subject = subjects::host(&host, "sync");
-            if let Err(error) = link.publish(&subject, &[], body.into()).await {
-                tracing::debug!(%host, %error, "a host was not told to sync");
-            }
-        });
+        let body = serde_json::to_vec(&SyncRequest { term, sequence }).expect("numbers serialise");
+        self.note(subjects::host(&host, "sync"), body);
     }
 
     /// Tells a host that it was heard.
     pub(crate) fn heard(&self, host: HostId, note: &HeardNote) {
-        let link = self.link.clone();
         let body = serde_json::to_vec(note).expect("our own types serialise");
-        self.run(async move {
-            let subject = subjects::host(&host, "heard");
-            if let Err(error) = link.publish(&subject, &[], body.into()).await {
-                tracing::debug!(%host, %error, "a host was not told that it was heard");
-            }
-        });
+        self.note(subjects::host(&host, "heard"), body);
+    }
+
+    /// What needs no answer has a queue of its own: however many questions are on their way, a host
+    /// whose replicas live by being heard is told so.
+    fn note(&self, subject: String, body: Vec<u8>) {
+        if self.notes.try_send((subject, body.into())).is_err() {
+            self.metrics.note_dropped();
+        }
     }
 
     /// Runs one question, unless too many are on their way; `false`: it was left out.
@@ -224,6 +233,15 @@ impl Asker {
             drop(permit);
         });
         true
+    }
+}
+
+/// Tells hosts what needs no answer, one after the other.
+async fn tell(link: Link, mut notes: mpsc::Receiver<(String, Bytes)>) {
+    while let Some((subject, body)) = notes.recv().await {
+        if let Err(error) = link.publish(&subject, &[], body).await {
+            tracing::debug!(subject, %error, "a host was not told");
+        }
     }
 }
 

@@ -34,6 +34,7 @@ struct Counters {
     observations_dropped: AtomicU64,
     events: AtomicU64,
     events_dropped: AtomicU64,
+    notes_dropped: AtomicU64,
 }
 
 impl Metrics {
@@ -59,6 +60,7 @@ impl Metrics {
             observations_dropped: zero(),
             events: zero(),
             events_dropped: zero(),
+            notes_dropped: zero(),
         }))
     }
 
@@ -130,6 +132,10 @@ impl Metrics {
         self.0.events_dropped.fetch_add(u64::from(dropped), Relaxed);
     }
 
+    pub(crate) fn note_dropped(&self) {
+        self.0.notes_dropped.fetch_add(1, Relaxed);
+    }
+
     /// All of them as text.
     pub(crate) fn text(&self, connected: bool) -> String {
         let c = &self.0;
@@ -189,6 +195,11 @@ impl Metrics {
                 "events_dropped_total",
                 &c.events_dropped,
                 "events that were not published",
+            ),
+            (
+                "notes_dropped_total",
+                &c.notes_dropped,
+                "notes to hosts that were not sent",
             ),
         ];
         let mut text = String::new();

@@ -181,8 +181,11 @@ pub(super) fn streams(cluster: &Cluster, asked: &ApiCall) -> BTreeSet<String> {
 
 /// The answer to `rm` with what could not be removed.
 pub(super) fn with_kept(reply: Reply, left: Vec<String>) -> Reply {
+    if left.is_empty() {
+        return reply;
+    }
     match serde_json::from_slice::<ChangeReply>(&reply.body) {
-        Ok(mut change) if !left.is_empty() => {
+        Ok(mut change) => {
             change.kept.extend(left);
             Reply::new(body(&change))
         }
