@@ -79,8 +79,11 @@ impl Cluster {
         let Some(host) = self.hosts.get_mut(id) else {
             return;
         };
-        host.state = HostState::Dead;
         host.dead_since = host.dead_since.max(Some(since));
+        // One that leaves says so with every heartbeat.
+        if std::mem::replace(&mut host.state, HostState::Dead) == HostState::Dead {
+            return;
+        }
         let held = host.set.iter().flat_map(|set| &set.groups);
         for group in held {
             let Some(workload) = self.workloads.get_mut(&group.key()) else {

@@ -1,7 +1,8 @@
 //! The plan checker: written apart from the planner, so that one mistake is not made twice.
 //!
 //! It knows the rules and nothing of how a plan came about. Whole in tests; in front of every
-//! dispatch it looks at no more than the plan names.
+//! dispatch it looks at no more than the plan names, but for quotas: of a namespace that has one and
+//! in which something starts, it looks at all placements.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -161,7 +162,8 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         .iter()
         .map(|record| (record.key(), record))
         .collect();
-    for (key, part) in &parts(plan) {
+    let parts = parts(plan);
+    for (key, part) in &parts {
         let workload = cluster.workload(key);
         starts_are_sound(cluster, (key, workload), part, &mut hosts, &mut broken);
         if let Some(workload) = workload {
@@ -172,7 +174,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         }
     }
     let hosts: BTreeMap<&HostId, OnHost> = hosts.into_iter().collect();
-    quotas_are_kept(cluster, plan, &mut broken);
+    quotas_are_kept(cluster, &parts, &mut broken);
     preemption_is_sound(cluster, plan, &mut broken);
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     broken
@@ -327,12 +329,7 @@ fn slots_are_sound(
     let Some(target) = workload.target() else {
         return;
     };
-    let held = |slot: Slot| {
-        workload
-            .placements
-            .values()
-            .any(|placed| placed.slot == slot)
-    };
+    let held = |slot: Slot| workload.numbers_of(slot).next().is_some();
     if target.spec.runs_once() {
         let twice = part.starts.iter().filter(|start| held(start.slot));
         broken.extend(twice.map(|start| BrokenRule::Twice {
@@ -534,9 +531,14 @@ fn ready_is_kept(
 
 /// Where a namespace has a quota and something starts, its slots, each counted once by its newest
 /// placement, are within it, or no more than they were.
-fn quotas_are_kept(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) {
-    let namespaces: BTreeSet<&Name> = { plan.start.iter() }
-        .map(|start| &start.key.namespace)
+fn quotas_are_kept(
+    cluster: &Cluster,
+    parts: &BTreeMap<&WorkloadKey, Part<'_>>,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let starts = parts.iter().filter(|(_, part)| !part.starts.is_empty());
+    let namespaces: BTreeSet<&Name> = starts
+        .map(|(key, _)| &key.namespace)
         .filter(|namespace| cluster.namespace(namespace).is_some())
         .collect();
     for namespace in namespaces {
@@ -548,6 +550,7 @@ fn quotas_are_kept(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>)
         let mut after = before.clone();
         let all = cluster.workloads().iter();
         for (key, workload) in all.filter(|(key, _)| key.namespace == *namespace) {
+            let part = parts.get(key);
             let books = |revision: &RevisionNumber| {
                 let spec = &workload.revisions.get(revision)?.spec;
                 let reserve = &spec.resources.reserve;
@@ -563,12 +566,11 @@ fn quotas_are_kept(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>)
             for (number, placed) in &workload.placements {
                 let books = books(&placed.revision).unwrap_or_default();
                 newest(&mut before, placed.slot, *number, books);
-                let mut stops = plan.stop.iter();
-                if !stops.any(|stop| stop.key == *key && stop.placement == *number) {
+                if part.is_none_or(|part| !part.stops.contains_key(number)) {
                     newest(&mut after, placed.slot, *number, books);
                 }
             }
-            for start in plan.start.iter().filter(|start| start.key == *key) {
+            for start in part.into_iter().flat_map(|part| &part.starts) {
                 let books = books(&start.revision).unwrap_or_default();
                 newest(&mut after, start.slot, start.placement, books);
             }

@@ -556,10 +556,12 @@ impl Cluster {
         };
         let before = std::mem::replace(&mut workload.record, record);
         workload.index = sequence;
-        // A plan that only placed something has moved the counter: nothing new follows from that.
+        // A plan that only placed something has moved the counter, a change that changed nothing was
+        // answered: nothing new follows from that.
         let only_counted = Record {
             next_placement: workload.record.next_placement,
             updated: workload.record.updated,
+            answered: workload.record.answered.clone(),
             ..before
         } == workload.record;
         if only_counted {
@@ -578,8 +580,8 @@ impl Cluster {
         self.count_priority(before, now);
         // Another revision may have a lower priority or a lower min_available: who waits above it may
         // have its room now.
-        let above = (Bound::Excluded(now.unwrap_or(0)), Bound::Unbounded);
-        if self.priorities.range(above).next().is_some() {
+        let above = |now| (Bound::Excluded(now), Bound::Unbounded);
+        if now.is_some_and(|now| self.priorities.range(above(now)).next().is_some()) {
             self.agenda.room();
         }
         if self.workloads.get(key).is_some_and(Workload::per_host) {
@@ -598,11 +600,14 @@ impl Cluster {
     fn put_revision(&mut self, revision: Revision) {
         let key = revision.key();
         if let Some(workload) = self.workloads.get_mut(&key) {
+            let wanted = revision.number == workload.record.revision;
             workload
                 .revisions
                 .insert(revision.number, Arc::new(revision));
             self.agenda.whole(&key);
-            self.note_target(&key);
+            if wanted {
+                self.note_target(&key);
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 //!
 //! Rule: a host is *open* when it is alive, heard, not cordoned and passes the spec's filters; a
 //! replica starts there. One that is cordoned, suspect or not heard yet keeps the replica that it
-//! has and gets none; one that is drained loses it; a dead one too, but it is not counted: should it run behind a broken network,
-//! nothing has to change when it is heard again. A host that the filters bar loses its replica. An
+//! has and gets none; one that is drained loses it. A dead one keeps it and is not counted: should it
+//! run behind a broken network, nothing has to change when it is heard again. A host that the filters bar loses its replica. An
 //! open host without room counts as wanted and is told of as unplaced.
 //!
 //! A slot stays with its host for as long as there is a placement (or a crash loop that waits).

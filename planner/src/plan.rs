@@ -176,7 +176,8 @@ impl Plan {
     }
 
     /// How much it would write.
-    fn size(&self) -> usize {
+    #[must_use]
+    pub fn size(&self) -> usize {
         self.start.len()
             + self.stop.len()
             + self.update.len()
@@ -219,15 +220,15 @@ impl Cluster {
             };
             let stops = plan.stop.len();
             self.plan_one(&mut pool, &turn.1, dirt, now, &mut plan);
-            // What has been made room with goes later: it is placed elsewhere, or waits.
-            for key in pool.preempted.workloads() {
-                let other = self.turn(key);
-                if other > turn {
-                    turns.insert(other);
-                    work.insert(key.clone(), Dirt::Whole);
-                }
-            }
             if plan.stop.len() > stops {
+                // What has been made room with goes later: it is placed elsewhere, or waits.
+                for key in pool.preempted.workloads() {
+                    let other = self.turn(key);
+                    if other > turn {
+                        turns.insert(other);
+                        work.insert(key.clone(), Dirt::Whole);
+                    }
+                }
                 // What it frees may be what others wait for.
                 for key in self.agenda.waiting() {
                     let other = self.turn(key);

@@ -18,14 +18,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, HostId, PlacementNumber, Slot, WorkloadKey};
 
-use crate::cluster::{Cluster, Workload};
+use crate::cluster::Workload;
 use crate::place::{self, Standpoint};
 use crate::plan::{Stop, StopReason};
 use crate::planted::{self, Bug};
 use crate::pool::{Booked, Rank};
+use crate::queries;
 use crate::slots::Pass;
 use crate::write::EventDraft;
 
@@ -71,18 +71,6 @@ impl Workload {
     pub(crate) fn priority(&self) -> u32 {
         self.target().map_or(0, |target| target.spec.priority)
     }
-
-    /// Wanted slots with a replica that serves on a host that lives.
-    fn ready_slots(&self, cluster: &Cluster) -> u32 {
-        let lives = |host: &HostId| {
-            let host = cluster.hosts.get(host);
-            host.is_some_and(|host| host.state != HostState::Dead)
-        };
-        let ready = { self.placements.iter() }
-            .filter(|(number, placed)| lives(&placed.host) && self.is_ready(**number));
-        let slots: BTreeSet<Slot> = ready.map(|(_, placed)| placed.slot).collect();
-        u32::try_from(slots.len()).unwrap_or(u32::MAX)
-    }
 }
 
 impl Pass<'_> {
@@ -112,13 +100,20 @@ impl Pass<'_> {
         Some(rank)
     }
 
-    /// Whether room could be made for one more replica, which takes nobody's yet.
+    /// Whether room could be made for one more replica. It takes nobody's yet, so no more are told so
+    /// in one pass than one pass helps.
     pub(crate) fn could_preempt(&mut self, slot: Slot, wants: Booked) -> bool {
-        if !self.helps_itself() {
+        if !self.helps_itself() || self.promised >= SLOTS_EACH {
             return false;
         }
         self.end_fill();
-        self.room_to_take(slot, wants, &BTreeSet::new()).is_some()
+        let could = self.room_to_take(slot, wants, &BTreeSet::new()).is_some();
+        if could {
+            self.promised += 1;
+        } else if self.seating.is_none() {
+            self.promised = SLOTS_EACH;
+        }
+        could
     }
 
     /// Whether there is anything of a lower priority, and this pass may go on.
@@ -129,13 +124,24 @@ impl Pass<'_> {
     }
 
     /// The host on which the fewest have to make room, and who they are.
+    /// As for any placement, where the slot failed only when there is nowhere else.
     fn room_to_take(
-        &self,
+        &mut self,
         slot: Slot,
         wants: Booked,
         failed: &BTreeSet<Rank>,
     ) -> Option<(Rank, Vec<Victim>)> {
-        let hosts = self.hosts_to_preempt(slot, failed);
+        let hosts = self.hosts_to_preempt(slot).into_iter();
+        let (last, first) = hosts.partition(|(_, rank)| failed.contains(rank));
+        self.fewest_victims(first, wants)
+            .or_else(|| self.fewest_victims(last, wants))
+    }
+
+    fn fewest_victims(
+        &mut self,
+        hosts: Vec<(HostId, Rank)>,
+        wants: Booked,
+    ) -> Option<(Rank, Vec<Victim>)> {
         let mut best: Option<(usize, u32, Rank, Vec<Victim>)> = None;
         for (id, rank) in hosts.into_iter().take(HOSTS_LOOKED) {
             let Some(victims) = self.victims(&id, rank, wants) else {
@@ -151,7 +157,7 @@ impl Pass<'_> {
     }
 
     /// Hosts that only lack room, the best first; with one on every host, the slot's own.
-    fn hosts_to_preempt(&self, slot: Slot, failed: &BTreeSet<Rank>) -> Vec<(HostId, Rank)> {
+    fn hosts_to_preempt(&self, slot: Slot) -> Vec<(HostId, Rank)> {
         if let Some(seating) = &self.seating {
             let own = seating.open(slot);
             let own = own.and_then(|id| Some((id.clone(), self.pool.rank(id)?)));
@@ -169,17 +175,12 @@ impl Pass<'_> {
             },
         };
         let fits = place::rank(&on, &[]).fits.into_iter();
-        let fits = fits.filter_map(|one| Some((one.host.clone(), self.pool.rank(&one.host)?)));
-        let (last, mut first): (Vec<_>, Vec<_>) = fits.partition(|(_, rank)| failed.contains(rank));
-        if first.is_empty() {
-            // As for any placement: where the slot failed only when there is nowhere else.
-            first = last;
-        }
-        first
+        fits.filter_map(|one| Some((one.host.clone(), self.pool.rank(&one.host)?)))
+            .collect()
     }
 
     /// The victims that make room on a host; `None`: there are not enough.
-    fn victims(&self, id: &HostId, rank: Rank, wants: Booked) -> Option<Vec<Victim>> {
+    fn victims(&mut self, id: &HostId, rank: Rank, wants: Booked) -> Option<Vec<Victim>> {
         let (used, has) = self.pool.booked(rank);
         let fits = |without: &[&Victim]| {
             let used = { without.iter() }.fold(used, |used, one| used.minus(one.booked));
@@ -224,13 +225,10 @@ impl Pass<'_> {
     }
 
     /// Replicas of a lower priority on a host, as far as their workloads can spare one.
-    fn lower_on(&self, id: &HostId) -> Vec<Victim> {
+    fn lower_on(&mut self, id: &HostId) -> Vec<Victim> {
         let mine = self.target.spec.priority;
-        let set = self
-            .cluster
-            .hosts
-            .get(id)
-            .and_then(|host| host.set.as_ref());
+        let cluster = self.cluster;
+        let set = cluster.hosts.get(id).and_then(|host| host.set.as_ref());
         let mut lower = Vec::new();
         for group in set.iter().flat_map(|set| &set.groups) {
             let key = group.key();
@@ -245,9 +243,12 @@ impl Pass<'_> {
             if priority >= mine && !equal {
                 continue;
             }
-            let gone = self.pool.preempted.of(&key);
+            let gone = self.pool.preempted.of(&key).cloned();
             for slot in &group.slots {
-                if gone.is_some_and(|gone| gone.contains(&slot.placement)) {
+                if gone
+                    .as_ref()
+                    .is_some_and(|gone| gone.contains(&slot.placement))
+                {
                     continue;
                 }
                 let booked = Booked::of(&key, &revision.spec, slot.args.as_ref());
@@ -270,7 +271,7 @@ impl Pass<'_> {
     }
 
     /// Whether a workload keeps its `min_available` without this one and those that are chosen.
-    fn may_lose(&self, victim: &Victim, chosen: &[&Victim]) -> bool {
+    fn may_lose(&mut self, victim: &Victim, chosen: &[&Victim]) -> bool {
         let workload = self.cluster.workloads.get(&victim.key);
         let Some((workload, target)) = workload.and_then(|one| Some((one, one.target()?))) else {
             return false;
@@ -279,8 +280,8 @@ impl Pass<'_> {
         if keeps == 0 || !victim.ready || planted::is(Bug::MinAvailableIgnored) {
             return true;
         }
-        let known = self.pool.preempted.ready.get(&victim.key).copied();
-        let ready = known.unwrap_or_else(|| workload.ready_slots(self.cluster));
+        let ready = self.pool.preempted.ready.entry(victim.key.clone());
+        let ready = *ready.or_insert_with(|| queries::ready(self.cluster, workload));
         let lost = chosen
             .iter()
             .filter(|one| one.ready && one.key == victim.key);
@@ -297,7 +298,7 @@ impl Pass<'_> {
                 continue;
             };
             let ready = self.pool.preempted.ready.entry(victim.key.clone());
-            let ready = ready.or_insert_with(|| workload.ready_slots(self.cluster));
+            let ready = ready.or_insert_with(|| queries::ready(self.cluster, workload));
             *ready = ready.saturating_sub(u32::from(victim.ready));
             let ended = self.pool.preempted.ended.entry(victim.key.clone());
             ended.or_default().insert(victim.number);

@@ -109,6 +109,8 @@ pub(crate) struct Pass<'a> {
     wake: Option<Timestamp>,
     /// Slots that others have been ended for, and who that was for the next that is placed.
     pub(crate) helped: u32,
+    /// Lost ones that have been told that there is such room.
+    pub(crate) promised: u32,
     pub(crate) displaced: Vec<String>,
     /// What the namespace's quota lacks for one more.
     pub(crate) over_quota: Option<(&'static str, u64)>,
@@ -174,6 +176,7 @@ pub(crate) fn plan_workload(
         waits: false,
         wake: None,
         helped: 0,
+        promised: 0,
         displaced: Vec::new(),
         over_quota: None,
         said_placed: 0,
