@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wasmorch_runtime::{Limits, Network, Preopen, ReplicaConfig};
+use wasmorch_runtime::{Network, Preopen, ReplicaConfig};
 
 use super::*;
 
@@ -39,15 +39,7 @@ async fn resources_without_end_have_an_end() {
 #[tokio::test]
 async fn headers_and_bodies_count_as_memory() {
     for path in ["/headers", "/bodies"] {
-        let limits = Limits {
-            memory_bytes: 32 << 20,
-            ..Limits::default()
-        };
-        let config = ReplicaConfig {
-            limits,
-            ..patient()
-        };
-        assert_memory(&attack(path, config).await);
+        assert_memory(&attack(path, with_memory(32 << 20)).await);
     }
 }
 

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmorch_runtime::{Account, Ended, Field, HttpReplica, Limits, ReplicaConfig};
+use wasmorch_runtime::{Account, BodySide, Ended, Field, HttpReplica, Limits, ReplicaConfig};
 
 use crate::support::{eventually, fetch, http};
 
@@ -38,6 +38,34 @@ fn patient() -> ReplicaConfig {
         limits: Limits::default(),
         ..config()
     }
+}
+
+fn limited(limits: Limits) -> ReplicaConfig {
+    ReplicaConfig {
+        limits,
+        ..patient()
+    }
+}
+
+fn with_memory(memory_bytes: u64) -> ReplicaConfig {
+    limited(Limits {
+        memory_bytes,
+        ..Limits::default()
+    })
+}
+
+/// For an answer without end: what it may have, and how it is ended.
+fn endless() -> (ReplicaConfig, Ended) {
+    let body_bytes = 1 << 20;
+    let config = limited(Limits {
+        body_bytes,
+        ..Limits::default()
+    });
+    let ended = Ended::BodyTooLarge {
+        side: BodySide::Response,
+        limit_bytes: body_bytes,
+    };
+    (config, ended)
 }
 
 fn timeout() -> Ended {

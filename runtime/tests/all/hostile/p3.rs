@@ -1,6 +1,6 @@
 //! Attacks by the means of WASI 0.3: tasks, streams, work after the answer.
 
-use wasmorch_runtime::{BodySide, Limits, ReplicaConfig};
+use wasmorch_runtime::{Limits, ReplicaConfig};
 
 use super::*;
 use crate::support::get;
@@ -52,18 +52,7 @@ async fn work_after_the_answer_is_timed_out() {
 
 #[tokio::test]
 async fn an_endless_stream_ends_at_its_limit() {
-    let limits = Limits {
-        body_bytes: 1 << 20,
-        ..Limits::default()
-    };
-    let config = ReplicaConfig {
-        limits,
-        ..patient()
-    };
-    let ended = Ended::BodyTooLarge {
-        side: BodySide::Response,
-        limit_bytes: 1 << 20,
-    };
+    let (config, ended) = endless();
     assert_eq!(attack("/endless", config).await, Err(ended));
 }
 

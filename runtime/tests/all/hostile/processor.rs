@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wasmorch_runtime::{Limits, ReplicaConfig};
+use wasmorch_runtime::ReplicaConfig;
 
 use super::*;
 use crate::support::Lines;
@@ -21,15 +21,7 @@ async fn infinite_recursion_is_a_trap() {
 #[tokio::test]
 async fn memory_at_once_and_slowly_ends_at_the_limit() {
     for path in ["/memory-at-once", "/memory-slowly"] {
-        let limits = Limits {
-            memory_bytes: 8 << 20,
-            ..Limits::default()
-        };
-        let config = ReplicaConfig {
-            limits,
-            ..patient()
-        };
-        assert_memory(&attack(path, config).await);
+        assert_memory(&attack(path, with_memory(8 << 20)).await);
     }
 }
 

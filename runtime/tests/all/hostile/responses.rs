@@ -1,24 +1,11 @@
 //! Attacks by answers, and by not reading what was asked.
 
-use wasmorch_runtime::{BodySide, Limits, ReplicaConfig};
-
 use super::*;
 use crate::support::full;
 
 #[tokio::test]
 async fn an_endless_response_ends_at_its_limit() {
-    let limits = Limits {
-        body_bytes: 1 << 20,
-        ..Limits::default()
-    };
-    let config = ReplicaConfig {
-        limits,
-        ..patient()
-    };
-    let ended = Ended::BodyTooLarge {
-        side: BodySide::Response,
-        limit_bytes: 1 << 20,
-    };
+    let (config, ended) = endless();
     assert_eq!(attack("/endless", config).await, Err(ended));
 }
 
