@@ -238,6 +238,6 @@ mod tests {
         assert!(text.contains("\nwasmorch_controller_term 7\n"), "{text}");
         assert!(text.contains("\nwasmorch_controller_writes_total 3\n"));
         assert!(text.contains("\nwasmorch_controller_batch_microseconds_total 2000\n"));
-        assert_eq!(text.matches("# TYPE").count(), 18);
+        assert_eq!(text.matches("# TYPE").count(), 19);
     }
 }
