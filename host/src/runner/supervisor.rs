@@ -37,6 +37,7 @@ use super::replica::{self, Guest};
 use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
 use crate::descriptors;
+use wasmorch_api::error::chain;
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
@@ -172,7 +173,7 @@ pub(super) async fn run(
         // Its sockets are looked after where its requests run.
         let _guests = guests.enter();
         Server::new(gateway, tables.clone(), locals.clone())
-            .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?
+            .map_err(|error| RunnerError::Gateway(chain(&error)))?
     };
     let context = Arc::new(Context {
         engine,
