@@ -256,7 +256,7 @@ fn make(folder: &Path, chain: &Path, key: &Path, domain: &str) -> Result<(), Hos
     let made = params.self_signed(&pair).map_err(failed)?;
     let writing = |path: &Path, text: String| {
         // Readable by this user only, as what it is made from is.
-        crate::files::write_atomic(path, text.as_bytes())
+        wasmorch_runtime::write_atomic(path, text.as_bytes())
             .map_err(|source| HostError::disk("writing", path, source))
     };
     std::fs::create_dir_all(folder).map_err(|source| HostError::disk("making", folder, source))?;

@@ -31,6 +31,7 @@ mod config;
 mod ended;
 mod engine;
 mod gate;
+mod files;
 mod guest;
 mod held;
 mod holdings;
@@ -61,6 +62,7 @@ pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
 pub use gate::{Place, Seat};
+pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};
 pub use held::{HeldMemory, NoMemory};
 pub use http::{HttpReplica, RequestId};
 pub use keyvalue::{

@@ -101,7 +101,7 @@ impl types::Host for GuestState {}
 impl types::HostOutgoingValue for GuestState {
     async fn new_outgoing_value(&mut self) -> Result<Resource<OutgoingValue>> {
         let value = OutgoingValue {
-            spool: self.shared.config.blobs.spool()?,
+            spool: self.shared.config.blobs.spool().await?,
             streamed: false,
             object: None,
         };

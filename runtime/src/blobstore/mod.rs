@@ -119,8 +119,8 @@ impl BlobContainers {
         })
     }
 
-    fn spool(&self) -> io::Result<spool::Spool> {
-        spool::Spool::new(&self.spool, &self.spooling)
+    async fn spool(&self) -> io::Result<spool::Spool> {
+        spool::Spool::new(&self.spool, &self.spooling).await
     }
 }
 
