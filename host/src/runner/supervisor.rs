@@ -25,7 +25,7 @@ use wasmorch_gateway::{
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::column::{Column, Gateways};
-use super::guests::Pulse;
+use super::guests::Beat;
 use super::http::Locals;
 use super::link::Link;
 use super::logs::LogQueue;
@@ -82,7 +82,7 @@ struct Entry {
 struct Supervisor {
     /// Where replicas run.
     guests: Handle,
-    pulse: Pulse,
+    beat: Beat,
     /// A ping without an answer yet.
     pinged: Option<u64>,
     context: Arc<Context>,
@@ -108,7 +108,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Runs until the daemon's side closes. Nothing here waits for a guest: they run on `guests`.
 pub(super) async fn run(
     config: RunnerConfig,
-    (guests, pulse): (Handle, Pulse),
+    (guests, beat): (Handle, Beat),
     inbox: mpsc::Receiver<ToRunner>,
     out: mpsc::Sender<FromRunner>,
 ) -> Result<(), RunnerError> {
@@ -189,7 +189,7 @@ pub(super) async fn run(
     });
     let mut supervisor = Supervisor {
         guests: guests.clone(),
-        pulse,
+        beat,
         pinged: None,
         context,
         tables,
@@ -265,7 +265,7 @@ impl Supervisor {
 
     /// Silence is how a stuck runner is found and ended: see the pool's keeper.
     fn answer_ping(&mut self) {
-        if !self.pulse.is_stuck() {
+        if !self.beat.is_stuck() {
             self.waiting
                 .extend(self.pinged.take().map(FromRunner::Pong));
         }

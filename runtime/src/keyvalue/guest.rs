@@ -12,7 +12,7 @@ use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 use super::{KEY_BYTES_MAX, KeyValueError, KeyValueStore, VALUE_BYTES_MAX, Version};
 use crate::bindings::keyvalue::wasi::keyvalue0_2_0_draft as draft;
 use crate::bindings::keyvalue2::wasi::keyvalue0_2_0_draft2 as draft2;
-use crate::held::HeldMemory;
+use crate::budget::HeldMemory;
 use crate::state::GuestState;
 
 /// Keys of one batch.
