@@ -309,7 +309,7 @@ impl Supervisor {
                 endpoints,
                 as_of,
             } => self.tables.replace_all_as_of(routes, endpoints, as_of),
-            ToRunner::Certificates { pairs } => self.certify(&pairs),
+            ToRunner::Certificates { pairs, as_of } => self.certify(&pairs, as_of),
             ToRunner::Usage => {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));
@@ -330,9 +330,9 @@ impl Supervisor {
         }
     }
 
-    /// The daemon has checked them; time has passed since, so they are looked at once more.
-    fn certify(&self, pairs: &[PemPair]) {
-        match Certificates::read(pairs, SystemTime::now()) {
+    /// As the daemon found them: one that has ended since would take all others with it.
+    fn certify(&self, pairs: &[PemPair], as_of: SystemTime) {
+        match Certificates::read(pairs, as_of) {
             Ok(certificates) => drop(self.certificates.send_replace(Some(certificates))),
             Err(bad) => {
                 for bad in bad {
