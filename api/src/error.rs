@@ -149,9 +149,51 @@ impl fmt::Display for ApiError {
     }
 }
 
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Many libraries repeat their source in their own text.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// The body of every refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// The refusal.
     pub error: ApiError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Failed {
+        text: &'static str,
+        source: Option<Box<Failed>>,
+    }
+
+    fn failed(text: &'static str, source: Option<Failed>) -> Failed {
+        let source = source.map(Box::new);
+        Failed { text, source }
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        assert_eq!(chain(&failed("a", None)), "a");
+        let end = failed("the end", None);
+        let said = failed("b says: the end", Some(end));
+        let error = failed("a", Some(said));
+        assert_eq!(chain(&error), "a: b says: the end");
+    }
 }

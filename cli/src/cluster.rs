@@ -4,8 +4,7 @@
 
 use std::env;
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -99,20 +98,14 @@ pub(crate) fn data_dir(given: Option<PathBuf>, part: &str) -> Result<PathBuf, Cl
     fs::canonicalize(&folder).map_err(|error| CliError::writing(&folder, &error))
 }
 
-/// Replaces a file so that a reader sees the old one or the new one.
+/// Replaces a file so that a reader sees the old one or the new one, also after a crash. It is for its
+/// owner alone: a URL may hold a password.
 pub(crate) fn write_whole(file: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let wrong = |error: std::io::Error| CliError::writing(file, &error);
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder).map_err(wrong)?;
     }
-    let new = file.with_extension(format!("new-{}", std::process::id()));
-    // For its owner alone: a URL may hold a password. On disk before it takes the old one's place.
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut written = options.open(&new).map_err(wrong)?;
-    written.write_all(bytes).map_err(wrong)?;
-    written.sync_all().map_err(wrong)?;
-    fs::rename(&new, file).map_err(wrong)
+    wasmorch_runtime::write_atomic(file, bytes).map_err(wrong)
 }
 
 /// The server that was named, if one was.

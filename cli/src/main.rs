@@ -51,7 +51,10 @@ fn run() -> Exit {
         return match wasmorch_host::serve_runner() {
             Ok(()) => Exit::OK,
             Err(error) => {
-                tracing::error!(error = error::chain(&error), "the runner ended");
+                tracing::error!(
+                    error = wasmorch_api::error::chain(&error),
+                    "the runner ended"
+                );
                 Exit::FAILED
             }
         };

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use hyper::body::Incoming;
 use crate::connections::Watch;
 use crate::headers;
 use crate::peers::Peer;
-use crate::stats::{Counters, ErrorClass, Gauge};
+use crate::stats::{CounterGauge, Counters, ErrorClass, Gauge};
 use crate::{Body, BoxError};
 
 /// The body of a response, and all that is held until its last byte.
@@ -34,8 +33,6 @@ enum Source {
     Local(Body),
     Peer(Incoming),
 }
-
-type CounterGauge = Gauge<Arc<Counters>, fn(&Arc<Counters>) -> &AtomicU64>;
 
 /// What a request counts as while it is in hand. Dropped with its future when the client goes
 /// before there is a response, with the response's body otherwise.

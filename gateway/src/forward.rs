@@ -108,15 +108,18 @@ impl Inner {
         patient: bool,
     ) -> Result<Response<Incoming>, Miss> {
         let address = choice.peer.name();
-        match self.peers.send(&choice.peer, attempt).await {
+        let sent = self.peers.send(&choice.peer, attempt).await;
+        // A host that refuses tells it too, and is the less likely to be asked next.
+        let load = sent.as_ref().ok().map(Response::headers);
+        if let Some(load) = load.and_then(headers::load) {
+            choice.health.reports(load);
+        }
+        match sent {
             Ok(response) if is_refused(&response) => Err(Miss {
                 class: ErrorClass::Refused,
                 reason: format!("{address}: refused"),
             }),
             Ok(response) => {
-                if let Some(load) = headers::load(response.headers()) {
-                    choice.health.reports(load);
-                }
                 let error = headers::error(response.headers());
                 let failed = error.is_some_and(|class| class.blames_replica(patient));
                 self.fared(key, &choice.host, &choice.health, failed);
@@ -162,8 +165,8 @@ impl Inner {
             |candidate: &Candidate| self.reaches(candidate) && !tried.contains(&candidate.host);
         // Ejected ones only if there is no other: better a try than a certain error.
         let fit = |candidate: &Candidate| untried(candidate) && self.is_fit(candidate);
-        let candidate = self.pick(&endpoints, fit);
-        let candidate = candidate.or_else(|| self.pick(&endpoints, untried))?;
+        let candidate = self.pick(key, &endpoints, fit);
+        let candidate = candidate.or_else(|| self.pick(key, &endpoints, untried))?;
         Some(Choice {
             peer: self.peers.at(candidate),
             host: candidate.host.clone(),
@@ -172,18 +175,18 @@ impl Inner {
     }
 
     /// Whether a request had better go to another host, though a replica is here that has room.
-    pub(crate) fn leaves(&self, endpoints: &Endpoints) -> bool {
+    pub(crate) fn leaves(&self, key: &WorkloadKey, endpoints: &Endpoints) -> bool {
         let here = endpoints.candidate(&self.host);
         if endpoints.is_weighted() {
             let is_here = |candidate: &Candidate| candidate.host == self.host;
-            let chosen = self.pick(endpoints, |c| {
+            let chosen = self.pick(key, endpoints, |c| {
                 is_here(c) || self.reaches(c) && self.is_fit(c)
             });
             return chosen.is_some_and(|chosen| chosen.host != self.host);
         }
         here.is_some_and(|here| here.health.is_ejected())
             && self
-                .pick(endpoints, |c| self.reaches(c) && self.is_fit(c))
+                .pick(key, endpoints, |c| self.reaches(c) && self.is_fit(c))
                 .is_some()
     }
 
@@ -200,10 +203,15 @@ impl Inner {
 
     fn pick<'e>(
         &self,
+        key: &WorkloadKey,
         endpoints: &'e Endpoints,
         usable: impl Fn(&Candidate) -> bool,
     ) -> Option<&'e Candidate> {
         let load = |candidate: &Candidate| {
+            // This host is never sent to, so it says nothing of itself.
+            if candidate.host == self.host {
+                return self.local.load(key);
+            }
             let ours = self.peers.get(&candidate.way);
             let ours = ours.map_or(0, |peer| peer.in_flight());
             ours.max(candidate.health.load())
@@ -239,4 +247,82 @@ fn wrapped(parts: &Parts, target: &Target, hops: u32) -> Parts {
 fn is_refused(response: &Response<Incoming>) -> bool {
     response.status() == StatusCode::SERVICE_UNAVAILABLE
         && response.headers().contains_key(headers::REFUSED)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::atomic::AtomicU32;
+
+    use wasmorch_api::{ClusterId, EndpointTable, HostEndpoint, Name, Term};
+
+    use super::*;
+    use crate::config::GatewayConfig;
+    use crate::gateway::Gateway;
+    use crate::local::{Local, LocalError};
+    use crate::tables::Tables;
+
+    /// A replica that only says what it has in hand.
+    #[derive(Default)]
+    struct Loaded(AtomicU32);
+
+    #[async_trait::async_trait]
+    impl Local for Loaded {
+        fn ready(&self, _: &WorkloadKey) -> u32 {
+            1
+        }
+
+        fn load(&self, _: &WorkloadKey) -> u32 {
+            self.0.load(Relaxed)
+        }
+
+        async fn handle(
+            &self,
+            _: &WorkloadKey,
+            request: Request<Body>,
+        ) -> Result<Response<Body>, LocalError> {
+            Err(LocalError::NotHere(request))
+        }
+    }
+
+    /// Of 10,000 requests that come in at host `a`, how many leave it for host `b`.
+    async fn leaving((here, there): (u32, u32), (in_hand, told): (u32, u32)) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let config = GatewayConfig::new(listener, None, "a".parse().unwrap(), "localhost");
+        let local = Arc::new(Loaded::default());
+        local.0.store(in_hand, Relaxed);
+        let gateway = Gateway::new(Tables::new(), local, &config);
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let host = |host: &str, weight| HostEndpoint {
+            host: host.parse().unwrap(),
+            peer: Some(format!("{host}:1")),
+            ready: 1,
+            weight,
+            zone: None,
+        };
+        let table = EndpointTable {
+            cluster: ClusterId::from_random([0; 10]),
+            term: Term(1),
+            namespace: name("shop"),
+            workload: name("web"),
+            hosts: vec![host("a", here), host("b", there)],
+        };
+        let key = WorkloadKey::new(name("shop"), name("web"));
+        let endpoints = Endpoints::new(table, None);
+        let other = endpoints.candidate(&"b".parse().unwrap()).unwrap();
+        let leaves = (0..10_000).filter(|_| {
+            other.health.reports(told);
+            gateway.inner().leaves(&key, &endpoints)
+        });
+        leaves.count()
+    }
+
+    #[tokio::test]
+    async fn what_is_in_hand_here_counts_like_what_others_have() {
+        // Busy as their weights say: the canary here has its share and no more.
+        let stay = 10_000 - leaving((10, 90), (1, 9)).await;
+        assert!((800..1200).contains(&stay), "{stay}");
+        assert_eq!(leaving((2, 2), (5, 1)).await, 10_000);
+        assert_eq!(leaving((2, 2), (1, 5)).await, 0);
+    }
 }

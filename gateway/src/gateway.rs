@@ -195,6 +195,11 @@ impl Gateway {
         self.inner.peers.end().await;
     }
 
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.inner.counters
     }
@@ -370,7 +375,7 @@ impl Inner {
             return self.elsewhere(workload, &[]).is_some();
         }
         let endpoints = self.tables.endpoints(workload);
-        endpoints.is_some_and(|endpoints| self.leaves(&endpoints))
+        endpoints.is_some_and(|endpoints| self.leaves(workload, &endpoints))
     }
 
     pub(crate) async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {

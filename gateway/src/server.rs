@@ -36,10 +36,11 @@ use crate::front::{Front, Opened};
 use crate::gateway::Gateway;
 use crate::headers::Client;
 use crate::local::Local;
-use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, chain};
-use crate::stats::Gauge;
+use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::stats::{CounterGauge, Gauge};
 use crate::tables::Tables;
 use crate::tunnel::Pipe;
+use wasmorch_api::error::chain;
 
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -292,17 +293,28 @@ impl Port {
         }
     }
 
+    /// A place for one more connection, and its count; `None`: there are too many, which is counted.
+    fn admit(&self) -> Option<(Place, CounterGauge)> {
+        let counters = self.shared.gateway.counters();
+        let Some(place) = self.connections.enter() else {
+            if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
+                tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
+            }
+            return None;
+        };
+        counters.connections.fetch_add(1, Relaxed);
+        let open: CounterGauge =
+            Gauge::new(counters.clone(), |counters| &counters.connections_open);
+        Some((place, open))
+    }
+
     /// The same for streams that other hosts have opened through the tunnel.
     async fn accept_tunnelled(self, mut streams: mpsc::Receiver<Pipe>, stop: CancellationToken) {
         while let Some(Some(stream)) = stop.run_until_cancelled(streams.recv()).await {
-            let counters = self.shared.gateway.counters();
-            let Some(place) = self.connections.enter() else {
+            let Some((place, open)) = self.admit() else {
                 // Whoever opened it sees it close, and goes elsewhere.
-                counters.connections_refused.fetch_add(1, Relaxed);
                 continue;
             };
-            counters.connections.fetch_add(1, Relaxed);
-            let open = Gauge::new(counters.clone(), |counters| &counters.connections_open);
             let shared = self.shared.clone();
             self.tasks.spawn(async move {
                 // A peer tells of the client in the request.
@@ -316,15 +328,9 @@ impl Port {
     }
 
     fn serve(&self, stream: TcpStream, address: SocketAddr) {
-        let counters = self.shared.gateway.counters();
-        let Some(place) = self.connections.enter() else {
-            if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
-                tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
-            }
+        let Some((place, open)) = self.admit() else {
             return refuse(&stream, &self.shared);
         };
-        counters.connections.fetch_add(1, Relaxed);
-        let open = Gauge::new(counters.clone(), |counters| &counters.connections_open);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection is gone already");
             return;

@@ -2,6 +2,7 @@
 //!
 //! Owns the kinds of errors that a gateway answers with.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::{HeaderValue, StatusCode};
@@ -214,6 +215,9 @@ impl<T, F: Fn(&T) -> &AtomicU64> Drop for Gauge<T, F> {
         (self.counter)(&self.of).fetch_sub(1, Relaxed);
     }
 }
+
+/// One of the gateway's own counters.
+pub(crate) type CounterGauge = Gauge<Arc<Counters>, fn(&Arc<Counters>) -> &AtomicU64>;
 
 #[cfg(test)]
 mod tests {

@@ -16,16 +16,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use wasmorch_api::{ARTIFACT_BYTES_MAX, ByteSize, Digest};
+use wasmorch_runtime::{DISK_SPARE_BYTES, sync_folder};
 
 use crate::error::is_disk_full;
-use crate::files::sync_folder;
 
 /// Fetches at once: enough to fill a link, few enough to bound memory and disk.
 const FETCHES_MAX: usize = 4;
 /// A fetch without a byte for so long has stalled.
 const STALLED: Duration = Duration::from_secs(20);
-/// Left free on the disk, so that a fetch does not take the last block from everything else.
-const SPARE_BYTES: u64 = 16 * 1024 * 1024;
 /// What no held placement uses is kept up to this, newest first, for a rollback.
 const UNUSED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -205,13 +203,13 @@ impl Artifacts {
             return Ok(());
         };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free >= bytes.saturating_add(SPARE_BYTES) {
+        if free >= bytes.saturating_add(DISK_SPARE_BYTES) {
             return Ok(());
         }
         Err(FetchError::lasting(format!(
             "disk full while fetching {}: it needs {}, and {} are free in {}: free some space there",
             digest.short(),
-            ByteSize(bytes + SPARE_BYTES).approximate(),
+            ByteSize(bytes + DISK_SPARE_BYTES).approximate(),
             ByteSize(free).approximate(),
             self.folder.display()
         )))

@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use tokio::sync::watch;
@@ -22,6 +22,7 @@ use crate::error::HostError;
 
 /// How often files are looked at: a renewal is in force soon, and looking costs a few stats.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A chain or a key is far smaller; more is some other file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// How long a certificate for development lasts, and how long before its end another is made.
@@ -38,15 +39,46 @@ pub enum TlsSource {
     SelfSigned,
 }
 
-/// Certificates as files hold them, newest last read.
-pub(crate) type Pairs = Arc<Vec<PemPair>>;
+/// Certificates as files hold them, and when they were found good.
+#[derive(Debug, Clone)]
+pub(crate) struct Accepted {
+    pub(crate) pairs: Vec<PemPair>,
+    pub(crate) as_of: SystemTime,
+}
 
 /// The certificates of a host.
 #[derive(Debug)]
 pub(crate) struct Store {
     files: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Set when this host makes its own.
+    own: Option<Own>,
     seen: Vec<Seen>,
-    newest: watch::Sender<Pairs>,
+    /// What is in force, as it was read.
+    certificates: Certificates,
+    newest: watch::Sender<Arc<Accepted>>,
+}
+
+/// A certificate that this host makes: where it lies, and for which domain it is.
+#[derive(Debug)]
+struct Own {
+    folder: PathBuf,
+    domain: String,
+}
+
+impl Own {
+    fn files(&self) -> (PathBuf, PathBuf) {
+        let file = |name| self.folder.join(name);
+        (file("self-signed.crt"), file("self-signed.key"))
+    }
+
+    /// Makes one where there is none that is good for a while.
+    fn renew(&self) -> Result<(), HostError> {
+        let (chain, key) = self.files();
+        if is_good(&chain, &key) {
+            return Ok(());
+        }
+        make(&self.folder, &chain, &key, &self.domain)
+    }
 }
 
 /// A file as it was when it was last looked at.
@@ -60,40 +92,51 @@ impl Store {
     ///
     /// All that is wrong with it.
     pub(crate) fn open(source: &TlsSource, own: &Path, domain: &str) -> Result<Self, HostError> {
-        let files = match source {
-            TlsSource::Files(files) => files.clone(),
+        let (files, own) = match source {
+            TlsSource::Files(files) => (files.clone(), None),
             TlsSource::SelfSigned => {
-                let (chain, key) = (own.join("self-signed.crt"), own.join("self-signed.key"));
-                if !is_good(&chain, &key) {
-                    make(own, &chain, &key, domain)?;
-                }
-                vec![(chain, Some(key))]
+                let own = Own {
+                    folder: own.to_owned(),
+                    domain: domain.to_owned(),
+                };
+                own.renew()?;
+                let (chain, key) = own.files();
+                (vec![(chain, Some(key))], Some(own))
             }
         };
         let seen = look(&files);
-        let pairs = read(&files)?;
-        let certificates = check(&pairs)?;
+        let (accepted, certificates) = accept(&files)?;
         warn_of_ends(&certificates);
         Ok(Self {
             files,
+            own,
             seen,
-            newest: watch::Sender::new(Arc::new(pairs)),
+            certificates,
+            newest: watch::Sender::new(Arc::new(accepted)),
         })
     }
 
     /// What is in force.
-    pub(crate) fn newest(&self) -> watch::Receiver<Pairs> {
+    pub(crate) fn newest(&self) -> watch::Receiver<Arc<Accepted>> {
         self.newest.subscribe()
     }
 
-    /// Looks at the files until `stop`.
+    /// Looks at the files until `stop`, and once a day at the time that is left.
     pub(crate) async fn follow(mut self, stop: CancellationToken) {
+        let mut day = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
+            let is_new_day = day.elapsed() >= DAY;
+            if is_new_day {
+                day = Instant::now();
+            }
             let looking = tokio::task::spawn_blocking(move || {
+                if is_new_day {
+                    self.begin_day();
+                }
                 self.look_again();
                 self
             });
@@ -115,25 +158,39 @@ impl Store {
         }
         // Said once for each change, not at every look.
         self.seen = seen;
-        let read = read(&self.files).and_then(|pairs| {
-            let certificates = check(&pairs)?;
-            Ok((pairs, certificates))
-        });
-        match read {
-            Ok((pairs, certificates)) => {
-                if **self.newest.borrow() != pairs {
+        match accept(&self.files) {
+            Ok((accepted, certificates)) => {
+                if self.newest.borrow().pairs != accepted.pairs {
                     tracing::info!(?certificates, "new certificates are in force");
                     warn_of_ends(&certificates);
-                    self.newest.send_replace(Arc::new(pairs));
+                    self.certificates = certificates;
+                    self.newest.send_replace(Arc::new(accepted));
                 }
             }
             Err(error) => tracing::error!(%error, "the certificates in force stay as they were"),
         }
     }
+
+    /// Says what ends soon, and makes the host's own anew before it does: the next look finds it.
+    fn begin_day(&self) {
+        match &self.own {
+            None => warn_of_ends(&self.certificates),
+            Some(own) => {
+                if let Err(error) = own.renew() {
+                    tracing::error!(%error, "no new certificate was made");
+                    warn_of_ends(&self.certificates);
+                }
+            }
+        }
+    }
 }
 
-fn check(pairs: &[PemPair]) -> Result<Certificates, HostError> {
-    Certificates::read(pairs, SystemTime::now()).map_err(|bad| HostError::Certificates { bad })
+/// Reads all, if all are good now.
+fn accept(files: &[(PathBuf, Option<PathBuf>)]) -> Result<(Accepted, Certificates), HostError> {
+    let (pairs, as_of) = (read(files)?, SystemTime::now());
+    let certificates =
+        Certificates::read(&pairs, as_of).map_err(|bad| HostError::Certificates { bad })?;
+    Ok((Accepted { pairs, as_of }, certificates))
 }
 
 fn warn_of_ends(certificates: &Certificates) {
@@ -256,7 +313,7 @@ fn make(folder: &Path, chain: &Path, key: &Path, domain: &str) -> Result<(), Hos
     let made = params.self_signed(&pair).map_err(failed)?;
     let writing = |path: &Path, text: String| {
         // Readable by this user only, as what it is made from is.
-        crate::files::write_atomic(path, text.as_bytes())
+        wasmorch_runtime::write_atomic(path, text.as_bytes())
             .map_err(|source| HostError::disk("writing", path, source))
     };
     std::fs::create_dir_all(folder).map_err(|source| HostError::disk("making", folder, source))?;
@@ -275,6 +332,15 @@ mod tests {
         std::fs::write(path.with_extension("key"), made.signing_key.serialize_pem()).unwrap();
     }
 
+    fn write_until(path: &Path, name: &str, end: time::OffsetDateTime) {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = end;
+        let key = KeyPair::generate().unwrap();
+        let made = params.self_signed(&key).unwrap();
+        std::fs::write(path.with_extension("crt"), made.pem()).unwrap();
+        std::fs::write(path.with_extension("key"), key.serialize_pem()).unwrap();
+    }
+
     fn open(source: &TlsSource, folder: &Path) -> Result<Store, HostError> {
         Store::open(source, folder, "localhost")
     }
@@ -285,13 +351,67 @@ mod tests {
         let own = folder.path().join("tls");
         let first = open(&TlsSource::SelfSigned, &own).unwrap().newest();
         let again = open(&TlsSource::SelfSigned, &own).unwrap().newest();
-        assert_eq!(*first.borrow(), *again.borrow());
+        assert_eq!(first.borrow().pairs, again.borrow().pairs);
         use std::os::unix::fs::PermissionsExt as _;
         let key = std::fs::metadata(own.join("self-signed.key")).unwrap();
         assert_eq!(key.permissions().mode() & 0o077, 0, "the key is private");
         // One that is damaged is made anew.
         std::fs::write(own.join("self-signed.crt"), "x").unwrap();
         assert!(open(&TlsSource::SelfSigned, &own).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_of_its_own_is_made_anew_before_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(&TlsSource::SelfSigned, folder.path()).unwrap();
+        let newest = store.newest();
+        let pairs = || newest.borrow().pairs.clone();
+        let first = pairs();
+        store.begin_day();
+        store.look_again();
+        assert_eq!(pairs(), first, "it has time left");
+        // As if it were nearly a year later.
+        let at = folder.path().join("self-signed");
+        write_until(
+            &at,
+            "a.example",
+            time::OffsetDateTime::now_utc() + time::Duration::days(9),
+        );
+        store.look_again();
+        let old = pairs();
+        assert_ne!(old, first);
+        let soon = SystemTime::now();
+        assert_eq!(
+            store.certificates.ending(soon).len(),
+            1,
+            "of what is in force"
+        );
+        store.begin_day();
+        store.look_again();
+        assert_ne!(pairs(), old);
+        assert!(store.certificates.ending(soon).is_empty());
+    }
+
+    /// What a runner that is replaced is given, though a part of it has ended meanwhile.
+    #[test]
+    fn what_was_accepted_can_be_read_again_as_of_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        write_until(
+            &folder.path().join("short"),
+            "a.example",
+            now + time::Duration::days(1),
+        );
+        write(&folder.path().join("long"), "b.example");
+        let source = TlsSource::Files(vec![(folder.path().to_owned(), None)]);
+        let accepted = open(&source, folder.path())
+            .unwrap()
+            .newest()
+            .borrow()
+            .clone();
+        let later = accepted.as_of + 2 * DAY;
+        assert!(Certificates::read(&accepted.pairs, later).is_err());
+        assert!(Certificates::read(&accepted.pairs, accepted.as_of).is_ok());
     }
 
     #[test]
@@ -302,21 +422,21 @@ mod tests {
         let source = TlsSource::Files(vec![(folder.path().to_owned(), None)]);
         let mut store = open(&source, folder.path()).unwrap();
         let newest = store.newest();
-        let first = newest.borrow().clone();
+        let first = newest.borrow().pairs.clone();
         assert_eq!(first.len(), 1);
 
         let chain = std::fs::read(at.with_extension("crt")).unwrap();
         std::fs::write(at.with_extension("crt"), "half of a certifi").unwrap();
         store.look_again();
-        assert_eq!(*newest.borrow(), first, "a bad one changes nothing");
+        assert_eq!(newest.borrow().pairs, first, "a bad one changes nothing");
         std::fs::write(at.with_extension("crt"), chain).unwrap();
         store.look_again();
-        assert_eq!(*newest.borrow(), first);
+        assert_eq!(newest.borrow().pairs, first);
 
         // Another beside it: a folder is listed anew.
         write(&folder.path().join("shop"), "shop.example");
         store.look_again();
-        assert_eq!(newest.borrow().len(), 2);
+        assert_eq!(newest.borrow().pairs.len(), 2);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
 use crate::admin::{View, Views};
 use crate::agent::{Agent, Effect, Event};
 use crate::artifacts::Artifacts;
-use crate::certificates::Pairs;
+use crate::certificates::Accepted;
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
 use crate::link::{Link, LinkEvent};
@@ -61,7 +61,7 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Artifacts,
     pub(crate) logs: LogStore,
     pub(crate) tables: Tables,
-    pub(crate) certificates: Option<watch::Receiver<Pairs>>,
+    pub(crate) certificates: Option<watch::Receiver<Arc<Accepted>>>,
     pub(crate) pool: Pool,
     pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
     pub(crate) views: Views,
@@ -124,7 +124,10 @@ impl Driver {
     ) -> (Pool, LogStore) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.certify();
+        let certificates = self.certificates();
+        certificates
+            .into_iter()
+            .for_each(|message| self.parts.pool.send(message));
         let tables = self.parts.tables.message();
         self.parts.pool.send(tables);
         // What was held starts here, before anything is heard from NATS.
@@ -165,7 +168,8 @@ impl Driver {
             },
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Input::Due,
             () = changed(&mut self.parts.certificates) => {
-                self.certify();
+                let certificates = self.certificates();
+                certificates.into_iter().for_each(|message| self.parts.pool.send(message));
                 Input::Tick
             }
             _ = ticks.tick() => {
@@ -269,12 +273,11 @@ impl Driver {
         }
     }
 
-    /// Gives the runner the certificates in force.
-    fn certify(&mut self) {
-        if let Some(certificates) = &mut self.parts.certificates {
-            let pairs = certificates.borrow_and_update().to_vec();
-            self.parts.pool.send(ToRunner::Certificates { pairs });
-        }
+    /// The certificates in force, for a runner.
+    fn certificates(&mut self) -> Option<ToRunner> {
+        let certificates = self.parts.certificates.as_mut()?;
+        let Accepted { pairs, as_of } = (**certificates.borrow_and_update()).clone();
+        Some(ToRunner::Certificates { pairs, as_of })
     }
 
     /// A deletion names no cluster; it can only take away what is there.
@@ -309,9 +312,10 @@ impl Driver {
                 None
             }
             Said::Back(runner) => {
-                self.certify();
+                // The others have theirs, and clients who resume their sessions by them.
+                let certificates = self.certificates();
                 let tables = self.parts.tables.message();
-                self.parts.pool.catch_up(runner, tables);
+                self.parts.pool.catch_up(runner, certificates, tables);
                 None
             }
         }
@@ -487,7 +491,7 @@ async fn write(what: &str, write: impl FnOnce() -> Result<(), HostError> + Send 
 }
 
 /// Returns when there are new certificates.
-async fn changed(certificates: &mut Option<watch::Receiver<Pairs>>) {
+async fn changed(certificates: &mut Option<watch::Receiver<Arc<Accepted>>>) {
     if let Some(certificates) = certificates
         && certificates.changed().await.is_ok()
     {

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wasmorch_api::{ClusterId, HostId};
+use wasmorch_runtime::write_atomic;
 
 use crate::agent::Held;
 use crate::error::HostError;
@@ -242,23 +243,6 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadError> {
         .map_err(|error| ReadError::Damaged(error.to_string()))
 }
 
-/// Puts `bytes` at `path` so that a crash at any point leaves the old or the new content.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
-}
-
-/// Makes a rename in this folder last.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,16 +294,5 @@ mod tests {
             None,
             "and then it is as if there were none"
         );
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.json");
-        write_atomic(&path, b"old").unwrap();
-        assert!(write_atomic(&folder.path().join("missing/x.json"), b"new").is_err());
-        write_atomic(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -38,8 +38,8 @@ pub(crate) mod keyvalue {
                 import wasi:keyvalue/batch@0.2.0-draft;
             }",
         imports: { default: async | trappable },
-        with: { "wasi:keyvalue/store.bucket": crate::keyvalue::Bucket },
-        trappable_error_type: { "wasi:keyvalue/store.error" => crate::keyvalue::GuestError },
+        with: { "wasi:keyvalue/store.bucket": crate::keyvalue::guest::Bucket },
+        trappable_error_type: { "wasi:keyvalue/store.error" => crate::keyvalue::guest::GuestError },
         require_store_data_send: true,
     });
 }
@@ -56,10 +56,10 @@ pub(crate) mod keyvalue2 {
             }",
         imports: { default: async | trappable },
         with: {
-            "wasi:keyvalue/store.bucket": crate::keyvalue::Bucket,
-            "wasi:keyvalue/atomics.cas": crate::keyvalue::Cas,
+            "wasi:keyvalue/store.bucket": crate::keyvalue::guest::Bucket,
+            "wasi:keyvalue/atomics.cas": crate::keyvalue::guest::Cas,
         },
-        trappable_error_type: { "wasi:keyvalue/store@0.2.0-draft2.error" => crate::keyvalue::GuestError },
+        trappable_error_type: { "wasi:keyvalue/store@0.2.0-draft2.error" => crate::keyvalue::guest::GuestError },
         require_store_data_send: true,
     });
 }
@@ -77,10 +77,10 @@ pub(crate) mod blobstore {
         imports: { default: async | trappable },
         with: {
             "wasi:io": wasmtime_wasi::p2::bindings::io,
-            "wasi:blobstore/types.outgoing-value": crate::blobstore::OutgoingValue,
-            "wasi:blobstore/types.incoming-value": crate::blobstore::IncomingValue,
-            "wasi:blobstore/container.container": crate::blobstore::Container,
-            "wasi:blobstore/container.stream-object-names": crate::blobstore::Names,
+            "wasi:blobstore/types.outgoing-value": crate::blobstore::guest::OutgoingValue,
+            "wasi:blobstore/types.incoming-value": crate::blobstore::guest::IncomingValue,
+            "wasi:blobstore/container.container": crate::blobstore::guest::Container,
+            "wasi:blobstore/container.stream-object-names": crate::blobstore::guest::Names,
         },
         require_store_data_send: true,
     });

@@ -10,7 +10,7 @@
 //! Known limit: who can write to the folder as the host's own user can replace a file between the
 //! check and the mapping. That user can replace the host itself.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use crate::artifact::Compiled;
+use crate::files::write_atomic;
 
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
@@ -80,8 +81,7 @@ impl Cache {
         let (code, mark) = self.paths(digest);
         let mac = self.mac(digest, serialized).finalize().into_bytes();
         // The mark goes last: code without one is not used.
-        let written = write_whole(&self.dir, &code, serialized)
-            .and_then(|()| write_whole(&self.dir, &mark, &mac));
+        let written = write_atomic(&code, serialized).and_then(|()| write_atomic(&mark, &mac));
         if let Err(error) = written {
             self.forget(digest);
             if !self.warned.swap(true, Ordering::Relaxed) {
@@ -183,15 +183,6 @@ fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the key is damaged")),
         Err(error) => Err(error.error),
     }
-}
-
-/// Temporary file, sync, rename, sync of the folder: after a crash a file is whole or absent.
-fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    OpenOptions::new().read(true).open(dir)?.sync_all()
 }
 
 /// Names what compiled code depends on: wasmtime's version, its settings, the processor's features.

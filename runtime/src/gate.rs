@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A seat that is given back in this runner wakes whoever is first in line here. One that is given
-//! back in another runner wakes nobody: the first in line looks again every [`LOOK_AGAIN`].
+//! back in another runner wakes nobody: the first in line looks again after [`LOOK_AGAIN`], and the
+//! longer it has waited, the later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -24,8 +25,9 @@ use crate::ledger::{Account, Field};
 /// What a refused caller is told to wait: long enough for a burst to pass, short enough not to
 /// leave seats empty.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a seat that another runner gave back may stay empty. Only who is first in line looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long a seat that another runner gave back may stay empty: at first, doubled at each look,
+/// and at most. Only who is first in line looks.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 struct Shared {
     account: Account,
@@ -78,9 +80,7 @@ impl Gate {
         if self.0.closed.is_cancelled() {
             return Err(Ended::Stopped);
         }
-        if self.0.waiting.load(SeqCst) == 0
-            && let Some(seat) = self.try_enter()
-        {
+        if let Some(seat) = self.try_seat() {
             return Ok(seat);
         }
         let _place = self.queue_up()?;
@@ -120,6 +120,7 @@ impl Gate {
         let shared = &self.0;
         let seated = async {
             let _first = shared.line.lock().await;
+            let mut look_again = LOOK_AGAIN.0;
             loop {
                 let freed = shared.freed.notified();
                 // A seat that is taken and found closed wakes this very loop: it would never end.
@@ -133,7 +134,8 @@ impl Gate {
                     freed.await;
                 } else {
                     // Late is as good: the seat is looked for either way.
-                    let _ = timeout(LOOK_AGAIN, freed).await;
+                    let _ = timeout(look_again, freed).await;
+                    look_again = (look_again * 2).min(LOOK_AGAIN.1);
                 }
             }
         };

@@ -11,7 +11,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -83,7 +83,7 @@ pub(crate) struct Watch {
     meter: Arc<Meter>,
     memory_limit: u64,
     memory_wanted: AtomicU64,
-    handles_wanted: AtomicU64,
+    handles_denied: AtomicBool,
     ended: OnceLock<Ended>,
 }
 
@@ -95,7 +95,7 @@ impl Watch {
             meter,
             memory_limit,
             memory_wanted: AtomicU64::new(0),
-            handles_wanted: AtomicU64::new(0),
+            handles_denied: AtomicBool::new(false),
             ended: OnceLock::new(),
         })
     }
@@ -111,16 +111,17 @@ impl Watch {
     }
 
     /// It holds too much open; the failure that follows is put down to it.
-    pub(crate) fn handles_denied(&self, wanted: u64) {
-        self.handles_wanted.fetch_max(wanted, Relaxed);
+    pub(crate) fn handles_denied(&self) {
+        self.handles_denied.store(true, Relaxed);
     }
 
     /// Whether it met one of these limits, whatever it made of that.
     pub(crate) fn was_denied(&self) -> bool {
-        self.memory_wanted.load(Relaxed) > 0 || self.handles_wanted.load(Relaxed) > 0
+        self.memory_wanted.load(Relaxed) > 0 || self.handles_denied.load(Relaxed)
     }
 
-    /// Records the first reason, counts the failure, and gives that reason back.
+    /// Records the first reason, counts the failure, and gives that reason back. A host without room
+    /// is no failure of the guest: it did not run.
     pub(crate) fn end(&self, ended: Ended) -> Ended {
         let mut first = false;
         let kept = self.ended.get_or_init(|| {
@@ -128,7 +129,11 @@ impl Watch {
             ended
         });
         if first {
-            self.meter.failed.fetch_add(1, Relaxed);
+            let count = match kept {
+                Ended::HostFull { .. } => &self.meter.refused,
+                _ => &self.meter.failed,
+            };
+            count.fetch_add(1, Relaxed);
         }
         kept.clone()
     }
@@ -146,8 +151,7 @@ impl Watch {
                 wanted_bytes,
             };
         }
-        let handles = self.handles_wanted.load(Relaxed);
-        if handles > 0 {
+        if self.handles_denied.load(Relaxed) {
             return Ended::Handles { limit: HANDLES_MAX };
         }
         if is_full(error) {

@@ -5,12 +5,14 @@
 //! ([`RESOURCES_MAX`]). At ticks of the epoch the table is looked through: bytes count as memory of
 //! the replica, what holds a descriptor of the operating system as a handle. A guest that takes more
 //! than it may is ended at that tick, so what it can overshoot is what it can take in one.
+//! A stream of an HTTP body is no handle: it holds no descriptor of its own, and requests have
+//! bounds of their own.
 //!
 //! It keeps no books: those are the limiter's (`limits.rs`).
 
 use std::time::{Duration, Instant};
 
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{p2, sockets};
@@ -71,6 +73,7 @@ impl Looks {
 
 fn held(table: &mut ResourceTable) -> Held {
     let mut held = Held::default();
+    let mut bodies = 0;
     for entry in table.iter_mut() {
         held.bytes += ENTRY_BYTES;
         if let Some(fields) = entry.downcast_ref::<FieldMap>() {
@@ -84,7 +87,10 @@ fn held(table: &mut ResourceTable) -> Held {
             || entry.is::<sockets::UdpSocket>()
         {
             held.handles += 1;
+        } else if entry.is::<HostIncomingBody>() {
+            bodies += 1;
         } else if entry.is::<HostOutgoingBody>() {
+            bodies += 1;
             held.bytes += BODY_BYTES;
         } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
             let body = request.body.as_ref().map_or(0, |_| BODY_BYTES);
@@ -98,7 +104,31 @@ fn held(table: &mut ResourceTable) -> Held {
             held.bytes += headers(&response.headers);
         }
     }
+    held.handles -= body_streams(table, bodies);
     held
+}
+
+/// Streams of so many bodies: each is in the table as a child of its body. One that is closed, or
+/// was never asked for, makes up for nothing else.
+fn body_streams(table: &mut ResourceTable, mut bodies: usize) -> u64 {
+    let mut streams = 0;
+    for key in 0..u32::try_from(table.max_capacity()).unwrap_or(u32::MAX) {
+        if bodies == 0 {
+            break;
+        }
+        let is_body = table
+            .get_any_mut(key)
+            .is_ok_and(|entry| entry.is::<HostIncomingBody>() || entry.is::<HostOutgoingBody>());
+        if !is_body {
+            continue;
+        }
+        bodies -= 1;
+        let children = table.iter_children(&Resource::<()>::new_borrow(key));
+        for child in children.into_iter().flatten() {
+            streams += u64::from(child.is::<DynInputStream>() || child.is::<DynOutputStream>());
+        }
+    }
+    streams
 }
 
 /// Whether nothing is left that belongs to one request: what would keep its client waiting, or its
@@ -126,6 +156,7 @@ fn headers(fields: &FieldMap) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
     use wasmtime::component::ResourceTable;
 
     use super::*;
@@ -144,5 +175,25 @@ mod tests {
         let stream: DynInputStream = Box::new(p2::pipe::ClosedInputStream);
         table.push(stream).unwrap();
         assert_eq!(held(&mut table).handles, 1);
+    }
+
+    #[test]
+    fn streams_of_bodies_are_no_handles_and_bodies_make_up_for_none() {
+        let mut table = ResourceTable::new();
+        let closed = || -> DynInputStream { Box::new(p2::pipe::ClosedInputStream) };
+        let body = || {
+            let empty = http_body_util::Empty::new().map_err(|never| match never {});
+            HostIncomingBody::new(empty.boxed_unsync())
+        };
+        table.push(body()).unwrap();
+        let gone = table.push(()).unwrap();
+        let parent = table.push(body()).unwrap();
+        table.push(closed()).unwrap();
+        assert_eq!(held(&mut table).handles, 1);
+        table.push_child(closed(), &parent).unwrap();
+        assert_eq!(held(&mut table).handles, 1);
+        table.delete(gone).unwrap();
+        table.push(closed()).unwrap();
+        assert_eq!(held(&mut table).handles, 2);
     }
 }

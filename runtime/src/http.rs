@@ -109,8 +109,8 @@ impl HttpReplica {
         })
     }
 
-    /// Answers a request from an instance of its own, waiting for a seat if need be. Must be called in a
-    /// tokio runtime.
+    /// Answers a request from an instance of its own, waiting for a seat if need be. Must be called
+    /// in a tokio runtime.
     ///
     /// The body of the response may still be written when this returns; the timeout covers it.
     ///

@@ -24,15 +24,16 @@ mod artifact;
 mod bindings;
 mod blobstore;
 mod body;
+mod budget;
 mod cache;
 mod command;
 mod compile;
 mod config;
 mod ended;
 mod engine;
+mod files;
 mod gate;
 mod guest;
-mod held;
 mod holdings;
 mod http;
 mod keyvalue;
@@ -56,12 +57,13 @@ pub use blobstore::{
     BlobContainer, BlobContainers, BlobRead, ObjectInfo, ObjectsContainer, ObjectsError, S3Settings,
 };
 pub use body::{Body, BodyError};
+pub use budget::{HeldMemory, NoMemory};
 pub use command::{Capture, CommandReplica, Stdio};
 pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engine::{Runtime, RuntimeError};
+pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};
 pub use gate::{Place, Seat};
-pub use held::{HeldMemory, NoMemory};
 pub use http::{HttpReplica, RequestId};
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,

@@ -42,7 +42,8 @@ pub struct Usage {
     pub started_total: u64,
     /// Of those, how many ended without success.
     pub failed_total: u64,
-    /// Refused as busy so far; no instance was started for these.
+    /// Refused so far, as busy or as the host had no room for one more instance: no guest ran for
+    /// these.
     pub refused_total: u64,
     /// Wall time of all polls of guests: the processor time of the guests and of their host calls.
     pub cpu_time: Duration,
@@ -186,8 +187,8 @@ impl MemoryLimiter {
 
         let account = &self.meter.account;
         let more = found.handles.saturating_sub(self.outside.handles);
-        if let Err(held) = account.take(Field::Handles, more, HANDLES_MAX) {
-            self.watch.handles_denied(held);
+        if account.take(Field::Handles, more, HANDLES_MAX).is_err() {
+            self.watch.handles_denied();
             wasmtime::bail!("too many files, sockets and streams are open");
         }
         let less = self.outside.handles.saturating_sub(found.handles);

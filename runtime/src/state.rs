@@ -1,7 +1,7 @@
 //! The data of a store, and how a store is made.
 //!
-//! One store, one instance, one request, unless it may be used again (`reuse.rs`). What is the same for every request
-//! of a replica is in [`ReplicaShared`], made once when the replica is prepared.
+//! One store, one instance, one request, unless it may be used again (`reuse.rs`). What is the same
+//! for every request of a replica is in [`ReplicaShared`], made once when the replica is prepared.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 
-pub(crate) use daemons::{ChildArgs, ControllerArgs, FrontArgs, HostArgs, RunnerArgs, UpArgs};
+pub(crate) use daemons::{ChildArgs, ControllerArgs, HostArgs, RunnerArgs, UpArgs};
 pub(crate) use values::{Dir, KeyValue, LogTarget, ScaleTo, Target};
 pub(crate) use workloads::{
     ANY_NETWORK, DeployArgs, EventsArgs, LogsArgs, PlanArgs, PsArgs, RolloutAction, RolloutArgs,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use wasmorch_api::error::chain;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
 use wasmorch_host::{
@@ -17,7 +18,7 @@ use wasmorch_host::{
 use super::{Context, Interrupt};
 use crate::args::{ControllerArgs, HostArgs};
 use crate::cluster;
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 use crate::logging;
 use crate::out::table::pairs;
 

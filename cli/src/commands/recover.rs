@@ -181,7 +181,9 @@ impl Kept {
     /// It is nobody's last copy any more: renamed to what says so.
     fn finished(self) -> Result<PathBuf, CliError> {
         let path = PathBuf::from(format!("wasmorch-before-recover-{}.json", self.at.0));
-        std::fs::rename(UNFINISHED, &path).map_err(|error| CliError::writing(&path, &error))?;
+        std::fs::rename(UNFINISHED, &path)
+            .and_then(|()| wasmorch_runtime::sync_folder(Path::new(".")))
+            .map_err(|error| CliError::writing(&path, &error))?;
         Ok(path)
     }
 }

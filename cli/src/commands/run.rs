@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::component::Shape;
+use wasmorch_api::error::chain;
 use wasmorch_api::{ByteSize, Kind};
 use wasmorch_runtime::{
     BlobContainers, CommandReplica, Ended, HostPattern, HttpReplica, KeyValueStores, Limits,
@@ -16,7 +17,7 @@ use wasmorch_runtime::{
 use super::source::{Source, read_component};
 use super::{Context, Interrupt};
 use crate::args::{ANY_NETWORK, RunArgs};
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 use crate::serve;
 
 /// The limit of a deployed replica, so that what runs here runs there.

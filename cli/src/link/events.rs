@@ -6,10 +6,11 @@ use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use futures::StreamExt as _;
 use tokio::time::timeout;
+use wasmorch_api::error::chain;
 use wasmorch_api::{Event, Name, Timestamp, subjects};
 
 use super::{Link, lost};
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 
 /// Past events at most, the newest of them.
 const PAST_MAX: u64 = 10_000;

@@ -16,11 +16,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 use wasmorch_api::error::ErrorBody;
+use wasmorch_api::error::chain;
 use wasmorch_api::{ErrorCode, HostId, HumanDuration, Name, NatsOptions, subjects};
 
 pub(crate) use upload::Upload;
 
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 
 /// An answer is waited for this long unless told.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ impl Link {
         options: &NatsOptions,
         wait: Option<HumanDuration>,
     ) -> Result<Self, CliError> {
-        let url = without_password(&options.url);
+        let url = options.shown();
         let wait = wait.map_or(TIMEOUT, |wait| wait.0);
         let connect = match &options.creds {
             Some(path) => ConnectOptions::with_credentials_file(path)
@@ -308,26 +309,6 @@ pub(crate) fn new_enough(version: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= OLDEST)
 }
 
-/// A URL for messages: `nats://user:secret@host` without what stands before the `@`.
-pub(crate) fn without_password(url: &str) -> String {
-    let one = |url: &str| match url.split_once("://") {
-        Some((scheme, rest)) => {
-            format!(
-                "{scheme}://{}",
-                rest.rsplit_once('@').map_or(rest, |(_, host)| host)
-            )
-        }
-        None => url
-            .rsplit_once('@')
-            .map_or(url, |(_, host)| host)
-            .to_owned(),
-    };
-    url.split(',')
-        .map(|url| one(url.trim()))
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use wasmorch_api::messages::VersionReply;
@@ -341,14 +322,6 @@ mod tests {
         assert!(new_enough("3.0.0"));
         assert!(!new_enough("2.9.25"));
         assert!(!new_enough(""));
-    }
-
-    #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(
-            without_password("nats://me:secret@a:1, b:2"),
-            "nats://a:1,b:2"
-        );
     }
 
     #[test]

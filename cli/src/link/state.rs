@@ -9,10 +9,11 @@ use async_nats::jetstream::object_store::InfoErrorKind;
 use futures::StreamExt as _;
 use serde_json::Value;
 use tokio::time::timeout;
+use wasmorch_api::error::chain;
 use wasmorch_api::{Digest, subjects};
 
 use super::{Link, NO_LEADER, START_CONTROLLER};
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 
 /// Nothing comes for so long: the server is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(10);

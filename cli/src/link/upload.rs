@@ -17,10 +17,11 @@ use futures::TryStreamExt as _;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use wasmorch_api::error::chain;
 use wasmorch_api::{Digest, HumanDuration, subjects};
 
 use super::{Link, NO_LEADER, START_CONTROLLER};
-use crate::error::{CliError, Exit, chain};
+use crate::error::{CliError, Exit};
 
 /// A chunk's size: with it a full window is 4 MiB, and any server's message limit holds it.
 const CHUNK_BYTES: usize = 256 * 1024;

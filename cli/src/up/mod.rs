@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 use wasmorch_api::messages::{Empty, HostView, ListRequest, Page, VersionReply};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{HumanDuration, NatsOptions};
+use wasmorch_host::TlsSource;
 
 use crate::args::UpArgs;
 use crate::cluster::{self, Current};
@@ -58,11 +59,8 @@ pub(crate) async fn run(ctx: &Context, args: UpArgs) -> Result<Exit, CliError> {
         ));
     }
     // Its mistakes are told before anything runs.
-    let scheme = if args.front.tls()?.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let tls = args.front.tls()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let data = cluster::data_dir(args.data.clone(), "up")?;
     let _lock = Lock::take(&data)?;
     if args.http.port() != 0 {
@@ -70,7 +68,7 @@ pub(crate) async fn run(ctx: &Context, args: UpArgs) -> Result<Exit, CliError> {
         drop(serve::listen(args.http)?);
     }
     let mut up = tokio::select! {
-        up = start(ctx, &args, data) => up?,
+        up = start(ctx, &args, tls, data) => up?,
         () = interrupt.next() => return Err(CliError::interrupted("interrupted before it was up")),
     };
     let current = up.announce(ctx, scheme, started.elapsed())?;
@@ -109,7 +107,12 @@ struct Up {
     controller_admin: Option<SocketAddr>,
 }
 
-async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliError> {
+async fn start(
+    ctx: &Context,
+    args: &UpArgs,
+    tls: Option<TlsSource>,
+    data: PathBuf,
+) -> Result<Up, CliError> {
     let mut remembered = Remembered::read(&data);
     let (server, options) = match cluster::named(&ctx.global) {
         Some(named) => {
@@ -148,7 +151,7 @@ async fn start(ctx: &Context, args: &UpArgs, data: PathBuf) -> Result<Up, CliErr
                 remembered.http_ports.get(&name).copied(),
             ),
         };
-        let (front, data) = (&args.front, data.join(&name));
+        let (front, data) = ((tls.clone(), args.front.proxy_protocol), data.join(&name));
         parts.start_host(&options, &name, data, http, front, runners_each)?;
         hosts.push(name);
     }

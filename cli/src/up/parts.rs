@@ -12,9 +12,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerStarted};
-use wasmorch_host::{HostConfig, HostStarted};
+use wasmorch_host::{HostConfig, HostStarted, TlsSource};
 
-use crate::args::FrontArgs;
 use crate::commands::daemons::{controller_error, host_error, runners};
 use crate::error::{CliError, Exit};
 
@@ -77,7 +76,7 @@ impl Parts {
         name: &str,
         data: PathBuf,
         http: SocketAddr,
-        front: &FrontArgs,
+        (tls, proxy_protocol): (Option<TlsSource>, bool),
         runners_each: u32,
     ) -> Result<(), CliError> {
         std::fs::create_dir_all(&data).map_err(|error| CliError::writing(&data, &error))?;
@@ -86,8 +85,8 @@ impl Parts {
             nats: nats.clone(),
             data,
             http,
-            tls: front.tls()?,
-            proxy_protocol: front.proxy_protocol,
+            tls,
+            proxy_protocol,
             // Hosts of one machine forward to each other there; until peers are authenticated, the
             // port where forwarding headers are believed stays off the network.
             peer: Some(SocketAddr::from(([127, 0, 0, 1], 0))),

@@ -13,6 +13,7 @@ use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType, Stream,
 };
+use wasmorch_api::error::chain;
 use wasmorch_api::subjects;
 
 use super::StoreError;
@@ -317,21 +318,6 @@ pub(super) async fn ensure_objects(
 
 fn store_failed(error: &(dyn std::error::Error + 'static)) -> ControllerError {
     ControllerError::Store(StoreError::Unavailable(chain(error)))
-}
-
-/// An error with its causes on one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Live log lines on their subjects.
 //!
 //! Owns the bound: lines share the connection with heartbeats, which may be a slow one, so only so
-//! many lines and bytes a second leave. What
-//! is left out is counted and said by the replica's next line; all lines are in the log store.
+//! many lines and bytes a second leave. What is left out is counted and said by the replica's next
+//! line; all lines are in the log store.
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 //!
 //! Owns the outbox. The daemon never waits for a runner to read; a runner that never reads is
 //! found by its pongs. The outbox is bounded by what it carries: a few messages a replica, and
-//! tables, of which a newer full set replaces what waits.
+//! tables and certificates, of which a newer full set replaces what waits.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -103,25 +103,32 @@ impl Keeper {
         if given_anew && !self.is_up() {
             return;
         }
-        if matches!(message, ToRunner::Tables { .. }) {
-            self.drop_tables();
-        }
+        self.drop_older(&message);
         self.outbox.push_back(message);
     }
 
     /// Sends before everything that waits.
     pub(super) fn send_first(&mut self, message: ToRunner) {
-        self.drop_tables();
+        self.drop_older(&message);
         self.outbox.push_front(message);
     }
 
-    /// A full set is coming: what waits of tables is older. Deletions too: its `as_of` tells them.
-    fn drop_tables(&mut self) {
-        self.outbox.retain(|message| {
-            !matches!(
-                message,
-                ToRunner::Tables { .. } | ToRunner::Routes { .. } | ToRunner::Endpoints { .. }
-            )
+    /// A full set is coming: what waits of its kind is older. Of tables deletions too: the set's
+    /// `as_of` tells them.
+    fn drop_older(&mut self, coming: &ToRunner) {
+        let (tables, certificates) = (
+            matches!(coming, ToRunner::Tables { .. }),
+            matches!(coming, ToRunner::Certificates { .. }),
+        );
+        if !tables && !certificates {
+            return;
+        }
+        self.outbox.retain(|waiting| match waiting {
+            ToRunner::Tables { .. } | ToRunner::Routes { .. } | ToRunner::Endpoints { .. } => {
+                !tables
+            }
+            ToRunner::Certificates { .. } => !certificates,
+            _ => true,
         });
     }
 

@@ -48,7 +48,7 @@ pub(crate) enum Said {
     Message(FromRunner),
     /// One ended; what follows for replicas comes as messages.
     Died(String),
-    /// Its successor wants all tables: see [`Pool::catch_up`].
+    /// Its successor wants certificates and all tables: see [`Pool::catch_up`].
     Back(RunnerIndex),
 }
 
@@ -116,10 +116,18 @@ impl Pool {
         }
     }
 
-    /// Gives a runner that is back all tables, before everything else.
-    pub(crate) fn catch_up(&mut self, runner: RunnerIndex, tables: ToRunner) {
+    /// Gives a runner that is back the certificates and all tables, before everything else.
+    pub(crate) fn catch_up(
+        &mut self,
+        runner: RunnerIndex,
+        certificates: Option<ToRunner>,
+        tables: ToRunner,
+    ) {
         if let Some(keeper) = self.keepers.get_mut(runner) {
-            keeper.send_first(tables);
+            certificates
+                .into_iter()
+                .chain([tables])
+                .for_each(|message| keeper.send_first(message));
         }
     }
 

@@ -1,7 +1,8 @@
 //! The thread that runs guests and the gateway: one for a runner.
 //!
-//! A guest holds it for a tick at the most; how long ago it last did something else is its [`Pulse`]. What must never wait for a guest (the supervisor, and
-//! with it pings) runs elsewhere and hands tasks over by [`Guests::handle`].
+//! A guest holds it for a tick at the most; how long ago it last did something else is its [`Beat`].
+//! What must never wait for a guest (the supervisor, and with it pings) runs elsewhere and hands
+//! tasks over by [`Guests::handle`].
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -23,9 +24,9 @@ const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
 /// When the thread last had time for something small.
 #[derive(Debug, Clone)]
-pub(super) struct Pulse(Arc<Mutex<Instant>>);
+pub(super) struct Beat(Arc<Mutex<Instant>>);
 
-impl Pulse {
+impl Beat {
     fn new() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
@@ -39,7 +40,7 @@ impl Pulse {
     }
 
     /// Beats until it is dropped.
-    async fn beat(self) {
+    async fn keep(self) {
         loop {
             *self.lock() = Instant::now();
             tokio::time::sleep(BEAT_EVERY).await;
@@ -50,7 +51,7 @@ impl Pulse {
 /// See the module's head.
 pub(super) struct Guests {
     handle: Handle,
-    pulse: Pulse,
+    beat: Beat,
     stop: oneshot::Sender<()>,
     ended: mpsc::Receiver<()>,
 }
@@ -63,8 +64,8 @@ impl Guests {
             .enable_all()
             .build()?;
         let handle = executor.handle().clone();
-        let pulse = Pulse::new();
-        let beating = pulse.clone().beat();
+        let beat = Beat::new();
+        let beating = beat.clone().keep();
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = mpsc::channel();
         std::thread::Builder::new()
@@ -82,15 +83,15 @@ impl Guests {
             })?;
         Ok(Self {
             handle,
-            pulse,
+            beat,
             stop,
             ended,
         })
     }
 
     /// Whether the thread still turns.
-    pub(super) fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    pub(super) fn beat(&self) -> Beat {
+        self.beat.clone()
     }
 
     /// Where tasks are spawned that run guests or serve requests.
@@ -116,22 +117,22 @@ mod tests {
     #[test]
     fn a_thread_that_is_held_up_shows_it_and_recovers() {
         let guests = Guests::start().unwrap();
-        let pulse = guests.pulse();
-        assert!(!pulse.is_stuck());
+        let beat = guests.beat();
+        assert!(!beat.is_stuck());
         let (go_on, held) = mpsc::channel::<()>();
         guests.handle().spawn(async move { _ = held.recv() });
         let deadline = Instant::now() + Duration::from_secs(60);
         let until = |stuck: bool| {
-            while pulse.is_stuck() != stuck {
+            while beat.is_stuck() != stuck {
                 assert!(Instant::now() < deadline, "in time");
                 std::thread::yield_now();
             }
         };
         // As if it were held up for longer than a test wants to wait.
         let long_ago = Instant::now().checked_sub(STUCK_AFTER).unwrap();
-        while !pulse.is_stuck() {
+        while !beat.is_stuck() {
             assert!(Instant::now() < deadline, "in time");
-            *pulse.lock() = long_ago;
+            *beat.lock() = long_ago;
             std::thread::yield_now();
         }
         until(true);

@@ -10,7 +10,7 @@
 //! - A request that gets [`LocalError::Refused`] or [`LocalError::NotHere`] was not executed, and
 //!   is given back whole.
 //! - The lock is held for a look-up only, never while a guest runs.
-//! - A member leaves the table when its [`Seat`] is dropped, however its task ended.
+//! - A member leaves the table when its [`Membership`] is dropped, however its task ended.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -175,13 +175,13 @@ pub(super) struct Locals {
 }
 
 /// A member's place in the table.
-pub(super) struct Seat {
+pub(super) struct Membership {
     locals: Arc<Locals>,
     workload: WorkloadKey,
     member: Arc<Member>,
 }
 
-impl Drop for Seat {
+impl Drop for Membership {
     fn drop(&mut self) {
         self.member.stage.store(CLOSED, Ordering::SeqCst);
         let mut members = self
@@ -199,14 +199,14 @@ impl Drop for Seat {
 }
 
 impl Locals {
-    pub(super) fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Seat {
+    pub(super) fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Membership {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members
             .entry(workload.clone())
             .or_default()
             .push(member.clone());
         drop(members);
-        Seat {
+        Membership {
             locals: self.clone(),
             workload,
             member,

@@ -61,7 +61,7 @@ use wasmorch_api::{HostId, NatsOptions};
 
 use crate::child::Child;
 pub use column::ColumnNumber;
-use guests::{Guests, Pulse};
+use guests::{Beat, Guests};
 pub(crate) use process::spawn as spawn_process;
 pub use process::{RunnerCommand, serve as serve_runner};
 use protocol::{FromRunner, QUEUE, ToRunner};
@@ -265,14 +265,14 @@ pub fn spawn(config: RunnerConfig) -> Result<RunnerHandle, RunnerError> {
 
 /// Runs a supervisor on this thread; guests have another, so no guest holds up a ping.
 fn run<L: Future<Output = Result<(), RunnerError>>>(
-    supervisor: impl FnOnce((Handle, Pulse)) -> L,
+    supervisor: impl FnOnce((Handle, Beat)) -> L,
 ) -> Result<(), RunnerError> {
     let executor = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunnerError::Threads)?;
     let guests = Guests::start().map_err(RunnerError::Threads)?;
-    let ended = executor.block_on(supervisor((guests.handle().clone(), guests.pulse())));
+    let ended = executor.block_on(supervisor((guests.handle().clone(), guests.beat())));
     guests.end();
     ended
 }

@@ -18,6 +18,7 @@
 //! - When the daemon's side closes, the runner ends every replica at once, and itself.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use wasmorch_api::messages::LogLine;
@@ -132,6 +133,8 @@ pub enum ToRunner {
     Certificates {
         /// All of them.
         pairs: Vec<PemPair>,
+        /// When they were found good. What has ended since is no reason to refuse the others.
+        as_of: SystemTime,
     },
     /// Answer with `Usage`.
     Usage,

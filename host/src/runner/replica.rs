@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use wasmorch_api::Kind;
+use wasmorch_api::error::chain;
 use wasmorch_runtime::{
     Artifact, CommandReplica, HttpReplica, MessagesReplica, PrepareError, ReplicaConfig, Usage,
 };
@@ -265,15 +266,4 @@ fn linked(
             Guest::Command(Arc::new(CommandReplica::prepare(engine, artifact, config)?))
         }
     })
-}
-
-/// An error and its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }

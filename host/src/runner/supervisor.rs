@@ -25,7 +25,7 @@ use wasmorch_gateway::{
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::column::{Column, Gateways};
-use super::guests::Pulse;
+use super::guests::Beat;
 use super::http::Locals;
 use super::link::Link;
 use super::logs::LogQueue;
@@ -37,6 +37,7 @@ use super::replica::{self, Guest};
 use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
 use crate::descriptors;
+use wasmorch_api::error::chain;
 
 /// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
@@ -81,7 +82,7 @@ struct Entry {
 struct Supervisor {
     /// Where replicas run.
     guests: Handle,
-    pulse: Pulse,
+    beat: Beat,
     /// A ping without an answer yet.
     pinged: Option<u64>,
     context: Arc<Context>,
@@ -107,7 +108,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Runs until the daemon's side closes. Nothing here waits for a guest: they run on `guests`.
 pub(super) async fn run(
     config: RunnerConfig,
-    (guests, pulse): (Handle, Pulse),
+    (guests, beat): (Handle, Beat),
     inbox: mpsc::Receiver<ToRunner>,
     out: mpsc::Sender<FromRunner>,
 ) -> Result<(), RunnerError> {
@@ -172,7 +173,7 @@ pub(super) async fn run(
         // Its sockets are looked after where its requests run.
         let _guests = guests.enter();
         Server::new(gateway, tables.clone(), locals.clone())
-            .map_err(|error| RunnerError::Gateway(super::replica::chain(&error)))?
+            .map_err(|error| RunnerError::Gateway(chain(&error)))?
     };
     let context = Arc::new(Context {
         engine,
@@ -188,7 +189,7 @@ pub(super) async fn run(
     });
     let mut supervisor = Supervisor {
         guests: guests.clone(),
-        pulse,
+        beat,
         pinged: None,
         context,
         tables,
@@ -264,7 +265,7 @@ impl Supervisor {
 
     /// Silence is how a stuck runner is found and ended: see the pool's keeper.
     fn answer_ping(&mut self) {
-        if !self.pulse.is_stuck() {
+        if !self.beat.is_stuck() {
             self.waiting
                 .extend(self.pinged.take().map(FromRunner::Pong));
         }
@@ -308,7 +309,7 @@ impl Supervisor {
                 endpoints,
                 as_of,
             } => self.tables.replace_all_as_of(routes, endpoints, as_of),
-            ToRunner::Certificates { pairs } => self.certify(&pairs),
+            ToRunner::Certificates { pairs, as_of } => self.certify(&pairs, as_of),
             ToRunner::Usage => {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));
@@ -329,9 +330,9 @@ impl Supervisor {
         }
     }
 
-    /// The daemon has checked them; time has passed since, so they are looked at once more.
-    fn certify(&self, pairs: &[PemPair]) {
-        match Certificates::read(pairs, SystemTime::now()) {
+    /// As the daemon found them: one that has ended since would take all others with it.
+    fn certify(&self, pairs: &[PemPair], as_of: SystemTime) {
+        match Certificates::read(pairs, as_of) {
             Ok(certificates) => drop(self.certificates.send_replace(Some(certificates))),
             Err(bad) => {
                 for bad in bad {

@@ -13,7 +13,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use super::spool::{Spool, SpoolStream};
 use super::{BlobContainer, BlobContainers, BlobRead, ObjectInfo, check_name};
 use crate::bindings::blobstore::wasi::blobstore::{blobstore, container, types};
-use crate::held::HeldMemory;
+use crate::budget::HeldMemory;
 use crate::state::GuestState;
 
 /// What a guest may take at once instead of as a stream.
@@ -101,7 +101,7 @@ impl types::Host for GuestState {}
 impl types::HostOutgoingValue for GuestState {
     async fn new_outgoing_value(&mut self) -> Result<Resource<OutgoingValue>> {
         let value = OutgoingValue {
-            spool: self.shared.config.blobs.spool()?,
+            spool: self.shared.config.blobs.spool().await?,
             streamed: false,
             object: None,
         };

@@ -14,7 +14,7 @@
     unreachable_pub,
     reason = "the generated bindings re-export what guests hold"
 )]
-mod guest;
+pub(crate) mod guest;
 mod objects;
 mod spool;
 
@@ -29,11 +29,6 @@ use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
 
 pub(crate) use guest::add_to_linker;
-#[allow(
-    unreachable_pub,
-    reason = "the generated bindings re-export what guests hold"
-)]
-pub use guest::{Container, IncomingValue, Names, OutgoingValue};
 pub use objects::{ObjectsContainer, ObjectsError, S3Settings};
 
 /// The longest name of an object.
@@ -119,8 +114,8 @@ impl BlobContainers {
         })
     }
 
-    fn spool(&self) -> io::Result<spool::Spool> {
-        spool::Spool::new(&self.spool, &self.spooling)
+    async fn spool(&self) -> io::Result<spool::Spool> {
+        spool::Spool::new(&self.spool, &self.spooling).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a guest writes, in a file without a name, until it is complete.
 //!
-//! Writes are done on threads that may block: the one that runs guests does not wait for a disk.
+//! Files are made and written on threads that may block: the one that runs guests does not wait for a
+//! disk.
 //! A guest writes on when the last write is done.
 
 use std::fs::File;
@@ -15,14 +16,14 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use crate::files::DISK_SPARE_BYTES;
+
 /// The largest value: a disk that all workloads share is not one guest's to fill.
 const VALUE_BYTES_MAX: u64 = 1 << 30;
 /// What all unfinished values of a replica hold in one runner, for the same reason.
 const ALL_BYTES_MAX: u64 = 2 << 30;
 /// Unfinished values of a replica in one runner: each is an open file.
 const VALUES_MAX: usize = 256;
-/// What stays free on the disk, as when artifacts are fetched.
-const SPARE_BYTES: u64 = 64 << 20;
 /// Bytes of one write.
 const WRITE_BYTES: usize = 64 << 10;
 
@@ -43,6 +44,48 @@ impl Spooling {
     }
 }
 
+/// What one of them takes, given back when dropped.
+#[derive(Debug)]
+struct Taken {
+    all: Arc<Spooling>,
+    bytes: AtomicU64,
+}
+
+impl Taken {
+    /// `None`: there are too many values.
+    fn new(all: &Arc<Spooling>) -> Option<Self> {
+        let before = all.values.fetch_add(1, SeqCst);
+        let taken = Self {
+            all: all.clone(),
+            bytes: AtomicU64::new(0),
+        };
+        (before < VALUES_MAX).then_some(taken)
+    }
+
+    /// Takes room for the bytes, where each bound has some.
+    fn take(&self, bytes: u64) -> Result<(), String> {
+        let total = self.bytes.load(SeqCst).saturating_add(bytes);
+        if total > VALUE_BYTES_MAX {
+            return Err(format!("a value has at most {} MiB", VALUE_BYTES_MAX >> 20));
+        }
+        if !self.all.take_bytes(bytes, ALL_BYTES_MAX) {
+            return Err(format!(
+                "all unfinished values together have at most {} MiB: finish or drop some",
+                ALL_BYTES_MAX >> 20
+            ));
+        }
+        self.bytes.store(total, SeqCst);
+        Ok(())
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.all.bytes.fetch_sub(*self.bytes.get_mut(), SeqCst);
+        self.all.values.fetch_sub(1, SeqCst);
+    }
+}
+
 /// A value that is being written. Its file is gone when nobody holds it any more.
 #[derive(Debug, Clone)]
 pub(super) struct Spool(Arc<Spooled>);
@@ -50,10 +93,8 @@ pub(super) struct Spool(Arc<Spooled>);
 #[derive(Debug)]
 struct Spooled {
     file: File,
-    all: Arc<Spooling>,
+    taken: Taken,
     state: Mutex<State>,
-    /// What was taken of [`Spooling`].
-    bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -91,36 +132,24 @@ impl State {
     }
 }
 
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        self.all.bytes.fetch_sub(*self.bytes.get_mut(), SeqCst);
-        self.all.values.fetch_sub(1, SeqCst);
-    }
-}
-
 impl Spool {
-    pub(super) fn new(folder: &Path, all: &Arc<Spooling>) -> io::Result<Self> {
-        let spooled = |file| {
-            Arc::new(Spooled {
-                file,
-                all: all.clone(),
-                state: Mutex::default(),
-                bytes: AtomicU64::new(0),
-            })
-        };
-        if all.values.fetch_add(1, SeqCst) >= VALUES_MAX {
-            all.values.fetch_sub(1, SeqCst);
-            return Err(io::Error::other(format!(
+    pub(super) async fn new(folder: &Path, all: &Arc<Spooling>) -> io::Result<Self> {
+        let taken = Taken::new(all).ok_or_else(|| {
+            io::Error::other(format!(
                 "at most {VALUES_MAX} values are written at once: finish or drop some"
-            )));
-        }
-        match tempfile::tempfile_in(folder) {
-            Ok(file) => Ok(Self(spooled(file))),
-            Err(error) => {
-                all.values.fetch_sub(1, SeqCst);
-                Err(error)
-            }
-        }
+            ))
+        })?;
+        let folder = folder.to_owned();
+        // The thread goes on when nobody waits any more, and what was taken is given back then.
+        let making = tokio::task::spawn_blocking(move || {
+            let file = tempfile::tempfile_in(folder)?;
+            Ok(Self(Arc::new(Spooled {
+                file,
+                taken,
+                state: Mutex::default(),
+            })))
+        });
+        making.await.map_err(io::Error::other)?
     }
 
     /// What was written, from its start.
@@ -136,22 +165,6 @@ impl Spool {
         self.0.file.try_clone()
     }
 
-    /// Takes room for the bytes, where each bound has some.
-    fn take(&self, bytes: u64) -> Result<(), String> {
-        let total = self.0.bytes.load(SeqCst).saturating_add(bytes);
-        if total > VALUE_BYTES_MAX {
-            return Err(format!("a value has at most {} MiB", VALUE_BYTES_MAX >> 20));
-        }
-        if !self.0.all.take_bytes(bytes, ALL_BYTES_MAX) {
-            return Err(format!(
-                "all unfinished values together have at most {} MiB: finish or drop some",
-                ALL_BYTES_MAX >> 20
-            ));
-        }
-        self.0.bytes.store(total, SeqCst);
-        Ok(())
-    }
-
     fn write(&self, bytes: Bytes) -> StreamResult<()> {
         let failed = |why: String| {
             let error = io::Error::other(why);
@@ -165,7 +178,7 @@ impl Spool {
         if let Some(why) = &state.failed {
             return failed(why.clone());
         }
-        if let Err(why) = self.take(bytes.len() as u64) {
+        if let Err(why) = self.0.taken.take(bytes.len() as u64) {
             state.failed = Some(why.clone());
             return failed(why);
         }
@@ -185,7 +198,7 @@ fn check_space(file: &File, bytes: u64) -> io::Result<()> {
         return Ok(());
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free >= bytes.saturating_add(SPARE_BYTES) {
+    if free >= bytes.saturating_add(DISK_SPARE_BYTES) {
         return Ok(());
     }
     Err(io::ErrorKind::StorageFull.into())
@@ -237,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn writes_are_in_order_and_complete_when_read() {
         let (folder, all) = (tempfile::tempdir().unwrap(), Arc::default());
-        let spool = Spool::new(folder.path(), &all).unwrap();
+        let spool = Spool::new(folder.path(), &all).await.unwrap();
         let mut stream = SpoolStream(spool.clone());
         for part in ["one ", "two ", "three"] {
             stream.ready().await;
@@ -253,18 +266,22 @@ mod tests {
     #[tokio::test]
     async fn unfinished_values_are_bounded_together() {
         let (folder, all) = (tempfile::tempdir().unwrap(), Arc::<Spooling>::default());
-        let new = || Spool::new(folder.path(), &all);
-        let mut spools: Vec<_> = (0..VALUES_MAX).map(|_| new().unwrap()).collect();
-        assert!(new().is_err(), "too many");
+        let new = async || Spool::new(folder.path(), &all).await;
+        let mut spools = Vec::new();
+        for _ in 0..VALUES_MAX {
+            spools.push(new().await.unwrap());
+        }
+        assert!(new().await.is_err(), "too many");
         spools.truncate(1);
-        spools.extend([new().unwrap(), new().unwrap()]);
+        spools.extend([new().await.unwrap(), new().await.unwrap()]);
         let gib = 1 << 30;
-        assert!(spools[0].take(gib).is_ok());
-        assert!(spools[0].take(1).is_err(), "the largest value");
-        assert!(spools[1].take(gib).is_ok());
-        assert!(spools[2].take(1).is_err(), "all together");
+        let take = |spool: &Spool, bytes| spool.0.taken.take(bytes);
+        assert!(take(&spools[0], gib).is_ok());
+        assert!(take(&spools[0], 1).is_err(), "the largest value");
+        assert!(take(&spools[1], gib).is_ok());
+        assert!(take(&spools[2], 1).is_err(), "all together");
         spools.remove(0);
-        assert!(spools[1].take(gib).is_ok(), "room again");
+        assert!(take(&spools[1], gib).is_ok(), "room again");
         let mut stream = SpoolStream(spools[1].clone());
         assert!(stream.write(Bytes::from("x")).is_err());
         assert!(spools[1].read().await.is_err(), "it is not whole");

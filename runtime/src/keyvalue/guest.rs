@@ -12,7 +12,7 @@ use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 use super::{KEY_BYTES_MAX, KeyValueError, KeyValueStore, VALUE_BYTES_MAX, Version};
 use crate::bindings::keyvalue::wasi::keyvalue0_2_0_draft as draft;
 use crate::bindings::keyvalue2::wasi::keyvalue0_2_0_draft2 as draft2;
-use crate::held::HeldMemory;
+use crate::budget::HeldMemory;
 use crate::state::GuestState;
 
 /// Keys of one batch.
@@ -81,6 +81,11 @@ fn check_size(bytes: usize, what: &str) -> Result<(), KeyValueError> {
     )))
 }
 
+/// Whoever else may write to the backend knows nothing of our bounds.
+fn check_read(value: Option<&Bytes>) -> Result<(), KeyValueError> {
+    check_size(value.map_or(0, Bytes::len), "the value of this key, one")
+}
+
 fn check_batch(keys: usize) -> Result<(), KeyValueError> {
     if keys <= BATCH_KEYS_MAX {
         return Ok(());
@@ -93,7 +98,9 @@ fn check_batch(keys: usize) -> Result<(), KeyValueError> {
 impl Bucket {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KeyValueError> {
         check_key(key)?;
-        Ok(self.0.get(key).await?.map(Vec::from))
+        let value = self.0.get(key).await?;
+        check_read(value.as_ref())?;
+        Ok(value.map(Vec::from))
     }
 
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), KeyValueError> {
@@ -120,6 +127,7 @@ impl Bucket {
     async fn cas(&self, key: String) -> Result<(Cas, Option<Vec<u8>>), KeyValueError> {
         check_key(&key)?;
         let (value, version) = self.0.read(&key).await?;
+        check_read(value.as_ref())?;
         let cas = Cas {
             bucket: self.clone(),
             key,

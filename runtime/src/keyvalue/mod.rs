@@ -14,7 +14,7 @@
     unreachable_pub,
     reason = "the generated bindings re-export what guests hold"
 )]
-mod guest;
+pub(crate) mod guest;
 mod memory;
 mod redis;
 
@@ -26,12 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rand::Rng as _;
 
-#[allow(
-    unreachable_pub,
-    reason = "the generated bindings re-export what guests hold"
-)]
-pub use guest::{Bucket, Cas};
-pub(crate) use guest::{GuestError, add_to_linker};
+pub(crate) use guest::add_to_linker;
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
 

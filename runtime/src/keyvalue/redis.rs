@@ -10,7 +10,8 @@ use bytes::Bytes;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, Cmd, FromRedisValue, RedisError, Script, cmd};
 
-use super::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
+use super::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, VALUE_BYTES_MAX, Version};
+use crate::budget::HeldMemory;
 
 /// For one answer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +21,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_RETRIES: usize = 1;
 /// Calls of `SCAN` for one page: it may find nothing for a long time where others have many keys.
 const SCANS_MAX: usize = 100;
+/// A value up to here costs no more than the call itself; of a larger one it is known before it is
+/// read.
+const SMALL_BYTES: usize = 64 << 10;
+/// Tries to read a value that grows meanwhile.
+const READS_MAX: usize = 5;
 
 /// Compares and sets in one step: the value is as it was read, or absent as it was.
 const SWAP: &str = "\
@@ -91,8 +97,31 @@ fn pattern(prefix: &str) -> String {
 #[async_trait]
 impl KeyValueStore for RedisStore {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, KeyValueError> {
-        let value: Option<Vec<u8>> = self.ask(cmd("GET").arg(self.key(key))).await?;
-        Ok(value.map(Bytes::from))
+        for _ in 0..READS_MAX {
+            // Whoever may write to the server wrote that many.
+            let size: usize = self.ask(cmd("STRLEN").arg(self.key(key))).await?;
+            if size > VALUE_BYTES_MAX {
+                return Err(KeyValueError::other(format!(
+                    "the value of this key has {size} bytes: at most {VALUE_BYTES_MAX} are read"
+                )));
+            }
+            let held = if size > SMALL_BYTES {
+                Some(HeldMemory::hold(size).await.map_err(KeyValueError::other)?)
+            } else {
+                None
+            };
+            let value: Option<Vec<u8>> = self.ask(cmd("GET").arg(self.key(key))).await?;
+            match (value, held) {
+                (None, _) => return Ok(None),
+                // It is another one by now, and larger than what is held.
+                (Some(value), _) if value.len() > size.max(SMALL_BYTES) => {}
+                (Some(value), Some(held)) => return Ok(Some(held.keep(value))),
+                (Some(value), None) => return Ok(Some(value.into())),
+            }
+        }
+        Err(KeyValueError::other(
+            "the value of this key grows while it is read; try again",
+        ))
     }
 
     async fn set(&self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
@@ -166,12 +195,64 @@ impl KeyValueStore for RedisStore {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
     fn a_prefix_is_no_pattern() {
         assert_eq!(pattern("shop_cart:"), "shop_cart:*");
         assert_eq!(pattern("a*[b]?\\"), "a\\*\\[b\\]\\?\\\\*");
+    }
+
+    /// A server that says of every value that it has `told` bytes, and gives this one.
+    async fn server(told: usize, value: &'static [u8]) -> RedisStore {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}/0", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = tokio::io::BufStream::new(stream);
+            let mut line = String::new();
+            // A command is `*<parts>`, and each part `$<bytes>`, then those.
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let parts: usize = line[1..].trim().parse().unwrap();
+                let mut command = Vec::new();
+                for _ in 0..parts {
+                    line.clear();
+                    stream.read_line(&mut line).await.unwrap();
+                    let mut part = vec![0; line[1..].trim().parse::<usize>().unwrap() + 2];
+                    stream.read_exact(&mut part).await.unwrap();
+                    command.push(part);
+                }
+                line.clear();
+                let answer = match command[0].trim_ascii() {
+                    b"STRLEN" => format!(":{told}\r\n").into_bytes(),
+                    b"GET" => {
+                        let head = format!("${}\r\n", value.len()).into_bytes();
+                        [&head, value, b"\r\n"].concat()
+                    }
+                    _ => b"+OK\r\n".to_vec(),
+                };
+                stream.write_all(&answer).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        });
+        RedisStore::new(&url, "").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_value_is_no_larger_than_it_may_be_and_than_it_was_said_to_be() {
+        const LARGE: &[u8] = &[7; SMALL_BYTES + 2];
+        let get = async |told, value| server(told, value).await.get("k").await;
+        assert_eq!(get(5, b"value").await.unwrap().unwrap(), "value");
+        assert_eq!(get(LARGE.len(), LARGE).await.unwrap().unwrap(), LARGE);
+        let why = |error: KeyValueError| error.to_string();
+        let error = why(get(VALUE_BYTES_MAX + 1, b"x").await.unwrap_err());
+        assert!(error.contains("at most 33554432"), "{error}");
+        let error = why(get(LARGE.len() - 1, LARGE).await.unwrap_err());
+        assert!(error.contains("grows"), "{error}");
+        // A small one may grow into another small one: it needs no room.
+        assert_eq!(get(1, b"value").await.unwrap().unwrap(), "value");
     }
 
     #[tokio::test]

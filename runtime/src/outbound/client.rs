@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
@@ -18,9 +19,9 @@ use super::HostPattern;
 use super::connect::{ConnectError, Connector};
 
 /// How long a connection that nobody uses is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many of those per host.
-const IDLE_MAX: usize = 64;
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many of those per host: few, since they take the room of connections to other hosts.
+const IDLE_MAX: usize = 8;
 /// Waits of which the guest says nothing: as in wasmtime's own client.
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -38,11 +39,13 @@ impl Pool {
         Self(client)
     }
 
-    /// Sends a request and answers with its head; the body follows.
+    /// Sends a request and answers with its head; the body follows, and takes up room until it is
+    /// dropped.
     pub(crate) async fn send(
         &self,
         request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
+        room: OwnedSemaphorePermit,
     ) -> Result<http::Response<WasiBody>, Error> {
         let options = options.unwrap_or_default();
         let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
@@ -56,7 +59,7 @@ impl Pool {
             .map_err(|_| Error::ConnectionReadTimeout)?
             .map_err(meaning)?;
         let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
-        Ok(response.map(|body| Paced::new(body, between).boxed_unsync()))
+        Ok(response.map(|body| Paced::new(body, between, room).boxed_unsync()))
     }
 }
 
@@ -114,19 +117,21 @@ fn connect_meaning(error: &ConnectError) -> Error {
     }
 }
 
-/// A response body whose frames may not be too far apart.
+/// A response body whose frames may not be too far apart, and its room among the requests in hand.
 pub(super) struct Paced<B> {
     body: B,
     between: Duration,
     sleep: Pin<Box<Sleep>>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl<B> Paced<B> {
-    pub(super) fn new(body: B, between: Duration) -> Self {
+    pub(super) fn new(body: B, between: Duration, room: OwnedSemaphorePermit) -> Self {
         Self {
             body,
             between,
             sleep: Box::pin(sleep(between)),
+            _room: room,
         }
     }
 }

@@ -21,15 +21,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 
-use super::HostPattern;
 use super::address::is_restricted;
+use super::client::IDLE_TIMEOUT;
+use super::{HostPattern, IN_HAND_MAX};
 
 /// How long a connection may take, TLS included, whatever the guest asks for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections of one replica in one runner, those included that are kept for later: each is a
-/// descriptor of a process that others share.
-const CONNECTIONS_MAX: usize = 512;
+/// Connections of one replica in one runner, as many as requests in hand, those included that are kept
+/// for later: each is a descriptor of a process that others share. Who waits for one that is kept
+/// gets it within twice its idle time-out.
+const CONNECTIONS_MAX: usize = IN_HAND_MAX;
+const _: () = assert!(2 * IDLE_TIMEOUT.as_secs() < CONNECT_TIMEOUT.as_secs());
 /// Look-ups of one replica at once: each holds a thread of those that all replicas share.
 const LOOKUPS_MAX: usize = 16;
 

@@ -1,10 +1,5 @@
 //! Where wasmtime's `wasi:http` asks for an outbound request: the allow-list, then the client.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
@@ -50,38 +45,12 @@ impl WasiHttpHooks for Hooks {
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let (outbound, lineage) = (self.outbound.clone(), self.lineage);
         Box::new(async move {
-            let room = outbound.room.take().ok_or(Error::ConnectionLimitReached)?;
-            let response = send(&outbound, lineage, request, options).await?;
-            let response = response.map(|body| InHand { body, _room: room }.boxed_unsync());
+            let room = outbound.room.clone().try_acquire_owned();
+            let room = room.map_err(|_| Error::ConnectionLimitReached)?;
+            let response = send(&outbound, lineage, request, options, room).await?;
             // The connection is driven by the pool; nothing is left to be done here.
             Ok((response, Box::new(async { Ok(()) }) as Io))
         })
-    }
-}
-
-/// A response body that takes up room until it is dropped.
-struct InHand {
-    body: WasiBody,
-    _room: OwnedSemaphorePermit,
-}
-
-impl http_body::Body for InHand {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -90,6 +59,7 @@ async fn send(
     lineage: Lineage,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,
+    room: OwnedSemaphorePermit,
 ) -> Result<http::Response<WasiBody>, Error> {
     // A tunnel would carry whatever the guest likes past every later check.
     if request.method() == http::Method::CONNECT {
@@ -103,12 +73,12 @@ async fn send(
         .trim_end_matches('.');
     let host = host.to_ascii_lowercase();
     if let Some(route) = outbound.internal(&host) {
-        return send_inside(&**route, lineage, request, options).await;
+        return send_inside(&**route, lineage, request, options, room).await;
     }
     let secure = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
     match outbound.pool(&host, port) {
-        Some(pool) => pool.send(request, options).await,
+        Some(pool) => pool.send(request, options, room).await,
         None => Err(Error::HttpRequestDenied),
     }
 }
@@ -119,6 +89,7 @@ async fn send_inside(
     lineage: Lineage,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,
+    room: OwnedSemaphorePermit,
 ) -> Result<http::Response<WasiBody>, Error> {
     let options = options.unwrap_or_default();
     let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
@@ -133,6 +104,6 @@ async fn send_inside(
         })?;
     Ok(response.map(|body| {
         let body = body.map_err(|error| Error::InternalError(Some(error.to_string())));
-        Paced::new(body.boxed_unsync(), between).boxed_unsync()
+        Paced::new(body.boxed_unsync(), between, room).boxed_unsync()
     }))
 }

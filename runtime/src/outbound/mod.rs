@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 pub(crate) use client::Pool;
 pub(crate) use hooks::Hooks;
@@ -152,35 +152,25 @@ pub trait InternalRoute: Send + Sync {
 }
 
 /// What a replica may call by `wasi:http`.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct OutboundHttp {
     patterns: Arc<[HostPattern]>,
     internal: Option<Arc<dyn InternalRoute>>,
     /// Made with the first pattern, so that who may call nothing has no client.
     pool: Option<Pool>,
-    room: Room,
+    /// For requests in hand; clones share it.
+    room: Arc<Semaphore>,
+}
+
+impl Default for OutboundHttp {
+    fn default() -> Self {
+        Self::allow([])
+    }
 }
 
 /// Requests that a replica may have in hand in one runner, from the first byte to the last of the
 /// answer: each may be a connection.
 const IN_HAND_MAX: usize = 512;
-
-/// The room for requests; clones share it.
-#[derive(Clone)]
-struct Room(Arc<Semaphore>);
-
-impl Default for Room {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(IN_HAND_MAX)))
-    }
-}
-
-impl Room {
-    /// Room for one; `None`: there is none.
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().try_acquire_owned().ok()
-    }
-}
 
 impl OutboundHttp {
     /// Nothing.
@@ -196,7 +186,7 @@ impl OutboundHttp {
             patterns,
             internal: None,
             pool,
-            room: Room::default(),
+            room: Arc::new(Semaphore::new(IN_HAND_MAX)),
         }
     }
 

@@ -25,7 +25,9 @@ pub struct NoMemory;
 
 /// A part of the bound, given back when dropped.
 #[derive(Debug)]
-pub struct HeldMemory(#[allow(dead_code, reason = "held for its drop")] SemaphorePermit<'static>);
+pub struct HeldMemory {
+    _permit: SemaphorePermit<'static>,
+}
 
 impl HeldMemory {
     /// Waits a while for room for so many bytes.
@@ -34,7 +36,8 @@ impl HeldMemory {
     ///
     /// When there is none in time, or never can be.
     pub async fn hold(bytes: usize) -> Result<Self, NoMemory> {
-        BUDGET.hold(bytes).await.map(Self)
+        let permit = BUDGET.hold(bytes).await?;
+        Ok(Self { _permit: permit })
     }
 
     /// Takes room for so many bytes now. Who holds some already does not wait for more.
@@ -43,18 +46,22 @@ impl HeldMemory {
     ///
     /// When there is none.
     pub(crate) fn try_hold(bytes: usize) -> Result<Self, NoMemory> {
-        BUDGET.try_hold(bytes).map(Self)
+        let permit = BUDGET.try_hold(bytes)?;
+        Ok(Self { _permit: permit })
     }
 
     /// A value that holds its memory as long as someone has it.
     pub fn keep(self, value: Vec<u8>) -> Bytes {
-        struct Kept(Vec<u8>, #[allow(dead_code, reason = "as above")] HeldMemory);
+        struct Kept {
+            value: Vec<u8>,
+            _held: HeldMemory,
+        }
         impl AsRef<[u8]> for Kept {
             fn as_ref(&self) -> &[u8] {
-                &self.0
+                &self.value
             }
         }
-        Bytes::from_owner(Kept(value, self))
+        Bytes::from_owner(Kept { value, _held: self })
     }
 }
 
