@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +19,8 @@ use crate::tls::Certificates;
 
 /// The first byte of a TLS connection: a handshake record (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 0x16;
+/// How much of what a client that does not speak TLS sends is read, bytes.
+const MOST_UNREAD: u64 = 256 * 1024;
 /// What a client that does not speak TLS is told.
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nwasmorch-error: bad-request\r\n\
 content-type: text/plain; charset=utf-8\r\ncontent-length: 44\r\nconnection: close\r\n\r\n\
@@ -58,16 +60,24 @@ impl Front {
         let config = newest(certificates).await?;
         let mut first = [0];
         if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
-            stream.write_all(SPEAK_TLS).await?;
-            // What the client has sent is read, or closing would discard the answer.
-            let _ = stream.try_read(&mut [0; 4096]);
-            stream.shutdown().await?;
+            tell_to_speak_tls(stream).await?;
             return Err("it does not speak TLS".into());
         }
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let opened = Opened::Secure(Box::new(stream));
         Ok((opened, Client::new(address, true)))
     }
+}
+
+/// Answers a client that does not speak TLS, and closes. What it still sends is read until it
+/// closes too: a close over unread bytes is a reset, which makes the client lose the answer
+/// (RFC 9112, 9.6). How long that may take is bounded as the rest of the opening is.
+async fn tell_to_speak_tls(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(SPEAK_TLS).await?;
+    stream.shutdown().await?;
+    let mut rest = (&mut stream).take(MOST_UNREAD);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// The certificates in force, waiting for the first ones.

@@ -132,12 +132,12 @@ pub fn request(
     body: &[u8],
 ) -> std::io::Result<Answer> {
     let mut stream = connect(addr)?;
-    write!(
-        stream,
+    let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
-    )?;
-    stream.write_all(body)?;
+    );
+    // One write, as clients do it: piece by piece an early answer's close would break the rest.
+    stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut exchange = Exchange {
         stream: BufReader::new(stream),
         chunked: false,
