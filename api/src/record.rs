@@ -118,6 +118,20 @@ impl Record {
         all.filter(|run| run.outcome.is_none() && !self.stopped)
     }
 
+    /// The revision on trial: some replicas of it run beside the record's own revision, which every
+    /// slot keeps until they are promoted.
+    pub fn on_trial(&self) -> Option<RevisionNumber> {
+        let rollout = self.active_rollout()?;
+        (rollout.canary.is_some() && !self.stopped).then_some(rollout.revision)
+    }
+
+    /// The revision that its last deploy asked for: on trial, or its own.
+    pub fn asked(&self) -> RevisionNumber {
+        let trial = self.active_rollout();
+        let trial = trial.filter(|rollout| rollout.canary.is_some());
+        trial.map_or(self.revision, |rollout| rollout.revision)
+    }
+
     /// The rollout when it still moves.
     pub fn active_rollout(&self) -> Option<&Rollout> {
         self.rollout
@@ -322,7 +336,7 @@ pub struct Answered {
 /// Where a rollout stands.
 ///
 /// ```text
-/// rolling > canary > baking > rolling > completed
+/// [canary > baking >] rolling > completed
 ///    any of them > paused (and back) | reverting > reverted | failed
 ///    any of them > aborted
 /// ```
@@ -397,9 +411,24 @@ pub struct Rollout {
     /// The most slots seen ready at the new revision: growing is progress.
     #[serde(default)]
     pub best: u32,
+    /// The revision is to prove itself on canaries, beside the record's own; `None`: it has none, or
+    /// they were promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStep>,
     /// Why it paused, reverted or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// How far canaries have come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryStep {
+    /// All of them have been available since; `None`: not all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baking_since: Option<Timestamp>,
+    /// They have been watched for as long as was asked, and wait for a person.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub baked: bool,
 }
 
 /// The value of the key `term`: who leads, and which cluster this store belongs to.

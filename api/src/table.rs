@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterId, HostId, Name, Term, WorkloadKey};
+use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Term, WorkloadKey};
 use crate::spec::Kind;
 
 /// Which requests belong to one workload. Besides these, `<name>.<namespace>.<domain>` always does.
@@ -119,6 +119,9 @@ pub struct EndpointTable {
     pub workload: Name,
     /// Hosts with ready replicas, by id.
     pub hosts: Vec<HostEndpoint>,
+    /// The revision on trial, when its canaries get a share of the requests that is not their count's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<RevisionNumber>,
 }
 
 impl EndpointTable {
@@ -126,6 +129,11 @@ impl EndpointTable {
     pub fn key(&self) -> WorkloadKey {
         WorkloadKey::new(self.namespace.clone(), self.workload.clone())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// One host that serves a workload.
@@ -142,6 +150,9 @@ pub struct HostEndpoint {
     /// ready replicas, a gateway may prefer itself and its zone; other weights (a canary's) are
     /// kept to, by every gateway.
     pub weight: u32,
+    /// How much of `weight` is its canaries'.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub canary: u32,
     /// Its label `zone`, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use rand::Rng;
 use wasmorch_api::{EndpointTable, HostEndpoint, HostId};
 
+use crate::gateway::Canary;
 use crate::health::Health;
 
 /// Draws before all hosts are looked at one by one: with few unusable hosts, almost never reached.
@@ -103,6 +104,17 @@ impl Endpoints {
     /// Whether every gateway has to keep to the weights.
     pub(crate) fn is_weighted(&self) -> bool {
         self.weighted
+    }
+
+    /// Whose turn it is on a host that has a canary beside others.
+    pub(crate) fn canary_at(&self, rng: &mut impl Rng, host: &HostId) -> Option<Canary> {
+        let revision = self.table.canary?;
+        let mut hosts = self.table.hosts.iter();
+        let here = hosts.find(|one| one.host == *host)?;
+        (here.canary < here.weight && here.canary > 0).then(|| Canary {
+            revision,
+            chosen: rng.random_range(0..here.weight) < here.canary,
+        })
     }
 
     /// Whether one more host may be ejected: never more than half of them.
@@ -234,10 +246,12 @@ mod tests {
                     peer: dialled.then(|| format!("{host}:1")),
                     ready: *ready,
                     weight: *weight,
+                    canary: 0,
                     // The first letter.
                     zone: host.get(..1).map(str::to_owned),
                 })
                 .collect(),
+            canary: None,
         };
         Endpoints::new(table, None)
     }

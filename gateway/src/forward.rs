@@ -298,6 +298,7 @@ mod tests {
             peer: Some(format!("{host}:1")),
             ready: 1,
             weight,
+            canary: 0,
             zone: None,
         };
         let table = EndpointTable {
@@ -306,6 +307,7 @@ mod tests {
             namespace: name("shop"),
             workload: name("web"),
             hosts: vec![host("a", here), host("b", there)],
+            canary: None,
         };
         let key = WorkloadKey::new(name("shop"), name("web"));
         let endpoints = Endpoints::new(table, None);

@@ -17,7 +17,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tracing::Level;
-use wasmorch_api::{HostId, WorkloadKey};
+use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
 use crate::answer::{Answer, Held, Outgoing, incoming};
@@ -43,6 +43,16 @@ pub struct Hops(pub u32);
 /// Requests on behalf of a guest carry that of the request that the guest is serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(pub Instant);
+
+/// Which of this host's replicas had better serve a request, so that a canary has its share where it
+/// stands beside others too. An extension of requests; absent: any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Canary {
+    /// The revision on trial.
+    pub revision: RevisionNumber,
+    /// One of it, or one of another.
+    pub chosen: bool,
+}
 
 /// A running gateway's handle; clones share it.
 #[derive(Clone)]
@@ -378,8 +388,17 @@ impl Inner {
         endpoints.is_some_and(|endpoints| self.leaves(workload, &endpoints))
     }
 
-    pub(crate) async fn serve_here(&self, workload: &WorkloadKey, request: Request<Body>) -> Here {
+    pub(crate) async fn serve_here(
+        &self,
+        workload: &WorkloadKey,
+        mut request: Request<Body>,
+    ) -> Here {
         self.counters.local.fetch_add(1, Relaxed);
+        if let Some(endpoints) = self.tables.endpoints(workload)
+            && let Some(canary) = endpoints.canary_at(&mut rand::rng(), &self.host)
+        {
+            request.extensions_mut().insert(canary);
+        }
         let patient = request.extensions().get::<Deadline>().is_none();
         let class = match self.local.handle(workload, request).await {
             Ok(response) if response.status().is_informational() => {

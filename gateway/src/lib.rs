@@ -44,7 +44,7 @@ use bytes::Bytes;
 
 pub use config::{GatewayConfig, GatewayError, Limits};
 pub use crowd::Crowd;
-pub use gateway::{Deadline, Gateway, Hops};
+pub use gateway::{Canary, Deadline, Gateway, Hops};
 pub use local::{Local, LocalError};
 pub use server::{Server, serve};
 pub use stats::{ErrorClass, Stats};

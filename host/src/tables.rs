@@ -224,6 +224,7 @@ mod tests {
             namespace: Name::default(),
             workload: name.parse().unwrap(),
             hosts: Vec::new(),
+            canary: None,
         }
     }
 

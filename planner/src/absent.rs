@@ -232,6 +232,14 @@ impl Pass<'_> {
 
     /// Whether a replica of this slot may be started: always, but for what must not run twice.
     pub(crate) fn may_start(&mut self, slot: Slot) -> bool {
+        let others = (slot, PlacementNumber(0))..=(slot, PlacementNumber(u64::MAX));
+        let mut others = self.others.range(others);
+        let stuck = others.any(|(_, seat)| seat.standing == Standing::Unheard);
+        if stuck && self.seats_of(slot).next().is_some() {
+            // A canary that cannot be told to go: one more would be a third.
+            self.waits = true;
+            return false;
+        }
         if !self.target.spec.runs_once() || planted::is(Bug::ExclusiveNotAwaited) {
             return true;
         }

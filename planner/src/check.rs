@@ -346,16 +346,34 @@ fn slots_are_sound(
         ready_is_kept(cluster, key, &part.stops, (wanted, u64::MAX), broken);
         return;
     }
-    let stopped = part.stops.keys();
-    let stopped = stopped.filter(|number| workload.placements.contains_key(number));
-    let live = (workload.placements.len() - stopped.count() + part.starts.len()) as u64;
+    // Canaries stand over and above the surge, as many as were asked for.
+    let trial = workload.record.on_trial();
+    let canary = |revision: &RevisionNumber| Some(*revision) == trial;
+    let placed = workload.placements.iter();
+    let stay = placed.filter(|(number, _)| !part.stops.contains_key(number));
+    let stay = stay.filter(|(_, placed)| !canary(&placed.revision)).count();
+    let starts = part.starts.iter();
+    let starts = starts.filter(|start| !canary(&start.revision)).count();
+    let live = (stay + starts) as u64;
+    canaries_are_few(cluster, (key, workload), part, wanted, broken);
     let most = wanted + u64::from(target.spec.update.max_surge);
     // Each wanted slot may be filled, even while another still holds the pair of a rollout that began
     // under a larger surge (a revert brings its own settings); only successors have to wait.
-    let surges = part
-        .starts
-        .iter()
-        .any(|start| start.slot.0 > wanted || per_slot.get(&start.slot).is_some_and(|n| *n > 1));
+    let canaries = part.starts.iter().filter(|start| canary(&start.revision));
+    for start in canaries {
+        per_slot.entry(start.slot).and_modify(|count| *count -= 1);
+    }
+    let held = |slot: &Slot| {
+        let stay = workload.numbers_of(*slot);
+        let stay = stay.filter(|number| !part.stops.contains_key(number));
+        let placed = stay.filter_map(|number| workload.placements.get(&number));
+        placed.filter(|placed| canary(&placed.revision)).count()
+    };
+    let mut successors = part.starts.iter().filter(|start| !canary(&start.revision));
+    let surges = successors.any(|start| {
+        let count = per_slot.get(&start.slot);
+        start.slot.0 > wanted || count.is_some_and(|count| *count > 1 + held(&start.slot))
+    });
     if surges && live > most.max(1) {
         let host = |placed: &crate::Placed| cluster.hosts().get(&placed.host);
         let dead =
@@ -364,7 +382,9 @@ fn slots_are_sound(
             .any(|placed| !dead(placed) && !host(placed).is_some_and(|host| host.known()));
         // What is on a dead host may wait there for its return.
         let lost = workload.placements.iter();
-        let lost = lost.filter(|(number, placed)| dead(placed) && !part.stops.contains_key(number));
+        let lost = lost.filter(|(number, placed)| {
+            dead(placed) && !canary(&placed.revision) && !part.stops.contains_key(number)
+        });
         if !unheard && live - lost.count() as u64 > most.max(1) {
             broken.push(BrokenRule::TooMany {
                 workload: key.clone(),
@@ -374,6 +394,43 @@ fn slots_are_sound(
         }
     }
     ready_is_kept(cluster, key, &part.stops, (wanted, wanted), broken);
+}
+
+/// No more canaries than the revision on trial asks for, and each in a slot that is wanted.
+fn canaries_are_few(
+    cluster: &Cluster,
+    (key, workload): (&WorkloadKey, &Workload),
+    part: &Part<'_>,
+    wanted: u64,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let Some(trial) = workload.record.on_trial() else {
+        return;
+    };
+    let starts = part.starts.iter().filter(|start| start.revision == trial);
+    let (starts, strays) = starts.fold((0, 0), |(starts, strays), start| {
+        (starts + 1, strays + u64::from(start.slot.0 > wanted))
+    });
+    if starts == 0 {
+        return;
+    }
+    let target = workload.revisions.get(&trial);
+    let canary = target.and_then(|target| target.spec.update.canary.as_ref());
+    let most = canary.map_or(0, |canary| u64::from(canary.replicas));
+    let stay = workload.placements.iter().filter(|(number, placed)| {
+        let heard = cluster.hosts().get(&placed.host);
+        placed.revision == trial
+            && heard.is_some_and(|host| host.known() && host.state != HostState::Dead)
+            && !part.stops.contains_key(number)
+    });
+    let live = stay.count() as u64 + starts;
+    if live > most || strays > 0 {
+        broken.push(BrokenRule::TooMany {
+            workload: key.clone(),
+            live,
+            most,
+        });
+    }
 }
 
 /// What starts belongs to a run that goes on, and no run has more replicas than it has seats, or

@@ -306,6 +306,11 @@ impl Workload {
         self.revisions.get(&self.record.revision)
     }
 
+    /// The revision that its last deploy asked for: on trial, or the wanted one.
+    pub fn asked(&self) -> Option<&Arc<Revision>> {
+        self.revisions.get(&self.record.asked())
+    }
+
     /// Whether it wants one replica on every host.
     pub fn per_host(&self) -> bool {
         self.target().is_some_and(|target| target.spec.per_host())

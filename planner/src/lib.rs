@@ -19,6 +19,7 @@
 mod absent;
 mod agenda;
 mod balance;
+mod canary;
 pub mod check;
 mod cluster;
 pub mod commands;
@@ -44,10 +45,12 @@ mod quota;
 mod rollout;
 mod silence;
 mod slots;
+mod stages;
 mod tables;
 pub mod why;
 mod write;
 
+pub use canary::may_stand_beside;
 pub use cluster::{Cluster, Host, Placed, Reported, Workload};
 pub use detection::Detection;
 pub use observe::{Ask, Observation, Observed};

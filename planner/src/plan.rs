@@ -100,6 +100,8 @@ pub enum StopReason {
     Overdue,
     /// It makes room for what goes first.
     Preempted,
+    /// A canary where none is to be any more.
+    Canary,
 }
 
 impl StopReason {
@@ -115,6 +117,7 @@ impl StopReason {
             Self::Moved => "moved to another host",
             Self::Overdue => "its host is drained, and the deadline has passed",
             Self::Preempted => "made room for a workload of higher priority",
+            Self::Canary => "no canary is wanted there any more",
         }
     }
 }

@@ -50,6 +50,8 @@ pub enum Bug {
     MinAvailableIgnored,
     /// A cron time is begun, and not noted as begun.
     ScheduledForgotten,
+    /// A canary that fails while it bakes is promoted all the same.
+    CanaryNotWatched,
 }
 
 #[cfg(feature = "planted")]

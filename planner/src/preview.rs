@@ -17,6 +17,7 @@ use wasmorch_api::{
     WorkloadSpec,
 };
 
+use crate::canary;
 use crate::cluster::{Cluster, Reported, Workload};
 use crate::commands::{self, Call, DeployInput};
 use crate::plan::{Stop, StopReason};
@@ -66,7 +67,7 @@ pub fn of_deploy(
     let mut changes = Vec::new();
     let (mut granted, mut revoked) = (Vec::new(), Vec::new());
     for ((spec, _), key) in input.workloads.iter().zip(&keys) {
-        let before = cluster.workload(key).and_then(Workload::target);
+        let before = cluster.workload(key).and_then(Workload::asked);
         let before = before.map(|target| &target.spec);
         changes.extend(changes_of(cluster, key, before, spec));
         let had = before.map(|spec| grants(key, spec)).unwrap_or_default();
@@ -146,6 +147,17 @@ fn play(after: &mut Cluster, keys: &[WorkloadKey], writes: Vec<Write>, now: Time
     // Sequences only have to be new; the copy is thrown away.
     let mut sequence = u64::MAX / 2;
     after.commit(writes, sequence, now);
+    // Shown to its end: as if canaries had been promoted.
+    let promoted = keys.iter().filter_map(|key| {
+        let workload = after.workload(key)?;
+        let mut record = workload.record.clone();
+        record.on_trial()?;
+        canary::promote(&mut record, workload, now);
+        Some(Write::Record(Box::new(record)))
+    });
+    let promoted: Vec<Write> = promoted.collect();
+    sequence += promoted.len() as u64;
+    after.commit(promoted, sequence, now);
     let mut played = Played {
         left: 0,
         preempted: Vec::new(),

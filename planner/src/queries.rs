@@ -162,7 +162,7 @@ pub fn list(cluster: &Cluster, namespace: Option<&wasmorch_api::Name>) -> Vec<Wo
 /// Everything about one workload; `all`: ended replicas too.
 pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusReply> {
     let workload = cluster.workload(key)?;
-    let target = workload.target()?;
+    let target = workload.asked()?;
     let mut replicas: Vec<ReplicaView> = workload
         .placements
         .iter()
@@ -289,7 +289,7 @@ pub fn rollout_view(workload: &Workload) -> Option<RolloutView> {
 pub(crate) fn rollout_view_of(workload: &Workload, record: &Record) -> Option<RolloutView> {
     let mut view = rollout_of_record(record)?;
     let fresh = |number: &PlacementNumber, placed: &Placed| {
-        placed.revision == record.revision && *number >= record.fresh_from
+        placed.revision == record.asked() && *number >= record.fresh_from
     };
     let fresh_placed = workload
         .placements

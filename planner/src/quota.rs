@@ -108,7 +108,10 @@ impl Cluster {
 impl Pass<'_> {
     /// What the slot counts for.
     fn slot_counts(&self, slot: Slot) -> Booked {
+        let all = (slot, PlacementNumber(0))..=(slot, PlacementNumber(u64::MAX));
+        let other = self.others.range(all).next_back().map(|(_, seat)| seat);
         let newest = self.seats_of(slot).last();
+        let newest = { newest.into_iter().chain(other) }.max_by_key(|seat| seat.number);
         let booked = newest.and_then(|seat| {
             let revision = self.workload.revisions.get(&seat.placed.revision)?;
             let args = seat.placed.args.as_deref();

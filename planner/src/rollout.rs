@@ -21,6 +21,7 @@ use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
+use crate::stages;
 use crate::write::EventDraft;
 
 /// Replaces old placements, as many at once as the update settings allow.
@@ -44,7 +45,12 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let beside = pass.seating.is_none() || update.max_surge > 0;
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
+    let by = update.by.as_deref();
+    let stage = by.and_then(|label| stages::current(pass, label));
     for slot in pass.wanted() {
+        if stage.as_ref().is_some_and(|stage| !stage.has(slot)) {
+            continue;
+        }
         let seats: Vec<Seat> = pass.seats_of(slot).cloned().collect();
         let Some(old) = seats.iter().find(|seat| !seat.fresh) else {
             continue;
@@ -62,9 +68,11 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
             continue;
         }
         if update.order == UpdateOrder::StartFirst && surge > 0 && beside {
-            if pass.start(slot, None) {
-                surge -= 1;
-            }
+            let started = match &stage {
+                Some(stage) => stages::start(pass, slot, stage),
+                None => pass.start(slot, None),
+            };
+            surge -= u64::from(started);
             continue;
         }
         let serves = matches!(old.standing, Standing::Ready(_));
@@ -246,7 +254,7 @@ pub(crate) fn end(pass: &mut Pass<'_>, state: RolloutState, kind: EventKind, rea
 }
 
 /// What a rollout waited for in vain, in the words of the replicas.
-fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
+pub(crate) fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
     let deadline = pass.target.spec.update.progress_deadline;
     let said = pass
         .seats
@@ -266,7 +274,7 @@ fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
 
 /// A fresh replica that runs, says why it is not ready, and has used up its grace: waiting for the
 /// deadline would change nothing.
-fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
+pub(crate) fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
     let health = &pass.target.spec.health;
     let probe = health.ready.as_ref()?;
     let patience = health.start_grace.0 + probe.interval.0 * probe.fail;
@@ -307,7 +315,7 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
         .stable
         .filter(|stable| *stable != rollout.revision);
     match rollout.state {
-        RolloutState::Rolling => {}
+        RolloutState::Rolling | RolloutState::Canary | RolloutState::Baking => {}
         RolloutState::Reverting => {
             let reason = format!("going back failed too: {reason}");
             set_reason(pass, &reason);
@@ -339,6 +347,7 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
             }
             if let Some(moving) = pass.record.rollout.as_mut() {
                 moving.state = RolloutState::Reverting;
+                moving.canary = None;
                 moving.deadline = deadline;
                 moving.best = 0;
             }

@@ -19,12 +19,13 @@ use wasmorch_api::record::CrashLoop;
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    EventKind, HostId, Kind, PlacementNumber, Record, ReplicaState, Revision, Slot, Timestamp,
-    WorkloadKey,
+    EventKind, HostId, Kind, PlacementNumber, Record, ReplicaState, Revision, RevisionNumber, Slot,
+    Timestamp, WorkloadKey,
 };
 
 use crate::absent;
 use crate::agenda::Dirt;
+use crate::canary;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
@@ -87,6 +88,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) record: Record,
     pub(crate) now: Timestamp,
     pub(crate) seats: BTreeMap<(Slot, PlacementNumber), Seat>,
+    /// Those of the revision on trial (`canary`).
+    pub(crate) others: BTreeMap<(Slot, PlacementNumber), Seat>,
     /// The slots to look at; `None`: all of them.
     pub(crate) scope: Option<BTreeSet<Slot>>,
     /// With one on every host: whose each slot is.
@@ -103,6 +106,8 @@ pub(crate) struct Pass<'a> {
     full: bool,
     /// Slots that could not be placed.
     pub(crate) unplaced: u32,
+    /// What the last of them was to run.
+    in_vain: Option<Arc<Revision>>,
     /// Slots with a replica that is still ending.
     draining: Option<BTreeSet<Slot>>,
     pub(crate) waits: bool,
@@ -163,6 +168,7 @@ pub(crate) fn plan_workload(
         target,
         now,
         seats: BTreeMap::new(),
+        others: BTreeMap::new(),
         scope,
         seating: None,
         delta: Delta::default(),
@@ -172,6 +178,7 @@ pub(crate) fn plan_workload(
         held_up: None,
         full: false,
         unplaced: 0,
+        in_vain: None,
         draining: None,
         waits: false,
         wake: None,
@@ -231,11 +238,13 @@ impl Pass<'_> {
     }
 
     fn seat(&self, number: PlacementNumber, placed: &Placed) -> Seat {
+        let on_trial = self.record.on_trial() == Some(placed.revision);
+        let fresh = placed.revision == self.record.revision && number >= self.record.fresh_from;
         Seat {
             number,
             placed: placed.clone(),
             standing: standing(self.cluster, self.workload, number, placed, self.now),
-            fresh: placed.revision == self.record.revision && number >= self.record.fresh_from,
+            fresh: fresh || on_trial,
             leaves: moves::leaving(self.cluster, &self.record, number, placed),
         }
     }
@@ -252,7 +261,23 @@ impl Pass<'_> {
         {
             self.wake(lost_at);
         }
-        self.seats.insert((seat.placed.slot, seat.number), seat);
+        let on_trial = self.record.on_trial() == Some(seat.placed.revision);
+        let seats = if on_trial {
+            &mut self.others
+        } else {
+            &mut self.seats
+        };
+        seats.insert((seat.placed.slot, seat.number), seat);
+    }
+
+    /// Looks at the workload as another revision of it: the seats of the one are the others of the
+    /// other. Done twice, it is as it was.
+    pub(crate) fn exchange(&mut self, target: Arc<Revision>, revision: RevisionNumber) {
+        self.end_fill();
+        self.target = target;
+        self.record.revision = revision;
+        std::mem::swap(&mut self.seats, &mut self.others);
+        self.full = false;
     }
 
     /// The seats of one slot.
@@ -299,7 +324,11 @@ impl Pass<'_> {
         if self.scope.is_none() {
             moves::replace(self);
             rollout::replace(self);
-            rollout::advance(self);
+            if self.record.on_trial().is_some() {
+                canary::step(self);
+            } else {
+                rollout::advance(self);
+            }
         }
     }
 
@@ -340,7 +369,10 @@ impl Pass<'_> {
     fn finish(mut self) -> Passed {
         self.end_fill();
         self.sum_up();
+        let asked = self.in_vain.take().unwrap_or_else(|| self.target.clone());
+        let target = std::mem::replace(&mut self.target, asked);
         let mut unplaced = (self.unplaced > 0).then(|| self.explain());
+        self.target = target;
         if let Some(host) = &self.held_up {
             explain::held_up(self.key, &mut unplaced, host);
         }
@@ -546,7 +578,7 @@ impl Pass<'_> {
 
     /// A host's starts are used up: the slot moves at once while there is another host to try, and
     /// waits longer each time when all have been tried.
-    fn note_failure(&mut self, seat: &Seat) {
+    pub(crate) fn note_failure(&mut self, seat: &Seat) {
         let reason = self
             .workload
             .reports
@@ -752,6 +784,7 @@ impl Pass<'_> {
         }
         let Some(rank) = self.book(slot, args.as_ref()) else {
             self.unplaced += 1;
+            self.in_vain = Some(self.target.clone());
             // Hosts of their own, and a quota that a successor may be within, tell nothing of other slots.
             self.full |= !at_home && self.seating.is_none() && self.over_quota.is_none();
             return false;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    EndpointTable, HostEndpoint, HostId, Kind, PlacementNumber, Route, RouteTable, WorkloadKey,
+    EndpointTable, HostEndpoint, HostId, Kind, PlacementNumber, RevisionNumber, Route, RouteTable,
+    WorkloadKey,
 };
 
 use crate::agenda::Dirt;
@@ -39,7 +40,8 @@ pub(crate) fn plan_tables(
         }
         (_, stored) => {
             let wanted = endpoint_table(cluster, key, workload, stops, &mut awaits);
-            (stored.as_ref().map(|table| &table.hosts) != Some(&wanted.hosts)).then_some(wanted)
+            let said = |table: &EndpointTable| (table.hosts.clone(), table.canary);
+            (stored.as_ref().map(said) != Some(said(&wanted))).then_some(wanted)
         }
     };
     plan.endpoints.extend(changed);
@@ -82,6 +84,7 @@ fn patched(
             peer: host.info().peer.clone(),
             ready,
             weight: ready,
+            canary: 0,
             zone: host.info().labels.get(ZONE).cloned(),
         });
         if before != after.as_ref() {
@@ -115,13 +118,20 @@ fn endpoint_table(
     awaits: &mut bool,
 ) -> EndpointTable {
     let stopped: BTreeSet<PlacementNumber> = stops.iter().map(|stop| stop.placement).collect();
-    let mut ready: BTreeMap<&HostId, u32> = BTreeMap::new();
+    let trial = workload.record.on_trial();
+    // Those of the revision in force, and of the one on trial.
+    let mut ready: BTreeMap<&HostId, (u32, u32)> = BTreeMap::new();
     for number in workload.reports.keys() {
         if !workload.is_ready(*number) || stopped.contains(number) {
             continue;
         }
         if let Some(placed) = workload.placements.get(number) {
-            *ready.entry(&placed.host).or_default() += 1;
+            let (proven, canaries) = ready.entry(&placed.host).or_default();
+            *if trial == Some(placed.revision) {
+                canaries
+            } else {
+                proven
+            } += 1;
         }
     }
     // A new leader knows nothing of a host until it has spoken: what gateways were told before
@@ -142,6 +152,7 @@ fn endpoint_table(
         let host = cluster.hosts.get(*host);
         host.is_some_and(|host| host.groups_of(key).is_empty())
     });
+    let shares = Shares::of(workload, ready.values());
     let known = ready
         .into_iter()
         .filter(|(host, _)| !unheard.contains_key(host))
@@ -150,8 +161,13 @@ fn endpoint_table(
             (host.state != HostState::Dead).then(|| HostEndpoint {
                 host: id.clone(),
                 peer: host.info().peer.clone(),
-                ready,
-                weight: ready,
+                ready: ready.0 + ready.1,
+                weight: ready.0 * shares.proven + ready.1 * shares.canary,
+                canary: if shares.revision.is_some() {
+                    ready.1 * shares.canary
+                } else {
+                    0
+                },
                 zone: host.info().labels.get(ZONE).cloned(),
             })
         });
@@ -164,7 +180,54 @@ fn endpoint_table(
         namespace: key.namespace.clone(),
         workload: key.name.clone(),
         hosts,
+        canary: shares.revision,
     }
+}
+
+/// What one replica weighs.
+struct Shares {
+    proven: u32,
+    canary: u32,
+    /// The canaries' revision, when they have a share of their own.
+    revision: Option<RevisionNumber>,
+}
+
+impl Shares {
+    /// `percent` of the requests for the canaries together, the rest for all others.
+    fn of<'a>(workload: &Workload, ready: impl Iterator<Item = &'a (u32, u32)>) -> Self {
+        let even = Self {
+            proven: 1,
+            canary: 1,
+            revision: None,
+        };
+        let Some(trial) = workload.record.on_trial() else {
+            return even;
+        };
+        let target = workload.revisions.get(&trial);
+        let canary = target.and_then(|target| target.spec.update.canary.as_ref());
+        let Some(percent) = canary.and_then(|canary| canary.percent) else {
+            return even;
+        };
+        let (proven, canaries) = ready.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        if proven == 0 || canaries == 0 {
+            return even;
+        }
+        let percent = percent.min(100);
+        let weights = (canaries * (100 - percent), proven * percent);
+        let common = common_divisor(weights.0, weights.1).max(1);
+        Self {
+            proven: weights.0 / common,
+            canary: weights.1 / common,
+            revision: Some(trial),
+        }
+    }
+}
+
+const fn common_divisor(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 fn route_table(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> RouteTable {

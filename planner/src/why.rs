@@ -212,6 +212,9 @@ fn why_it_stays(cluster: &Cluster, key: &WorkloadKey) -> Option<String> {
     if rollout.is_some_and(|rollout| rollout.state == RolloutState::Paused) {
         return Some("its rollout is paused".to_owned());
     }
+    if workload.record.on_trial().is_some() {
+        return Some("its slot has a canary".to_owned());
+    }
     let ready = crate::queries::ready(cluster, workload);
     let least = target.spec.min_available;
     (ready <= least).then(|| format!("{ready} are ready, and min_available is {least}"))

@@ -16,6 +16,8 @@ use wasmorch_api::{
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
 
+#[path = "planner/canary.rs"]
+mod canary;
 #[path = "planner/disconnect.rs"]
 mod disconnect;
 #[path = "planner/drain.rs"]
@@ -128,13 +130,21 @@ impl World {
     /// has a host for is not left unplaced.
     fn as_ranked(&self, plan: &Plan) {
         let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
-        // A move goes where it was told to, and one on every host has no choice.
-        let told = |key: &&WorkloadKey| {
-            let workload = self.cluster.workload(key);
-            workload.is_some_and(|one| one.per_host() || !one.record.moves.is_empty())
+        // A move goes where it was told to, one on every host has no choice, and a canary is of
+        // another revision, as a rollout by zones has one constraint more.
+        let told = |key: &WorkloadKey| {
+            self.cluster.workload(key).is_some_and(|one| {
+                let by = one
+                    .target()
+                    .is_some_and(|target| target.spec.update.by.is_some());
+                let rolls = one.record.on_trial().is_some() || by;
+                one.per_host()
+                    || !one.record.moves.is_empty()
+                    || rolls && one.record.active_rollout().is_some()
+            })
         };
-        let told = keys.iter().any(told);
-        if told || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+        let any_told = keys.iter().any(|key| told(key));
+        if any_told || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
             return;
         }
         let best = |key: &WorkloadKey| {
@@ -153,6 +163,9 @@ impl World {
             for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
                 let (namespace, workload) = one.workload.split_once('/').unwrap();
                 let key = WorkloadKey::new(name(namespace), name(workload));
+                if told(&key) {
+                    continue;
+                }
                 // What is on a silent host counts there until it has somewhere to go.
                 let silent = self.cluster.workload(&key).unwrap().placements.values();
                 if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
@@ -420,6 +433,7 @@ fn one_per_host(spec: WorkloadSpec) -> WorkloadSpec {
         ..spec
     };
     spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+    spec.update.canary = None;
     spec.update.max_surge = 0;
     spec.update.max_unavailable = 1;
     spec
@@ -1111,6 +1125,17 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
     };
     spec.priority = 50 + u32::from(workload % 3);
     spec.min_available = u32::from(version % 2);
+    if version == 3 && spec.update.order == wasmorch_api::spec::UpdateOrder::StartFirst {
+        spec.update.canary = Some(wasmorch_api::spec::Canary {
+            replicas: 1 + u32::from(workload % 2),
+            percent: Some(10),
+            bake: wasmorch_api::HumanDuration::secs(2),
+            promote: wasmorch_api::spec::Promote::Auto,
+        });
+    }
+    if version == 2 {
+        spec.update.by = Some("zone".into());
+    }
     match shape {
         1 => {
             spec.constraints = vec![Constraint::Label {
@@ -1141,6 +1166,7 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
                 .to_vec();
         }
         6 => {
+            spec.update.canary = None;
             spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
             spec.update.max_surge = 0;
             spec.update.max_unavailable = 1;
@@ -1151,6 +1177,7 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
             spec.disconnect.lost_after = wasmorch_api::HumanDuration::secs(3);
             spec.disconnect.stop_after = Some(wasmorch_api::HumanDuration::secs(1));
             spec.disconnect.exclusive = true;
+            spec.update.canary = None;
             spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
             spec.update.max_surge = 0;
             spec.update.max_unavailable = 1;

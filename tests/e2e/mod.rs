@@ -13,6 +13,7 @@ mod main_job;
 mod nats_api;
 mod recover;
 mod refusals;
+mod rollouts;
 mod run;
 mod runners;
 mod services;

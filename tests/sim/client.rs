@@ -10,7 +10,7 @@ use wasmorch_api::messages::{
     ChangeRequest, DeployReply, QuotaRequest, RolloutAction, RolloutRequest,
 };
 use wasmorch_api::spec::{
-    Constraint, OnFailure, Overlap, PerHost, Reconcile, Replicas, UpdateOrder,
+    Canary, Constraint, OnFailure, Overlap, PerHost, Promote, Reconcile, Replicas, UpdateOrder,
 };
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{
@@ -337,7 +337,7 @@ impl World {
         let at = self.rng.below(self.user.names.len());
         let (key, kind) = self.user.names[at].clone();
         let there = self.user.oracle.exists(&key);
-        let ask = match self.rng.below(20) {
+        let ask = match self.rng.below(21) {
             _ if !there => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
             0..=6 => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
             7..=10 => Ask::Scale(self.rng.between(0, 4) as u32),
@@ -348,6 +348,7 @@ impl World {
             16 => Ask::Rollback,
             17 => Ask::Rollout(RolloutAction::Pause),
             18 => Ask::Rollout(RolloutAction::Resume),
+            19 => Ask::Rollout(RolloutAction::Promote),
             _ => Ask::Rollout(RolloutAction::Abort),
         };
         Some((key, ask))
@@ -433,6 +434,17 @@ impl World {
         update.drain = ms(rng.between(0, 3_000));
         if rng.one_in(4) {
             update.on_failure = OnFailure::Pause;
+        }
+        if rng.one_in(6) && !kind.ends() {
+            update.by = Some("zone".to_owned());
+        }
+        if rng.one_in(3) && !kind.ends() && update.order == UpdateOrder::StartFirst {
+            update.canary = Some(Canary {
+                replicas: rng.between(1, 2) as u32,
+                percent: None,
+                bake: ms(rng.between(0, 4_000)),
+                promote: *rng.pick(&[Promote::Auto, Promote::Auto, Promote::Manual]),
+            });
         }
         spec
     }

@@ -349,6 +349,7 @@ impl World {
         found = found.or_else(|| self.beyond_quota(at, plan));
         found = found.or_else(|| self.pre_empted_by_none(at, plan));
         found = found.or_else(|| self.runs_left_out(at, plan));
+        found = found.or_else(|| self.promoted_too_soon(at, plan));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
         found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
@@ -364,6 +365,33 @@ impl World {
         let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
         let keys = preempted.map(|stop| stop.key.clone());
         self.laws.preempted.extend(keys);
+    }
+
+    /// A plan promotes a revision of which fewer replicas serve than were to prove it.
+    fn promoted_too_soon(&self, at: usize, plan: &Plan) -> Option<String> {
+        let cluster = &self.controllers[at].leads()?.cluster;
+        plan.update.iter().find_map(|after| {
+            let workload = cluster.workload(&after.key())?;
+            let trial = workload.record.on_trial()?;
+            if after.revision != trial {
+                return None;
+            }
+            let canary = workload
+                .revisions
+                .get(&trial)?
+                .spec
+                .update
+                .canary
+                .as_ref()?;
+            let placed = workload.placements.iter();
+            let serve = placed
+                .filter(|(number, placed)| placed.revision == trial && workload.is_ready(**number));
+            let (serve, least) = (serve.count(), canary.replicas.min(after.wanted()) as usize);
+            let key = after.key();
+            (serve < least).then(|| {
+                format!("revision {trial} of {key} is promoted, and {serve} of {least} serve")
+            })
+        })
     }
 
     /// What a plan starts for a slot whose replica is on a dead host, and stays wanted there.
@@ -492,7 +520,8 @@ impl World {
             }
             let starts = plan.start.iter();
             let starts = starts.filter(|one| (&one.key, &one.host) == (&start.key, &start.host));
-            if starts.count() > 1 {
+            // A store that went back gives a number to another revision too.
+            if starts.count() > 1 && !self.laws.regressed {
                 return Some(format!("two of {} start on {}", start.key, start.host));
             }
             let there = self

@@ -27,6 +27,8 @@ struct Expect {
 pub(crate) struct Oracle {
     acked: BTreeMap<WorkloadKey, Expect>,
     open: BTreeMap<WorkloadKey, Ask>,
+    /// Refused to one copy of the request; another may be on its way yet.
+    refused: BTreeMap<WorkloadKey, Ask>,
     /// The highest revision that an answer named.
     newest: BTreeMap<WorkloadKey, u64>,
     /// Acknowledged revisions of workloads that are there.
@@ -94,6 +96,9 @@ impl Oracle {
         // The first try removed it, and its answer was lost.
         let removed = matches!(call.ask, Ask::Rm) && repeated && answer.as_ref().is_err_and(gone);
         if answer.is_err() && !removed {
+            if repeated {
+                self.refused.insert(call.key.clone(), call.ask.clone());
+            }
             return;
         }
         match &call.ask {
@@ -147,7 +152,9 @@ impl Oracle {
         }
         let acked = self.acked.get(key).cloned().unwrap_or_default();
         let open = self.open.get(key).map(|ask| acked.after(ask));
-        if !acked.is(record) && !open.as_ref().is_some_and(|open| open.is(record)) {
+        let late = self.refused.get(key).map(|ask| acked.after(ask));
+        let either = [&open, &late].into_iter().flatten();
+        if !acked.is(record) && !{ either }.any(|expect| expect.is(record)) {
             let stored = record.map(|record| (record.desired, record.stopped));
             return Some(format!(
                 "what was acknowledged of {key} is lost: {acked:?}, or {open:?}; stored (desired, stopped) {stored:?}"

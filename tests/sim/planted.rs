@@ -63,6 +63,7 @@ fn bugs_of_the_planner_are_caught() {
         Bug::JoinedForgotten,
         Bug::CompletionCountedTwice,
         Bug::ScheduledForgotten,
+        Bug::CanaryNotWatched,
         Bug::EqualPreempted,
         Bug::QuotaIgnored,
         Bug::MinAvailableIgnored,

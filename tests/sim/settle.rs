@@ -147,7 +147,12 @@ impl World {
     fn workload_trouble(&self, key: &WorkloadKey) -> Option<String> {
         let record = self.laws.record(key)?;
         if self.target_fate(key) != Some(Fate::Good) {
-            return None;
+            // What cannot become ready is given up first, and what comes then is looked at.
+            let moves = record.active_rollout().filter(|rollout| {
+                rollout.state != RolloutState::Paused && !record.kind.ends() && record.wanted() > 0
+            });
+            let moves = moves.filter(|_| self.awaits_a_person(record).is_none());
+            return moves.map(|rollout| format!("the rollout of {key} is {}", rollout.state));
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
         if record.kind.ends() {
@@ -168,7 +173,9 @@ impl World {
             return None;
         }
         let wanted = u64::from(record.wanted());
-        if let Some(state) = state.filter(|state| !state.ended() && wanted > 0) {
+        let canaries = self.awaits_a_person(record);
+        let moves = |state: &RolloutState| !state.ended() && canaries.is_none();
+        if let Some(state) = state.filter(|state| moves(state) && wanted > 0) {
             return Some(format!("the rollout of {key} is {state}"));
         }
         if wanted > 0 && self.laws.is_per_host(key) {
@@ -186,7 +193,7 @@ impl World {
                 slots.insert(replica.id.slot);
             }
         }
-        if slots.len() as u64 == wanted && running == wanted {
+        if slots.len() as u64 == wanted && running == wanted + canaries.unwrap_or(0) {
             return None;
         }
         if self.waits_for_a_lost_host(key) {
@@ -202,6 +209,23 @@ impl World {
             record.revision,
             slots.len()
         ))
+    }
+
+    /// How many canaries have been watched long enough, and stay until somebody promotes them.
+    fn awaits_a_person(&self, record: &Record) -> Option<u64> {
+        let trial = record.on_trial()?;
+        let rollout = record.rollout.as_ref()?;
+        let baked = rollout.canary.as_ref().is_some_and(|step| step.baked);
+        if !baked || rollout.state != RolloutState::Baking {
+            return None;
+        }
+        let value = self
+            .store
+            .bucket
+            .value(&key::revision(&record.key(), trial))?;
+        let revision: Revision = serde_json::from_slice(&value).ok()?;
+        let wished = revision.spec.update.canary?.replicas;
+        Some(u64::from(wished.min(record.wanted())))
     }
 
     /// A workload that waits for room, and another that could be ended for it.

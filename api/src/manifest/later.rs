@@ -45,18 +45,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "use health.ready",
     );
     later(
-        spec.update.by.is_some(),
-        "update.by",
-        "rolling by label is",
-        "leave it out",
-    );
-    later(
-        spec.update.canary.is_some(),
-        "update.canary",
-        "a canary is",
-        "leave it out",
-    );
-    later(
         spec.update.fail_when.is_some(),
         "update.fail_when",
         "judging by answers is",

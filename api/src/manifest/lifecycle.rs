@@ -190,6 +190,12 @@ fn check_update(table: &Fields<'_>, update: &Update, (writes, once): (bool, bool
             "must be at least 1 with order = \"start-first\"; or write order = \"stop-first\"",
         );
     }
+    if update.canary.is_some() && update.order == UpdateOrder::StopFirst {
+        table.wrong_at(
+            "canary",
+            "stands beside what it may replace: it needs order = \"start-first\"",
+        );
+    }
     if update.progress_deadline <= update.min_ready {
         let what = format!(
             "must be longer than min_ready ({}), not {}: no replica could be in time",

@@ -73,6 +73,16 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
             "pending is for messages",
         );
     }
+    rule(
+        !kind.ends() || spec.update.canary.is_none(),
+        "update.canary",
+        "is for what runs on",
+    );
+    rule(
+        !kind.ends() || spec.update.by.is_none(),
+        "update.by",
+        "is for what runs on",
+    );
     let percent = spec
         .update
         .canary

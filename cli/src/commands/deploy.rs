@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wasmorch_api::messages::{DeployReply, Deployed, WorkloadState};
 use wasmorch_api::{ByteSize, Name, Problem};
 
-use super::follow::{Followed, Verdict, done_word, follow};
+use super::follow::{Followed, Verdict, awaits_a_person, done_word, follow};
 use super::source::{Prepared, prepare};
 use super::{Context, Interrupt, logs};
 use crate::args::DeployArgs;
@@ -223,6 +223,9 @@ pub(super) async fn wait_for(
             let revision = followed.revision.0;
             ctx.out
                 .line(&views::deployed(&followed.name, word, tone, revision, urls))?;
+            if let Some(reason) = awaits_a_person(status) {
+                ctx.out.line(&format!("  {reason}"))?;
+            }
         }
     }
     match failure(&moving) {

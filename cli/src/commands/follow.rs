@@ -88,6 +88,8 @@ pub(crate) fn judge(status: &StatusReply, revision: RevisionNumber) -> Option<Ve
         RolloutState::Aborted => Some(Verdict::Failed(why("aborted"))),
         RolloutState::Failed => Some(Verdict::Failed(why("failed"))),
         RolloutState::Paused => Some(Verdict::Failed(why("paused"))),
+        // The canaries have done their part; the rest is a person's.
+        RolloutState::Baking if awaits_a_person(status).is_some() => Some(Verdict::Done),
         // There is nothing to go back to, so ready is all that can be waited for; a service has
         // proven nothing before it has lived for `min_ready`.
         RolloutState::Rolling
@@ -119,7 +121,8 @@ fn standing(status: &StatusReply) -> String {
     };
     let state = match &status.rollout {
         Some(rollout) if rollout.state == RolloutState::Reverting => " (reverting)",
-        Some(rollout) if rollout.state == RolloutState::Baking => " (baking)",
+        Some(rollout) if rollout.state == RolloutState::Canary => " (canary)",
+        Some(rollout) if rollout.state == RolloutState::Baking => " (canary, baking)",
         _ => "",
     };
     format!("{ready}/{desired} ready{state}")
@@ -290,6 +293,13 @@ async fn wait(events: &mut Subscription, pause: Duration) -> Duration {
     }
 }
 
+/// What canaries that have been watched long enough wait for.
+pub(crate) fn awaits_a_person(status: &StatusReply) -> Option<&str> {
+    let rollout = status.rollout.as_ref()?;
+    let reason = rollout.reason.as_deref()?;
+    (rollout.state == RolloutState::Baking).then_some(reason)
+}
+
 /// The word for a workload that ended as asked.
 pub(crate) fn done_word(status: &StatusReply) -> (&'static str, Tone) {
     match status.summary.kind {
@@ -298,6 +308,7 @@ pub(crate) fn done_word(status: &StatusReply) -> (&'static str, Tone) {
         _ if status.summary.state == WorkloadState::Idle || status.summary.desired == 0 => {
             ("idle", Tone::Dim)
         }
+        _ if awaits_a_person(status).is_some() => ("canary", Tone::Warn),
         _ => ("ready", Tone::Good),
     }
 }

@@ -274,7 +274,7 @@ fn first_deploy(cluster: &Cluster, keys: &[WorkloadKey], call: &Call) -> Option<
     let unchanged = |key: &WorkloadKey| {
         let workload = cluster.workload(key)?;
         let urls = queries::summary(cluster, key, workload).urls;
-        let revision = workload.record.revision;
+        let revision = workload.record.asked();
         Some(Deployed {
             name: key.name.clone(),
             revision,

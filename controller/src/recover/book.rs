@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use wasmorch_api::record::{Removed, Run};
+use wasmorch_api::record::{CanaryStep, Removed, Run};
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
@@ -297,7 +297,7 @@ fn brought_up(
         answered: Vec::new(),
     });
     if later {
-        go_on(&mut record, held, target, now);
+        go_on(&mut record, held, revisions, target, now);
     }
     let counted = revisions.keys().next_back().copied();
     let counted = counted.max(removed.map(|removed| removed.newest));
@@ -312,7 +312,13 @@ fn brought_up(
 }
 
 /// Hosts hold something that the record does not know of: it follows them.
-fn go_on(record: &mut Record, held: &Held, target: &Revision, now: Timestamp) {
+fn go_on(
+    record: &mut Record,
+    held: &Held,
+    revisions: &BTreeMap<RevisionNumber, Revision>,
+    target: &Revision,
+    now: Timestamp,
+) {
     let before = held.slots.keys().rev().nth(1).copied();
     let number = target.number;
     record.kind = target.kind;
@@ -328,8 +334,20 @@ fn go_on(record: &mut Record, held: &Held, target: &Revision, now: Timestamp) {
         started: now,
         deadline: now.after(target.spec.update.progress_deadline.0),
         best: 0,
+        canary: None,
         reason: None,
     });
+    if let Some(rollout) = record.rollout.as_mut()
+        && target.spec.update.canary.is_some()
+        && let Some(before) = before.and_then(|before| revisions.get(&before))
+        && before.kind == target.kind
+        && wasmorch_planner::may_stand_beside(&before.spec, &target.spec)
+    {
+        // Nobody knows whether they had been promoted: they are watched anew.
+        record.revision = before.number;
+        rollout.state = RolloutState::Canary;
+        rollout.canary = Some(CanaryStep::default());
+    }
     if !target.kind.ends() {
         record.desired = held.highest_slot();
         return;

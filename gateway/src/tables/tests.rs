@@ -34,8 +34,10 @@ fn endpoints(key: &WorkloadKey, ready: u32) -> EndpointTable {
             peer: Some("127.0.0.1:1".into()),
             ready,
             weight: 1,
+            canary: 0,
             zone: None,
         }],
+        canary: None,
     }
 }
 

@@ -211,6 +211,7 @@ pub(crate) fn endpoints(hosts: Vec<HostEndpoint>) -> EndpointTable {
         namespace: web().namespace,
         workload: web().name,
         hosts,
+        canary: None,
     }
 }
 
@@ -220,6 +221,7 @@ pub(crate) fn endpoint(host: &str, peer: SocketAddr) -> HostEndpoint {
         peer: Some(peer.to_string()),
         ready: 1,
         weight: 1,
+        canary: 0,
         zone: None,
     }
 }

@@ -22,8 +22,8 @@ use http::{Request, Response};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::WorkloadKey;
-use wasmorch_gateway::{Body, Deadline, Hops, Local, LocalError};
+use wasmorch_api::{RevisionNumber, WorkloadKey};
+use wasmorch_gateway::{Body, Canary, Deadline, Hops, Local, LocalError};
 use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
 
 use super::probe::{Change, Judge, Prober, Verdict};
@@ -43,6 +43,7 @@ const CLOSED: u8 = 3;
 /// One http replica.
 pub(super) struct Member {
     pub(super) guest: Arc<HttpReplica>,
+    revision: RevisionNumber,
     logs: Arc<dyn LogSink>,
     stage: AtomicU8,
     /// Requests between being let in and the head of their response.
@@ -63,9 +64,14 @@ impl Drop for Entered<'_> {
 }
 
 impl Member {
-    pub(super) fn new(guest: Arc<HttpReplica>, logs: Arc<dyn LogSink>) -> Self {
+    pub(super) fn new(
+        guest: Arc<HttpReplica>,
+        revision: RevisionNumber,
+        logs: Arc<dyn LogSink>,
+    ) -> Self {
         Self {
             guest,
+            revision,
             logs,
             stage: AtomicU8::new(UNREADY),
             entering: AtomicUsize::new(0),
@@ -219,27 +225,44 @@ impl Locals {
         f(members.get(workload).map_or(&[], Vec::as_slice))
     }
 
-    /// The member for a request: serving before leaving, then the least loaded, in turn.
-    fn choose(&self, workload: &WorkloadKey) -> Result<Arc<Member>, Missing> {
+    /// The member for a request: serving before leaving, of the revision whose turn it is before
+    /// others, then the least loaded, in turn.
+    fn choose(
+        &self,
+        workload: &WorkloadKey,
+        canary: Option<Canary>,
+    ) -> Result<Arc<Member>, Missing> {
         self.look(workload, |members| {
             let at = |stage| members.iter().filter(move |member| member.stage() == stage);
-            let pick = |stage| -> Option<&Arc<Member>> {
-                match at(stage).count() {
-                    0 => None,
-                    1 => at(stage).next(),
-                    count => {
-                        let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
-                        let rotated = at(stage).skip(start).chain(at(stage).take(start));
-                        rotated.min_by_key(|member| member.load())
-                    }
-                }
+            let turns = |member: &&Arc<Member>| {
+                let canary = canary
+                    .is_none_or(|canary| (member.revision == canary.revision) == canary.chosen);
+                member.stage() == SERVING && canary
             };
-            match pick(SERVING).or_else(|| pick(LEAVING)) {
+            let turn = self.pick(|| members.iter().filter(turns));
+            let any = || self.pick(|| at(SERVING));
+            match turn.or_else(any).or_else(|| self.pick(|| at(LEAVING))) {
                 Some(member) => Ok(member.clone()),
                 None if at(CLOSED).next().is_some() => Err(Missing::Closed),
                 None => Err(Missing::NotReady),
             }
         })
+    }
+
+    /// The least loaded of some, in turn.
+    fn pick<'m, I>(&self, some: impl Fn() -> I) -> Option<&'m Arc<Member>>
+    where
+        I: Iterator<Item = &'m Arc<Member>>,
+    {
+        match some().count() {
+            0 => None,
+            1 => some().next(),
+            count => {
+                let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
+                let rotated = some().skip(start).chain(some().take(start));
+                rotated.min_by_key(|member| member.load())
+            }
+        }
     }
 }
 
@@ -286,7 +309,8 @@ impl Local for Locals {
         workload: &WorkloadKey,
         request: Request<Body>,
     ) -> Result<Response<Body>, LocalError> {
-        match self.choose(workload) {
+        let canary = request.extensions().get::<Canary>().copied();
+        match self.choose(workload, canary) {
             Ok(member) => member.handle(request).await,
             Err(Missing::NotReady) => Err(LocalError::NotHere(request)),
             Err(Missing::Closed) => Err(LocalError::Refused(request)),
@@ -297,7 +321,7 @@ impl Local for Locals {
 /// The life of an http replica: probed while it serves, called over NATS while it is ready, and
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
-    let member = Arc::new(Member::new(guest, life.logs.clone()));
+    let member = Arc::new(Member::new(guest, life.launch.revision, life.logs.clone()));
     let _seat = life
         .context
         .locals

@@ -396,8 +396,10 @@ impl Bench {
                 peer: None,
                 ready: 1,
                 weight: 1,
+                canary: 0,
                 zone: None,
             }],
+            canary: None,
         };
         let routes = ToRunner::Routes {
             changed: vec![(routes, self.sequence)],

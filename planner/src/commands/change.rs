@@ -269,6 +269,7 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
         started: call.now,
         deadline: call.now.after(deadline_after.unwrap_or_default()),
         best: 0,
+        canary: None,
         reason: None,
     });
     let event =

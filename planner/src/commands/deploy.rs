@@ -1,13 +1,13 @@
 //! `deploy`: new revisions, all in one batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
 use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::{
     ApiError, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber, RolloutState,
-    Route, WorkloadKey, WorkloadSpec,
+    Route, Slot, WorkloadKey, WorkloadSpec,
 };
 
 use super::{Call, Outcome, remember};
@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Workload};
 use crate::planted::{self, Bug};
 use crate::queries;
 use crate::write::{EventDraft, Write};
-use crate::{cron, jobs, quota};
+use crate::{canary, cron, jobs, quota};
 
 /// What is deployed, after the specs and the components have been checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,7 @@ pub fn deploy(
         let Some(record) = record else { continue };
         let deployed = Deployed {
             name: spec.name.clone(),
-            revision: record.revision,
+            revision: record.asked(),
             changed: step.is_some(),
             rollout: step
                 .as_ref()
@@ -130,7 +130,7 @@ fn one(
             }],
         ));
     };
-    let same_revision = known.and_then(Workload::target).filter(|target| {
+    let same_revision = known.and_then(Workload::asked).filter(|target| {
         target.kind == kind
             && target.artifact == artifact
             && target.spec.without_desired() == spec.without_desired()
@@ -144,7 +144,7 @@ fn one(
         .or_else(|| removed.map(|removed| removed.newest))
         .unwrap_or_default();
     let number = newest.next();
-    let changes = match known.and_then(Workload::target) {
+    let changes = match known.and_then(Workload::asked) {
         Some(before) => differences(&before.spec, spec),
         None => vec!["first revision".to_owned()],
     };
@@ -163,7 +163,10 @@ fn one(
         Some(workload) => workload.record.clone(),
         None => first_record(key, removed, kind, call),
     };
-    let from = known.map(|workload| workload.record.stable.unwrap_or(workload.record.revision));
+    if record.stable.is_none() && known.is_some_and(serves) {
+        record.stable = Some(record.revision);
+    }
+    let from = known.map(|_| record.stable.unwrap_or(record.revision));
     record.kind = kind;
     record.revision = number;
     record.newest = number;
@@ -181,12 +184,16 @@ fn one(
         started: call.now,
         deadline: call.now.after(spec.update.progress_deadline.0),
         best: 0,
+        canary: None,
         reason: None,
     });
     let before = known
         .and_then(Workload::target)
         .map(|target| (&target.spec, target.kind));
     take_runs(&mut record, before, (spec, kind), call);
+    if let Some(base) = canary::base(known, record.stable, spec, kind) {
+        canary::begin(&mut record, base);
+    }
     record.stopped = false;
     let said = format!("revision {number}: {}", changes.join("; "));
     let mut events = vec![EventDraft::of(key, EventKind::Deployed, said).revision(number)];
@@ -204,6 +211,18 @@ fn one(
         forgotten,
         events,
     }))
+}
+
+/// Whether a revision whose rollout goes on still has all of its replicas ready: for a first one
+/// whoever deployed it has been told so, and it is what to go back to.
+fn serves(workload: &Workload) -> bool {
+    let record = &workload.record;
+    let placed = workload.placements.iter();
+    let ready = placed.filter(|(number, placed)| {
+        placed.revision == record.revision && workload.is_ready(**number)
+    });
+    let slots: BTreeSet<Slot> = ready.map(|(_, placed)| placed.slot).collect();
+    record.wanted() > 0 && !record.kind.ends() && slots.len() as u64 >= u64::from(record.wanted())
 }
 
 /// The same revision with another count, or held at zero until now.
@@ -291,6 +310,7 @@ fn too_old(workload: &Workload, record: &Record) -> Vec<RevisionNumber> {
     let in_use = |number: &RevisionNumber| {
         Some(*number) == record.stable
             || *number == record.revision
+            || *number == record.asked()
             || workload
                 .placements
                 .values()
@@ -337,12 +357,10 @@ fn refuse_route_conflicts(
             .workloads
             .iter()
             .any(|(spec, _)| call.key(&spec.name) == *key);
-        if let Some(target) = workload.target().filter(|_| !replaced) {
-            let routes = target
-                .spec
-                .routes
-                .iter()
-                .filter_map(|text| Route::parse(text).ok());
+        // Those of a revision on trial are its own as soon as it is promoted.
+        let specs = [workload.target(), workload.asked()].into_iter().flatten();
+        for target in specs.filter(|_| !replaced) {
+            let routes = { target.spec.routes.iter() }.filter_map(|text| Route::parse(text).ok());
             taken.extend(routes.map(|route| (route, key.clone())));
         }
     }

@@ -1,13 +1,13 @@
 //! `rollback` and `rollout`: which revision is wanted, and what a person does about its rollout.
 
 use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
-use wasmorch_api::record::Rollout;
+use wasmorch_api::record::{CanaryStep, Rollout};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
 
 use super::{Call, Outcome, find, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::write::{EventDraft, Write};
-use crate::{jobs, queries};
+use crate::{canary, jobs, queries};
 
 pub(super) fn in_the_way(name: &Name, rollout: &Rollout) -> ApiError {
     ApiError::new(
@@ -64,7 +64,7 @@ pub fn rollback(
         },
         urls: queries::urls(cluster, &key, target.kind, &target.spec),
     };
-    if to == record.revision && !record.stopped {
+    if to == record.revision && !record.stopped && record.on_trial().is_none() {
         let reply = DeployReply {
             index: workload.index,
             workloads: vec![deployed(record, false)],
@@ -78,11 +78,12 @@ pub fn rollback(
     let mut after = record.clone();
     after.rollout = Some(Rollout {
         revision: to,
-        from: Some(record.revision),
+        from: Some(record.asked()),
         state: RolloutState::Rolling,
         started: call.now,
         deadline: call.now.after(target.spec.update.progress_deadline.0),
         best: 0,
+        canary: None,
         reason: None,
     });
     after.revision = to;
@@ -111,9 +112,14 @@ pub fn rollback(
     })
 }
 
-/// The last stable revision when the wanted one is not it, else the one made before.
+/// What canaries stand beside; else the last stable revision when the wanted one is not it, or the
+/// one made before.
 fn previous(workload: &Workload) -> Option<RevisionNumber> {
     let record = &workload.record;
+    if record.on_trial().is_some() {
+        // What the canaries stand beside.
+        return Some(record.revision);
+    }
     record
         .stable
         .filter(|stable| *stable != record.revision && workload.revisions.contains_key(stable))
@@ -126,7 +132,7 @@ fn previous(workload: &Workload) -> Option<RevisionNumber> {
         })
 }
 
-/// `status | pause | resume | abort`; `promote` has nothing to promote without canaries.
+/// `status | pause | resume | promote | abort`. A rollout with canaries resumes with them.
 pub fn rollout(
     cluster: &Cluster,
     request: &RolloutRequest,
@@ -152,52 +158,48 @@ pub fn rollout(
             format!("see `wasmorch status {}`", key.name),
         ));
     };
-    let deadline_after = workload
-        .target()
-        .map(|target| target.spec.update.progress_deadline.0);
+    let patience = workload.asked().map_or_else(Default::default, |target| {
+        target.spec.update.progress_deadline.0
+    });
+    let moves = matches!(
+        rollout.state,
+        RolloutState::Rolling | RolloutState::Canary | RolloutState::Baking
+    );
     let kind = match (action, rollout.state) {
-        (RolloutAction::Pause, RolloutState::Rolling) => {
+        (RolloutAction::Pause, _) if moves => {
             rollout.state = RolloutState::Paused;
             rollout.reason = Some(format!("paused by {}", call.by));
             EventKind::RolloutPaused
         }
         (RolloutAction::Resume, RolloutState::Paused) => {
             rollout.state = RolloutState::Rolling;
+            if rollout.canary.is_some() {
+                // They are watched anew, from the beginning.
+                rollout.state = RolloutState::Canary;
+                rollout.canary = Some(CanaryStep::default());
+                rollout.best = 0;
+            }
             rollout.reason = None;
-            rollout.deadline = call.now.after(deadline_after.unwrap_or_default());
+            rollout.deadline = call.now.after(patience);
             EventKind::RolloutStarted
         }
-        (RolloutAction::Abort, RolloutState::Rolling | RolloutState::Paused) => {
-            let Some(back) = record.stable.filter(|stable| *stable != record.revision) else {
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    format!("{} has no revision to go back to", key.name),
-                    "this is its first",
-                    format!(
-                        "stop it with `wasmorch stop {0}`, or `wasmorch rm {0}`",
-                        key.name
-                    ),
-                ));
-            };
-            record.revision = back;
-            if let Some(revision) = workload.revisions.get(&back) {
-                record.kind = revision.kind;
-            }
-            if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
-                // Ends the aborted run; what came before is not run again.
-                run.outcome = Some(jobs::over("aborted", call.now));
-            }
-            rollout.state = RolloutState::Aborted;
-            rollout.reason = Some(format!("aborted by {}", call.by));
-            EventKind::RolloutAborted
+        (RolloutAction::Promote, _) if rollout.canary.is_some() => {
+            canary::promote(&mut record, workload, call.now);
+            let promoted = record.rollout.take();
+            rollout = promoted.unwrap_or(rollout);
+            EventKind::RolloutPromoted
         }
         (RolloutAction::Promote, _) => {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!("{} has no canary to promote", key.name),
-                "canaries are not in this version yet",
-                "",
+                format!("its rollout is {}", rollout.state),
+                format!("see `wasmorch rollout status {}`", key.name),
             ));
+        }
+        (RolloutAction::Abort, state) if moves || state == RolloutState::Paused => {
+            abort(workload, &mut record, &mut rollout, call)?;
+            EventKind::RolloutAborted
         }
         (_, state) => {
             return Err(ApiError::new(
@@ -208,10 +210,10 @@ pub fn rollout(
             ));
         }
     };
-    let reason = rollout
-        .reason
-        .clone()
-        .unwrap_or_else(|| "as asked".to_owned());
+    let reason = match kind {
+        EventKind::RolloutPromoted => format!("promoted by {}", call.by),
+        _ => { rollout.reason.clone() }.unwrap_or_else(|| "as asked".to_owned()),
+    };
     let events = vec![EventDraft::of(&key, kind, reason).revision(rollout.revision)];
     record.rollout = Some(rollout);
     record.updated = call.now;
@@ -222,4 +224,35 @@ pub fn rollout(
         events,
         reply,
     })
+}
+
+/// Back to the last good revision, as a person says.
+fn abort(
+    workload: &Workload,
+    record: &mut wasmorch_api::Record,
+    rollout: &mut Rollout,
+    call: &Call,
+) -> Result<(), ApiError> {
+    let name = &record.name;
+    let back = record.stable.filter(|stable| *stable != rollout.revision);
+    let Some(back) = back else {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("{name} has no revision to go back to"),
+            "this is its first",
+            format!("stop it with `wasmorch stop {name}`, or `wasmorch rm {name}`"),
+        ));
+    };
+    record.revision = back;
+    if let Some(revision) = workload.revisions.get(&back) {
+        record.kind = revision.kind;
+    }
+    if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+        // Ends the aborted run; what came before is not run again.
+        run.outcome = Some(jobs::over("aborted", call.now));
+    }
+    rollout.state = RolloutState::Aborted;
+    rollout.canary = None;
+    rollout.reason = Some(format!("aborted by {}", call.by));
+    Ok(())
 }

@@ -1,0 +1,107 @@
+//! A new revision that proves itself on a canary first.
+
+use serde_json::Value;
+use wasmorch_tests::up::Up;
+use wasmorch_tests::{guest, http, wait_for};
+
+const OLD: &str = "Hello from wasmorch, v1\n";
+const NEW: &str = "Hello from wasmorch, v2\n";
+
+/// A manifest of `hello` from this sample, three replicas, with a canary.
+fn manifest(up: &Up, sample: &str, canary: &str) -> String {
+    let component = guest(sample);
+    let text = format!(
+        "[workload]\nname = \"hello\"\ncomponent = \"{}\"\nreplicas = 3\n[workload.update]\n\
+         progress_deadline = \"5s\"\nmin_ready = \"200ms\"\ncanary = {{ {canary} }}\n",
+        component.display()
+    );
+    let file = up.home.write(&format!("{sample}.toml"), text);
+    file.to_str().expect("text").to_owned()
+}
+
+/// So many replicas of each revision are ready, in the revisions' order.
+fn ready(status: &Value) -> Vec<(u64, usize)> {
+    let replicas = status["replicas"].as_array().expect("an array");
+    let ready = replicas.iter().filter(|one| one["ready"] == true);
+    let mut counts = std::collections::BTreeMap::new();
+    for one in ready {
+        let revision = one["revision"].as_u64().expect("a number");
+        *counts.entry(revision).or_default() += 1;
+    }
+    counts.into_iter().collect()
+}
+
+#[test]
+fn a_canary_has_its_share_at_every_gateway_and_waits_to_be_promoted() {
+    let up = Up::start(2);
+    up.deploy("hello-http", "hello", &["--replicas", "3"]);
+    let canary = "replicas = 1, percent = 20, bake = \"500ms\", promote = \"manual\"";
+    let file = manifest(&up, "hello-http-v2", canary);
+    let done = up.run(&["deploy", &file]).ok();
+    assert!(
+        done.out.contains("canary") && done.out.contains("wasmorch rollout promote hello"),
+        "{}",
+        done.out
+    );
+    let status = up.status("hello");
+    assert_eq!(ready(&status), [(1, 3), (2, 1)], "beside the others");
+    assert_eq!(status["rollout"]["state"], "baking");
+
+    for gateway in up.gateways() {
+        wait_for("the canary to be heard of", || {
+            let answer = http::get(&gateway, "hello.default.localhost", "/").expect("answers");
+            (answer.body == NEW).then_some(())
+        });
+        let mut canary = 0;
+        for _ in 0..300 {
+            let answer = http::get(&gateway, "hello.default.localhost", "/").expect("answers");
+            assert_eq!(answer.status, 200);
+            assert!([OLD, NEW].contains(&answer.body.as_str()), "{answer:?}");
+            canary += usize::from(answer.body == NEW);
+        }
+        // A fifth is 60 (a quarter, by number, 75); five standard deviations of chance.
+        assert!((25..=95).contains(&canary), "{canary} of 300 at {gateway}");
+    }
+
+    // What is scaled meanwhile is what has proven itself.
+    up.run(&["scale", "hello=4"]).ok();
+    wait_for("another one of the old revision", || {
+        (ready(&up.status("hello")) == [(1, 4), (2, 1)]).then_some(())
+    });
+    up.run(&["rollout", "promote", "hello"]).ok();
+    wait_for("the rollout to complete", || {
+        (up.status("hello")["rollout"]["state"] == "completed").then_some(())
+    });
+    assert_eq!(ready(&up.status("hello")), [(2, 4)]);
+    assert_eq!(up.get("hello", "/").body, NEW);
+    let events = up.run(&["events", "--json"]).ok().out;
+    assert!(events.contains("rollout-promoted"), "{events}");
+    up.run(&["rollout", "promote", "hello"])
+        .refused(75, &["no rollout"]);
+}
+
+#[test]
+fn a_bad_canary_is_taken_back_by_itself_and_nobody_notices() {
+    let up = Up::start(2);
+    up.deploy("hello-http", "hello", &["--replicas", "3"]);
+    let file = manifest(&up, "crasher", "replicas = 1, bake = \"500ms\"");
+    up.run(&["deploy", &file])
+        .refused(1, &["hello did not get there", "revision 1"]);
+    let status = up.status("hello");
+    assert_eq!(status["rollout"]["state"], "reverted");
+    assert_eq!(ready(&status), [(1, 3)]);
+    assert_eq!(up.get("hello", "/").body, OLD);
+
+    // A good one promotes itself.
+    let file = manifest(&up, "hello-http-v2", "replicas = 2, bake = \"500ms\"");
+    up.run(&["deploy", &file]).ok();
+    assert_eq!(ready(&up.status("hello")), [(3, 3)]);
+
+    // And it cannot stand beside what must end first.
+    let file = manifest(&up, "hello-http", "replicas = 1");
+    let text = std::fs::read_to_string(&file).expect("written");
+    let text = text.replace("canary =", "order = \"stop-first\"\ncanary =");
+    std::fs::write(&file, text).expect("written");
+    up.run(&["deploy", &file])
+        .refused(64, &["canary", "start-first"]);
+}
