@@ -113,9 +113,21 @@ pub struct WorkloadSummary {
     pub ready: u32,
     /// How it stands.
     pub state: WorkloadState,
+    /// Between which counts its load moves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<ScaleView>,
     /// Where it answers.
     #[serde(default)]
     pub urls: Vec<String>,
+}
+
+/// The bounds of a workload with `scale`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleView {
+    /// Never fewer.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
 }
 
 /// How a workload stands.
@@ -370,6 +382,9 @@ pub struct ChangeReply {
     /// Whether anything changed.
     #[serde(default)]
     pub changed: bool,
+    /// `scale`: why it is not what was asked for, or not for long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// `rm`: data that was kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,

@@ -195,11 +195,17 @@ impl WorkloadSpec {
 
     /// How many replicas this spec names, if it names any.
     pub fn replicas_named(&self) -> Option<u32> {
-        match (&self.replicas, &self.scale) {
-            (Some(Replicas::Count(count)), _) => Some(*count),
-            (_, Some(scale)) => Some(scale.min),
+        match self.replicas {
+            Some(Replicas::Count(count)) => Some(count),
             _ => None,
         }
+    }
+
+    /// How many are wanted once this is deployed where `before` were: as many as it names; with `scale`
+    /// as many as before, within its bounds.
+    pub fn desired_after(&self, before: u32) -> u32 {
+        let kept = self.scale.as_ref().map(|scale| scale.within(before));
+        self.replicas_named().or(kept).unwrap_or(before)
     }
 
     /// Whether no two replicas of one slot may ever run at once.
@@ -253,6 +259,52 @@ pub struct Scale {
     /// No change within this share of the target.
     #[serde(default = "scale_tolerance")]
     pub tolerance: Share,
+}
+
+/// What the autoscaler looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    /// Requests or messages in hand.
+    Concurrency,
+    /// Requests taken in a second.
+    RequestsPerSecond,
+    /// Percent of `resources.cpu`.
+    Cpu,
+    /// Messages that wait in a stream.
+    Pending,
+}
+
+impl Measure {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Concurrency,
+        Self::RequestsPerSecond,
+        Self::Cpu,
+        Self::Pending,
+    ];
+
+    /// The key under `scale.target`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Concurrency => "concurrency",
+            Self::RequestsPerSecond => "requests_per_second",
+            Self::Cpu => "cpu",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+impl Scale {
+    /// What it follows, and how much of that one replica should carry.
+    pub fn follows(&self) -> Option<(Measure, u32)> {
+        let of = |measure: Measure| Some((measure, *self.target.get(measure.as_str())?));
+        Measure::ALL.into_iter().find_map(of)
+    }
+
+    /// The count next to this one that its bounds allow.
+    pub fn within(&self, count: u32) -> u32 {
+        count.max(self.min).min(self.max)
+    }
 }
 
 /// Default `scale.window`.

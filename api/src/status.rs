@@ -200,6 +200,53 @@ pub struct Capacity {
     pub replicas: u64,
 }
 
+/// What replicas have to do: what the autoscaler goes by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Load {
+    /// Requests or messages in hand, those that wait for a seat included.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub in_flight: u64,
+    /// Cpu lately, thousandths of a core.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cpu_millis: u64,
+    /// Requests lately, thousandths of one in a second.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub request_millis: u64,
+}
+
+impl Load {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            in_flight: self.in_flight.saturating_add(other.in_flight),
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            request_millis: self.request_millis.saturating_add(other.request_millis),
+        }
+    }
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the shape that serde asks for"
+)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What all live replicas of one workload on one host have to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadLoad {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// Their sum.
+    #[serde(flatten)]
+    pub load: Load,
+}
+
 /// Sent every second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -230,6 +277,10 @@ pub struct Heartbeat {
     /// echoes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
+    /// The load of each workload with `scale` that has a live replica here, idle ones included: one
+    /// that is left out says nothing, which is not the same as no load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<WorkloadLoad>,
     /// What it is.
     pub info: HostInfo,
 }

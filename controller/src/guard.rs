@@ -183,6 +183,7 @@ mod tests {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            loads: Vec::new(),
             leaving: false,
             at: None,
             info: HostInfo::default(),

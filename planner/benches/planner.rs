@@ -313,6 +313,7 @@ impl World {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            loads: Vec::new(),
             leaving: false,
             at: None,
             info: HostInfo {

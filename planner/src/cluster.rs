@@ -16,6 +16,7 @@ use wasmorch_api::{
 
 use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
+use crate::autoscale::Scaling;
 use crate::detection::Detection;
 use crate::plan::StopReason;
 use crate::pool::{Booked, Classes, Holders, Pool};
@@ -45,6 +46,8 @@ pub struct Cluster {
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
     /// Namespaces with a quota.
     pub(crate) namespaces: BTreeMap<Name, NamespaceRecord>,
+    /// Those with `scale`, and what their load was.
+    pub(crate) scaling: BTreeMap<WorkloadKey, Scaling>,
     /// Those with one replica on every host: whatever changes about hosts concerns them.
     pub(crate) per_host: BTreeSet<WorkloadKey>,
     /// How many workloads have each priority.
@@ -73,6 +76,8 @@ pub struct Host {
     pub boot: Option<BootId>,
     /// When it was last heard, or when the term began.
     pub heard: Timestamp,
+    /// Its last heartbeat.
+    pub(crate) beat: Timestamp,
     /// Whether it lives.
     pub state: HostState,
     /// Its set as stored.
@@ -123,6 +128,7 @@ impl Host {
             stored,
             boot: None,
             heard: since,
+            beat: since,
             state: HostState::Alive,
             set: None,
             set_sequence: 0,
@@ -375,6 +381,7 @@ impl Cluster {
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            scaling: BTreeMap::new(),
             per_host: BTreeSet::new(),
             priorities: BTreeMap::new(),
             agenda: Agenda::default(),
@@ -561,6 +568,8 @@ impl Cluster {
         };
         let before = std::mem::replace(&mut workload.record, record);
         workload.index = sequence;
+        let what = |one: &Record| (one.desired, one.stopped, one.revision);
+        let counted = what(&before) != what(&workload.record);
         // A plan that only placed something has moved the counter, a change that changed nothing was
         // answered: nothing new follows from that.
         let only_counted = Record {
@@ -574,6 +583,9 @@ impl Cluster {
         } else {
             self.agenda.whole(&key);
             self.note_target(&key);
+            if counted {
+                self.note_count(&key);
+            }
         }
     }
 
@@ -589,6 +601,7 @@ impl Cluster {
         if now.is_some_and(|now| self.priorities.range(above(now)).next().is_some()) {
             self.agenda.room();
         }
+        self.note_scale(key);
         if self.workloads.get(key).is_some_and(Workload::per_host) {
             self.per_host.insert(key.clone());
         } else {

@@ -311,6 +311,7 @@ impl Cluster {
         self.agenda.forget(key, workload.wake);
         self.stale_tables.remove(key);
         self.per_host.remove(key);
+        self.scaling.remove(key);
         self.count_priority(workload.counted_as, None);
         for placed in workload.placements.values() {
             let Some(host) = self.hosts.get_mut(&placed.host) else {

@@ -18,6 +18,7 @@
 
 mod absent;
 mod agenda;
+mod autoscale;
 mod balance;
 mod canary;
 pub mod check;
@@ -43,6 +44,7 @@ pub mod preview;
 pub mod queries;
 mod quota;
 mod rollout;
+mod scaler;
 mod silence;
 mod slots;
 mod stages;

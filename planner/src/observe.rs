@@ -81,7 +81,7 @@ impl Cluster {
         out
     }
 
-    fn heartbeat(&mut self, beat: Heartbeat, now: Timestamp, out: &mut Observed) {
+    fn heartbeat(&mut self, mut beat: Heartbeat, now: Timestamp, out: &mut Observed) {
         if beat.cluster != self.cluster {
             return;
         }
@@ -98,6 +98,7 @@ impl Cluster {
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
         host.heard = host.heard.max(now);
+        let loads = std::mem::take(&mut beat.loads);
         host.applied = beat.sequence;
         host.table_seq = beat.table_seq;
         host.memory_bytes = beat.memory_bytes;
@@ -173,6 +174,7 @@ impl Cluster {
             });
         }
         let moved = known != (host.known(), host.state);
+        self.note_loads(&beat.host, loads, now);
         if reshaped {
             self.host_reshaped(&beat.host);
         } else if moved {
@@ -384,6 +386,7 @@ impl Cluster {
             }
         }
         out.changed |= !moved.is_empty();
+        out.changed |= self.follow_loads(now);
         for id in moved {
             self.host_changed(&id);
         }

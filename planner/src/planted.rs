@@ -52,6 +52,8 @@ pub enum Bug {
     ScheduledForgotten,
     /// A canary that fails while it bakes is promoted all the same.
     CanaryNotWatched,
+    /// What a host once told of a workload's load counts for ever.
+    OldLoadKept,
 }
 
 #[cfg(feature = "planted")]

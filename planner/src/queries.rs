@@ -1,8 +1,8 @@
 //! What the state says, in the shapes of the API. Nothing here decides.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, ReplicaView, RolloutView, RunView, StatusReply, WorkloadState,
-    WorkloadSummary,
+    HistoryItem, HostView, ReplicaView, RolloutView, RunView, ScaleView, StatusReply,
+    WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::record::Run;
 use wasmorch_api::status::HostState;
@@ -145,6 +145,11 @@ pub fn summary(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> Wor
         },
         ready: ready(cluster, workload),
         state: state(cluster, workload),
+        scale: workload.target().and_then(|target| {
+            let scale = target.spec.scale.as_ref()?;
+            let (min, max) = (scale.min, scale.max);
+            Some(ScaleView { min, max })
+        }),
         urls,
     }
 }

@@ -219,6 +219,32 @@ fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
     }
 }
 
+/// How many replicas of a workload its namespace's quota allows beside what all others ask for, and are
+/// about to. `None`: there is no quota.
+pub(crate) fn allows(cluster: &Cluster, key: &WorkloadKey, spec: &WorkloadSpec) -> Option<u32> {
+    let known = cluster.namespaces.get(&key.namespace)?;
+    let mut held = Booked::default();
+    for (other, workload) in cluster.in_namespace(&key.namespace) {
+        let Some(target) = workload.target().filter(|_| other != key) else {
+            continue;
+        };
+        let mut record = workload.record.clone();
+        let wished = cluster.wished(other).unwrap_or(0);
+        record.desired = record.desired.max(wished);
+        held = held.plus(asks(other, &record, &target.spec));
+    }
+    let one = Booked {
+        replicas: 1,
+        set_bytes: 0,
+        ..Booked::of(key, spec, None)
+    };
+    let limit = limit(&known.quota);
+    let fits = { limit.minus(held) }.dimensions(one, limit);
+    let fits = fits.into_iter().filter(|(_, _, one, _)| *one > 0);
+    let fits = fits.map(|(_, free, one, _)| free / one).min()?;
+    Some(u32::try_from(fits).unwrap_or(u32::MAX))
+}
+
 /// Refuses what would ask for more than the namespace's quota; what asks for no more than before passes.
 pub(crate) fn refuse_beyond(
     cluster: &Cluster,

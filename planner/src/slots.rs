@@ -310,6 +310,7 @@ impl Pass<'_> {
             // stored first; the next pass sees the other one.
             return;
         }
+        self.follow_load();
         if self.target.spec.per_host() && !self.record.stopped {
             self.seat_hosts();
         } else {

@@ -50,6 +50,7 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
     Some(json!({
         "state": state(cluster, workload),
         "story": story,
+        "scale": cluster.scaling_words(key),
         "unplaced": workload.unplaced,
         "evaluated": trouble.evaluated,
         "filtered": trouble.filtered,

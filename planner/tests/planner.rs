@@ -16,6 +16,8 @@ use wasmorch_api::{
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
 
+#[path = "planner/autoscale.rs"]
+mod autoscale;
 #[path = "planner/canary.rs"]
 mod canary;
 #[path = "planner/disconnect.rs"]
@@ -68,6 +70,10 @@ struct World {
     oracle: bool,
     /// What each host has last reported: it speaks when something is different.
     said: BTreeMap<HostId, Vec<ReplicaStatus>>,
+    /// What all ready replicas of a workload have in hand together.
+    load: BTreeMap<WorkloadKey, u64>,
+    /// Hosts that tell no load.
+    untold: BTreeSet<HostId>,
 }
 
 impl World {
@@ -85,6 +91,8 @@ impl World {
             plans: Vec::new(),
             oracle: true,
             said: BTreeMap::new(),
+            load: BTreeMap::new(),
+            untold: BTreeSet::new(),
         };
         for n in 1..=hosts {
             world.seqs.insert(host(n), 0);
@@ -208,6 +216,7 @@ impl World {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            loads: self.loads_of(id),
             leaving: false,
             at: None,
             info: HostInfo {

@@ -248,6 +248,11 @@ impl HttpReplica {
         })
     }
 
+    /// Counts a request that comes from outside, before it is handled: a probe is handled and not counted.
+    pub fn count_request(&self) {
+        self.shared.meter.came.fetch_add(1, Relaxed);
+    }
+
     /// What it uses.
     pub fn usage(&self) -> Usage {
         self.shared

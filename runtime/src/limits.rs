@@ -45,6 +45,8 @@ pub struct Usage {
     /// Refused so far, as busy or as the host had no room for one more instance: no guest ran for
     /// these.
     pub refused_total: u64,
+    /// Requests that came so far, refused ones included; probes are none.
+    pub requests_total: u64,
     /// Wall time of all polls of guests: the processor time of the guests and of their host calls.
     pub cpu_time: Duration,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Meter {
     pub(crate) started: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) refused: AtomicU64,
+    /// Requests that came from outside.
+    pub(crate) came: AtomicU64,
     cpu_nanos: AtomicU64,
     /// What requests are numbered by.
     pub(crate) requests: AtomicU64,
@@ -72,6 +76,7 @@ impl Meter {
             started: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         }
@@ -102,6 +107,7 @@ impl Meter {
             started_total: self.started.load(Relaxed),
             failed_total: self.failed.load(Relaxed),
             refused_total: self.refused.load(Relaxed),
+            requests_total: self.came.load(Relaxed),
             cpu_time: Duration::from_nanos(self.cpu_nanos.load(Relaxed)),
         }
     }

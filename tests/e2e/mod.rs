@@ -1,6 +1,7 @@
 //! End to end: the real binary, a real nats-server, real components.
 
 mod access;
+mod autoscale;
 mod capabilities;
 mod counts;
 mod daemons;

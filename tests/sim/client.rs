@@ -446,6 +446,7 @@ impl World {
                 promote: *rng.pick(&[Promote::Auto, Promote::Auto, Promote::Manual]),
             });
         }
+        self.loads.bound(key, &mut spec);
         spec
     }
 

@@ -256,6 +256,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.say("world", || "the storm is over".into());
         self.healed = true;
+        self.loads.rest(self.now);
         self.weather.calm_down();
         for node in self.cuts.keys().copied().collect::<Vec<_>>() {
             self.mend(Mend::Line(node));

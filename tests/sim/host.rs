@@ -181,6 +181,7 @@ impl World {
     }
 
     fn beat(&mut self, at: usize) {
+        self.runner_tells_usage(at);
         self.law_of_silence(at);
         let now = self.host_clock(at);
         let host = &self.hosts[at];

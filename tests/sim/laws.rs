@@ -151,6 +151,10 @@ impl World {
                 Write::Record(record) => {
                     let before = self.laws.records.get(&record.key()).cloned();
                     let wrong = self.laws.runs.wrong(before.as_ref(), record);
+                    let wanted = (record.key(), record.revision);
+                    let spec = self.laws.specs.get(&wanted);
+                    let count = super::load::wrong(before.as_ref(), record, spec);
+                    let wrong = wrong.into_iter().chain(count);
                     found.extend(wrong.filter(|_| !self.laws.regressed));
                     self.laws
                         .records

@@ -22,6 +22,7 @@ mod faults;
 mod host;
 mod host_laws;
 mod laws;
+mod load;
 mod move_laws;
 mod oracle;
 mod planted;

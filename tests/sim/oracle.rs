@@ -16,8 +16,9 @@ struct Expect {
     exists: bool,
     desired: u32,
     stopped: bool,
-    /// A revision had one on every host: the leader has the count, also after going back to it.
-    per_host: bool,
+    /// A revision had one on every host, or followed its load: the leader has the count, also after
+    /// going back to it.
+    moves: bool,
     /// A job: going back changes its seats.
     ends: bool,
 }
@@ -46,7 +47,7 @@ impl Expect {
             Ask::Deploy(spec, kind) => {
                 after.exists = true;
                 after.stopped = false;
-                after.per_host |= spec.per_host();
+                after.moves |= spec.per_host() || spec.scale.is_some();
                 after.ends = kind.ends();
                 after.desired = if kind.ends() {
                     spec.job.seats()
@@ -68,7 +69,7 @@ impl Expect {
         match record {
             None => !self.exists,
             Some(record) => {
-                let loose = self.per_host || self.ends;
+                let loose = self.moves || self.ends;
                 let desired = loose || self.desired == record.desired;
                 self.exists && desired && self.stopped == record.stopped
             }

@@ -67,6 +67,7 @@ fn bugs_of_the_planner_are_caught() {
         Bug::EqualPreempted,
         Bug::QuotaIgnored,
         Bug::MinAvailableIgnored,
+        Bug::OldLoadKept,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

@@ -29,6 +29,8 @@ pub(crate) struct Run {
     /// It ends by itself when no leader hears its host, and it must not run twice.
     pub(crate) stop_after: Option<u64>,
     pub(crate) once: bool,
+    /// Its workload's count follows the load.
+    pub(crate) follows: bool,
     kind: Kind,
     fate: Fate,
 }
@@ -78,6 +80,7 @@ impl World {
                 .stop_after
                 .map(|after| after.0.as_millis() as u64),
             once: launch.spec.runs_once(),
+            follows: launch.spec.scale.is_some(),
             kind: launch.kind,
             fate,
         };

@@ -194,7 +194,8 @@ impl World {
             }
         }
         if slots.len() as u64 == wanted && running == wanted + canaries.unwrap_or(0) {
-            return None;
+            let waits = self.cannot_be_placed(key, wanted);
+            return self.count_trouble(key, record).filter(|_| !waits);
         }
         if self.waits_for_a_lost_host(key) {
             return None;

@@ -14,6 +14,7 @@ use super::client::User;
 use super::controller::Controller;
 use super::host::HostNode;
 use super::laws::Laws;
+use super::load::Loads;
 use super::rng::Rng;
 use super::store::Store;
 use super::weather::Weather;
@@ -55,6 +56,7 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<HostNode>,
     pub(crate) user: User,
     pub(crate) laws: Laws,
+    pub(crate) loads: Loads,
     pub(crate) cuts: BTreeMap<Node, Cut>,
     pub(crate) fates: BTreeMap<Digest, Fate>,
     /// Bugs of the simulated shell and store.
@@ -90,6 +92,7 @@ impl World {
             hosts: Vec::new(),
             user,
             laws: Laws::default(),
+            loads: Loads::new(seed),
             cuts: BTreeMap::new(),
             fates: BTreeMap::new(),
             bent,

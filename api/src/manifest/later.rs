@@ -4,7 +4,7 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Kind, WorkloadSpec};
+use crate::spec::{Kind, Measure, Scale, WorkloadSpec};
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
 pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
@@ -20,11 +20,19 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
             });
         }
     };
+    let scale = spec.scale.as_ref();
+    let pending = |scale: &Scale| scale.target.contains_key(Measure::Pending.as_str());
     later(
-        spec.scale.is_some(),
-        "scale",
-        "autoscaling is",
-        "use replicas = N",
+        scale.is_some_and(pending),
+        "scale.target.pending",
+        "following what waits in a stream is",
+        "use concurrency (messages in hand) or cpu",
+    );
+    later(
+        scale.is_some_and(|scale| scale.min == 0),
+        "scale.min",
+        "going to zero is",
+        "use min = 1",
     );
     later(
         !spec.depends_on.is_empty(),

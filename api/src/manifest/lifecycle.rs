@@ -4,13 +4,17 @@
 use super::reader::{Field, Fields};
 use super::{COUNT_MAX, DURATIONS, SOME_TIME, grammar};
 use crate::spec::{
-    Canary, FailWhen, Health, Job, OnFailure, Overlap, Probe, Promote, Replicas, Restart,
+    Canary, FailWhen, Health, Job, Measure, OnFailure, Overlap, Probe, Promote, Replicas, Restart,
     RestartPolicy, Scale, StatusRange, Update, UpdateOrder, WorkloadSpec, scale_panic,
     scale_tolerance, scale_window,
 };
 use crate::units::{HumanDuration, Share};
 
 const SHARES: std::ops::RangeInclusive<Share> = Share(0)..=Share(100_000);
+
+/// Hosts tell their load once a second, and the leader keeps that much of it.
+const SCALE_WINDOWS: std::ops::RangeInclusive<HumanDuration> =
+    HumanDuration::secs(1)..=HumanDuration::secs(3_600);
 
 pub(super) fn restart(field: &Field<'_>) -> Restart {
     let mut restart = Restart::default();
@@ -246,19 +250,34 @@ pub(super) fn scale(field: &Field<'_>) -> Option<Scale> {
     if let Some(field) = table.take("target")
         && let Some(mut keys) = field.table()
     {
-        for key in ["concurrency", "requests_per_second", "cpu", "pending"] {
-            if let Some(value) = keys.count_option(key, 1..=COUNT_MAX) {
-                target.insert(key.to_owned(), value);
+        let measures = Measure::ALL.map(Measure::as_str);
+        let named = measures.into_iter().filter(|key| keys.has(key)).count();
+        for measure in Measure::ALL {
+            let most = if measure == Measure::Cpu {
+                100
+            } else {
+                COUNT_MAX
+            };
+            if let Some(value) = keys.count_option(measure.as_str(), 1..=most) {
+                target.insert(measure.as_str().to_owned(), value);
             }
         }
-        if target.len() > 1 {
-            keys.wrong("names several measures: replicas follow one of them");
+        if named != 1 {
+            let what = if named == 0 {
+                "names no measure"
+            } else {
+                "names several measures"
+            };
+            keys.wrong(format!(
+                "{what}: replicas follow one of {}",
+                measures.join(", ")
+            ));
         }
         keys.finish();
     }
     let (mut window, mut panic, mut tolerance) = (scale_window(), scale_panic(), scale_tolerance());
-    table.unit("window", SOME_TIME, &mut window);
-    table.unit("panic", SOME_TIME, &mut panic);
+    table.unit("window", SCALE_WINDOWS, &mut window);
+    table.unit("panic", SCALE_WINDOWS, &mut panic);
     table.unit("tolerance", SHARES, &mut tolerance);
     if min > max && table.has("max") {
         table.wrong_at("max", format!("must be at least min ({min}), not {max}"));

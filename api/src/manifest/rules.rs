@@ -63,6 +63,11 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
     if let Some(scale) = &spec.scale {
         let has = |measure| scale.target.contains_key(measure);
         rule(
+            kind != Kind::Service || !has("concurrency"),
+            "scale.target",
+            "concurrency is for http and messages: write cpu",
+        );
+        rule(
             kind == Kind::Http || !has("requests_per_second"),
             "scale.target",
             "requests_per_second is for http",

@@ -189,6 +189,7 @@ impl Fleet {
                 memory_bytes: 0,
                 cpu_millis: 0,
                 replicas: pulse.replicas,
+                loads: Vec::new(),
                 leaving: false,
                 at: None,
                 info: host.info.clone(),

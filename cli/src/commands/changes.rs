@@ -45,6 +45,9 @@ pub(crate) async fn scale(ctx: &Context, to: &[ScaleTo]) -> Result<Exit, CliErro
         if !ctx.out.is_json() {
             let wanted = count(u64::from(reply.desired), "replica");
             say(ctx, &reply, &format!("{wanted} wanted"))?;
+            if let Some(note) = &reply.note {
+                ctx.out.line(&format!("  {note}"))?;
+            }
         }
         replies.push(reply);
     }

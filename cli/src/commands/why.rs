@@ -22,6 +22,7 @@ struct Why {
     state: Value,
     ready: bool,
     story: Vec<String>,
+    scale: Option<String>,
     unplaced: Option<Unplaced>,
     evaluated: u64,
     filtered: BTreeMap<String, u64>,
@@ -125,6 +126,10 @@ fn render(subject: &str, why: &Why, width: Option<usize>) -> String {
     }
     for line in &why.story {
         text.push_str(&format!("  {}\n", harmless(line)));
+    }
+    if let Some(load) = &why.scale {
+        let word = Tone::Dim.paint("load:");
+        text.push_str(&format!("  {word} {}\n", harmless(load)));
     }
     let code = why.exit_code.map(|code| format!("exit code {code}"));
     let parts = [code, why.reason.clone()].into_iter().flatten();

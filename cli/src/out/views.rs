@@ -1,8 +1,8 @@
 //! Answers of the API as people read them. Pure: data in, text out.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, RunView, StatusReply,
-    Unplaced, WorkloadState, WorkloadSummary,
+    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, RunView, ScaleView,
+    StatusReply, Unplaced, WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
@@ -68,7 +68,10 @@ pub(crate) fn workloads(
             Cell::toned(&item.name, Tone::Name),
             item.kind.into(),
             Cell::toned(item.state, state_tone(item.state)),
-            readiness(item, "/").into(),
+            match item.scale {
+                Some(scale) => format!("{} ({})", readiness(item, "/"), bounds(scale)).into(),
+                None => readiness(item, "/").into(),
+            },
             item.revision.into(),
             item.urls.first().cloned().unwrap_or_default().into(),
         ]);
@@ -151,6 +154,14 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
         ("ready", readiness(summary, " of ")),
         ("revision", summary.revision.to_string()),
     ];
+    if let Some((scale, spec)) = summary.scale.zip(status.spec.scale.as_ref()) {
+        let follows = spec
+            .follows()
+            .map_or_else(String::new, |(measure, target)| {
+                format!(", {} {target} each", measure.as_str())
+            });
+        lines.push(("scale", format!("{}{follows}", bounds(scale))));
+    }
     if let Some(artifact) = &status.spec.artifact {
         lines.push(("artifact", artifact.to_string()));
     }
@@ -375,6 +386,11 @@ fn readiness(summary: &WorkloadSummary, of: &str) -> String {
         WorkloadState::Completed => "-".into(),
         _ => format!("{}{of}{}", summary.ready, summary.desired),
     }
+}
+
+/// Between which counts the load moves it.
+fn bounds(scale: ScaleView) -> String {
+    format!("{}..{}", scale.min, scale.max)
 }
 
 /// The month, the day and the time of day, UTC: events are kept for seven days, and `--json` has

@@ -79,6 +79,24 @@ fn workloads_of_one_namespace() {
 }
 
 #[test]
+fn workloads_that_follow_their_load_show_their_bounds() {
+    let mut summary = json!({
+        "namespace": "shop", "name": "web", "kind": "http", "revision": 1, "desired": 7,
+        "ready": 5, "state": "degraded", "urls": [], "scale": {"min": 2, "max": 20},
+    });
+    let listed: WorkloadSummary = read(summary.clone());
+    let list = plain(&workloads(&[listed], false, Some(80)));
+    summary["spec"] = json!({
+        "name": "web", "scale": {"min": 2, "max": 20, "target": {"concurrency": 50}},
+    });
+    summary["replicas"] = json!([]);
+    let status: StatusReply = read(summary);
+    let status = plain(&super::status(&status, now(), Some(80)));
+    assert!(list.contains("5/7 (2..20)"), "{list}");
+    assert!(status.contains("2..20, concurrency 50 each"), "{status}");
+}
+
+#[test]
 fn replicas_fit_80_columns() {
     let of = [("hello".parse().unwrap(), some_replicas())];
     let text = plain(&replicas(&of, now(), Some(80)));

@@ -54,6 +54,7 @@ fn host(id: &str, cluster: &str, placed: &[(&str, u64, u64, u64)]) -> Told {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            loads: Vec::new(),
             leaving: false,
             at: None,
             info: HostInfo {

@@ -197,6 +197,7 @@ impl Voice {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            loads: Vec::new(),
             leaving: false,
             at: None,
             info: HostInfo {

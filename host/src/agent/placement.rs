@@ -62,6 +62,7 @@ pub(super) struct Usage {
     pub(super) memory_bytes: u64,
     pub(super) cpu_millis: u64,
     pub(super) in_flight: u64,
+    pub(super) request_millis: u64,
 }
 
 impl Usage {
@@ -80,6 +81,7 @@ impl From<&ReplicaUsage> for Usage {
             memory_bytes: usage.memory_bytes,
             cpu_millis: usage.cpu_millis,
             in_flight: usage.in_flight,
+            request_millis: usage.request_millis,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::ops::Bound;
 
 use wasmorch_api::messages::HeldReply;
+use wasmorch_api::status::{Load, WorkloadLoad};
 use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term, Timestamp};
 
 use super::{Agent, PlacementKey};
@@ -173,8 +174,46 @@ impl Agent {
             replicas: pulse.replicas,
             leaving: self.shutting_down,
             at: self.wants_echo().then_some(now),
+            loads: self.loads(),
             info: info.clone(),
         })
+    }
+
+    /// What live replicas of workloads with `scale` have to do, by workload. Those of all its revisions
+    /// count, and draining ones too: what they finish is the workload's all the same. As long as the set,
+    /// which names each of these workloads with more, fits into a message, so does this.
+    fn loads(&self) -> Vec<WorkloadLoad> {
+        let mut loads: Vec<WorkloadLoad> = Vec::new();
+        for (key, placement) in &self.placements {
+            let Some(replica) = placement.live() else {
+                continue;
+            };
+            let revision = self
+                .fetches
+                .revision(&key.workload, placement.revision)
+                .filter(|revision| revision.spec.scale.is_some());
+            if revision.is_none() {
+                continue;
+            }
+            let usage = replica.usage;
+            let load = Load {
+                in_flight: usage.in_flight,
+                cpu_millis: usage.cpu_millis,
+                request_millis: usage.request_millis,
+            };
+            let (namespace, workload) = (&key.workload.namespace, &key.workload.name);
+            match loads.last_mut() {
+                Some(last) if (&last.namespace, &last.workload) == (namespace, workload) => {
+                    last.load = last.load.plus(load);
+                }
+                _ => loads.push(WorkloadLoad {
+                    namespace: namespace.clone(),
+                    workload: workload.clone(),
+                    load,
+                }),
+            }
+        }
+        loads
     }
 
     fn status_of(&self, key: &ReplicaKey) -> Option<ReplicaStatus> {
@@ -228,10 +267,12 @@ fn parse_cursor(cursor: &str) -> Option<PlacementKey> {
 mod tests {
     use std::time::Duration;
 
-    use wasmorch_api::Kind;
+    use wasmorch_api::spec::{Scale, scale_panic, scale_tolerance, scale_window};
+    use wasmorch_api::{HostInfo, Kind};
 
     use super::super::REASON_BYTES_MAX;
-    use super::super::tests::{Stage, replica, reports, set, status, told};
+    use super::super::tests::{Stage, replica, reports, revision, set, status, told};
+    use super::Load;
     use crate::runner::protocol::{FromRunner, Outcome, ReplicaUsage, Usage};
 
     #[test]
@@ -244,6 +285,7 @@ mod tests {
                 memory_bytes,
                 cpu_millis: 0,
                 in_flight: 0,
+                request_millis: 0,
             };
             FromRunner::Usage(Usage {
                 replicas: vec![usage],
@@ -267,6 +309,47 @@ mod tests {
         );
         stage.now = stage.now.after(Duration::from_secs(5));
         assert!(stage.runner(used(33 << 20)).is_empty(), "hardly moved");
+    }
+
+    #[test]
+    fn a_heartbeat_tells_the_load_of_workloads_with_scale_alone() {
+        let used = |id: &str, in_flight| ReplicaUsage {
+            replica: replica("web", id),
+            memory_bytes: 0,
+            cpu_millis: 20,
+            in_flight,
+            request_millis: 1_500,
+        };
+        let loads = |scale: Option<Scale>| {
+            let mut revision = revision("web", 1, Kind::Http);
+            revision.spec.scale = scale;
+            let mut stage = Stage::running_revision(revision);
+            stage.event(told(set(1, "l1", &[("web", 1, 7), ("web", 2, 8)]), 11));
+            stage.bring_up("web", "2-8-1");
+            stage.runner(FromRunner::Usage(Usage {
+                replicas: vec![used("1-7-1", 3), used("2-8-1", 4)],
+                ..Usage::default()
+            }));
+            let beat = stage.agent.heartbeat(&HostInfo::default(), 0, stage.now);
+            beat.unwrap().loads
+        };
+        assert_eq!(loads(None), []);
+        let scale = Scale {
+            min: 1,
+            max: 9,
+            target: [("concurrency".to_owned(), 5)].into(),
+            window: scale_window(),
+            panic: scale_panic(),
+            tolerance: scale_tolerance(),
+        };
+        let told = loads(Some(scale));
+        let sum = Load {
+            in_flight: 7,
+            cpu_millis: 40,
+            request_millis: 3_000,
+        };
+        assert_eq!(told.len(), 1, "one entry for all its replicas: {told:?}");
+        assert_eq!((told[0].workload.as_str(), told[0].load), ("web", sum));
     }
 
     #[test]

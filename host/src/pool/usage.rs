@@ -82,6 +82,7 @@ impl Usages {
                         replica.memory_bytes += share.memory_bytes;
                         replica.cpu_millis += share.cpu_millis;
                         replica.in_flight += share.in_flight;
+                        replica.request_millis += share.request_millis;
                     }
                     None => {
                         replicas.insert(share.replica.clone(), share.clone());
@@ -121,6 +122,7 @@ mod tests {
                 memory_bytes,
                 cpu_millis: 10,
                 in_flight: 1,
+                request_millis: 500,
             }],
             gateway: GatewayStats {
                 requests,
@@ -142,6 +144,7 @@ mod tests {
         let replica = &all.replicas[0];
         let summed = (replica.memory_bytes, replica.cpu_millis, replica.in_flight);
         assert_eq!(summed, (150, 20, 2));
+        assert_eq!(replica.request_millis, 1_000);
         assert_eq!(usages.answer(1, usage(4, 7, 0)), None, "a new round");
     }
 

@@ -120,6 +120,7 @@ impl Member {
         let mut request = request;
         let lineage = lineage(request.extensions());
         request.extensions_mut().insert(lineage);
+        self.guest.count_request();
         self.guest.handle(request).await.map_err(|ended| {
             if logs::is_the_guests(&ended) {
                 logs::failed(&*self.logs, "a request", &ended);

@@ -176,6 +176,9 @@ pub struct ReplicaUsage {
     pub cpu_millis: u64,
     /// Requests or messages in hand.
     pub in_flight: u64,
+    /// Requests since the last `Usage`, thousandths of one in a second; probes are none.
+    #[serde(default)]
+    pub request_millis: u64,
 }
 
 /// Counters of a runner's gateway since it started.

@@ -75,8 +75,8 @@ struct Entry {
     orders: Orderer,
     /// Set when it starts.
     guest: Arc<OnceLock<Guest>>,
-    /// When its processor time was last looked at, and what it was.
-    measured: (Instant, Duration),
+    /// When its processor time and its requests were last looked at, and what they were.
+    measured: (Instant, Duration, u64),
 }
 
 struct Supervisor {
@@ -352,7 +352,7 @@ impl Supervisor {
         let entry = Entry {
             orders: orderer,
             guest: guest.clone(),
-            measured: (Instant::now(), Duration::ZERO),
+            measured: (Instant::now(), Duration::ZERO, 0),
         };
         let context = self.context.clone();
         let key = replica.clone();
@@ -392,12 +392,15 @@ impl Supervisor {
         let now = Instant::now();
         let replicas = self.replicas.iter_mut().filter_map(|(replica, entry)| {
             let used = entry.guest.get()?.usage();
-            let (since, before) = std::mem::replace(&mut entry.measured, (now, used.cpu_time));
+            let measured = (now, used.cpu_time, used.requests_total);
+            let (since, before, requests) = std::mem::replace(&mut entry.measured, measured);
+            let requests = used.requests_total.saturating_sub(requests);
             Some(ReplicaUsage {
                 replica: replica.clone(),
                 memory_bytes: used.memory_bytes,
                 cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
                 in_flight: (used.in_flight + used.queued) as u64,
+                request_millis: a_second(requests, now - since),
             })
         });
         Usage {
@@ -424,6 +427,14 @@ fn cpu_millis(used: Duration, elapsed: Duration) -> u64 {
         return 0;
     }
     (used.as_secs_f64() / elapsed.as_secs_f64() * 1000.0).round() as u64
+}
+
+/// So many in this time: how many in a second, in thousandths.
+fn a_second(many: u64, elapsed: Duration) -> u64 {
+    if elapsed.is_zero() {
+        return 0;
+    }
+    (many as f64 / elapsed.as_secs_f64() * 1000.0).round() as u64
 }
 
 /// The last word of a replica whose task panicked: a bug of ours, and the end of that replica only.
@@ -459,5 +470,11 @@ mod tests {
         assert_eq!(cpu_millis(second / 2, second), 500);
         assert_eq!(cpu_millis(second * 2, second), 2000);
         assert_eq!(cpu_millis(second, Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn requests_are_in_thousandths_of_one_in_a_second() {
+        assert_eq!(a_second(3, Duration::from_secs(2)), 1_500);
+        assert_eq!(a_second(3, Duration::ZERO), 0);
     }
 }

@@ -23,6 +23,7 @@ fn reply(cluster: &Cluster, workload: &Workload, record: &Record, changed: bool)
         desired: record.wanted(),
         state: queries::state_of(cluster, workload, record),
         changed,
+        note: None,
         kept: Vec::new(),
     }
 }
@@ -33,13 +34,28 @@ fn reply(cluster: &Cluster, workload: &Workload, record: &Record, changed: bool)
 fn finish(
     cluster: &Cluster,
     workload: &Workload,
-    mut record: Record,
+    record: Record,
     verb: &str,
     call: &Call,
     event: EventDraft,
 ) -> Outcome<ChangeReply> {
+    finish_noting(cluster, workload, record, (verb, None), call, event)
+}
+
+/// The same, with a word beside the answer.
+fn finish_noting(
+    cluster: &Cluster,
+    workload: &Workload,
+    mut record: Record,
+    (verb, note): (&str, Option<String>),
+    call: &Call,
+    event: EventDraft,
+) -> Outcome<ChangeReply> {
     let changed = record != workload.record;
-    let reply = reply(cluster, workload, &record, changed);
+    let reply = ChangeReply {
+        note,
+        ..reply(cluster, workload, &record, changed)
+    };
     if changed {
         record.updated = call.now;
     }
@@ -96,6 +112,10 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
         ));
     }
     let mut record = workload.record.clone();
+    let note = note(workload, desired);
+    let desired = { workload.target() }
+        .and_then(|target| target.spec.scale.as_ref())
+        .map_or(desired, |scale| scale.within(desired));
     let said = format!("{} to {desired}", record.wanted());
     if record.desired != desired {
         // A larger count is something to wait for: the running rollout gets time for it.
@@ -104,7 +124,22 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
     record.desired = desired;
     within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Scaled, said);
-    Ok(finish(cluster, workload, record, "scale", call, event))
+    let verb = ("scale", note);
+    Ok(finish_noting(cluster, workload, record, verb, call, event))
+}
+
+/// A workload that follows its load takes a person's count within its bounds, and goes on from there.
+fn note(workload: &Workload, asked: u32) -> Option<String> {
+    let scale = workload.target()?.spec.scale.as_ref()?;
+    let (min, max) = (scale.min, scale.max);
+    let beyond = if scale.within(asked) == asked {
+        String::new()
+    } else {
+        format!("{asked} is beyond {min} to {max}, and ")
+    };
+    Some(format!(
+        "{beyond}its load moves it on from there: deploy it with `replicas` instead of `scale` to hold a count"
+    ))
 }
 
 /// Holds the workload at zero; the record stays.

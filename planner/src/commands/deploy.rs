@@ -135,9 +135,8 @@ fn one(
             && target.artifact == artifact
             && target.spec.without_desired() == spec.without_desired()
     });
-    let desired = spec.replicas_named();
     if let (Some(workload), Some(_)) = (known, same_revision) {
-        return Ok(rescale(workload, key, desired, call));
+        return Ok(rescale(workload, key, spec, call));
     }
     let newest = known
         .map(|workload| workload.record.newest)
@@ -173,7 +172,7 @@ fn one(
     record.desired = if kind.ends() {
         spec.job.seats()
     } else {
-        desired.unwrap_or(record.desired.max(1))
+        spec.desired_after(record.desired.max(1))
     };
     record.crash_loop.clear();
     record.updated = call.now;
@@ -229,13 +228,15 @@ fn serves(workload: &Workload) -> bool {
 fn rescale(
     workload: &Workload,
     key: &WorkloadKey,
-    desired: Option<u32>,
+    spec: &WorkloadSpec,
     call: &Call,
 ) -> Option<Step> {
     let mut record = workload.record.clone();
-    let desired = desired
-        .filter(|_| !record.kind.ends())
-        .unwrap_or(record.desired);
+    let desired = if record.kind.ends() {
+        record.desired
+    } else {
+        spec.desired_after(record.desired)
+    };
     if record.desired == desired && !record.stopped {
         return None;
     }

@@ -77,6 +77,75 @@ fn not_yet_has_a_place() {
 }
 
 #[test]
+fn what_a_scale_may_follow() {
+    let of = |kind: &str, scale: &str| {
+        let text = format!(
+            "[workload]\nname = \"w\"\ncomponent = \"w.wasm\"\nkind = \"{kind}\"\nscale = {{ {scale} }}\n"
+        );
+        match read_manifest(&text) {
+            Ok(manifest) => messages(&not_yet(&manifest.workloads[0].spec, Kind::Http)),
+            Err(problems) => messages(&problems),
+        }
+    };
+    for (kind, scale, said) in [
+        ("http", "max = 9, target = { concurrency = 5 }", ""),
+        ("http", "max = 9, target = { requests_per_second = 5 }", ""),
+        ("service", "max = 9, target = { cpu = 70 }", ""),
+        ("messages", "max = 9, target = { concurrency = 5 }", ""),
+        (
+            "messages",
+            "max = 9, target = { pending = 5 }",
+            "scale.target.pending: following what waits in a stream is not in this version yet",
+        ),
+        (
+            "http",
+            "min = 0, max = 9, target = { cpu = 70 }",
+            "scale.min: going to zero is not in this version yet",
+        ),
+        (
+            "messages",
+            "max = 9, target = { requests_per_second = 5 }",
+            "requests_per_second is for http",
+        ),
+        (
+            "service",
+            "max = 9, target = { concurrency = 5 }",
+            "concurrency is for http and messages: write cpu",
+        ),
+        (
+            "http",
+            "max = 9, target = { cpu = 170 }",
+            "scale.target.cpu",
+        ),
+        ("http", "max = 9, target = {}", "names no measure"),
+        (
+            "http",
+            "max = 9, target = { cpu = 70, concurrency = 5 }",
+            "names several measures",
+        ),
+        (
+            "http",
+            "max = 9, target = { cpu = 70 }, window = \"2h\"",
+            "scale.window",
+        ),
+        (
+            "http",
+            "max = 9, target = { cpu = 70 }, panic = \"100ms\"",
+            "scale.panic",
+        ),
+        (
+            "job",
+            "max = 9, target = { cpu = 70 }",
+            "is for what runs on",
+        ),
+    ] {
+        let shown = of(kind, scale);
+        let one = shown.lines().count() == usize::from(!said.is_empty());
+        assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
+    }
+}
+
+#[test]
 fn requests() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let good = format!(
