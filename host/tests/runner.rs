@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod capabilities;
+mod health;
 mod support;
 
 use std::time::Duration;

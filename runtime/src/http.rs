@@ -11,7 +11,8 @@
 //! Polling the guest in the caller's own task saves a task and two wake-ups for every small
 //! response. Whoever drops the future of `handle`, or the body before its end, drops the store.
 //!
-//! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances.
+//! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances. Only
+//! probes have none: whoever probes asks one at a time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -131,6 +132,26 @@ impl HttpReplica {
             .enter(deadline.map(|deadline| deadline.at))
             .await
             .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
+        self.answer(request, deadline, Some(seat)).await
+    }
+
+    /// Answers a request that takes no seat and so waits for none: whether every seat is taken says
+    /// nothing of whether the guest lives.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no response.
+    pub async fn probe(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Ended> {
+        let deadline = Deadline::after(self.shared.config.limits.timeout);
+        self.answer(request, deadline, None).await
+    }
+
+    async fn answer(
+        &self,
+        request: http::Request<Body>,
+        deadline: Option<Deadline>,
+        seat: Option<Seat>,
+    ) -> Result<http::Response<Body>, Ended> {
         let watch = self.shared.watch();
         let exceeded = Arc::new(AtomicBool::new(false));
         let (tx, rx) = oneshot::channel();
@@ -145,7 +166,7 @@ impl HttpReplica {
         };
         if exceeded.load(Relaxed) {
             // Whatever the guest made of it: the client is told the cause.
-            let limit_bytes = limits.body_bytes;
+            let limit_bytes = self.shared.config.limits.body_bytes;
             let ended = Ended::BodyTooLarge {
                 side: BodySide::Request,
                 limit_bytes,
@@ -194,7 +215,7 @@ impl HttpReplica {
         tx: HeadSender,
         watch: Arc<Watch>,
         deadline: Option<Deadline>,
-        seat: Seat,
+        seat: Option<Seat>,
     ) -> wasmtime::Result<Guest> {
         let shared = &self.shared;
         let given = request

@@ -2,6 +2,7 @@
 
 mod access;
 mod autoscale;
+mod answers;
 mod capabilities;
 mod counts;
 mod daemons;

@@ -47,12 +47,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "use reuse = 1",
     );
     later(
-        spec.health.live.is_some(),
-        "health.live",
-        "a live probe is",
-        "use health.ready",
-    );
-    later(
         spec.update.fail_when.is_some(),
         "update.fail_when",
         "judging by answers is",

@@ -396,7 +396,7 @@ async fn watched(
             until_listening(&mut listens).await;
             return life.health(true, None).await;
         };
-        let mut prober = Prober::new(&member.guest, probe, &host);
+        let mut prober = Prober::new("health.ready", &member.guest, probe, &host);
         let mut judge = Judge::new(probe);
         loop {
             let (passing, reason) = match judge.take(prober.next().await) {
@@ -417,18 +417,18 @@ async fn watched(
             return std::future::pending().await;
         };
         tokio::time::sleep(spec.health.start_grace.0).await;
-        let mut prober = Prober::new(&member.guest, probe, &host);
+        let mut prober = Prober::new("health.live", &member.guest, probe, &host);
         let mut judge = Judge::new(probe);
         loop {
             let verdict = prober.next().await;
-            let why = match &verdict {
+            let failed = match &verdict {
                 Verdict::Fail(why) => Some(why.clone()),
                 _ => None,
             };
             judge.take(verdict);
-            if let Some(why) = why.filter(|_| judge.failed() >= probe.fail.max(1)) {
+            if let Some(why) = failed.filter(|_| judge.failed() >= probe.fail.max(1)) {
                 return format!(
-                    "it failed its liveness probe {} times in a row: {why}",
+                    "health.live failed {} times in a row (health.live.fail): {why}",
                     judge.failed()
                 );
             }

@@ -7,6 +7,9 @@
 //! ```
 //!
 //! Owns the counting and the probe itself. What a change means is the caller's business.
+//!
+//! A probe takes no seat and stands in no queue: a replica all of whose seats are taken answers it
+//! beside its requests, and is neither unready nor ended for being busy.
 
 use std::time::Duration;
 
@@ -32,7 +35,7 @@ pub(super) enum Verdict {
     Pass,
     /// It did not.
     Fail(String),
-    /// No one can tell: it had no free seat for the probe. Being busy is no failure.
+    /// No one can tell: there was no room for one more instance. Being busy is no failure.
     Unknown(String),
 }
 
@@ -113,6 +116,8 @@ impl Judge {
 
 /// Asks one replica again and again.
 pub(super) struct Prober<'a> {
+    /// The key of its spec, for people.
+    name: &'static str,
     guest: &'a HttpReplica,
     probe: &'a Probe,
     /// `<name>.<namespace>.<domain>`.
@@ -122,8 +127,14 @@ pub(super) struct Prober<'a> {
 
 impl<'a> Prober<'a> {
     /// The first probe comes at once.
-    pub(super) fn new(guest: &'a HttpReplica, probe: &'a Probe, host: &'a str) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        guest: &'a HttpReplica,
+        probe: &'a Probe,
+        host: &'a str,
+    ) -> Self {
         Self {
+            name,
             guest,
             probe,
             host,
@@ -140,9 +151,6 @@ impl<'a> Prober<'a> {
     }
 
     async fn ask(&self) -> Verdict {
-        if self.guest.usage().queued > 0 {
-            return Verdict::Unknown("requests wait for a free seat already".into());
-        }
         let request = match self.request() {
             Ok(request) => request,
             Err(error) => {
@@ -150,16 +158,23 @@ impl<'a> Prober<'a> {
             }
         };
         let until = Instant::now() + self.probe.timeout.0;
-        match timeout_at(until, self.guest.handle(request)).await {
+        match timeout_at(until, self.guest.probe(request)).await {
             Ok(Ok(response)) => self.judge(response, until).await,
-            Ok(Err(ended @ (Ended::Busy { .. } | Ended::HostFull { .. }))) => {
-                Verdict::Unknown(ended.to_string())
-            }
+            Ok(Err(ended)) if self.had_no_room(&ended) => Verdict::Unknown(ended.to_string()),
             Ok(Err(ended)) => Verdict::Fail(format!("GET {}: {ended}", self.probe.path)),
             Err(_) => Verdict::Fail(format!(
-                "GET {}: no answer within {} (health.ready.timeout)",
-                self.probe.path, self.probe.timeout
+                "GET {}: no answer within {} ({}.timeout)",
+                self.probe.path, self.probe.timeout, self.name
             )),
+        }
+    }
+
+    /// Whether it is others that the probe's instance had no room beside.
+    fn had_no_room(&self, ended: &Ended) -> bool {
+        match ended {
+            Ended::HostFull { .. } => true,
+            Ended::MemoryLimit { .. } => self.guest.usage().in_flight > 0 || !self.guest.has_room(),
+            _ => false,
         }
     }
 
@@ -180,8 +195,8 @@ impl<'a> Prober<'a> {
         let status = response.status().as_u16();
         if !self.probe.status.contains(status) {
             return Verdict::Fail(format!(
-                "GET {}: status {status}, and {} is wanted (health.ready.status)",
-                self.probe.path, self.probe.status
+                "GET {}: status {status}, and {} is wanted ({}.status)",
+                self.probe.path, self.probe.status, self.name
             ));
         }
         let mut body = response.into_body();

@@ -184,6 +184,11 @@ impl Bench {
         }
     }
 
+    /// Whether it has said such a thing, among what was not waited for.
+    pub(crate) fn has_said(&self, fits: impl Fn(&FromRunner) -> bool) -> bool {
+        self.said.iter().any(fits)
+    }
+
     /// Where its volumes are.
     pub(crate) fn volumes(&self) -> PathBuf {
         self.files.path().join("volumes")

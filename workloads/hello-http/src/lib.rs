@@ -11,11 +11,12 @@
 //! | `/log?TEXT` | writes TEXT to stdout and to stderr |
 //! | `/sleep?MS` | after so many milliseconds |
 //! | `/instance` | how many requests this instance has served: 1 |
+//! | `/sick`, `/health` | turns this instance sick; 200, and 500 from a sick one |
 //! | `/grow?MIB` | after allocating and touching so much memory |
 //! | `/spin`, `/trap` | never; no answer at all |
 
 use core::hint::black_box;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use wasip2::cli::{environment, stderr, stdout};
 use wasip2::clocks::monotonic_clock;
@@ -33,6 +34,9 @@ const GREETING: &str = concat!(
 
 /// Requests that this instance has seen. It stays at one, for every request gets an instance of its own.
 static REQUESTS: AtomicU32 = AtomicU32::new(0);
+
+/// Only an instance that serves again (`instance.reuse`) is ever seen to be sick.
+static SICK: AtomicBool = AtomicBool::new(false);
 
 /// The most that one blocking write of `wasi:io` takes.
 const WRITE_BYTES_MAX: usize = 4096;
@@ -61,6 +65,12 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
                 answer(out, 200, b"logged\n");
             }
             ("/instance", _) => answer(out, 200, (requests.to_string() + "\n").as_bytes()),
+            ("/sick", _) => {
+                SICK.store(true, Ordering::Relaxed);
+                answer(out, 200, b"sick from here on\n");
+            }
+            ("/health", _) if SICK.load(Ordering::Relaxed) => answer(out, 500, b"sick\n"),
+            ("/health", _) => answer(out, 200, b"well\n"),
             ("/spin", _) => spin(),
             ("/trap", _) => core::arch::wasm32::unreachable(),
             ("/bytes", Ok(count)) => bytes(out, count),
