@@ -40,7 +40,7 @@ pub use placement::{PlacedSlot, PlacementGroup, PlacementSet};
 pub use record::{Record, Revision, Rollout, RolloutState};
 pub use schedule::Schedule;
 pub use spec::{Kind, WorkloadSpec};
-pub use status::{Heartbeat, HostInfo, ReplicaState, ReplicaStatus, StatusReport};
+pub use status::{Answers, Heartbeat, HostInfo, ReplicaState, ReplicaStatus, StatusReport};
 pub use table::{EndpointTable, HostEndpoint, Route, RouteTable};
 pub use time::Timestamp;
 pub use units::{ByteSize, Cpu, HumanDuration, Share};

@@ -117,6 +117,54 @@ pub struct ReplicaStatus {
     /// Requests or messages in hand.
     #[serde(default)]
     pub in_flight: u64,
+    /// How it has answered; only with `update.fail_when`.
+    #[serde(default, skip_serializing_if = "Answers::is_empty")]
+    pub answers: Answers,
+}
+
+/// What a replica has made of its requests since it was ready: what `update.fail_when` is held
+/// against. Counts only grow, and those of several replicas add up to those of their revision.
+///
+/// A request counts when its guest has answered or failed. What was refused because the replica or
+/// its host was full, what was cut off by a stop, and what we broke do not count: no guest answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Answers {
+    /// Requests.
+    pub requests: u64,
+    /// Of them, those that the guest failed: a status of 500 and above, a trap, a limit that it broke
+    /// (its timeout too), an answer that broke off.
+    pub errors: u64,
+    /// Of them, those whose answer began later than `fail_when.p99`, the wait for a seat included: more
+    /// than one in a hundred means that the 99th percentile is beyond it, exactly.
+    pub slow: u64,
+}
+
+impl Answers {
+    /// Nothing was asked yet.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+            slow: self.slow.saturating_add(other.slow),
+        }
+    }
+
+    /// What came after `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(before.requests),
+            errors: self.errors.saturating_sub(before.errors),
+            slow: self.slow.saturating_sub(before.slow),
+        }
+    }
 }
 
 impl ReplicaStatus {

@@ -358,6 +358,7 @@ impl World {
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,
+                answers: wasmorch_api::Answers::default(),
             }));
         }
         let report = StatusReport {

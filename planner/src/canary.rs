@@ -11,7 +11,8 @@
 //!            all available          for `bake`, or `promote`
 //!   canary ───────────────▶ baking ─────────────────────────▶ rolling
 //!     ▲  │ deadline,          │ one is not available
-//!     │  │ replica given up   │
+//!     │  │ replica given up,  │
+//!     │  │ `judge`            │
 //!     │  └──────▶ reverting   │        (on_failure = pause: paused)
 //!     └───────────────────────┘
 //! ```
@@ -26,6 +27,7 @@ use wasmorch_api::spec::{Promote, UpdateOrder, WorkloadSpec};
 use wasmorch_api::{EventKind, Kind, Record, RevisionNumber, RolloutState, Slot, Timestamp};
 
 use crate::cluster::Workload;
+use crate::judge;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::rollout;
@@ -165,6 +167,10 @@ fn place(pass: &mut Pass<'_>, slots: &BTreeSet<Slot>) {
 
 /// How the trial goes on; `None`: as it is.
 fn advance(pass: &mut Pass<'_>, count: u32) -> Option<Verdict> {
+    if let Some(reason) = judge::verdict(pass) {
+        rollout::fail(pass, &format!("canary: {reason}"));
+        return None;
+    }
     let mut rollout = pass.record.rollout.clone()?;
     let update = pass.target.spec.update.clone();
     let wishes = update.canary.unwrap_or_default();

@@ -18,6 +18,7 @@ use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
 use crate::autoscale::Scaling;
 use crate::detection::Detection;
+use crate::judge::Tally;
 use crate::plan::StopReason;
 use crate::pool::{Booked, Classes, Holders, Pool};
 use crate::silence::Silence;
@@ -246,6 +247,8 @@ pub struct Workload {
     pub(crate) steady: bool,
     /// When it wants to be planned again though nothing happens.
     pub(crate) wake: Option<Timestamp>,
+    /// How the revision that is being rolled out answers.
+    pub(crate) tally: Tally,
 }
 
 /// One line of a workload's or a host's story: as much of an event as `why` shows.
@@ -285,6 +288,8 @@ pub struct Reported {
 
 impl Workload {
     fn new(record: Record, index: u64) -> Self {
+        let mut tally = Tally::default();
+        tally.follow(&record);
         Self {
             record,
             index,
@@ -304,6 +309,7 @@ impl Workload {
             holders: Holders::default(),
             steady: false,
             wake: None,
+            tally,
         }
     }
 
@@ -570,6 +576,12 @@ impl Cluster {
         workload.index = sequence;
         let what = |one: &Record| (one.desired, one.stopped, one.revision);
         let counted = what(&before) != what(&workload.record);
+        if workload.tally.follow(&workload.record) {
+            // Replicas of that revision may be there already.
+            for known in workload.reports.values() {
+                workload.tally.hear(&workload.record, &known.status);
+            }
+        }
         // A plan that only placed something has moved the counter, a change that changed nothing was
         // answered: nothing new follows from that.
         let only_counted = Record {

@@ -31,6 +31,7 @@ mod fill;
 mod holdings;
 mod homes;
 mod jobs;
+mod judge;
 mod moves;
 mod observe;
 mod per_host;

@@ -257,6 +257,7 @@ impl Cluster {
         // One allocation for a name, however many reports carry it.
         status.namespace = workload.record.namespace.clone();
         status.workload = workload.record.name.clone();
+        workload.tally.hear(&workload.record, &status);
         self.agenda
             .part(&key, Some(status.replica.slot), Some(host));
         let number = status.replica.placement;

@@ -54,6 +54,10 @@ pub enum Bug {
     CanaryNotWatched,
     /// What a host once told of a workload's load counts for ever.
     OldLoadKept,
+    /// However a new revision answers, nothing follows.
+    VerdictIgnored,
+    /// A new replica counts before its answers have been heard of.
+    AnswersNotAwaited,
 }
 
 #[cfg(feature = "planted")]

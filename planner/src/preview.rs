@@ -228,6 +228,7 @@ fn as_if_ready(after: &mut Cluster, key: &WorkloadKey) -> usize {
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,
+                answers: wasmorch_api::Answers::default(),
             },
             ready_at: Some(Timestamp(0)),
             running_at: Some(Timestamp(0)),

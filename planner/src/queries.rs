@@ -79,7 +79,8 @@ pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) 
         rollout.is_some_and(|one| one.state == RolloutState::Failed && one.from.is_none());
     let looping = |one: &wasmorch_api::record::CrashLoop| one.until > cluster.ticked;
     match rollout {
-        _ if failed_first && ready < record.desired => WorkloadState::Failed,
+        // Until it completes yet: all of it may be ready, and answer badly.
+        _ if failed_first && record.desired > 0 => WorkloadState::Failed,
         Some(moving) if !moving.state.ended() && moving.from.is_some() => WorkloadState::Rolling,
         Some(moving) if !moving.state.ended() && ready < record.desired => WorkloadState::Pending,
         _ if record.desired == 0 => WorkloadState::Idle,

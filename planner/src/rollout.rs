@@ -6,7 +6,7 @@
 //! ```text
 //!            every slot available                    every slot available at the old one
 //!  rolling ───────────────────────▶ completed   ┌──────────────────────────▶ reverted
-//!     │  deadline, replica given up             │
+//!     │  deadline, replica given up, `judge`    │
 //!     ├──────────────────────────▶ reverting ───┤ deadline, replica given up
 //!     │  on_failure = pause                     └──────────────────────────▶ failed
 //!     ├──────────────────────────▶ paused
@@ -18,6 +18,7 @@ use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
+use crate::judge;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
@@ -163,6 +164,11 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
         rollout.state,
         RolloutState::Completed | RolloutState::Reverted | RolloutState::Aborted
     ) {
+        return;
+    }
+    if let Some(reason) = judge::verdict(pass) {
+        // A first revision that has failed already answers no better yet.
+        fail(pass, &reason);
         return;
     }
     let (updated, old_left) = progress(pass);

@@ -29,6 +29,7 @@ use crate::canary;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
+use crate::judge;
 use crate::moves::{self, Leaving};
 use crate::per_host::Seating;
 use crate::place::{self, Standpoint};
@@ -724,7 +725,7 @@ impl Pass<'_> {
         if !seat.fresh || self.record.active_rollout().is_none() && !awaited {
             return true;
         }
-        let due = since.after(self.target.spec.update.min_ready.0);
+        let due = since.after(judge::ready_for(self));
         if self.now < due {
             self.wake(due);
         }

@@ -9,9 +9,9 @@ use wasmorch_api::messages::{ChangeRequest, RolloutRequest, WorkloadState};
 use wasmorch_api::spec::{Constraint, LabelTest, Replicas};
 use wasmorch_api::status::{Capacity, HostState};
 use wasmorch_api::{
-    BootId, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name, PlacementNumber,
-    ReplicaId, ReplicaState, ReplicaStatus, RolloutState, StatusReport, Term, Timestamp,
-    WorkloadKey, WorkloadSpec,
+    Answers, BootId, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name,
+    PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, RolloutState, StatusReport, Term,
+    Timestamp, WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
@@ -24,6 +24,8 @@ mod canary;
 mod disconnect;
 #[path = "planner/drain.rs"]
 mod drain;
+#[path = "planner/judge.rs"]
+mod judge;
 #[path = "planner/odd.rs"]
 mod odd;
 #[path = "planner/rebalance.rs"]
@@ -68,6 +70,8 @@ struct World {
     plans: Vec<Plan>,
     /// Hold every plan against one made from scratch.
     oracle: bool,
+    /// How every replica of a revision has answered.
+    answers: BTreeMap<u64, Answers>,
     /// What each host has last reported: it speaks when something is different.
     said: BTreeMap<HostId, Vec<ReplicaStatus>>,
     /// What all ready replicas of a workload have in hand together.
@@ -90,6 +94,7 @@ impl World {
             labels: BTreeMap::new(),
             plans: Vec::new(),
             oracle: true,
+            answers: BTreeMap::new(),
             said: BTreeMap::new(),
             load: BTreeMap::new(),
             untold: BTreeSet::new(),
@@ -272,6 +277,11 @@ impl World {
                     memory_bytes: 0,
                     cpu_millis: 0,
                     in_flight: 0,
+                    answers: self
+                        .answers
+                        .get(&placed.revision.0)
+                        .copied()
+                        .unwrap_or_default(),
                 });
             }
         }

@@ -1,7 +1,9 @@
-//! What follows from how a revision answers: a sick replica is started again.
+//! What follows from how a revision answers: a sick replica, and a bad new version.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasmorch_tests::up::Up;
-use wasmorch_tests::{guest, wait_for};
+use wasmorch_tests::{guest, http, wait_for};
 
 /// `hello-http` with more of a manifest.
 fn deploy(up: &Up, more: &str) -> wasmorch_tests::process::Done {
@@ -41,4 +43,47 @@ fn a_replica_that_turns_sick_is_started_again() {
     wait_for("the reason among the events", || {
         up.run(&["events"]).ok().out.contains(why).then_some(())
     });
+}
+
+#[test]
+fn a_revision_that_answers_badly_goes_back_by_itself() {
+    let up = Up::start(1);
+    let version = |fails: u32| {
+        format!(
+            "environment = {{ FAILS = \"{fails}\" }}\n[workload.update]\n\
+             fail_when = {{ errors = \"10%\", min_requests = 20 }}\n"
+        )
+    };
+    deploy(&up, &version(0)).ok();
+    wait_for("a revision to go back to", || {
+        (up.status("web")["rollout"]["state"] == "completed").then_some(())
+    });
+    let (gateway, over) = (up.gateways().remove(0), AtomicBool::new(false));
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _ = http::get(&gateway, "web.default.localhost", "/some");
+            }
+        });
+        let done = deploy(&up, &version(60));
+        over.store(true, Ordering::Relaxed);
+        done
+    });
+    let words = ["requests failed since ready", "fail_when allows 10%"];
+    done.refused(1, &words);
+    assert_eq!(up.status("web")["revision"], 1);
+    for _ in 0..20 {
+        assert_eq!(
+            up.get("web", "/some").status,
+            200,
+            "the first revision serves"
+        );
+    }
+    let told = |out: &str| words.iter().all(|word| out.contains(word));
+    wait_for("the events tell", || {
+        let events = up.run(&["events"]).ok().out;
+        (events.contains("rollout-reverted") && told(&events)).then_some(())
+    });
+    assert!(told(&up.run(&["why", "web"]).ok().out), "why tells");
+    assert!(told(&up.run(&["rollout", "status", "web"]).ok().out));
 }

@@ -10,7 +10,8 @@ use wasmorch_api::messages::{
     ChangeRequest, DeployReply, QuotaRequest, RolloutAction, RolloutRequest,
 };
 use wasmorch_api::spec::{
-    Canary, Constraint, OnFailure, Overlap, PerHost, Promote, Reconcile, Replicas, UpdateOrder,
+    Canary, Constraint, FailWhen, OnFailure, Overlap, PerHost, Promote, Reconcile, Replicas,
+    UpdateOrder,
 };
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{
@@ -447,6 +448,16 @@ impl World {
             });
         }
         self.loads.bound(key, &mut spec);
+        if kind == Kind::Http && rng.one_in(2) {
+            update.fail_when = Some(FailWhen {
+                min_requests: *rng.pick(&[1, 5, 20, 60]),
+                ..FailWhen::default()
+            });
+            let errs = rng.per_mille(self.weather.bad_artifacts);
+            if let Some(artifact) = spec.artifact.clone().filter(|_| errs) {
+                self.fates.entry(artifact).or_insert(Fate::Errs);
+            }
+        }
         spec
     }
 

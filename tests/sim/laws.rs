@@ -9,8 +9,8 @@ use wasmorch_api::record::TermRecord;
 use wasmorch_api::status::{HostRecord, HostState};
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
-    HostId, LeaderId, PlacementNumber, PlacementSet, Record, RevisionNumber, Slot, Term,
-    WorkloadKey, WorkloadSpec,
+    HostId, LeaderId, PlacementNumber, PlacementSet, Record, RevisionNumber, RolloutState, Slot,
+    Term, WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::{Plan, StopReason, Write};
 
@@ -51,6 +51,8 @@ pub(crate) struct Laws {
     /// The largest `max_unavailable` of any revision of a workload.
     pub(crate) may_lack: BTreeMap<WorkloadKey, u64>,
     pub(crate) regressed: bool,
+    /// Rollouts that were paused.
+    paused: super::answers::Paused,
 }
 
 fn placed(set: &PlacementSet) -> BTreeSet<Placed> {
@@ -156,6 +158,11 @@ impl World {
                     let count = super::load::wrong(before.as_ref(), record, spec);
                     let wrong = wrong.into_iter().chain(count);
                     found.extend(wrong.filter(|_| !self.laws.regressed));
+                    if let Some(rollout) = &record.rollout
+                        && rollout.state == RolloutState::Paused
+                    {
+                        self.laws.paused.insert((record.key(), rollout.started));
+                    }
                     self.laws
                         .records
                         .insert(record.key(), record.as_ref().clone());
@@ -350,6 +357,11 @@ impl World {
             }
         }
         found = found.or_else(|| super::move_laws::wrong(&leading.cluster, plan, now));
+        let how = (&self.laws.paused, self.weather.calm);
+        found = found.or_else(|| {
+            let wrong = super::answers::wrong(&leading.cluster, plan, &self.fates, how);
+            wrong.filter(|_| !self.laws.regressed)
+        });
         found = found.or_else(|| self.beyond_quota(at, plan));
         found = found.or_else(|| self.pre_empted_by_none(at, plan));
         found = found.or_else(|| self.runs_left_out(at, plan));

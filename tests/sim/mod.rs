@@ -15,6 +15,7 @@
 //!
 //! `cargo xtask sim --seed S` replays a seed as a timeline, `--seeds N` runs many on all cores.
 
+mod answers;
 mod bent;
 mod client;
 mod controller;

@@ -32,7 +32,10 @@ pub(crate) struct Run {
     /// Its workload's count follows the load.
     pub(crate) follows: bool,
     kind: Kind,
-    fate: Fate,
+    pub(crate) fate: Fate,
+    /// Its answers are counted.
+    judged: bool,
+    pub(crate) asked: super::answers::Asked,
 }
 
 impl World {
@@ -83,6 +86,8 @@ impl World {
             follows: launch.spec.scale.is_some(),
             kind: launch.kind,
             fate,
+            judged: launch.spec.update.fail_when.is_some(),
+            asked: super::answers::Asked::default(),
         };
         let Some(up) = &mut self.hosts[at].up else {
             return;
@@ -126,7 +131,7 @@ impl World {
         self.law_of_readiness(at);
     }
 
-    fn runner_later(&mut self, at: usize, replica: &ReplicaKey, wait: u64, step: Step) {
+    pub(crate) fn runner_later(&mut self, at: usize, replica: &ReplicaKey, wait: u64, step: Step) {
         let inc = self.hosts[at].inc;
         let Some(up) = &self.hosts[at].up else {
             return;
@@ -172,7 +177,7 @@ impl World {
             Step::Prepared => run.there == There::Preparing,
             Step::Rejected(_) => matches!(run.there, There::Preparing | There::Starting),
             Step::Started => run.there == There::Starting,
-            Step::Ready | Step::Unready | Step::Failed(_) | Step::Completed => {
+            Step::Ready | Step::Unready | Step::Answers | Step::Failed(_) | Step::Completed => {
                 run.there == There::Running
             }
             Step::Stopped => run.there == There::Ending,
@@ -181,6 +186,7 @@ impl World {
             return;
         }
         let said = match step {
+            Step::Answers => return self.runner_answers(at, replica),
             Step::Prepared => {
                 run.there = There::Prepared;
                 FromRunner::Prepared { replica }
@@ -194,6 +200,11 @@ impl World {
             Step::Ready | Step::Unready => {
                 let ready = step == Step::Ready;
                 run.ready = ready;
+                let judged = run.judged;
+                if ready && judged {
+                    let soon = self.rng.between(10, 1_000);
+                    self.runner_later(at, &replica, soon, Step::Answers);
+                }
                 let reason = (!ready).then(|| "status 500".to_owned());
                 FromRunner::Health {
                     replica,
@@ -252,7 +263,7 @@ impl World {
                 }
                 self.runner_later(at, replica, soon + 20, Step::Failed("unreachable"));
             }
-            Fate::Good | Fate::Rejected => {
+            Fate::Good | Fate::Errs | Fate::Rejected => {
                 self.runner_later(at, replica, soon, Step::Ready);
                 if flaky {
                     let wait = soon + self.rng.between(0, 5_000);

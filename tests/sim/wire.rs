@@ -142,6 +142,8 @@ pub(crate) enum Step {
     Started,
     Ready,
     Unready,
+    /// Requests come, and it answers.
+    Answers,
     Rejected(&'static str),
     Failed(&'static str),
     Completed,

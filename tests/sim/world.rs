@@ -35,6 +35,8 @@ pub(crate) enum Fate {
     Crashes,
     /// It runs and never proves itself.
     NeverReady,
+    /// It proves itself, and fails every other request; only where answers are judged.
+    Errs,
 }
 
 /// A cut in a node's line.

@@ -46,12 +46,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "reusing instances of anything but http workloads is",
         "use reuse = 1",
     );
-    later(
-        spec.update.fail_when.is_some(),
-        "update.fail_when",
-        "judging by answers is",
-        "leave it out",
-    );
     for (name, volume) in &spec.bindings.volume {
         later(
             volume.on_host_loss == "new",

@@ -241,6 +241,7 @@ impl Voice {
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,
+                answers: wasmorch_api::Answers::default(),
             })
             .collect();
         let report = StatusReport {

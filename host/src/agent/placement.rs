@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use wasmorch_api::spec::RestartPolicy;
-use wasmorch_api::{ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber, Timestamp};
+use wasmorch_api::{
+    Answers, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber, Timestamp,
+};
 
 use super::{PAST_MAX, PlacementKey, REASON_BYTES_MAX, STEADY};
 use crate::planted::{self, Bug};
@@ -55,6 +57,10 @@ pub(super) struct Replica {
     pub(super) usage: Usage,
     /// The usage that the leader was last told.
     pub(super) usage_told: Usage,
+    /// How it has answered: kept when it ends, for its revision is judged by it all the same.
+    pub(super) answers: Answers,
+    /// What of that the leader was last told.
+    pub(super) answers_told: Answers,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,6 +90,15 @@ impl From<&ReplicaUsage> for Usage {
             request_millis: usage.request_millis,
         }
     }
+}
+
+/// Whether answers are worth telling at once: a count has grown by a tenth, so that whoever judges by
+/// it is never further off. That is told often while there is little, and some hundred times in all.
+pub(super) fn grown_from(now: Answers, told: Answers) -> bool {
+    let grown = |now: u64, told: u64| now > told.saturating_add(told / 10);
+    grown(now.requests, told.requests)
+        || grown(now.errors, told.errors)
+        || grown(now.slow, told.slow)
 }
 
 /// What follows when a replica has ended by itself.
@@ -220,6 +235,7 @@ impl Placement {
             memory_bytes: replica.usage.memory_bytes,
             cpu_millis: replica.usage.cpu_millis,
             in_flight: replica.usage.in_flight,
+            answers: replica.answers,
         }
     }
 }
@@ -246,6 +262,8 @@ impl Replica {
             overdue_at: None,
             usage: Usage::default(),
             usage_told: Usage::default(),
+            answers: Answers::default(),
+            answers_told: Answers::default(),
         }
     }
 
@@ -256,6 +274,7 @@ impl Replica {
             reason: status.reason.clone(),
             exit_code: status.exit_code,
             given_up: status.given_up,
+            answers: status.answers,
             ..Self::new(status.replica, status.since)
         }
     }

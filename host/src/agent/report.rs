@@ -235,6 +235,7 @@ impl Agent {
         let placement = self.placements.get_mut(&PlacementKey::of(key));
         if let Some(current) = placement.and_then(|placement| placement.current.as_mut()) {
             current.usage_told = current.usage;
+            current.answers_told = current.answers;
         }
     }
 }
@@ -268,7 +269,7 @@ mod tests {
     use std::time::Duration;
 
     use wasmorch_api::spec::{Scale, scale_panic, scale_tolerance, scale_window};
-    use wasmorch_api::{HostInfo, Kind};
+    use wasmorch_api::{Answers, HostInfo, Kind};
 
     use super::super::REASON_BYTES_MAX;
     use super::super::tests::{Stage, replica, reports, revision, set, status, told};
@@ -286,6 +287,7 @@ mod tests {
                 cpu_millis: 0,
                 in_flight: 0,
                 request_millis: 0,
+                answers: Answers::default(),
             };
             FromRunner::Usage(Usage {
                 replicas: vec![usage],
@@ -319,6 +321,7 @@ mod tests {
             cpu_millis: 20,
             in_flight,
             request_millis: 1_500,
+            answers: Answers::default(),
         };
         let loads = |scale: Option<Scale>| {
             let mut revision = revision("web", 1, Kind::Http);
@@ -350,6 +353,50 @@ mod tests {
         };
         assert_eq!(told.len(), 1, "one entry for all its replicas: {told:?}");
         assert_eq!((told[0].workload.as_str(), told[0].load), ("web", sum));
+    }
+
+    #[test]
+    fn answers_are_told_as_they_grow_and_stay_when_a_replica_has_ended() {
+        let mut stage = Stage::running("web", Kind::Http);
+        let answered = |requests, errors| {
+            let usage = ReplicaUsage {
+                replica: replica("web", "1-7-1"),
+                memory_bytes: 0,
+                cpu_millis: 0,
+                in_flight: 0,
+                request_millis: 0,
+                answers: Answers {
+                    requests,
+                    errors,
+                    slow: 0,
+                },
+            };
+            FromRunner::Usage(Usage {
+                replicas: vec![usage],
+                ..Usage::default()
+            })
+        };
+        let told = |effects: &[_]| {
+            let answers = status(effects, "1-7-1").answers;
+            (answers.requests, answers.errors)
+        };
+        stage.now = stage.now.after(Duration::from_secs(60));
+        assert_eq!(told(&stage.runner(answered(19, 0))), (19, 0));
+        assert!(stage.runner(answered(20, 0)).is_empty(), "hardly grown");
+        stage.now = stage.now.after(Duration::from_secs(5));
+        assert_eq!(told(&stage.runner(answered(20, 0))), (20, 0), "in the end");
+        assert_eq!(told(&stage.runner(answered(20, 1))), (20, 1), "at once");
+        assert_eq!(told(&stage.runner(answered(30, 1))), (30, 1));
+        assert!(stage.runner(answered(10, 0)).is_empty(), "less than before");
+        let outcome = Outcome::Failed {
+            exit_code: None,
+            reason: "it broke".into(),
+        };
+        let effects = stage.runner(FromRunner::Ended {
+            replica: replica("web", "1-7-1"),
+            outcome,
+        });
+        assert_eq!(told(&effects), (30, 1));
     }
 
     #[test]

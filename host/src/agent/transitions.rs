@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use wasmorch_api::{ReplicaState, Timestamp};
 
-use super::placement::{Next, Replica, Usage, backoff};
+use super::placement::{Next, Replica, Usage, backoff, grown_from};
 use super::{Agent, DRAIN_GRACE, Effect, PlacementKey, Timer};
 use crate::planted::{self, Bug};
 use crate::runner::protocol::{FromRunner, Outcome, ReplicaKey, ReplicaUsage, ToRunner};
 
 /// After the runner died, everything is started again so long afterwards.
 const RUNNER_BACK: Duration = Duration::from_secs(1);
-/// Changes of usage alone are told no more often than this.
+/// Changes of usage alone, and small ones of answers, are told no more often than this.
 const USAGE_EVERY: Duration = Duration::from_secs(5);
 
 impl Agent {
@@ -393,9 +393,16 @@ impl Agent {
                 continue;
             };
             live.usage = Usage::from(usage);
-            if tell && live.usage.moved_from(live.usage_told) {
+            // Counts only grow; a runner that has just come back does not know all of them.
+            if usage.answers.requests >= live.answers.requests {
+                live.answers = usage.answers;
+            }
+            if tell && (live.usage.moved_from(live.usage_told) || live.answers != live.answers_told)
+            {
                 self.changed.insert(usage.replica.clone());
                 told = true;
+            } else if grown_from(live.answers, live.answers_told) {
+                self.changed.insert(usage.replica.clone());
             }
         }
         if told {

@@ -239,6 +239,7 @@ impl Pool {
                 keeper.send(message);
             }
         }
+        moves.said.iter().for_each(|said| self.usages.forget(said));
         self.say(moves.said);
     }
 

@@ -1,12 +1,14 @@
 //! What the runners of a host use, as one runner's answer.
 //!
-//! Pure. Sums are over the runners that are there; counters of the gateway never fall, so those of
-//! a runner that ended are kept.
+//! Pure. Sums are over the runners that are there; counters of the gateway, and of the answers of a
+//! replica, never fall: those of a runner that ended are kept.
 
 use std::collections::BTreeMap;
 
+use wasmorch_api::Answers;
+
 use super::shares::RunnerIndex;
-use crate::runner::protocol::{GatewayStats, ReplicaKey, ReplicaUsage, Usage};
+use crate::runner::protocol::{FromRunner, GatewayStats, ReplicaKey, ReplicaUsage, Usage};
 
 /// The answers of one round of questions.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub(crate) struct Usages {
     runners: Vec<Answer>,
     /// Counters of runners that have ended.
     ended: GatewayStats,
+    /// What replicas that live on answered in them.
+    answered: BTreeMap<ReplicaKey, Answers>,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +39,7 @@ impl Usages {
         Self {
             runners: std::iter::repeat_with(up).take(runners).collect(),
             ended: GatewayStats::default(),
+            answered: BTreeMap::new(),
         }
     }
 
@@ -53,7 +58,23 @@ impl Usages {
             ..answer.usage.gateway
         };
         self.ended = sum(self.ended, counted);
+        for share in answer.usage.replicas {
+            if !share.answers.is_empty() {
+                let answered = self.answered.entry(share.replica).or_default();
+                *answered = answered.plus(share.answers);
+            }
+        }
         self.all()
+    }
+
+    /// The daemon's last word about a replica: nothing of it is summed any more.
+    pub(crate) fn forget(&mut self, said: &FromRunner) {
+        if let FromRunner::Ended { replica, .. }
+        | FromRunner::Stopped { replica }
+        | FromRunner::Rejected { replica, .. } = said
+        {
+            self.answered.remove(replica);
+        }
     }
 
     pub(crate) fn back(&mut self, runner: RunnerIndex) {
@@ -83,11 +104,17 @@ impl Usages {
                         replica.cpu_millis += share.cpu_millis;
                         replica.in_flight += share.in_flight;
                         replica.request_millis += share.request_millis;
+                        replica.answers = replica.answers.plus(share.answers);
                     }
                     None => {
                         replicas.insert(share.replica.clone(), share.clone());
                     }
                 }
+            }
+        }
+        for (replica, answered) in &self.answered {
+            if let Some(replica) = replicas.get_mut(replica) {
+                replica.answers = replica.answers.plus(*answered);
             }
         }
         all.replicas = replicas.into_values().collect();
@@ -123,6 +150,11 @@ mod tests {
                 cpu_millis: 10,
                 in_flight: 1,
                 request_millis: 500,
+                answers: Answers {
+                    requests: memory_bytes,
+                    errors: 1,
+                    slow: 0,
+                },
             }],
             gateway: GatewayStats {
                 requests,
@@ -145,6 +177,7 @@ mod tests {
         let summed = (replica.memory_bytes, replica.cpu_millis, replica.in_flight);
         assert_eq!(summed, (150, 20, 2));
         assert_eq!(replica.request_millis, 1_000);
+        assert_eq!((replica.answers.requests, replica.answers.errors), (150, 2));
         assert_eq!(usages.answer(1, usage(4, 7, 0)), None, "a new round");
     }
 
@@ -157,10 +190,20 @@ mod tests {
         let all = usages.died(1).expect("the other has answered");
         assert_eq!((all.gateway.requests, all.gateway.in_flight), (9, 1));
         assert_eq!(all.table_seq, 8);
+        assert_eq!(
+            all.replicas[0].answers.requests, 150,
+            "what it answered there"
+        );
         usages.back(1);
-        assert_eq!(usages.answer(0, usage(6, 8, 1)), None);
+        assert_eq!(usages.answer(0, usage(6, 8, 100)), None);
         let all = usages.answer(1, usage(1, 8, 1)).unwrap();
         assert_eq!(all.gateway.requests, 10);
+        assert_eq!(all.replicas[0].answers.requests, 151);
+        let replica = all.replicas[0].replica.clone();
+        usages.forget(&FromRunner::Stopped { replica });
+        usages.answer(0, usage(6, 8, 100));
+        let all = usages.answer(1, usage(1, 8, 1)).unwrap();
+        assert_eq!(all.replicas[0].answers.requests, 101);
         assert_eq!(usages.died(0), None);
         assert_eq!(usages.died(1), None, "no one is left to answer");
     }

@@ -26,6 +26,7 @@ use wasmorch_api::{RevisionNumber, WorkloadKey};
 use wasmorch_gateway::{Body, Canary, Deadline, Hops, Local, LocalError};
 use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
 
+use super::answers::{Counted, Tally};
 use super::probe::{Change, Judge, Prober, Verdict};
 use super::replica::{End, Life};
 use super::{invoke, logs};
@@ -45,6 +46,7 @@ pub(super) struct Member {
     pub(super) guest: Arc<HttpReplica>,
     revision: RevisionNumber,
     logs: Arc<dyn LogSink>,
+    tally: Option<Arc<Tally>>,
     stage: AtomicU8,
     /// Requests between being let in and the head of their response.
     entering: AtomicUsize,
@@ -68,11 +70,13 @@ impl Member {
         guest: Arc<HttpReplica>,
         revision: RevisionNumber,
         logs: Arc<dyn LogSink>,
+        tally: Option<Arc<Tally>>,
     ) -> Self {
         Self {
             guest,
             revision,
             logs,
+            tally,
             stage: AtomicU8::new(UNREADY),
             entering: AtomicUsize::new(0),
             emptied: Notify::new(),
@@ -121,7 +125,12 @@ impl Member {
         let lineage = lineage(request.extensions());
         request.extensions_mut().insert(lineage);
         self.guest.count_request();
-        self.guest.handle(request).await.map_err(|ended| {
+        let counted = self.tally.clone().map(Counted::begin);
+        let mut answered = self.guest.handle(request).await;
+        if let Some(counted) = counted {
+            answered = counted.answered(answered);
+        }
+        answered.map_err(|ended| {
             if logs::is_the_guests(&ended) {
                 logs::failed(&*self.logs, "a request", &ended);
             }
@@ -322,7 +331,8 @@ impl Local for Locals {
 /// The life of an http replica: probed while it serves, called over NATS while it is ready, and
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
-    let member = Arc::new(Member::new(guest, life.launch.revision, life.logs.clone()));
+    let (logs, tally) = (life.logs.clone(), life.tally.clone());
+    let member = Arc::new(Member::new(guest, life.launch.revision, logs, tally));
     let _seat = life
         .context
         .locals

@@ -24,6 +24,7 @@
 pub mod protocol;
 
 mod allow;
+mod answers;
 mod column;
 mod command;
 mod consume;

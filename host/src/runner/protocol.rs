@@ -23,7 +23,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use wasmorch_api::messages::LogLine;
 use wasmorch_api::{
-    Digest, EndpointTable, Kind, ReplicaId, RevisionNumber, RouteTable, WorkloadKey, WorkloadSpec,
+    Answers, Digest, EndpointTable, Kind, ReplicaId, RevisionNumber, RouteTable, WorkloadKey,
+    WorkloadSpec,
 };
 use wasmorch_gateway::PemPair;
 
@@ -179,6 +180,9 @@ pub struct ReplicaUsage {
     /// Requests since the last `Usage`, thousandths of one in a second; probes are none.
     #[serde(default)]
     pub request_millis: u64,
+    /// How it has answered so far; only with `update.fail_when`.
+    #[serde(default)]
+    pub answers: Answers,
 }
 
 /// Counters of a runner's gateway since it started.

@@ -17,6 +17,7 @@ use wasmorch_runtime::{
 };
 
 use super::allow::Pattern;
+use super::answers::Tally;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
 use super::logs::ReplicaLogs;
@@ -74,6 +75,8 @@ pub(super) struct Life {
     /// Streams that it takes messages from.
     pub(super) streams: Vec<StreamSubscription>,
     pub(super) orders: Orders,
+    /// Where its answers are counted, when that is asked for.
+    pub(super) tally: Option<Arc<Tally>>,
 }
 
 impl Life {
@@ -105,7 +108,7 @@ pub(super) async fn live(
     context: Arc<Context>,
     replica: ReplicaKey,
     launch: Launch,
-    mut orders: Orders,
+    (mut orders, tally): (Orders, Option<Arc<Tally>>),
     started: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
     let stopped = FromRunner::Stopped {
@@ -153,6 +156,7 @@ pub(super) async fn live(
         subscribe,
         streams,
         orders,
+        tally,
     };
     let end = match guest {
         Guest::Http(guest) => http::live(life, guest).await,

@@ -24,6 +24,7 @@ use wasmorch_gateway::{
 };
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
+use super::answers::Tally;
 use super::column::{Column, Gateways};
 use super::guests::Beat;
 use super::http::Locals;
@@ -75,6 +76,8 @@ struct Entry {
     orders: Orderer,
     /// Set when it starts.
     guest: Arc<OnceLock<Guest>>,
+    /// How it answers, when that is asked for.
+    tally: Option<Arc<Tally>>,
     /// When its processor time and its requests were last looked at, and what they were.
     measured: (Instant, Duration, u64),
 }
@@ -349,15 +352,18 @@ impl Supervisor {
         }
         let (orderer, orders) = orders();
         let guest = Arc::new(OnceLock::new());
+        let tally = Tally::of(&launch.spec);
         let entry = Entry {
             orders: orderer,
             guest: guest.clone(),
+            tally: tally.clone(),
             measured: (Instant::now(), Duration::ZERO, 0),
         };
         let context = self.context.clone();
         let key = replica.clone();
         let task = async move {
-            let life = replica::live(context, key.clone(), *launch, orders, guest.clone());
+            let told = (orders, tally);
+            let life = replica::live(context, key.clone(), *launch, told, guest.clone());
             let last = AssertUnwindSafe(life).catch_unwind().await;
             let last = last.unwrap_or_else(|panic| panicked(&key, &*panic, guest.get().is_some()));
             (key, last)
@@ -401,6 +407,11 @@ impl Supervisor {
                 cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
                 in_flight: (used.in_flight + used.queued) as u64,
                 request_millis: a_second(requests, now - since),
+                answers: entry
+                    .tally
+                    .as_deref()
+                    .map(Tally::so_far)
+                    .unwrap_or_default(),
             })
         });
         Usage {

@@ -12,6 +12,7 @@
 //! | `/sleep?MS` | after so many milliseconds |
 //! | `/instance` | how many requests this instance has served: 1 |
 //! | `/sick`, `/health` | turns this instance sick; 200, and 500 from a sick one |
+//! | `/some` | 500 to so many requests in a hundred as the environment's `FAILS` says, by chance |
 //! | `/grow?MIB` | after allocating and touching so much memory |
 //! | `/spin`, `/trap` | never; no answer at all |
 
@@ -71,6 +72,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
             }
             ("/health", _) if SICK.load(Ordering::Relaxed) => answer(out, 500, b"sick\n"),
             ("/health", _) => answer(out, 200, b"well\n"),
+            ("/some", _) if fails() => answer(out, 500, b"not this one\n"),
+            ("/some", _) => answer(out, 200, b"this one\n"),
             ("/spin", _) => spin(),
             ("/trap", _) => core::arch::wasm32::unreachable(),
             ("/bytes", Ok(count)) => bytes(out, count),
@@ -163,6 +166,12 @@ fn variable(name: &str) -> Option<String> {
         .into_iter()
         .find(|(key, _)| key == name);
     found.map(|(_, value)| value + "\n")
+}
+
+/// By chance: which one in a hundred this is, the clock says.
+fn fails() -> bool {
+    let percent = variable("FAILS").and_then(|text| text.trim().parse().ok());
+    monotonic_clock::now() / 1_000 % 100 < percent.unwrap_or(0)
 }
 
 fn log(text: &str) {

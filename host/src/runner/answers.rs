@@ -1,0 +1,271 @@
+//! How the guest of an http replica answers, counted for `update.fail_when`.
+//!
+//! Owns what counts as a request, as an error and as slow; what follows from it is the leader's to
+//! decide. Only replicas whose revision asks for it are counted: others pay nothing. Probes are not
+//! requests and do not come by here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use wasmorch_api::{Answers, WorkloadSpec};
+use wasmorch_gateway::Body;
+use wasmorch_runtime::{BodyError, BodySide, Ended};
+
+/// The counts of one replica in this runner.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// `fail_when.p99`.
+    slow_after: Option<Duration>,
+    requests: AtomicU64,
+    errors: AtomicU64,
+    slow: AtomicU64,
+}
+
+impl Tally {
+    /// One, if the spec has its answers judged.
+    pub(super) fn of(spec: &WorkloadSpec) -> Option<Arc<Self>> {
+        let when = spec.update.fail_when.as_ref()?;
+        Some(Arc::new(Self {
+            slow_after: when.p99.map(|p99| p99.0),
+            ..Self::default()
+        }))
+    }
+
+    pub(super) fn so_far(&self) -> Answers {
+        // The parts before the whole: no share is ever more than all.
+        let (errors, slow) = (self.errors.load(Relaxed), self.slow.load(Relaxed));
+        Answers {
+            requests: self.requests.load(Relaxed).max(errors).max(slow),
+            errors,
+            slow,
+        }
+    }
+}
+
+/// One request, from the moment it was let in. A client that goes away before there is an answer
+/// leaves nothing to count, unless it has waited for too long already.
+pub(super) struct Counted {
+    tally: Arc<Tally>,
+    began: Instant,
+    /// An answer came, or it is known that none counts.
+    settled: bool,
+}
+
+impl Counted {
+    pub(super) fn begin(tally: Arc<Tally>) -> Self {
+        Self {
+            tally,
+            began: Instant::now(),
+            settled: false,
+        }
+    }
+
+    /// Counts how it ended, and goes on watching the body of an answer.
+    pub(super) fn answered(
+        mut self,
+        answer: Result<Response<Body>, Ended>,
+    ) -> Result<Response<Body>, Ended> {
+        self.settled = true;
+        match answer {
+            Ok(response) => {
+                let failed = response.status().is_server_error();
+                self.count(failed);
+                if failed || response.body().is_end_stream() {
+                    return Ok(response);
+                }
+                let tally = Some(self.tally.clone());
+                Ok(response.map(|body| Watched { body, tally }.boxed_unsync()))
+            }
+            Err(ended) => {
+                if let Some(failed) = fault(&ended) {
+                    self.count(failed);
+                }
+                Err(ended)
+            }
+        }
+    }
+
+    fn count(&self, failed: bool) {
+        let tally = &self.tally;
+        tally.requests.fetch_add(1, Relaxed);
+        if failed {
+            tally.errors.fetch_add(1, Relaxed);
+        }
+        if self.is_slow() {
+            tally.slow.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn is_slow(&self) -> bool {
+        let slow_after = self.tally.slow_after;
+        slow_after.is_some_and(|after| self.began.elapsed() > after)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.settled && self.is_slow() {
+            self.count(false);
+        }
+    }
+}
+
+/// Whether an end without an answer is the guest's fault; `None`: the guest had no say in it.
+fn fault(ended: &Ended) -> Option<bool> {
+    match ended {
+        Ended::Trap { .. }
+        | Ended::MemoryLimit { .. }
+        | Ended::Handles { .. }
+        | Ended::Timeout { .. }
+        | Ended::NoResponse
+        | Ended::Guest(_)
+        | Ended::BodyTooLarge {
+            side: BodySide::Response,
+            ..
+        } => Some(true),
+        Ended::BodyTooLarge {
+            side: BodySide::Request,
+            ..
+        }
+        | Ended::CallerTimeout { .. } => Some(false),
+        Ended::Busy { .. } | Ended::HostFull { .. } | Ended::Stopped | Ended::Internal(_) => None,
+    }
+}
+
+/// A body that may still break off.
+struct Watched {
+    body: Body,
+    /// Taken when it has.
+    tally: Option<Arc<Tally>>,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && error.downcast_ref::<Ended>().and_then(fault) == Some(true)
+            && let Some(tally) = self.tally.take()
+        {
+            tally.errors.fetch_add(1, Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Empty, StreamBody};
+    use wasmorch_api::HumanDuration;
+    use wasmorch_api::spec::FailWhen;
+
+    use super::*;
+
+    fn tally(p99: Option<u64>) -> Arc<Tally> {
+        let mut spec = WorkloadSpec::default();
+        assert!(Tally::of(&spec).is_none(), "nobody asks for it");
+        spec.update.fail_when = Some(FailWhen {
+            p99: p99.map(HumanDuration::millis),
+            ..FailWhen::default()
+        });
+        Tally::of(&spec).expect("asked for")
+    }
+
+    fn answer(status: u16) -> Result<Response<Body>, Ended> {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        Ok(Response::builder().status(status).body(body).expect("one"))
+    }
+
+    fn figures(tally: &Tally) -> (u64, u64, u64) {
+        let so_far = tally.so_far();
+        (so_far.requests, so_far.errors, so_far.slow)
+    }
+
+    #[test]
+    fn what_the_guest_fails_is_an_error_and_what_it_never_saw_is_nothing() {
+        let tally = tally(None);
+        let second = Duration::from_secs(1);
+        let busy = Ended::Busy {
+            concurrency: 1,
+            queue: 1,
+            retry_after: second,
+        };
+        let trap = Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
+        };
+        let late = Ended::Timeout { limit: second };
+        let gone = Ended::CallerTimeout { limit: second };
+        let ends = [
+            (answer(200), (1, 0, 0)),
+            (answer(404), (2, 0, 0)),
+            (answer(503), (3, 1, 0)),
+            (Err(trap), (4, 2, 0)),
+            (Err(late), (5, 3, 0)),
+            (Err(gone), (6, 3, 0)),
+            (Err(busy), (6, 3, 0)),
+            (Err(Ended::Stopped), (6, 3, 0)),
+        ];
+        for (end, expected) in ends {
+            let words = format!("{end:?}");
+            drop(Counted::begin(tally.clone()).answered(end));
+            assert_eq!(figures(&tally), expected, "{words}");
+        }
+        drop(Counted::begin(tally.clone()));
+        assert_eq!(figures(&tally), (6, 3, 0), "the client went away");
+    }
+
+    #[test]
+    fn what_is_later_than_the_p99_is_slow_answered_or_not() {
+        let tally = tally(Some(50));
+        let begun = |ago: u64| {
+            let mut counted = Counted::begin(tally.clone());
+            counted.began -= Duration::from_millis(ago);
+            counted
+        };
+        drop(begun(0).answered(answer(200)));
+        assert_eq!(figures(&tally), (1, 0, 0));
+        drop(begun(60).answered(answer(200)));
+        assert_eq!(figures(&tally), (2, 0, 1));
+        drop(begun(60));
+        assert_eq!(figures(&tally), (3, 0, 2), "whoever waited has gone");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_an_error() {
+        let tally = tally(None);
+        let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
+            Ok(Frame::data(Bytes::from_static(b"half"))),
+            Err(Box::new(Ended::Trap {
+                message: "unreachable".into(),
+                backtrace: String::new(),
+            })),
+        ];
+        let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+        let answered = Counted::begin(tally.clone()).answered(Ok(Response::new(body)));
+        assert_eq!(figures(&tally), (1, 0, 0));
+        let body = answered.expect("a head").into_body();
+        assert!(body.collect().await.is_err());
+        assert_eq!(figures(&tally), (1, 1, 0));
+    }
+}
