@@ -12,6 +12,7 @@ pub mod component;
 pub mod document;
 pub mod error;
 pub mod event;
+pub mod features;
 pub mod ids;
 pub mod manifest;
 pub mod messages;

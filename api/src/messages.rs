@@ -459,6 +459,9 @@ pub struct HostView {
     pub labels: BTreeMap<String, String>,
     /// Its architecture.
     pub arch: String,
+    /// What it can run beyond what every host can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
     /// Its gateway.
     pub http: String,
     /// Its admin listener.

@@ -27,6 +27,9 @@ pub struct Revision {
     pub kind: Kind,
     /// The component's digest.
     pub artifact: Digest,
+    /// What its component needs of a host beyond what every host has (`features`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
     /// What was asked for.
     pub spec: WorkloadSpec,
     /// When it was made.

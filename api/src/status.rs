@@ -207,6 +207,9 @@ pub struct HostInfo {
     pub taints: Vec<String>,
     /// `x86_64`, `aarch64`, ...
     pub arch: String,
+    /// What it can run beyond what every host can (`features`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
     /// wasmorch's version.
     pub version: String,
     /// The public gateway's address.

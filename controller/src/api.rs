@@ -27,7 +27,7 @@ use wasmorch_api::{
     ApiError, ClusterId, ErrorCode, Kind, LeaderId, Name, Term, Timestamp, WorkloadSpec, subjects,
 };
 
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Features};
 use crate::lease::LeaseClock;
 use crate::link::{Inbound, Link, LinkError, Subscription};
 use crate::metrics::Metrics;
@@ -54,6 +54,8 @@ pub(crate) struct ApiCall {
     pub(crate) request: Request,
     /// `deploy`, `plan`: each spec with the kind that its component turned out to have.
     pub(crate) workloads: Vec<(WorkloadSpec, Kind)>,
+    /// What their components need that some hosts may lack.
+    pub(crate) features: Features,
     pub(crate) answer: oneshot::Sender<Result<Reply, ApiError>>,
 }
 
@@ -171,9 +173,9 @@ impl Api {
             .verb
             .expect("a subject without a verb has been refused");
         let request = request::read(verb, &message.body)?;
-        let workloads = match &request {
+        let (workloads, features) = match &request {
             Request::Deploy(deploy) => self.artifacts.check(&deploy.workloads).await?,
-            _ => Vec::new(),
+            _ => Default::default(),
         };
         let (sender, receiver) = oneshot::channel();
         let call = ApiCall {
@@ -181,6 +183,7 @@ impl Api {
             namespace,
             request,
             workloads,
+            features,
             answer: sender,
         };
         self.calls.try_send(call).map_err(|error| match error {

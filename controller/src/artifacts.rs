@@ -4,13 +4,14 @@
 //! before anything reads them, inspected off the async threads and dropped: only what was found is
 //! kept.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OnceCell, Semaphore};
 use wasmorch_api::component::{self, Inspection};
 use wasmorch_api::{
-    ARTIFACT_BYTES_MAX, ApiError, Digest, ErrorCode, Kind, Problem, WorkloadSpec, manifest,
+    ARTIFACT_BYTES_MAX, ApiError, Digest, ErrorCode, Kind, Problem, WorkloadSpec, features,
+    manifest,
 };
 
 use crate::store::{ObjectError, Store};
@@ -19,6 +20,9 @@ use crate::store::{ObjectError, Store};
 const CACHED_MAX: usize = 1_024;
 /// Artifacts fetched at the same time: each may be 256 MiB.
 const FETCHES_MAX: usize = 2;
+
+/// What components need that some hosts may lack, by digest.
+pub(crate) type Features = BTreeMap<Digest, Vec<String>>;
 
 /// The inspection cache, cheap to clone.
 #[derive(Debug, Clone)]
@@ -65,27 +69,34 @@ impl Artifacts {
         }
     }
 
-    /// Each spec with the kind in force, or everything that stands in the way of all of them.
+    /// Each spec with the kind in force, and what components need that some hosts may lack; or
+    /// everything that stands in the way of all of them.
     pub(crate) async fn check(
         &self,
         specs: &[WorkloadSpec],
-    ) -> Result<Vec<(WorkloadSpec, Kind)>, ApiError> {
+    ) -> Result<(Vec<(WorkloadSpec, Kind)>, Features), ApiError> {
         let mut checked = Vec::with_capacity(specs.len());
+        let mut features = Features::new();
         let mut refusals = Vec::new();
         for (index, spec) in specs.iter().enumerate() {
             match self.check_one(spec).await {
-                Ok(kind) => checked.push((spec.clone(), kind)),
+                Ok((kind, inspection)) => {
+                    checked.push((spec.clone(), kind));
+                    let needed = features::of_component(&inspection);
+                    let artifact = spec.artifact.clone().filter(|_| !needed.is_empty());
+                    features.extend(artifact.map(|artifact| (artifact, needed)));
+                }
                 Err(refusal) => refusals.push(located(refusal, index)),
             }
         }
         if refusals.is_empty() {
-            Ok(checked)
+            Ok((checked, features))
         } else {
             Err(merged(refusals))
         }
     }
 
-    async fn check_one(&self, spec: &WorkloadSpec) -> Result<Kind, ApiError> {
+    async fn check_one(&self, spec: &WorkloadSpec) -> Result<(Kind, Arc<Inspection>), ApiError> {
         let Some(digest) = &spec.artifact else {
             let what = format!("workload {} names no component", spec.name);
             let problem = problem("artifact", "name the digest of uploaded bytes");
@@ -102,7 +113,7 @@ impl Artifacts {
             let what = format!("workload {} cannot be deployed", spec.name);
             return Err(ApiError::invalid(what, later));
         }
-        Ok(kind)
+        Ok((kind, inspection))
     }
 
     async fn inspect(

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::status::Capacity;
-use wasmorch_api::{BootId, HostId, HostInfo, Name, NatsOptions, VERSION};
+use wasmorch_api::{BootId, HostId, HostInfo, Name, NatsOptions, VERSION, features};
 
 use crate::admin::{self, Views};
 use crate::agent::{Agent, Held, Identity};
@@ -403,6 +403,7 @@ async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
         labels: config.labels.clone(),
         taints: config.taints.clone(),
         arch: std::env::consts::ARCH.to_owned(),
+        features: features::ALL.iter().map(|&one| one.to_owned()).collect(),
         version: VERSION.to_owned(),
         http: reach_http.unwrap_or(http).to_string(),
         tls: config.tls.is_some(),

@@ -3,6 +3,7 @@
 //! Simulated: hosts are heartbeats and status reports made here, the store is the sequence number
 //! of a commit. Real: everything the planner does. Every scenario runs in a process of its own, so
 //! that its peak of resident memory is its own; a figure counts only after the plan was checked.
+//! `--share N` runs all of it with one Nth of the replicas, to see that it runs.
 
 #![allow(
     clippy::print_stdout,
@@ -19,7 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use wasmorch_api::messages::ChangeRequest;
-use wasmorch_api::spec::{Affinity, Constraint, LabelTest, Replicas};
+use wasmorch_api::spec::{Affinity, Constraint, LabelTest, Replicas, Sockets};
 use wasmorch_api::status::Capacity;
 use wasmorch_api::{
     BootId, ByteSize, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name,
@@ -39,6 +40,8 @@ struct Scenario {
     ruled: bool,
     /// No two hosts have the same capacity, no two workloads book the same.
     distinct: bool,
+    /// So many workloads listen on a port, each on its own.
+    listening: usize,
     kind: Kind,
 }
 
@@ -49,10 +52,14 @@ const PLAIN: Scenario = Scenario {
     replicas: 2_000_000,
     ruled: false,
     distinct: false,
+    listening: 0,
     kind: Kind::Service,
 };
 
-fn scenarios() -> Vec<Scenario> {
+/// Of them 20 die, each 17 after the one before.
+const HOSTS_LEAST: usize = 400;
+
+fn scenarios(share: usize) -> Vec<Scenario> {
     let many = Scenario {
         name: "100,000 workloads",
         workloads: 100_000,
@@ -68,6 +75,11 @@ fn scenarios() -> Vec<Scenario> {
         distinct: true,
         ..PLAIN
     };
+    let listening = Scenario {
+        name: "10 listen on ports",
+        listening: 10,
+        ..PLAIN
+    };
     let tables = Scenario {
         name: "1,000 http workloads",
         kind: Kind::Http,
@@ -78,7 +90,14 @@ fn scenarios() -> Vec<Scenario> {
         hosts: 10_000,
         ..one
     });
-    small.into_iter().chain(large).chain([tables]).collect()
+    let all = small.into_iter().chain(large).chain([listening, tables]);
+    let share = |one: Scenario| Scenario {
+        hosts: (one.hosts / share).max(HOSTS_LEAST),
+        workloads: one.workloads.min(one.replicas / share),
+        replicas: one.replicas / share,
+        ..one
+    };
+    all.map(share).collect()
 }
 
 fn main() {
@@ -87,8 +106,11 @@ fn main() {
         .filter(|arg| arg != "--bench")
         .collect();
     let memory = args.iter().any(|arg| arg == "--memory");
+    let share = args.iter().position(|arg| arg == "--share");
+    let share = share.and_then(|at| args.get(at + 1)?.parse::<usize>().ok());
+    let share = share.unwrap_or(1).max(1);
     if let Some(at) = args.first().and_then(|arg| arg.parse::<usize>().ok()) {
-        println!("{}", run(scenarios()[at], memory));
+        println!("{}", run(scenarios(share)[at], memory));
         return;
     }
     println!(
@@ -98,10 +120,11 @@ fn main() {
         "| scenario | hosts | workloads | replicas | plan from empty s | replicas/s | check s | writes s | commit s | peak MiB | full, all reported MiB | one changed ms | one dead host: decide ms | worst | check ms | writes ms |"
     );
     println!("| --- |{}", " --: |".repeat(15));
-    for at in 0..scenarios().len() {
+    for at in 0..scenarios(share).len() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg(at.to_string());
         command.args(memory.then_some("--memory"));
+        command.arg("--share").arg(share.to_string());
         let out = command.output().unwrap();
         let (said, told) = (out.stdout, out.stderr);
         if !out.status.success() {
@@ -403,6 +426,7 @@ impl World {
             let input = DeployInput {
                 workloads,
                 if_index: None,
+                ..DeployInput::default()
             };
             let outcome = commands::deploy(&self.cluster, &input, &self.call()).unwrap();
             self.commit(outcome.writes);
@@ -419,6 +443,13 @@ impl World {
         };
         if self.scenario.distinct {
             spec.resources.reserve.memory = ByteSize((1 << 20) + (n as u64 % 1_000) * 1_024);
+        }
+        if n < self.scenario.listening {
+            let listen = vec![9_000 + n as u16];
+            spec.bindings.sockets = Some(Sockets {
+                listen,
+                ..Sockets::default()
+            });
         }
         if self.scenario.ruled && n.is_multiple_of(3) {
             spec.constraints = vec![

@@ -20,6 +20,7 @@ use wasmorch_api::{HostId, Name, PlacementNumber, Slot, WorkloadKey, WorkloadSpe
 use crate::cluster::{Cluster, Host, Placed, Workload};
 use crate::place::{self, HOST, Scored, Standpoint};
 use crate::pool::Booked;
+use crate::ports;
 
 /// Hosts looked at in one question: some 0.3 s of the leader's time.
 const LOOKS_MAX: usize = 300_000;
@@ -265,12 +266,18 @@ impl<'a> Board<'a> {
             self.count(piece.key, id, host)
                 .saturating_sub(u32::from(id == own))
         };
+        let target = self.cluster.workload(piece.key).and_then(Workload::target);
         let on = Standpoint {
             cluster: self.cluster,
             key: piece.key,
             spec: piece.spec,
+            features: target.map_or(&[], |target| &target.features),
             used: &used,
             count: &count,
+            ports: ports::View {
+                claims: None,
+                without: Some((piece.key, piece.number)),
+            },
         };
         let mut fits = place::rank(&on, &[]).fits;
         let here = fits.iter().position(|one| one.host == *own);
@@ -324,7 +331,7 @@ fn movable(workload: &Workload) -> Option<&WorkloadSpec> {
     let update = &target.spec.update;
     let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
     let still = workload.record.active_rollout().is_none() && workload.record.moves.is_empty();
-    let stays = crate::homes::has_volumes(&target.spec) || target.spec.per_host();
+    let stays = crate::homes::has_data(&target.spec) || target.spec.per_host();
     let moves =
         !target.kind.ends() && start_first && still && !stays && !target.spec.spread.is_empty();
     moves.then_some(&target.spec)

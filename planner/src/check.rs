@@ -13,6 +13,8 @@ use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
 use crate::pool::Booked;
 
+mod claims;
+
 /// A rule that a plan breaks. Such a plan is not dispatched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenRule {
@@ -98,6 +100,26 @@ pub enum BrokenRule {
         /// So many.
         count: usize,
     },
+    /// Two that listen on one port of a host.
+    #[error("{workload} would start on host {host}, where port {port} is taken")]
+    PortTaken {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The host.
+        host: HostId,
+        /// The port.
+        port: u16,
+    },
+    /// A host that cannot run it.
+    #[error("{workload} would start on host {host}, which is without {feature}")]
+    WithoutFeature {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The host.
+        host: HostId,
+        /// What it lacks.
+        feature: String,
+    },
     /// A placement number given twice.
     #[error("placement {number} of {workload} would be given twice")]
     NumberTwice {
@@ -136,6 +158,8 @@ impl BrokenRule {
             | Self::CrowdedSlot { workload, .. }
             | Self::Twice { workload, .. }
             | Self::CrowdedHost { workload, .. }
+            | Self::PortTaken { workload, .. }
+            | Self::WithoutFeature { workload, .. }
             | Self::NumberTwice { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
@@ -177,6 +201,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     quotas_are_kept(cluster, &parts, &mut broken);
     preemption_is_sound(cluster, plan, &mut broken);
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
+    claims::are_met(cluster, plan, &mut broken);
     broken
 }
 

@@ -17,10 +17,12 @@ use wasmorch_api::{
 use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
 use crate::autoscale::Scaling;
+use crate::cached::Left;
 use crate::detection::Detection;
 use crate::judge::Tally;
 use crate::plan::StopReason;
 use crate::pool::{Booked, Classes, Holders, Pool};
+use crate::ports::Listeners;
 use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
 
@@ -58,6 +60,8 @@ pub struct Cluster {
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
     pub(crate) stale_tables: BTreeSet<WorkloadKey>,
     pub(crate) classes: Classes,
+    /// Workloads that listen on ports of their hosts.
+    pub(crate) listeners: Listeners,
     /// The last number given to a host; none is given twice.
     pub(crate) numbered: u32,
     /// Where there is room: made from the hosts, and thrown away at will.
@@ -243,6 +247,8 @@ pub struct Workload {
     pub(crate) per_class: BTreeMap<u32, u32>,
     /// Placements on each host.
     pub(crate) holders: Holders,
+    /// Hosts that may have its component still.
+    pub(crate) left: Left,
     /// Nothing of it moves by itself: what has changed can be planned slot by slot.
     pub(crate) steady: bool,
     /// When it wants to be planned again though nothing happens.
@@ -307,6 +313,7 @@ impl Workload {
             leaving: BTreeSet::new(),
             per_class: BTreeMap::new(),
             holders: Holders::default(),
+            left: Left::default(),
             steady: false,
             wake: None,
             tally,
@@ -393,6 +400,7 @@ impl Cluster {
             agenda: Agenda::default(),
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
+            listeners: Listeners::default(),
             numbered: 0,
             pool: Pool::default(),
             stale: true,
@@ -432,6 +440,7 @@ impl Cluster {
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();
+        copy.listeners = self.listeners_without(keys);
         copy.numbered = self.numbered;
         for (id, host) in &self.hosts {
             let groups = keys.iter().flat_map(|key| host.groups_of(key));
@@ -630,6 +639,7 @@ impl Cluster {
     fn put_revision(&mut self, revision: Revision) {
         let key = revision.key();
         if let Some(workload) = self.workloads.get_mut(&key) {
+            self.listeners.note(&revision);
             let wanted = revision.number == workload.record.revision;
             workload
                 .revisions

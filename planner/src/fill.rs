@@ -5,6 +5,9 @@
 //! its own (labels are equal within it) and hands out its best host from an order by load. A
 //! replica costs one look at each cell and a few steps in that order, never a look at every host.
 //!
+//! Hosts that have the component already (`cached`) are a few, and a cell of their own beside their
+//! class's; with its first replica one goes over to that.
+//!
 //! Known limits: the cost of a replica grows with the number of classes; hosts that are emptier
 //! than the rest but too small are passed over once in every pass.
 
@@ -12,11 +15,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::Constraint;
-use wasmorch_api::{HostId, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{HostId, Revision, WorkloadKey, WorkloadSpec};
 
+use crate::cached::CACHED;
 use crate::cluster::{Cluster, Workload};
 use crate::place::{self, HOST};
 use crate::pool::{Booked, FULL, Pool, Rank};
+use crate::ports;
 
 /// The score of free room has ten steps.
 const TENTH: i32 = FULL as i32 / 10;
@@ -62,6 +67,8 @@ struct Cell {
     /// All hosts were taken out of the pool's order: their scores differ by name, or none is left
     /// without a replica.
     own: bool,
+    /// Those without a replica that have the component; none of them is in the pool's order.
+    cached: bool,
     /// Up to here the pool's order has been looked at: what was passed over has no room, or has a
     /// replica already.
     cursor: Option<(u32, Rank)>,
@@ -78,6 +85,9 @@ pub(crate) struct Fill {
     cells: Vec<Cell>,
     groups: Vec<Group>,
     wants: Booked,
+    ports: Vec<u16>,
+    /// Hosts without a replica that have the component.
+    cached: BTreeSet<Rank>,
     per_host: bool,
     host_max: u32,
     /// Without anything to spread over, hosts are filled one after the other, the fullest first.
@@ -96,6 +106,12 @@ pub(crate) struct Ground<'a> {
 }
 
 impl Ground<'_> {
+    fn cached(&self, pool: &Pool, spec: &WorkloadSpec) -> BTreeSet<Rank> {
+        let left = self.workload.has_left(spec);
+        let ranks = left.filter_map(|number| pool.numbered(number));
+        ranks.filter(|rank| self.count(pool, *rank) == 0).collect()
+    }
+
     pub(crate) fn count(&self, pool: &Pool, rank: Rank) -> u32 {
         let base = self.workload.holders.get(pool.room(rank).number);
         let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
@@ -113,9 +129,10 @@ impl Fill {
     pub(crate) fn new(
         ground: &Ground<'_>,
         pool: &mut Pool,
-        spec: &WorkloadSpec,
+        target: &Revision,
         args: Option<&Vec<String>>,
     ) -> Self {
+        let spec = &target.spec;
         let mut host_max = u32::MAX;
         let mut labels: BTreeMap<&str, (bool, u32)> = BTreeMap::new();
         for label in spec.spread.iter().filter(|label| *label != HOST) {
@@ -138,6 +155,8 @@ impl Fill {
             cells: Vec::new(),
             groups: Vec::new(),
             wants: Booked::of(ground.key, spec, args),
+            ports: ports::of(spec).to_vec(),
+            cached: ground.cached(pool, spec),
             per_host: spec.spread.iter().any(|label| label == HOST),
             host_max,
             pack: spec.spread.is_empty(),
@@ -147,11 +166,12 @@ impl Fill {
         let mut numbers: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let classes: Vec<u32> = pool.classes().collect();
         let known = &ground.cluster.classes;
+        let needs = place::needs(spec, &target.features);
         for number in classes {
             let Some(class) = known.get(number) else {
                 continue;
             };
-            if place::is_against_class(spec, class) {
+            if place::is_against_class(spec, &needs, class) {
                 continue;
             }
             let mut groups = Vec::new();
@@ -200,7 +220,7 @@ impl Fill {
         fill
     }
 
-    /// One cell for the class; more when hosts differ in affinity by their names.
+    /// One cell for the class; more when hosts differ in affinity by their names, or have the component.
     fn add_cells(
         &mut self,
         pool: &mut Pool,
@@ -209,31 +229,47 @@ impl Fill {
         affinity: i64,
         groups: Vec<usize>,
     ) {
-        let cell = |affinity: i64, own: bool| Cell {
+        let cell = |affinity: i64, own: bool, cached: bool| Cell {
             class,
             affinity,
             groups: groups.clone(),
             seen: BTreeSet::new(),
             full: Vec::new(),
             own,
+            cached,
             cursor: None,
             head: None,
         };
-        if !spec.affinity.iter().any(|wish| wish.label == HOST) {
-            self.cells.push(cell(affinity, false));
-            return;
+        // By affinity, and whether they have the component.
+        let mut apart: BTreeMap<(i64, bool), Vec<Rank>> = BTreeMap::new();
+        if spec.affinity.iter().any(|wish| wish.label == HOST) {
+            for rank in pool.all(class) {
+                let more = place::name_affinity(spec, pool.room(rank).name.as_str());
+                let plain = apart.entry((affinity + more, false)).or_default();
+                if !self.cached.contains(&rank) {
+                    plain.push(rank);
+                    continue;
+                }
+                let cached = apart.entry((affinity + more, true)).or_default();
+                cached.push(rank);
+            }
+        } else {
+            self.cells.push(cell(affinity, false, false));
+            for rank in self.cached.iter().copied() {
+                if pool.class_of(rank) == class {
+                    apart.entry((affinity, true)).or_default().push(rank);
+                }
+            }
         }
-        let mut named: BTreeMap<i64, Vec<Rank>> = BTreeMap::new();
-        for rank in pool.all(class) {
-            let more = place::name_affinity(spec, pool.room(rank).name.as_str());
-            named.entry(affinity + more).or_default().push(rank);
-        }
-        for (affinity, ranks) in named {
-            let mut cell = cell(affinity, true);
+        for ((affinity, cached), ranks) in apart {
+            let more = if cached { CACHED } else { 0 };
+            let mut cell = cell(affinity + more, true, cached);
             for rank in ranks {
-                pool.take(rank);
-                // Not looked at yet: its count is found when it comes first.
-                cell.seen.insert((0, self.load_key(pool, rank), rank));
+                // Those that take nothing new are in no order. Not looked at yet: its count is found
+                // when it comes first.
+                if pool.take(rank) {
+                    cell.seen.insert((0, self.load_key(pool, rank), rank));
+                }
             }
             self.cells.push(cell);
         }
@@ -327,7 +363,7 @@ impl Fill {
                     let class = pool.class_of(rank);
                     let key = (0, self.load_key(pool, rank), rank);
                     let mut cells = self.cells.iter_mut();
-                    match cells.find(|cell| cell.class == class && cell.own) {
+                    match cells.find(|cell| cell.class == class && cell.own && !cell.cached) {
                         Some(cell) => drop(cell.seen.insert(key)),
                         None => pool.put(rank),
                     }
@@ -404,7 +440,7 @@ impl Fill {
             let (_, rank) = next;
             let count = ground.count(pool, rank);
             let crowded = self.per_host && count > 0;
-            if !crowded && count < self.host_max && self.has_room(pool, rank) {
+            if !crowded && count < self.host_max && self.has_room(ground, pool, rank) {
                 self.cells[at].cursor = passed;
                 return Some((0, self.load_key(pool, rank), rank));
             }
@@ -429,7 +465,7 @@ impl Fill {
             let rank = key.2;
             let count = ground.count(pool, rank);
             let now = (if self.per_host { count } else { 0 }, key.1, rank);
-            if count >= self.host_max || !self.has_room(pool, rank) {
+            if count >= self.host_max || !self.has_room(ground, pool, rank) {
                 self.cells[at].seen.remove(&key);
                 self.cells[at].full.push(rank);
             } else if now == key {
@@ -442,8 +478,10 @@ impl Fill {
         None
     }
 
-    fn has_room(&self, pool: &Pool, rank: Rank) -> bool {
-        pool.fits(rank, self.wants) && self.named(pool, rank)
+    fn has_room(&self, ground: &Ground<'_>, pool: &Pool, rank: Rank) -> bool {
+        pool.fits(rank, self.wants)
+            && self.named(pool, rank)
+            && (self.ports.is_empty() || pool.ports_free(ground.cluster, rank, &self.ports))
     }
 
     /// Whether this very host may take one more replica, however it scores.
@@ -451,7 +489,7 @@ impl Fill {
         let class = pool.class_of(rank);
         let mut cells = self.cells.iter().enumerate();
         let open = cells.any(|(at, cell)| cell.class == class && !self.barred(at));
-        open && ground.count(pool, rank) < self.host_max && self.has_room(pool, rank)
+        open && ground.count(pool, rank) < self.host_max && self.has_room(ground, pool, rank)
     }
 
     fn named(&self, pool: &Pool, rank: Rank) -> bool {
@@ -470,24 +508,31 @@ impl Fill {
         };
         let class = pool.class_of(rank);
         let count = ground.count(pool, rank);
-        let before = key(self, pool, count);
-        let cells = self.cells.iter().enumerate();
-        let mut cells = cells.filter(|(_, cell)| cell.class == class);
-        let holder = { &mut cells }
-            .find(|(_, cell)| cell.seen.contains(&before))
-            .map(|(at, _)| at);
-        let at = holder.or_else(|| {
-            // Still in the pool's order: then the class is one cell.
-            let cells = self.cells.iter();
-            { cells }.position(|cell| cell.class == class && !cell.own)
+        // As it was seen, or not looked at yet.
+        let (before, unseen) = (key(self, pool, count), key(self, pool, 0));
+        let of_class = |cell: &&mut Cell| cell.class == class;
+        let mut cells = self.cells.iter_mut().filter(of_class);
+        let holder = cells.find_map(|cell| {
+            cell.head = None;
+            let seen = cell.seen.remove(&before) || unseen != before && cell.seen.remove(&unseen);
+            seen.then_some((cell.affinity, cell.cached))
+        });
+        // Still in the pool's order: then but for what is cached the class is one cell.
+        let plain = match holder {
+            Some((affinity, true)) => Some(affinity - CACHED),
+            Some((affinity, false)) => Some(affinity),
+            None => None,
+        };
+        let at = self.cells.iter().position(|cell| {
+            let same = plain.map_or(!cell.own, |affinity| cell.affinity == affinity);
+            cell.class == class && !cell.cached && same
         });
         let Some(at) = at else { return };
-        if holder.is_some() {
-            self.cells[at].seen.remove(&before);
-        } else {
+        if holder.is_none() {
             pool.take(rank);
         }
         pool.book(rank, self.wants);
+        pool.claim(rank, &self.ports, ground.key);
         let after = key(self, pool, count + 1);
         let cell = &mut self.cells[at];
         cell.seen.insert(after);

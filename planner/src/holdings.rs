@@ -159,6 +159,7 @@ impl Cluster {
                     host.unsure.insert((key.clone(), slot.placement), unsure);
                 }
                 workload.holders.remove(host.number, 1);
+                workload.leaves(id, host.number, slot.placement);
                 if let Some(count) = workload.per_class.get_mut(&host.class) {
                     *count = count.saturating_sub(1);
                     if *count == 0 {
@@ -309,6 +310,7 @@ impl Cluster {
             return;
         };
         self.agenda.forget(key, workload.wake);
+        self.listeners.forget(key);
         self.stale_tables.remove(key);
         self.per_host.remove(key);
         self.scaling.remove(key);

@@ -1,9 +1,15 @@
-//! Slots with volumes stay with the host that has them.
+//! Slots stay with the host that has their data.
 //!
-//! The first host of such a slot is its *home*, kept in the record: whatever replaces the replica
+//! The first host of a slot with volumes is its *home*, kept in the record: whatever replaces the replica
 //! goes there. While the home is silent, full or cordoned the slot waits (`on_host_loss = "wait"`),
 //! and says for whom. Removing the host (`host-rm`) gives its volumes up, and the slot goes on
 //! elsewhere with empty ones.
+//!
+//! A blob store on disk belongs to its host, and many slots share it: a slot goes back there while that
+//! host takes it, whatever other hosts score, and on with what another has when it does not (silent, full,
+//! cordoned, or it failed there). That other one is its home from then on.
+//!
+//! Nothing else that a workload keeps is nearer to one host than to another.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +23,16 @@ use crate::slots::{Pass, Seat};
 /// Whether slots of this workload have a home.
 pub(crate) fn has_volumes(spec: &WorkloadSpec) -> bool {
     !spec.bindings.volume.is_empty()
+}
+
+/// Whether slots of this workload find on one host what they do not on another.
+pub(crate) fn has_data(spec: &WorkloadSpec) -> bool {
+    has_volumes(spec) || on_disk(spec)
+}
+
+fn on_disk(spec: &WorkloadSpec) -> bool {
+    let mut stores = spec.bindings.blobstore.values();
+    stores.any(|store| store.backend == "disk")
 }
 
 impl Pass<'_> {
@@ -37,9 +53,26 @@ impl Pass<'_> {
         failed: &BTreeSet<Rank>,
     ) -> Option<Rank> {
         let Some(home) = self.home(slot).cloned() else {
-            return self.best(args, failed);
+            let near = self.near(slot, args, failed);
+            return near.or_else(|| self.best(args, failed));
         };
         let rank = self.pool.usable(&home)?;
+        let (fill, ground, pool) = self.filling(args);
+        fill.admits(&ground, pool, rank).then_some(rank)
+    }
+
+    /// The host with the blobs that the slot has found so far, if it may go there.
+    fn near(
+        &mut self,
+        slot: Slot,
+        args: Option<&Vec<String>>,
+        failed: &BTreeSet<Rank>,
+    ) -> Option<Rank> {
+        if !on_disk(&self.target.spec) {
+            return None;
+        }
+        let home = self.record.homes.get(&slot)?;
+        let rank = self.pool.usable(home).filter(|at| !failed.contains(at))?;
         let (fill, ground, pool) = self.filling(args);
         fill.admits(&ground, pool, rank).then_some(rank)
     }
@@ -47,7 +80,7 @@ impl Pass<'_> {
     /// Slots that run somewhere without a home are at home there: a store that was rebuilt from
     /// hosts knows of none.
     pub(crate) fn adopt_homes(&mut self) {
-        if !has_volumes(&self.target.spec) {
+        if !has_data(&self.target.spec) {
             return;
         }
         let hosts: Vec<(Slot, HostId)> = self
@@ -61,9 +94,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Remembers the first host of a slot with volumes.
+    /// Remembers where the slot's data are.
     pub(crate) fn settle(&mut self, slot: Slot, host: &HostId) {
-        if has_volumes(&self.target.spec) && self.record.homes.get(&slot) != Some(host) {
+        if has_data(&self.target.spec) && self.record.homes.get(&slot) != Some(host) {
             self.record.homes.insert(slot, host.clone());
         }
     }

@@ -20,6 +20,7 @@ mod absent;
 mod agenda;
 mod autoscale;
 mod balance;
+mod cached;
 mod canary;
 pub mod check;
 mod cluster;
@@ -40,6 +41,7 @@ mod plan;
 #[doc(hidden)]
 pub mod planted;
 mod pool;
+mod ports;
 mod preempt;
 pub mod preview;
 pub mod queries;

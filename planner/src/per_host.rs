@@ -64,6 +64,7 @@ enum Meant {
 struct Hosts<'a> {
     cluster: &'a Cluster,
     spec: &'a wasmorch_api::WorkloadSpec,
+    needs: Vec<String>,
     classes: BTreeMap<u32, bool>,
 }
 
@@ -77,10 +78,10 @@ impl Hosts<'_> {
         if !host.known() {
             return Meant::Keeps;
         }
-        let (cluster, spec) = (self.cluster, self.spec);
+        let (cluster, spec, needs) = (self.cluster, self.spec, &self.needs);
         let barred = *self.classes.entry(host.class).or_insert_with(|| {
             let class = cluster.classes.get(host.class);
-            class.is_none_or(|class| place::is_against_class(spec, class))
+            class.is_none_or(|class| place::is_against_class(spec, needs, class))
         });
         let name = host.info().name.as_str();
         if barred || !{ spec.constraints.iter() }.all(|one| place::name_passes(one, name)) {
@@ -124,6 +125,7 @@ impl Pass<'_> {
         let mut hosts = Hosts {
             cluster: self.cluster,
             spec: &target.spec,
+            needs: place::needs(&target.spec, &target.features),
             classes: BTreeMap::new(),
         };
         let mut seating = Seating::default();

@@ -6,11 +6,16 @@
 //! - `spread`: -100 for each replica of the workload under the same value of each label in `spread`
 //!   (default: `host` and `zone`); on a host without the label nothing;
 //! - `affinity`: the weights that match;
+//! - `cached`: 5 on a host that has started the same artifact for the workload before, and runs none of
+//!   it now (`cached`);
 //! - `free`: the free share of its fullest dimension (memory, cpu, replicas), 0 to 10; with
 //!   `spread = []` replicas are packed: `packed`, the booked share, in its place.
 //!
 //! A host where the slot failed lately is taken only when no other has room. Ties break by the
 //! share in millionths, then by the host's name, then by its id.
+//!
+//! Before any score, a slot goes where its data are (`homes`): with volumes there and nowhere else, with a
+//! store on disk wherever that host takes it.
 //!
 //! `fill` carries this rule out on counts. What is here says it of one host at a time, for whoever
 //! asks why; `World::plan` in the tests holds the two together.
@@ -19,11 +24,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::{Constraint, LabelTest};
 use wasmorch_api::status::HostState;
-use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec, features};
 
+use crate::cached;
 use crate::cluster::{Cluster, Host};
 use crate::planted::{self, Bug};
 use crate::pool::{Booked, Class, FULL};
+use crate::ports;
 
 /// The label that every host has: its name.
 pub(crate) const HOST: &str = "host";
@@ -78,8 +85,11 @@ pub(crate) struct Standpoint<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) key: &'a WorkloadKey,
     pub(crate) spec: &'a WorkloadSpec,
+    /// What its component needs that some hosts may lack.
+    pub(crate) features: &'a [String],
     pub(crate) used: &'a dyn Fn(&HostId, &Host) -> Booked,
     pub(crate) count: &'a dyn Fn(&HostId, &Host) -> u32,
+    pub(crate) ports: ports::View<'a>,
 }
 
 /// Ranks every host for one more replica: for people who ask why. Costs a look at every host.
@@ -88,17 +98,19 @@ pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
     let mut ranking = Ranking::default();
     let under = Under::of(on);
     let wants = Booked::of(on.key, on.spec, None);
+    let needs = needs(on.spec, on.features);
     let mut classes: BTreeMap<u32, Vec<Removed>> = BTreeMap::new();
     for (id, host) in &on.cluster.hosts {
         let mut removed: Vec<Removed> = state(host).into_iter().collect();
         let class = classes.entry(host.class).or_insert_with(|| {
             let class = on.cluster.classes.get(host.class);
             let class = class.into_iter();
-            let all = class.flat_map(|class| all_against_class(on.spec, class));
+            let all = class.flat_map(|class| all_against_class(on.spec, &needs, class));
             all.take(FAILS_KEPT).collect()
         });
         removed.extend(class.iter().cloned());
         removed.extend(against_host(on, &under, id, host));
+        removed.extend(ports::against(on.cluster, on.ports, (id, host), on.spec));
         removed.extend(capacity((on.used)(id, host), host, wants));
         if removed.is_empty() {
             ranking.fits.push(score(on, &under, id, host, failed));
@@ -123,9 +135,11 @@ pub(crate) fn fits_on(on: &Standpoint<'_>, id: &HostId) -> bool {
     };
     let class = on.cluster.classes.get(host.class);
     let wants = Booked::of(on.key, on.spec, None);
+    let needs = needs(on.spec, on.features);
     state(host).is_none()
-        && class.is_some_and(|class| !is_against_class(on.spec, class))
+        && class.is_some_and(|class| !is_against_class(on.spec, &needs, class))
         && against_host(on, &Under::of(on), id, host).is_none()
+        && ports::free(on.cluster, on.ports, id, ports::of(on.spec))
         && capacity((on.used)(id, host), host, wants).next().is_none()
 }
 
@@ -209,15 +223,28 @@ pub(crate) fn state(host: &Host) -> Option<Removed> {
 }
 
 /// Whether all hosts of a class are refused.
-pub(crate) fn is_against_class(spec: &WorkloadSpec, class: &Class) -> bool {
-    all_against_class(spec, class).next().is_some()
+pub(crate) fn is_against_class(spec: &WorkloadSpec, needs: &[String], class: &Class) -> bool {
+    all_against_class(spec, needs, class).next().is_some()
+}
+
+/// What a revision needs that some hosts may lack: its stores' backends, and what its component needs.
+pub(crate) fn needs(spec: &WorkloadSpec, component: &[String]) -> Vec<String> {
+    let mut needs = features::of_spec(spec);
+    needs.extend_from_slice(component);
+    needs
 }
 
 /// What all hosts of a class are refused for.
 pub(crate) fn all_against_class<'a>(
     spec: &'a WorkloadSpec,
+    needs: &'a [String],
     class: &'a Class,
 ) -> impl Iterator<Item = Removed> + 'a {
+    let lacks = needs.iter().filter(|one| !class.features.contains(one));
+    let lacks = lacks.map(|feature| {
+        let fix = format!("upgrade wasmorch on a host without {feature}, or add one that has it");
+        removed(&format!("without {feature}"), Effort::Wait, fix)
+    });
     let tolerated = |taint: &str| {
         let mut tolerate = spec.tolerate.iter();
         tolerate.any(|one| one == taint || taint.split('=').next() == Some(one))
@@ -242,7 +269,7 @@ pub(crate) fn all_against_class<'a>(
             })
         }
     });
-    taints.chain(constraints)
+    lacks.chain(taints).chain(constraints)
 }
 
 fn unmet(label: &str, test: &LabelTest) -> Removed {
@@ -427,6 +454,10 @@ fn score(
         + name_affinity(on.spec, host.info().name.as_str());
     if affinity != 0 {
         parts.insert("affinity", affinity);
+    }
+    let here = || (on.count)(id, host) > 0;
+    if cached::lies_on(on.cluster, (on.key, on.spec), host.number) && !here() {
+        parts.insert("cached", cached::CACHED);
     }
     let load = (on.used)(id, host).load(Booked::of_host(host));
     let pack = on.spec.spread.is_empty();

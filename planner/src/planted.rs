@@ -48,6 +48,8 @@ pub enum Bug {
     EqualPreempted,
     /// Pre-emption takes the last ready replicas.
     MinAvailableIgnored,
+    /// Two that listen on one port are placed on one host.
+    PortsIgnored,
     /// A cron time is begun, and not noted as begun.
     ScheduledForgotten,
     /// A canary that fails while it bakes is promoted all the same.

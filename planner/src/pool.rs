@@ -4,7 +4,7 @@
 //! away at any time: a plan books in it what it decides, and whatever it has touched is read from
 //! the hosts again before the next one, whether or not the plan was carried out.
 //!
-//! A *class* is all hosts with the same labels, taints and architecture: filters on these, and the
+//! A *class* is all hosts with the same labels, taints, architecture and features: filters on these, and the
 //! scores of labels, are evaluated once for each. Capacity is no part of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,8 +14,9 @@ use std::sync::Arc;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, HostInfo, Name, WorkloadKey, WorkloadSpec};
 
-use crate::cluster::Host;
+use crate::cluster::{Cluster, Host};
 use crate::planted::{self, Bug};
+use crate::ports::{self, Claims};
 use crate::preempt::Preempted;
 
 /// A placement set travels in one message, by default of at most 1 MiB. The rest is headroom for
@@ -143,6 +144,7 @@ pub(crate) struct Class {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) taints: Vec<String>,
     pub(crate) arch: String,
+    pub(crate) features: Vec<String>,
 }
 
 /// Every class that a host has ever been in, so that a class keeps its number.
@@ -164,6 +166,7 @@ impl Classes {
             labels,
             taints: info.taints.clone(),
             arch: info.arch.clone(),
+            features: info.features.clone(),
         });
         if let Some(number) = self.numbers.get(&class) {
             return *number;
@@ -244,12 +247,15 @@ pub(crate) type Rank = u32;
 pub(crate) struct Pool {
     rooms: Vec<Room>,
     ranks: HashMap<HostId, Rank>,
+    by_number: HashMap<u32, Rank>,
     /// Usable hosts of each class, the emptiest first.
     by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
     touched: Vec<Rank>,
     fresh: bool,
     /// What has been ended in this plan to make room.
     pub(crate) preempted: Preempted,
+    /// What has been decided about ports.
+    pub(crate) ports: Claims,
     /// What namespaces with a quota hold, as far as this plan has come.
     pub(crate) held: BTreeMap<Name, Booked>,
 }
@@ -281,6 +287,7 @@ impl Pool {
     pub(crate) fn refresh(&mut self, hosts: &BTreeMap<HostId, Host>) {
         self.preempted = Preempted::default();
         self.held.clear();
+        self.ports.clear();
         let touched = std::mem::take(&mut self.touched);
         if self.fresh {
             for rank in touched {
@@ -301,6 +308,10 @@ impl Pool {
         self.ranks = rooms
             .map(|(rank, room)| (room.id.clone(), rank as Rank))
             .collect();
+        let rooms = self.rooms.iter().enumerate();
+        self.by_number = rooms
+            .map(|(rank, room)| (room.number, rank as Rank))
+            .collect();
         self.by_class.clear();
         for rank in 0..self.rooms.len() {
             self.put(rank as Rank);
@@ -309,6 +320,11 @@ impl Pool {
 
     pub(crate) fn rank(&self, id: &HostId) -> Option<Rank> {
         self.ranks.get(id).copied()
+    }
+
+    /// The rank of a host by the state's number for it.
+    pub(crate) fn numbered(&self, number: u32) -> Option<Rank> {
+        self.by_number.get(&number).copied()
     }
 
     /// The rank of a host that something may be placed on now.
@@ -339,6 +355,22 @@ impl Pool {
     pub(crate) fn fits(&self, rank: Rank, wants: Booked) -> bool {
         let room = &self.rooms[rank as usize];
         room.used.fits(wants, room.has)
+    }
+
+    /// Something that listens on these ports starts on a host.
+    pub(crate) fn claim(&mut self, rank: Rank, ports: &[u16], key: &WorkloadKey) {
+        if !ports.is_empty() {
+            self.ports.take(&self.rooms[rank as usize].id, ports, key);
+        }
+    }
+
+    /// Whether all of these ports are free on a host.
+    pub(crate) fn ports_free(&self, cluster: &Cluster, rank: Rank, ports: &[u16]) -> bool {
+        let view = ports::View {
+            claims: Some(&self.ports),
+            without: None,
+        };
+        ports::free(cluster, view, &self.room(rank).id, ports)
     }
 
     /// The classes with a usable host.

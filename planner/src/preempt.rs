@@ -25,6 +25,7 @@ use crate::place::{self, Standpoint};
 use crate::plan::{Stop, StopReason};
 use crate::planted::{self, Bug};
 use crate::pool::{Booked, Rank};
+use crate::ports;
 use crate::queries;
 use crate::slots::Pass;
 use crate::write::EventDraft;
@@ -97,6 +98,8 @@ impl Pass<'_> {
         self.pool.take(rank);
         self.pool.book(rank, wants);
         self.pool.put(rank);
+        let ports = ports::of(&self.target.spec);
+        self.pool.claim(rank, ports, self.key);
         Some(rank)
     }
 
@@ -172,10 +175,15 @@ impl Pass<'_> {
             cluster: self.cluster,
             key: self.key,
             spec: &self.target.spec,
+            features: &self.target.features,
             used: &|_, _| Booked::default(),
             count: &|id, host| match self.pool.rank(id) {
                 Some(rank) => ground.count(self.pool, rank),
                 None => host.count_of(self.key),
+            },
+            ports: ports::View {
+                claims: Some(&self.pool.ports),
+                without: None,
             },
         };
         let fits = place::rank(&on, &[]).fits.into_iter();

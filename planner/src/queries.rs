@@ -367,6 +367,7 @@ pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
         drain: host.record.drain,
         labels: info.labels.clone(),
         arch: info.arch.clone(),
+        features: info.features.clone(),
         http: info.http.clone(),
         admin: info.admin.clone(),
         version: info.version.clone(),

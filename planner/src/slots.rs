@@ -36,6 +36,7 @@ use crate::place::{self, Standpoint};
 use crate::plan::{Plan, Start, Stop, StopReason};
 use crate::planted::{self, Bug};
 use crate::pool::{Booked, Pool, Rank};
+use crate::ports;
 use crate::rollout;
 use crate::write::EventDraft;
 
@@ -203,6 +204,24 @@ pub(crate) fn plan_workload(
         pass.serve();
     }
     Some(pass.finish())
+}
+
+impl Workload {
+    /// Hosts where a slot failed at a revision, as far as is remembered.
+    pub(crate) fn failed_on(
+        &self,
+        slot: Slot,
+        revision: RevisionNumber,
+    ) -> impl Iterator<Item = &HostId> {
+        let live = self.numbers_of(slot);
+        let live = live.filter_map(|number| self.reports.get(&number).map(Box::as_ref));
+        let failed = self.ended.iter().chain(live).filter(move |known| {
+            let status = &known.status;
+            let badly = matches!(status.state, ReplicaState::Failed | ReplicaState::Rejected);
+            status.replica.slot == slot && status.revision == revision && badly
+        });
+        failed.map(|known| &known.host)
+    }
 }
 
 impl Pass<'_> {
@@ -443,10 +462,15 @@ impl Pass<'_> {
             cluster: self.cluster,
             key: self.key,
             spec: &self.target.spec,
+            features: &self.target.features,
             used: &|id, _| self.pool.used(id),
             count: &|id, host| match self.pool.rank(id) {
                 Some(rank) => ground.count(self.pool, rank),
                 None => host.count_of(self.key),
+            },
+            ports: ports::View {
+                claims: Some(&self.pool.ports),
+                without: None,
             },
         })
     }
@@ -482,10 +506,10 @@ impl Pass<'_> {
             delta: &self.delta,
         };
         let pool = &mut *self.pool;
-        let spec = &self.target.spec;
+        let target = &self.target;
         let fill = self
             .fill
-            .get_or_insert_with(|| Fill::new(&ground, pool, spec, args));
+            .get_or_insert_with(|| Fill::new(&ground, pool, target, args));
         (fill, ground, pool)
     }
 
@@ -812,6 +836,8 @@ impl Pass<'_> {
         }
         self.pool.book(rank, wants);
         self.pool.put(rank);
+        let ports = ports::of(&self.target.spec);
+        self.pool.claim(rank, ports, self.key);
         self.seat_on(slot, rank, None);
         true
     }
@@ -873,12 +899,17 @@ impl Pass<'_> {
         }
         if let Some(seating) = &self.seating {
             let rank = self.pool.rank(seating.open(slot)?)?;
+            let ports = ports::of(&self.target.spec);
+            if !self.pool.ports_free(self.cluster, rank, ports) {
+                return None;
+            }
             if !self.pool.fits(rank, wants) {
                 return self.preempt(slot, wants, &BTreeSet::new());
             }
             self.pool.take(rank);
             self.pool.book(rank, wants);
             self.pool.put(rank);
+            self.pool.claim(rank, ports, self.key);
             return Some(rank);
         }
         let failed = self.failed_on(slot);
@@ -903,22 +934,8 @@ impl Pass<'_> {
 
     /// Hosts where this slot failed at the wanted revision, as far as is remembered.
     fn failed_on(&self, slot: Slot) -> BTreeSet<Rank> {
-        let live = self.workload.numbers_of(slot);
-        let live = live.filter_map(|number| self.workload.reports.get(&number).map(Box::as_ref));
-        self.workload
-            .ended
-            .iter()
-            .chain(live)
-            .filter(|known| {
-                known.status.replica.slot == slot
-                    && known.status.revision == self.record.revision
-                    && matches!(
-                        known.status.state,
-                        ReplicaState::Failed | ReplicaState::Rejected
-                    )
-            })
-            .filter_map(|known| self.pool.rank(&known.host))
-            .collect()
+        let failed = self.workload.failed_on(slot, self.record.revision);
+        failed.filter_map(|host| self.pool.rank(host)).collect()
     }
 
     pub(crate) fn stop_if_heard(&mut self, seat: &Seat, why: StopReason) {
@@ -935,6 +952,11 @@ impl Pass<'_> {
             let args = seat.placed.args.as_deref();
             let booked = Booked::of(self.key, &revision.spec, args);
             self.pool.free(&seat.placed.host, booked);
+            // Whatever else is stopped has its ports until it has ended.
+            if matches!(seat.standing, Standing::GivenUp | Standing::Done) {
+                let ports = ports::of(&revision.spec);
+                self.pool.ports.give_back(&seat.placed.host, ports);
+            }
         }
         self.counting(seat.placed.slot, |pass| {
             pass.seats.remove(&(seat.placed.slot, seat.number));

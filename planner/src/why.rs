@@ -16,6 +16,7 @@ use crate::cluster::{Cluster, Host, Line, Placed, Reported, Workload};
 use crate::commands::find_host;
 use crate::explain;
 use crate::place::{self, Ranking, Standpoint};
+use crate::ports;
 use crate::queries::{host_name, host_view, state};
 
 /// So many hosts are scored, so many are named for a filter, so many workloads for a host.
@@ -78,6 +79,7 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
         cluster,
         key,
         spec: &target.spec,
+        features: &target.features,
         used: &|id, host| match booked.filter(|_| there(id)) {
             Some(booked) => host.booked.minus(booked),
             None => host.booked,
@@ -86,8 +88,15 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
             true => 0,
             false => host.count_of(key).saturating_sub(u32::from(there(id))),
         },
+        ports: ports::View {
+            claims: None,
+            without: less.map(|number| (key, number)),
+        },
     };
-    Some(place::rank(&on, &[]))
+    let slot = placed.map(|placed| placed.slot);
+    let failed = slot.map(|slot| workload.failed_on(slot, workload.record.revision));
+    let failed: Vec<_> = failed.into_iter().flatten().cloned().collect();
+    Some(place::rank(&on, &failed))
 }
 
 fn scores(ranking: &Ranking) -> Vec<Value> {

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use wasmorch_api::messages::{ChangeRequest, RolloutRequest, WorkloadState};
-use wasmorch_api::spec::{Constraint, LabelTest, Replicas};
+use wasmorch_api::spec::{Constraint, LabelTest, Replicas, Sockets, StoreBinding};
 use wasmorch_api::status::{Capacity, HostState};
 use wasmorch_api::{
     Answers, BootId, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name,
     PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, RolloutState, StatusReport, Term,
-    Timestamp, WorkloadKey, WorkloadSpec,
+    Timestamp, WorkloadKey, WorkloadSpec, features,
 };
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
@@ -20,6 +20,8 @@ use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview
 mod autoscale;
 #[path = "planner/canary.rs"]
 mod canary;
+#[path = "planner/claims.rs"]
+mod claims;
 #[path = "planner/disconnect.rs"]
 mod disconnect;
 #[path = "planner/drain.rs"]
@@ -67,6 +69,9 @@ struct World {
     fates: BTreeMap<u64, Fate>,
     replicas_max: u64,
     labels: BTreeMap<HostId, BTreeMap<String, String>>,
+    /// Hosts of an earlier version.
+    old: BTreeSet<HostId>,
+    taints: BTreeMap<HostId, Vec<String>>,
     plans: Vec<Plan>,
     /// Hold every plan against one made from scratch.
     oracle: bool,
@@ -92,6 +97,8 @@ impl World {
             fates: BTreeMap::new(),
             replicas_max: 100,
             labels: BTreeMap::new(),
+            old: BTreeSet::new(),
+            taints: BTreeMap::new(),
             plans: Vec::new(),
             oracle: true,
             answers: BTreeMap::new(),
@@ -144,7 +151,8 @@ impl World {
     fn as_ranked(&self, plan: &Plan) {
         let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
         // A move goes where it was told to, one on every host has no choice, and a canary is of
-        // another revision, as a rollout by zones has one constraint more.
+        // another revision, as a rollout by zones has one constraint more. A slot with a store on disk
+        // goes back to it.
         let told = |key: &WorkloadKey| {
             self.cluster.workload(key).is_some_and(|one| {
                 let by = one
@@ -153,6 +161,7 @@ impl World {
                 let rolls = one.record.on_trial().is_some() || by;
                 one.per_host()
                     || !one.record.moves.is_empty()
+                    || !one.record.homes.is_empty()
                     || rolls && one.record.active_rollout().is_some()
             })
         };
@@ -235,6 +244,11 @@ impl World {
                 }
                 .into(),
                 labels: self.labels.get(id).cloned().unwrap_or_default(),
+                taints: self.taints.get(id).cloned().unwrap_or_default(),
+                features: match self.old.contains(id) {
+                    true => Vec::new(),
+                    false => features::ALL.iter().map(|&one| one.to_owned()).collect(),
+                },
                 capacity: Capacity {
                     memory_bytes: 1 << 30,
                     cpu_millis: 2000,
@@ -345,6 +359,7 @@ impl World {
         let input = DeployInput {
             workloads: vec![(spec, kind)],
             if_index: None,
+            ..DeployInput::default()
         };
         // Beyond its namespace's quota.
         let Ok(outcome) = commands::deploy(&self.cluster, &input, &self.call()) else {
@@ -876,6 +891,7 @@ fn a_repeated_request_gets_the_first_answer() {
     let same = DeployInput {
         workloads: vec![(spec("1", 3), Kind::Http)],
         if_index: None,
+        ..DeployInput::default()
     };
     let idle = commands::deploy(&world.cluster, &same, &call).unwrap();
     assert!(!idle.reply.workloads[0].changed && idle.events.is_empty());
@@ -1040,6 +1056,7 @@ fn a_preview_shows_what_a_deploy_then_does() {
         let input = DeployInput {
             workloads: vec![(shaped(3, 1, count, 0), Kind::Http)],
             if_index: None,
+            ..DeployInput::default()
         };
         let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
         let shown: BTreeSet<String> = shown["start"]
@@ -1114,7 +1131,7 @@ enum Busy {
 
 fn busy() -> impl Strategy<Value = Vec<Busy>> {
     let step = prop_oneof![
-        4 => (0..5u8, 1..4u8, 0..9u8, 0..12u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..16u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
         2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
         1 => (0..5u8).prop_map(Busy::Remove),
         1 => (0..5u8).prop_map(Busy::Restart),
@@ -1135,8 +1152,8 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
     prop::collection::vec(step, 5..40)
 }
 
-/// A spec of one of twelve shapes: priorities, constraints, affinities, packing, stop-first, silent
-/// hosts, per-host.
+/// A spec of one of sixteen shapes: priorities, constraints, affinities, packing, stop-first, silent
+/// hosts, per-host, ports, stores that not every host has.
 fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
     let mut spec = WorkloadSpec {
         name: name(&format!("w{workload}")),
@@ -1184,12 +1201,7 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
                 })
                 .to_vec();
         }
-        6 => {
-            spec.update.canary = None;
-            spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
-            spec.update.max_surge = 0;
-            spec.update.max_unavailable = 1;
-        }
+        6 => stop_first(&mut spec),
         7 => spec.resources.reserve.memory = wasmorch_api::ByteSize::mib(300),
         8 => spec.disconnect.lost_after = wasmorch_api::HumanDuration::secs(2),
         9 => {
@@ -1201,6 +1213,22 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
             spec.update.max_surge = 0;
             spec.update.max_unavailable = 1;
         }
+        12 | 13 => {
+            // Two ports for three workloads; now and then the successor comes first.
+            let listen = vec![9_000 + u16::from(workload % 2)];
+            spec.bindings.sockets = Some(Sockets {
+                listen,
+                ..Sockets::default()
+            });
+            if shape == 12 {
+                stop_first(&mut spec);
+                if version == 3 {
+                    spec = one_per_host(spec);
+                }
+            }
+        }
+        14 => bind(&mut spec, "redis"),
+        15 => bind(&mut spec, "disk"),
         10 | 11 => {
             spec = one_per_host(spec);
             if shape == 11 {
@@ -1214,6 +1242,27 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
         _ => {}
     }
     spec
+}
+
+fn stop_first(spec: &mut WorkloadSpec) {
+    spec.update.canary = None;
+    spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+    spec.update.max_surge = 0;
+    spec.update.max_unavailable = 1;
+}
+
+/// A store: blobs on disk, or keys in Redis.
+fn bind(spec: &mut WorkloadSpec, backend: &str) {
+    let store = StoreBinding {
+        backend: backend.to_owned(),
+        ..StoreBinding::default()
+    };
+    let bindings = &mut spec.bindings;
+    let stores = match backend {
+        "disk" => &mut bindings.blobstore,
+        _ => &mut bindings.keyvalue,
+    };
+    stores.insert("a".to_owned(), store);
 }
 
 impl World {
@@ -1311,6 +1360,7 @@ proptest! {
             let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", n % 3))]);
             world.labels.insert(host(n), labels);
         }
+        world.old.insert(host(2));
         for step in &steps {
             world.busy(step);
         }

@@ -11,7 +11,7 @@ use wasmorch_api::messages::{
 };
 use wasmorch_api::spec::{
     Canary, Constraint, FailWhen, OnFailure, Overlap, PerHost, Promote, Reconcile, Replicas,
-    UpdateOrder,
+    Sockets, StoreBinding, UpdateOrder,
 };
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{
@@ -117,6 +117,7 @@ impl UserCall {
                 let input = DeployInput {
                     workloads: vec![(spec.as_ref().clone(), *kind)],
                     if_index: None,
+                    ..DeployInput::default()
                 };
                 let done = commands::deploy(cluster, &input, &call)?;
                 return Ok((done.writes, deployed(&done.reply)));
@@ -400,6 +401,23 @@ impl World {
                 max: 2,
             });
         }
+        // Two ports for all, so that some are in each other's way.
+        if rng.one_in(5) {
+            let port = rng.between(9_000, 9_001) as u16;
+            let listen = vec![port];
+            spec.bindings.sockets = Some(Sockets {
+                listen,
+                ..Sockets::default()
+            });
+        }
+        if rng.one_in(8) {
+            let backend = "redis".to_owned();
+            let store = StoreBinding {
+                backend,
+                ..StoreBinding::default()
+            };
+            spec.bindings.keyvalue.insert("cart".into(), store);
+        }
         spec.restart.backoff = ms(rng.between(100, 1_000));
         spec.restart.backoff_max = ms(4_000);
         spec.restart.starts_per_host = rng.between(1, 4) as u32;
@@ -423,9 +441,11 @@ impl World {
         if rng.one_in(4) {
             silent(rng, &mut spec, kind);
         }
-        let once = spec.runs_once();
+        let listens = spec.bindings.sockets.is_some();
+        // As a manifest's default has it; now and then someone says otherwise.
+        let alone = spec.runs_once() || listens && (spec.per_host() || !rng.one_in(4));
         let update = &mut spec.update;
-        if once {
+        if alone {
             update.order = UpdateOrder::StopFirst;
             update.max_surge = 0;
             update.max_unavailable = 1;

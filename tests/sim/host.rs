@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use wasmorch_api::status::Capacity;
-use wasmorch_api::{BootId, ClusterId, HostId, HostInfo, Name, Timestamp};
+use wasmorch_api::{BootId, ClusterId, HostId, HostInfo, Name, Timestamp, features};
 use wasmorch_host::agent::{Agent, Effect, Event as AgentEvent, Held, Identity};
 use wasmorch_host::runner::protocol::{FromRunner, ReplicaKey};
 use wasmorch_planner::Observation;
@@ -64,6 +64,12 @@ impl World {
         let info = HostInfo {
             name: Name::nearest(&format!("h{at}")).expect("a name"),
             labels: BTreeMap::from([("zone".to_owned(), zone)]),
+            // One of an earlier version.
+            features: if self.rng.one_in(5) {
+                Vec::new()
+            } else {
+                features::ALL.iter().map(|&one| one.to_owned()).collect()
+            },
             http: "127.0.0.1:80".into(),
             capacity: Capacity {
                 memory_bytes: 1 << 34,

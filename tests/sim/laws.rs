@@ -89,6 +89,20 @@ impl Laws {
     }
 
     /// Whether the wanted revision has one replica on every host.
+    pub(crate) fn spec_of(
+        &self,
+        key: &WorkloadKey,
+        number: RevisionNumber,
+    ) -> Option<&WorkloadSpec> {
+        self.specs.get(&(key.clone(), number))
+    }
+
+    /// Whether any revision of it listens on a port.
+    pub(crate) fn has_listened(&self, key: &WorkloadKey) -> bool {
+        let mut specs = self.specs.iter().filter(|((one, _), _)| one == key);
+        specs.any(|(_, spec)| !super::claims::ports(spec).is_empty())
+    }
+
     pub(crate) fn is_per_host(&self, key: &WorkloadKey) -> bool {
         let revision = self.records.get(key).map(|record| record.revision);
         revision.is_some_and(|revision| self.per_host.contains(&(key.clone(), revision)))
@@ -369,6 +383,7 @@ impl World {
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
         found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
+        found = found.or_else(|| self.claim_not_met(plan).filter(|_| current));
         for write in writes.iter().filter(|_| current) {
             if let Write::Placements(set) = write {
                 found = found.or_else(|| self.set_is_not_the_plan(set, plan));

@@ -17,6 +17,7 @@
 
 mod answers;
 mod bent;
+mod claims;
 mod client;
 mod controller;
 mod faults;

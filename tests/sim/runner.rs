@@ -7,6 +7,7 @@ use wasmorch_api::Kind;
 use wasmorch_host::agent::Event as AgentEvent;
 use wasmorch_host::runner::protocol::{FromRunner, Launch, Outcome, ReplicaKey, ToRunner};
 
+use super::claims;
 use super::wire::{Event, Step};
 use super::world::{Fate, World};
 
@@ -31,6 +32,8 @@ pub(crate) struct Run {
     pub(crate) once: bool,
     /// Its workload's count follows the load.
     pub(crate) follows: bool,
+    /// It listens there from its start to its end.
+    pub(crate) ports: Vec<u16>,
     kind: Kind,
     pub(crate) fate: Fate,
     /// Its answers are counted.
@@ -84,6 +87,7 @@ impl World {
                 .map(|after| after.0.as_millis() as u64),
             once: launch.spec.runs_once(),
             follows: launch.spec.scale.is_some(),
+            ports: claims::ports(&launch.spec).to_vec(),
             kind: launch.kind,
             fate,
             judged: launch.spec.update.fail_when.is_some(),
@@ -166,6 +170,7 @@ impl World {
         if up.runner_inc != runner {
             return;
         }
+        let in_use = claims::address_in_use(up, &replica);
         let Some(run) = up.runner.get_mut(&replica) else {
             if step == Step::Stopped {
                 // It was told to end one that it does not know.
@@ -194,7 +199,11 @@ impl World {
             Step::Started => {
                 run.there = There::Running;
                 let (kind, fate) = (run.kind, run.fate);
-                self.runner_lets_run(at, &replica, kind, fate);
+                if in_use {
+                    self.runner_later(at, &replica, 5, Step::Failed("address in use"));
+                } else {
+                    self.runner_lets_run(at, &replica, kind, fate);
+                }
                 FromRunner::Started { replica }
             }
             Step::Ready | Step::Unready => {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wasmorch_api::spec::UpdateOrder;
+use wasmorch_api::spec::{Bindings, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
@@ -236,6 +236,10 @@ impl World {
         if !mine.constraints.is_empty() || self.laws.limited {
             return None;
         }
+        // Nor a port that is taken, or a host that could not run it.
+        if mine.bindings != Bindings::default() {
+            return None;
+        }
         let open = self.hosts.iter().filter(|host| {
             let known = self.laws.host(&host.id);
             known.is_some_and(|known| !known.cordoned && known.drain.is_none())
@@ -261,7 +265,7 @@ impl World {
             return None;
         }
         let mut there = 0;
-        for host in &self.hosts {
+        for (at, host) in self.hosts.iter().enumerate() {
             let Some(up) = &host.up else { continue };
             let runs = up.runner.iter();
             let runs: Vec<_> = runs.filter(|(one, _)| one.workload == *key).collect();
@@ -270,7 +274,7 @@ impl World {
             let known = self.laws.host(&host.id);
             let cordoned = known.is_some_and(|known| known.cordoned || known.drain.is_some());
             let as_wanted = match runs.as_slice() {
-                [] => cordoned,
+                [] => cordoned || !self.can_run(at, key),
                 [(_, run)] => cordoned || good(run),
                 _ => false,
             };
@@ -286,8 +290,9 @@ impl World {
         let open = self
             .hosts
             .iter()
-            .filter(|host| host.up.is_some())
-            .filter(|host| {
+            .enumerate()
+            .filter(|(at, host)| host.up.is_some() && self.can_run(*at, key))
+            .filter(|(_, host)| {
                 let known = self.laws.host(&host.id);
                 known.is_none_or(|known| !known.cordoned && known.drain.is_none())
             })
@@ -315,7 +320,10 @@ impl World {
             .map(|record| u64::from(record.wanted()) + 2)
             .sum();
         // What waits for its quota is not held against anyone.
-        self.laws.limited || wanted + 2 > seats || total > open * self.weather.room
+        self.ports_are_short(key, open)
+            || self.laws.limited
+            || wanted + 2 > seats
+            || total > open * self.weather.room
     }
 
     /// With `replace = false` what a host held that never comes back stays there.

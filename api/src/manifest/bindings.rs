@@ -29,6 +29,13 @@ const BLOBSTORE: &Backends = &[
     ("s3", &["container", "endpoint", "region", "prefix"]),
 ];
 
+/// The words of all backends, of keyvalue and of blobstore.
+#[cfg(test)]
+pub(crate) fn backends() -> (Vec<&'static str>, Vec<&'static str>) {
+    let words = |backends: &Backends| backends.iter().map(|(word, _)| *word).collect();
+    (words(KEYVALUE), words(BLOBSTORE))
+}
+
 /// The backend of a storage binding that names none.
 pub(super) const DEFAULT_BACKEND: &str = "jetstream";
 

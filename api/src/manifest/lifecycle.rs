@@ -102,14 +102,17 @@ fn probe(field: &Field<'_>) -> Option<Probe> {
 
 /// Reads `update` and fills in what follows from the rest of the spec, bindings and replicas read.
 pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
-    // One slot, one host: the old one has to go before the new one can have the volume or the seat.
+    // One slot, one host: the old one has to go before the new one can have the volume, the seat or
+    // the port.
     let writes = spec
         .bindings
         .volume
         .values()
         .any(|volume| volume.mode == "rw");
     let once = spec.runs_once();
-    let seated = writes || once || matches!(spec.replicas, Some(Replicas::PerHost(_)));
+    let sockets = spec.bindings.sockets.as_ref();
+    let listens = sockets.is_some_and(|sockets| !sockets.listen.is_empty());
+    let seated = writes || once || listens || matches!(spec.replicas, Some(Replicas::PerHost(_)));
     let mut update = Update::default();
     let stop_first = |update: &mut Update| {
         update.order = UpdateOrder::StopFirst;
@@ -158,16 +161,18 @@ pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
     table.choice("on_failure", &FAILURES, &mut update.on_failure);
     update.fail_when = table.take("fail_when").and_then(|field| fail_when(&field));
     update.canary = table.take("canary").and_then(|field| canary(&field));
-    check_update(&table, &update, (writes, once));
+    check_update(&table, &update, (writes, once, listens && spec.per_host()));
     table.finish();
     update
 }
 
-fn check_update(table: &Fields<'_>, update: &Update, (writes, once): (bool, bool)) {
+fn check_update(table: &Fields<'_>, update: &Update, (writes, once, listens): (bool, bool, bool)) {
     let twice = update.order == UpdateOrder::StartFirst || update.max_surge > 0;
-    if (writes || once) && twice {
+    if (writes || once || listens) && twice {
         let whose = if writes {
             "a slot with a rw volume"
+        } else if listens {
+            "what listens on a port of every host"
         } else {
             "an exclusive workload"
         };

@@ -32,6 +32,8 @@ use crate::spec::{Kind, WorkloadSpec};
 use crate::table::Route;
 use crate::units::HumanDuration;
 
+#[cfg(test)]
+pub(crate) use self::bindings::backends;
 pub use self::grant::{grant_flags, read_grant};
 pub use self::later::{not_yet, not_yet_together};
 

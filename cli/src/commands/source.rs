@@ -261,9 +261,12 @@ fn apply(args: &SpecArgs, spec: &mut WorkloadSpec) -> Result<(), CliError> {
         .iter()
         .filter_map(|grant| manifest::read_grant(grant, &mut spec.bindings).err())
         .collect();
-    // As in a manifest that says nothing of it: a volume is not written by two replicas of a slot.
-    let writes = spec.bindings.volume.values().any(|one| one.mode == "rw");
-    if writes && spec.update == Update::default() {
+    // As in a manifest that says nothing of it: a volume is not written by two replicas of a slot, and
+    // a port of a host is one replica's.
+    let bindings = &spec.bindings;
+    let writes = bindings.volume.values().any(|one| one.mode == "rw");
+    let listens = { bindings.sockets.as_ref() }.is_some_and(|one| !one.listen.is_empty());
+    if (writes || listens) && spec.update == Update::default() {
         spec.update.order = UpdateOrder::StopFirst;
         (spec.update.max_surge, spec.update.max_unavailable) = (0, 1);
     }

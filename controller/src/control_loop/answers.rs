@@ -169,6 +169,7 @@ mod tests {
             namespace: (verb != Verb::Cordon).then(Name::default),
             request,
             workloads: Vec::new(),
+            features: Default::default(),
             answer: oneshot::channel().0,
         }
     }

@@ -224,6 +224,7 @@ fn deploy(
     let input = DeployInput {
         workloads: asked.workloads.clone(),
         if_index,
+        features: asked.features.clone(),
     };
     if asked.verb == Verb::Plan {
         let preview = preview::of_deploy(cluster, &input, call)?;

@@ -47,6 +47,7 @@ pub(super) fn revision(name: &str, number: u64, kind: Kind) -> Revision {
         number: RevisionNumber(number),
         kind,
         artifact,
+        features: Vec::new(),
         spec,
         at: Timestamp(0),
         by: "test".into(),

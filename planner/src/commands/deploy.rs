@@ -6,8 +6,8 @@ use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
 use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::{
-    ApiError, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber, RolloutState,
-    Route, Slot, WorkloadKey, WorkloadSpec,
+    ApiError, Digest, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber,
+    RolloutState, Route, Slot, WorkloadKey, WorkloadSpec,
 };
 
 use super::{Call, Outcome, remember};
@@ -19,12 +19,14 @@ use crate::write::{EventDraft, Write};
 use crate::{canary, cron, jobs, quota};
 
 /// What is deployed, after the specs and the components have been checked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DeployInput {
     /// Each spec with the kind in force.
     pub workloads: Vec<(WorkloadSpec, Kind)>,
     /// Only if nothing named has changed since.
     pub if_index: Option<u64>,
+    /// What components need that some hosts may lack, as far as they need any of it.
+    pub features: BTreeMap<Digest, Vec<String>>,
 }
 
 /// Makes the revisions and records of a deploy. When nothing is different, nothing is written but that
@@ -45,7 +47,12 @@ pub fn deploy(
         let known = cluster.workload(&key);
         let removed = cluster.removed.get(&key);
         let removed = removed.filter(|_| !planted::is(Bug::NumbersForgotten));
-        let step = one(known, removed, &key, spec, *kind, call)?;
+        let mut step = one(known, removed, &key, spec, *kind, call)?;
+        let revision = step.as_mut().and_then(|step| step.revision.as_mut());
+        if let Some(revision) = revision {
+            let features = input.features.get(&revision.artifact);
+            revision.features = features.cloned().unwrap_or_default();
+        }
         let record = step.as_ref().map_or_else(
             || known.map(|workload| workload.record.clone()),
             |step| Some(step.record.clone()),
@@ -153,6 +160,7 @@ fn one(
         number,
         kind,
         artifact,
+        features: Vec::new(),
         spec: spec.without_desired(),
         at: call.now,
         by: call.by.clone(),

@@ -171,6 +171,7 @@ fn a_plan_shows_the_rollout_to_its_end() {
     let input = DeployInput {
         workloads: vec![(wanted, Kind::Http)],
         if_index: None,
+        ..DeployInput::default()
     };
     let before = world.cluster.workload(&web()).unwrap().placements.clone();
     let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();

@@ -183,6 +183,7 @@ fn a_preview_shows_who_would_make_room() {
     let input = DeployInput {
         workloads: vec![(of(2, 1, 50, 600), Kind::Http)],
         if_index: None,
+        ..DeployInput::default()
     };
     let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
     assert_eq!(shown["unplaced"].as_array().unwrap().len(), 0);

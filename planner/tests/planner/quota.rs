@@ -29,6 +29,7 @@ impl World {
         let input = DeployInput {
             workloads: vec![(spec, kind)],
             if_index: None,
+            ..DeployInput::default()
         };
         commands::deploy(&self.cluster, &input, &self.call()).err()
     }

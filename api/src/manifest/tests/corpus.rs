@@ -182,6 +182,69 @@ fn requests() {
     insta::assert_snapshot!("requests", shown);
 }
 
+/// What says where replicas go, and says it wrongly: each mistake is named, by file and by API.
+#[test]
+fn absurd_placement_is_refused() {
+    for (line, said) in [
+        ("replicas = -1", "replicas"),
+        ("replicas = 1.5", "replicas"),
+        ("replicas = 9999999999", "replicas"),
+        ("min_available = -1", "min_available"),
+        (
+            "scale = { min = -1, max = 3, target = { cpu = 70 } }",
+            "scale.min",
+        ),
+        ("job = { completions = -3 }", "job.completions"),
+        (
+            "resources = { reserve = { memory = -1 } }",
+            "resources.reserve.memory",
+        ),
+        (
+            "constraints = [{ label = true, eq = \"a\" }]",
+            "constraints[0].label",
+        ),
+        (
+            "constraints = [{ label = \"zone\", eq = 5 }]",
+            "constraints[0].eq",
+        ),
+        (
+            "constraints = [{ label = \"zone\", in = [[]] }]",
+            "constraints[0].in[0]",
+        ),
+        (
+            "constraints = [{ distinct = [\"host\"] }]",
+            "constraints[0].distinct",
+        ),
+        (
+            "constraints = [{ distinct = \"host\", max = -2 }]",
+            "constraints[0].max",
+        ),
+        (
+            "affinity = [{ label = \"a\", eq = \"b\", weight = -101 }]",
+            "affinity[0].weight",
+        ),
+        ("tolerate = [5]", "tolerate[0]"),
+        ("spread = [{}]", "spread[0]"),
+        (
+            "bindings = { sockets = { listen = [-1] } }",
+            "bindings.sockets.listen[0]",
+        ),
+    ] {
+        let text = format!("[workload]\nname = \"a\"\ncomponent = \"a\"\n{line}\n");
+        let problems = read_manifest(&text).unwrap_err();
+        let named = problems.iter().any(|one| one.at.ends_with(said));
+        assert!(named, "{line}: {problems:?}");
+        let workload: toml::Table = toml::from_str(line).unwrap();
+        let mut workload = serde_json::to_value(workload).unwrap();
+        workload["name"] = "a".into();
+        workload["artifact"] = format!("sha256:{}", "0".repeat(64)).into();
+        let body = serde_json::json!({ "workloads": [workload] }).to_string();
+        let problems = read_deploy(body.as_bytes()).unwrap_err();
+        let named = problems.iter().any(|one| one.at.ends_with(said));
+        assert!(named, "{body}: {problems:?}");
+    }
+}
+
 #[test]
 fn what_is_too_much_is_refused_shortly() {
     let with = |line: &str| format!("[workload]\nname = \"a\"\ncomponent = \"a\"\n{line}\n");

@@ -392,6 +392,8 @@ fn repair(spec: &mut WorkloadSpec) {
         .values()
         .any(|volume| volume.mode == "rw")
         || spec.runs_once()
+        || spec.per_host() && { spec.bindings.sockets.as_ref() }
+            .is_some_and(|one| !one.listen.is_empty())
     {
         spec.update.order = UpdateOrder::StopFirst;
         spec.update.max_surge = 0;
