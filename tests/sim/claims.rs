@@ -90,7 +90,7 @@ impl World {
         let listening = records.filter(|(key, _)| self.laws.has_listened(key));
         // A successor or two need hosts beside those that are there.
         let wanted = listening.map(|(key, record)| match self.laws.is_per_host(key) {
-            true => open + 1,
+            true => open,
             // And its canaries, two at most.
             false => u64::from(record.wanted()) + 4,
         });
