@@ -186,6 +186,9 @@ pub struct Removed {
     /// Where its volumes are: a workload of the same name finds them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub homes: BTreeMap<Slot, HostId>,
+    /// Answers to recent writes: a late copy of one must not bring the workload back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answered: Vec<Answered>,
 }
 
 impl Removed {

@@ -75,7 +75,8 @@ pub fn answered(
     call: &Call,
 ) -> Option<serde_json::Value> {
     let id = call.request_id.as_ref()?;
-    let answered = &cluster.workload(key)?.record.answered;
+    let known = cluster.workload(key).map(|one| &one.record.answered);
+    let answered = known.or_else(|| cluster.removed.get(key).map(|one| &one.answered))?;
     answered
         .iter()
         .find(|one| one.request_id == *id && one.verb == verb)

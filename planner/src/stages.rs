@@ -43,6 +43,10 @@ impl Stage {
 pub(crate) fn current(pass: &mut Pass<'_>, label: &str) -> Option<Stage> {
     let mut first: Option<Stage> = None;
     for slot in pass.wanted() {
+        // One on a host that takes nothing new keeps what it has: nobody waits for it.
+        if pass.passed_over(slot) {
+            continue;
+        }
         let seats: Vec<Seat> = pass.seats_of(slot).cloned().collect();
         let old = seats.iter().find(|seat| !seat.fresh);
         let Some(seat) = old.or(seats.first()) else {

@@ -77,8 +77,10 @@ fn replicas_follow_the_load_up_and_down_and_events_say_why() {
     assert!(reason.contains("target 2: 1 to "), "{reason}");
     assert!(first["detail"]["load"].as_f64() > Some(2.0), "{first}");
     assert_eq!(first["detail"]["from"], 1);
-    let why = up.run(&["why", "web"]).ok().out;
-    assert!(why.contains("load: ") && why.contains("scaled: "), "{why}");
+    wait_for("why to tell what was last found", || {
+        let why = up.run(&["why", "web"]).ok().out;
+        (why.contains("load: ") && why.contains("scaled: ")).then_some(())
+    });
 
     // A person's count is kept within the bounds.
     let asked = up.run(&["scale", "web=50"]).ok().out;

@@ -97,7 +97,7 @@ fn what_comes_later_says_not_yet() {
     let up = Up::start(1);
     let hello = guest("hello-http");
     let text = format!(
-        "[workload]\nname = \"web\"\ncomponent = \"{}\"\nupdate = {{ by = \"zone\" }}\n",
+        "[workload]\nname = \"web\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 3, target = {{ concurrency = 5 }} }}\n",
         hello.display()
     );
     let file = up.home.write("later.toml", text);

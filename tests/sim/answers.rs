@@ -23,7 +23,7 @@ const SOON_JUDGED: u32 = 5;
 /// How one replica has answered.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Asked {
-    answers: Answers,
+    pub(super) answers: Answers,
     rounds: u32,
 }
 
@@ -61,6 +61,7 @@ impl World {
             memory_bytes: 0,
             cpu_millis: 0,
             in_flight: 0,
+            request_millis: 0,
             answers,
         };
         let usage = Usage {

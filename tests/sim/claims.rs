@@ -79,10 +79,10 @@ impl World {
     /// Whether ports may keep it from a place: it listens, and with all others that ever did there are
     /// more than hosts.
     pub(crate) fn ports_are_short(&self, key: &WorkloadKey, open: u64) -> bool {
-        if !self
+        if self
             .laws
             .spec(key)
-            .is_some_and(|spec| !ports(spec).is_empty())
+            .is_none_or(|spec| ports(spec).is_empty())
         {
             return false;
         }

@@ -467,7 +467,6 @@ impl World {
                 promote: *rng.pick(&[Promote::Auto, Promote::Auto, Promote::Manual]),
             });
         }
-        self.loads.bound(key, &mut spec);
         if kind == Kind::Http && rng.one_in(2) {
             update.fail_when = Some(FailWhen {
                 min_requests: *rng.pick(&[1, 5, 20, 60]),
@@ -478,6 +477,7 @@ impl World {
                 self.fates.entry(artifact).or_insert(Fate::Errs);
             }
         }
+        self.loads.bound(key, &mut spec);
         spec
     }
 

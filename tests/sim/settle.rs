@@ -348,7 +348,9 @@ impl World {
             let Some(drain) = drain else { continue };
             let overdue = drain.deadline.is_some_and(|deadline| deadline <= now);
             for group in &set.groups {
-                if overdue || self.could_move(&group.key()) {
+                // With `replace = false` it is waited for, drained or not.
+                let waits = self.waits_for_a_lost_host(&group.key());
+                if !waits && (overdue || self.could_move(&group.key())) {
                     let slots = &group.slots;
                     return Some(format!(
                         "{id} is drained and holds {} {slots:?}",

@@ -342,15 +342,6 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     );
     let revisions = workload.revisions.keys();
     writes.extend(revisions.map(|number| Write::DeleteRevision(key.clone(), *number)));
-    writes.push(Write::Removed(Removed {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        newest: workload.record.newest,
-        next_placement: workload.record.next_placement,
-        homes: workload.record.homes.clone(),
-    }));
-    // Last: until it is gone, the workload exists.
-    writes.push(Write::DeleteRecord(key.clone()));
     let mut reply = reply(cluster, workload, &workload.record, true);
     reply.desired = 0;
     reply.kept = if request.data {
@@ -359,6 +350,18 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         kept(cluster, workload, &key)
     };
     reply.state = wasmorch_api::messages::WorkloadState::Stopped;
+    let mut record = workload.record.clone();
+    remember(&mut record, "rm", call, &reply);
+    writes.push(Write::Removed(Removed {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        newest: workload.record.newest,
+        next_placement: workload.record.next_placement,
+        homes: record.homes,
+        answered: record.answered,
+    }));
+    // Last: until it is gone, the workload exists.
+    writes.push(Write::DeleteRecord(key.clone()));
     let events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
     Ok(Outcome {
         writes,

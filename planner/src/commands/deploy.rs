@@ -288,7 +288,7 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
         homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
         created: call.now,
         updated: call.now,
-        answered: Vec::new(),
+        answered: removed.map_or_else(Vec::new, |removed| removed.answered.clone()),
     }
 }
 

@@ -370,3 +370,23 @@ fn a_first_revision_that_serves_is_what_to_go_back_to() {
         (RolloutState::Reverted, 1)
     );
 }
+
+#[test]
+fn no_zone_waits_for_a_host_that_takes_nothing() {
+    let mut world = World::new(3);
+    for n in 1..=3 {
+        let labels = BTreeMap::from([("zone".to_owned(), format!("z{n}"))]);
+        world.labels.insert(host(n), labels);
+    }
+    world.run(2);
+    world.deploy(one_per_host(spec("1", 1)), Kind::Http);
+    world.run(12);
+    let cordoned = commands::cordon(&world.cluster, "h1", world.now).unwrap();
+    world.store(cordoned.writes);
+    let mut next = one_per_host(spec("2", 1));
+    next.update.by = Some("zone".into());
+    world.deploy(next, Kind::Http);
+    world.run(40);
+    assert_eq!(world.of_revision(2).len(), 2);
+    assert_eq!(world.rollout(), RolloutState::Completed);
+}
