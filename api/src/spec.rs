@@ -729,6 +729,15 @@ pub struct Update {
     pub canary: Option<Canary>,
 }
 
+impl Update {
+    /// How a new revision's answers are judged: those of http workloads always are.
+    #[must_use]
+    pub fn judged_by(&self, kind: Kind) -> Option<FailWhen> {
+        let named = self.fail_when.clone();
+        (kind == Kind::Http).then(|| named.unwrap_or_default())
+    }
+}
+
 impl Default for Update {
     fn default() -> Self {
         Self {

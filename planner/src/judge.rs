@@ -10,9 +10,9 @@
 //! which the host counts exactly, so that adding up is exact too.
 //!
 //! With fewer requests there is none, and the rollout goes on as if nobody had asked: `min_ready` is
-//! how long a replica is to be seen answering. A new replica counts as available only
-//! [`HEARD_WITHIN`] later, when what it answered until then has been heard of: the old one
-//! serves so long, and the rollout does not complete before.
+//! how long a replica is to be seen answering. Where the spec names `fail_when` itself, a new replica
+//! counts as available only [`HEARD_WITHIN`] later, when what it answered until then has been heard
+//! of: the old one serves so long, and the rollout does not complete before.
 //!
 //! Known limits: a new leader starts from what hosts tell it, so it has no figures of hosts that are
 //! gone, and a rollout that a person resumed in spite of its verdict is judged anew from the start.
@@ -116,7 +116,7 @@ fn is_judged(state: RolloutState) -> bool {
 
 /// Why the revision that is being rolled out is given up for its answers, in words.
 pub(crate) fn verdict(pass: &Pass<'_>) -> Option<String> {
-    let when = pass.target.spec.update.fail_when.as_ref()?;
+    let when = pass.target.spec.update.judged_by(pass.target.kind)?;
     let rollout = pass.record.rollout.as_ref()?;
     let open = is_judged(rollout.state) || rollout.state == RolloutState::Failed;
     if planted::is(Bug::VerdictIgnored) {
@@ -125,7 +125,7 @@ pub(crate) fn verdict(pass: &Pass<'_>) -> Option<String> {
     let tally = &pass.workload.tally;
     let same = tally.rollout == Some((rollout.revision, rollout.started));
     let of_target = rollout.revision == pass.target.number;
-    (open && same && of_target).then(|| words(when, tally.counts()))?
+    (open && same && of_target).then(|| words(&when, tally.counts()))?
 }
 
 /// The rule itself.

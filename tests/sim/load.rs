@@ -139,8 +139,14 @@ impl World {
         }
     }
 
-    /// The count is not what the load needs, give or take what the tolerance bears.
-    pub(crate) fn count_trouble(&self, key: &WorkloadKey, record: &Record) -> Option<String> {
+    /// The count is not what the load needs, give or take what the tolerance bears. Where no more have a
+    /// place it may be lower.
+    pub(crate) fn count_trouble(
+        &self,
+        key: &WorkloadKey,
+        record: &Record,
+        full: bool,
+    ) -> Option<String> {
         let scale = self.laws.spec(key)?.scale.as_ref()?;
         if record.stopped {
             return None;
@@ -150,6 +156,7 @@ impl World {
         let needed = needed.clamp(scale.min, scale.max);
         let bears = load * 10 <= u64::from(desired) * TARGET * BEARS;
         let fits = desired == needed || desired < needed && desired >= scale.min && bears;
+        let fits = fits || full && desired < needed;
         (!fits).then(|| format!("{key} needs {needed} for {load}, and shall have {desired}"))
     }
 }

@@ -90,7 +90,7 @@ impl World {
             ports: claims::ports(&launch.spec).to_vec(),
             kind: launch.kind,
             fate,
-            judged: launch.spec.update.fail_when.is_some(),
+            judged: launch.kind == Kind::Http,
             asked: super::answers::Asked::default(),
         };
         let Some(up) = &mut self.hosts[at].up else {

@@ -170,7 +170,8 @@ impl World {
             return goes_on.map(|run| format!("run {} of {key} has not ended", run.number));
         }
         if state == Some(RolloutState::Paused) {
-            return None;
+            // Its count goes on following the load.
+            return self.count_trouble(key, record, true);
         }
         let wanted = u64::from(record.wanted());
         let canaries = self.awaits_a_person(record);
@@ -195,7 +196,7 @@ impl World {
         }
         if slots.len() as u64 == wanted && running == wanted + canaries.unwrap_or(0) {
             let waits = self.cannot_be_placed(key, wanted);
-            return self.count_trouble(key, record).filter(|_| !waits);
+            return self.count_trouble(key, record, waits);
         }
         if self.waits_for_a_lost_host(key) {
             return None;

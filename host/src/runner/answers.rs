@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use wasmorch_api::{Answers, WorkloadSpec};
+use wasmorch_api::{Answers, Kind, WorkloadSpec};
 use wasmorch_gateway::Body;
 use wasmorch_runtime::{BodyError, BodySide, Ended};
 
@@ -29,9 +29,9 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// One, if the spec has its answers judged.
-    pub(super) fn of(spec: &WorkloadSpec) -> Option<Arc<Self>> {
-        let when = spec.update.fail_when.as_ref()?;
+    /// One, if answers of this kind are judged.
+    pub(super) fn of(spec: &WorkloadSpec, kind: Kind) -> Option<Arc<Self>> {
+        let when = spec.update.judged_by(kind)?;
         Some(Arc::new(Self {
             slow_after: when.p99.map(|p99| p99.0),
             ..Self::default()
@@ -183,12 +183,13 @@ mod tests {
 
     fn tally(p99: Option<u64>) -> Arc<Tally> {
         let mut spec = WorkloadSpec::default();
-        assert!(Tally::of(&spec).is_none(), "nobody asks for it");
+        let none = Tally::of(&spec, Kind::Messages);
+        assert!(none.is_none(), "http alone");
         spec.update.fail_when = Some(FailWhen {
             p99: p99.map(HumanDuration::millis),
             ..FailWhen::default()
         });
-        Tally::of(&spec).expect("asked for")
+        Tally::of(&spec, Kind::Http).expect("http")
     }
 
     fn answer(status: u16) -> Result<Response<Body>, Ended> {

@@ -180,7 +180,7 @@ pub struct ReplicaUsage {
     /// Requests since the last `Usage`, thousandths of one in a second; probes are none.
     #[serde(default)]
     pub request_millis: u64,
-    /// How it has answered so far; only with `update.fail_when`.
+    /// How it has answered so far; http alone.
     #[serde(default)]
     pub answers: Answers,
 }

@@ -352,7 +352,7 @@ impl Supervisor {
         }
         let (orderer, orders) = orders();
         let guest = Arc::new(OnceLock::new());
-        let tally = Tally::of(&launch.spec);
+        let tally = Tally::of(&launch.spec, launch.kind);
         let entry = Entry {
             orders: orderer,
             guest: guest.clone(),
