@@ -111,7 +111,7 @@ impl Endpoints {
         let revision = self.table.canary?;
         let mut hosts = self.table.hosts.iter();
         let here = hosts.find(|one| one.host == *host)?;
-        (here.canary < here.weight && here.canary > 0).then(|| Canary {
+        (here.canary > 0).then(|| Canary {
             revision,
             chosen: rng.random_range(0..here.weight) < here.canary,
         })
@@ -278,6 +278,30 @@ mod tests {
             }
         }
         shares
+    }
+
+    #[test]
+    fn a_canary_beside_others_has_its_part_of_the_hosts_weight() {
+        for part in [0, 30, 100] {
+            let mut endpoints = endpoints(&[("a", 2, 100, true), ("b", 1, 50, true)]);
+            endpoints.table.canary = Some(wasmorch_api::RevisionNumber(2));
+            endpoints.table.hosts[0].canary = part;
+            let mut rng = StdRng::seed_from_u64(7);
+            let mut turns = 0;
+            for _ in 0..1_000 {
+                let here = endpoints.canary_at(&mut rng, &"a".parse().unwrap());
+                assert_eq!(here.is_some(), part > 0);
+                turns += usize::from(here.is_some_and(|canary| canary.chosen));
+                let other = endpoints.canary_at(&mut rng, &"b".parse().unwrap());
+                assert_eq!(other, None, "it has none");
+            }
+            let about = part as usize * 10;
+            assert!(
+                turns.abs_diff(about) < 80,
+                "{turns} of 1000, and {about} are its share"
+            );
+            assert!(part != 100 || turns == 1_000, "all of them");
+        }
     }
 
     #[test]

@@ -175,12 +175,17 @@ fn advance(pass: &mut Pass<'_>, count: u32) -> Option<Verdict> {
     let update = pass.target.spec.update.clone();
     let wishes = update.canary.unwrap_or_default();
     let seats: Vec<Seat> = pass.seats.values().cloned().collect();
-    let available = seats.iter().filter(|seat| pass.available(seat)).count() as u32;
+    let unheard = seats.iter().any(|seat| seat.standing == Standing::Unheard);
+    if count == 0 || unheard {
+        // At zero nothing is proven, and a new leader judges nothing that it has not heard of.
+        return None;
+    }
+    // What bakes has been available already; since when is what a new leader does not know.
+    let bakes = rollout.state == RolloutState::Baking;
+    let stands = |seat: &&Seat| bakes && seat.serves() || pass.available(seat);
+    let available = seats.iter().filter(stands).count() as u32;
     let now = pass.now;
     match rollout.state {
-        _ if count == 0 && rollout.state != RolloutState::Paused => {
-            return Some(Verdict::Promoted("nothing runs".to_owned()));
-        }
         RolloutState::Canary if available >= count => {
             let mut baking = rollout.canary.take().unwrap_or_default();
             baking.baking_since = Some(now);
@@ -227,7 +232,7 @@ fn advance(pass: &mut Pass<'_>, count: u32) -> Option<Verdict> {
                 let said = format!("{count} for {}: no complaint", wishes.bake);
                 return Some(Verdict::Promoted(said));
             }
-            if step.baked {
+            if step.baked && rollout.reason.is_some() {
                 return None;
             }
             step.baked = true;

@@ -96,7 +96,9 @@ impl Pass<'_> {
 
     /// Remembers where the slot's data are.
     pub(crate) fn settle(&mut self, slot: Slot, host: &HostId) {
-        if has_data(&self.target.spec) && self.record.homes.get(&slot) != Some(host) {
+        // A canary leaves the slot's data where they are.
+        let on_trial = self.record.on_trial() == Some(self.record.revision);
+        if has_data(&self.target.spec) && !on_trial && self.record.homes.get(&slot) != Some(host) {
             self.record.homes.insert(slot, host.clone());
         }
     }

@@ -136,7 +136,7 @@ impl Booked {
 }
 
 /// The label that every host has by what it is, unless it is given another.
-const ARCH: &str = "arch";
+pub(crate) const ARCH: &str = "arch";
 
 /// What makes hosts alike.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

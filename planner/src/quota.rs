@@ -202,6 +202,11 @@ fn raise(namespace: &Name, quota: &Quota, dimension: &str, lacks: u64) -> String
 
 /// What a workload asks for.
 fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
+    asks_with(key, record, record.desired, spec)
+}
+
+/// The same with another count.
+fn asks_with(key: &WorkloadKey, record: &Record, desired: u32, spec: &WorkloadSpec) -> Booked {
     let one = Booked::of(key, spec, None);
     let seats = u64::from(spec.job.seats());
     let many = match record.kind {
@@ -209,7 +214,7 @@ fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
         // What has run to its end asks for nothing; a cron workload's next run comes by itself.
         Kind::Job => record.runs().map(|run| u64::from(run.wanted())).sum(),
         Kind::Cron => seats,
-        _ => u64::from(record.wanted()),
+        _ => u64::from(desired),
     };
     Booked {
         memory_bytes: one.memory_bytes.saturating_mul(many),
@@ -228,10 +233,10 @@ pub(crate) fn allows(cluster: &Cluster, key: &WorkloadKey, spec: &WorkloadSpec) 
         let Some(target) = workload.target().filter(|_| other != key) else {
             continue;
         };
-        let mut record = workload.record.clone();
+        let record = &workload.record;
         let wished = cluster.wished(other).unwrap_or(0);
-        record.desired = record.desired.max(wished);
-        held = held.plus(asks(other, &record, &target.spec));
+        let desired = record.desired.max(wished);
+        held = held.plus(asks_with(other, record, desired, &target.spec));
     }
     let one = Booked {
         replicas: 1,

@@ -15,6 +15,7 @@ use wasmorch_api::Slot;
 use wasmorch_api::spec::{Constraint, LabelTest};
 
 use crate::slots::{Pass, Seat, Standing};
+use crate::{place, pool};
 
 /// The part of a rollout whose turn it is.
 pub(crate) struct Stage {
@@ -57,7 +58,11 @@ pub(crate) fn current(pass: &mut Pass<'_>, label: &str) -> Option<Stage> {
             continue;
         }
         let host = pass.cluster.hosts.get(&seat.placed.host);
-        let value = host.and_then(|host| host.info().labels.get(label).cloned());
+        let value = host.map(crate::Host::info).and_then(|info| match label {
+            place::HOST => Some(info.name.to_string()),
+            pool::ARCH => Some(info.arch.clone()),
+            label => info.labels.get(label).cloned(),
+        });
         let order = |value: &Option<String>| (value.is_none(), value.clone());
         match &mut first {
             Some(stage) if order(&stage.value) < order(&value) => {}

@@ -152,27 +152,43 @@ fn endpoint_table(
         let host = cluster.hosts.get(*host);
         host.is_some_and(|host| host.groups_of(key).is_empty())
     });
-    let shares = Shares::of(workload, ready.values());
-    let known = ready
-        .into_iter()
-        .filter(|(host, _)| !unheard.contains_key(host))
-        .filter_map(|(id, ready)| {
-            let host = cluster.hosts.get(id)?;
-            (host.state != HostState::Dead).then(|| HostEndpoint {
-                host: id.clone(),
-                peer: host.info().peer.clone(),
-                ready: ready.0 + ready.1,
-                weight: ready.0 * shares.proven + ready.1 * shares.canary,
-                canary: if shares.revision.is_some() {
-                    ready.1 * shares.canary
-                } else {
-                    0
-                },
-                zone: host.info().labels.get(ZONE).cloned(),
-            })
-        });
-    let mut hosts: Vec<HostEndpoint> = known.collect();
-    hosts.extend(unheard.into_values().cloned());
+    ready.retain(|id, _| {
+        let host = cluster.hosts.get(*id);
+        host.is_some_and(|host| host.state != HostState::Dead) && !unheard.contains_key(*id)
+    });
+    // Shares are of all: what is unheard weighs by the same measure.
+    for (id, endpoint) in &unheard {
+        let placed = workload.placements.values();
+        let placed = placed.filter(|placed| placed.host == **id);
+        let canaries = placed
+            .filter(|placed| trial == Some(placed.revision))
+            .count();
+        let canaries = u32::try_from(canaries)
+            .unwrap_or(u32::MAX)
+            .min(endpoint.ready);
+        ready.insert(*id, (endpoint.ready - canaries, canaries));
+    }
+    let shares = Shares::of(workload, &ready);
+    let hosts = ready.into_iter().filter_map(|(id, ready)| {
+        let (weight, canary) = shares.weigh(ready);
+        if let Some(endpoint) = unheard.get(id) {
+            return Some(HostEndpoint {
+                weight,
+                canary,
+                ..(*endpoint).clone()
+            });
+        }
+        let host = cluster.hosts.get(id)?;
+        Some(HostEndpoint {
+            host: id.clone(),
+            peer: host.info().peer.clone(),
+            ready: ready.0 + ready.1,
+            weight,
+            canary,
+            zone: host.info().labels.get(ZONE).cloned(),
+        })
+    });
+    let mut hosts: Vec<HostEndpoint> = hosts.collect();
     hosts.sort_by(|a, b| a.host.cmp(&b.host));
     EndpointTable {
         cluster: cluster.cluster.clone(),
@@ -186,18 +202,24 @@ fn endpoint_table(
 
 /// What one replica weighs.
 struct Shares {
-    proven: u32,
-    canary: u32,
+    proven: u64,
+    canary: u64,
+    /// What makes all weights together fit.
+    divisor: u64,
     /// The canaries' revision, when they have a share of their own.
     revision: Option<RevisionNumber>,
 }
 
+/// The most that all weights of a table come to.
+const WEIGHT_MOST: u64 = 1 << 30;
+
 impl Shares {
     /// `percent` of the requests for the canaries together, the rest for all others.
-    fn of<'a>(workload: &Workload, ready: impl Iterator<Item = &'a (u32, u32)>) -> Self {
+    fn of(workload: &Workload, ready: &BTreeMap<&HostId, (u32, u32)>) -> Self {
         let even = Self {
             proven: 1,
             canary: 1,
+            divisor: 1,
             revision: None,
         };
         let Some(trial) = workload.record.on_trial() else {
@@ -208,22 +230,38 @@ impl Shares {
         let Some(percent) = canary.and_then(|canary| canary.percent) else {
             return even;
         };
-        let (proven, canaries) = ready.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let (proven, canaries) = ready.values().fold((0, 0), |sum, one| {
+            (sum.0 + u64::from(one.0), sum.1 + u64::from(one.1))
+        });
         if proven == 0 || canaries == 0 {
             return even;
         }
-        let percent = percent.min(100);
+        let percent = u64::from(percent.min(100));
         let weights = (canaries * (100 - percent), proven * percent);
         let common = common_divisor(weights.0, weights.1).max(1);
+        let weights = (weights.0 / common, weights.1 / common);
+        let all = proven * weights.0 + canaries * weights.1;
         Self {
-            proven: weights.0 / common,
-            canary: weights.1 / common,
+            proven: weights.0,
+            canary: weights.1,
+            divisor: all.div_ceil(WEIGHT_MOST).max(1),
             revision: Some(trial),
         }
     }
+
+    /// A host's weight, and how much of it is its canaries': never nothing of a share that there is.
+    fn weigh(&self, (proven, canaries): (u32, u32)) -> (u32, u32) {
+        let part = |count: u32, each: u64| {
+            let part = (u64::from(count) * each).div_ceil(self.divisor);
+            u32::try_from(part).unwrap_or(u32::MAX)
+        };
+        let canary = part(canaries, self.canary);
+        let weight = part(proven, self.proven).saturating_add(canary);
+        (weight, if self.revision.is_some() { canary } else { 0 })
+    }
 }
 
-const fn common_divisor(mut a: u32, mut b: u32) -> u32 {
+const fn common_divisor(mut a: u64, mut b: u64) -> u64 {
     while b != 0 {
         (a, b) = (b, a % b);
     }

@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use http::header;
@@ -141,8 +142,14 @@ impl HttpReplica {
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn probe(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Ended> {
-        let deadline = Deadline::after(self.shared.config.limits.timeout);
+    pub async fn probe(
+        &self,
+        request: http::Request<Body>,
+        within: Duration,
+    ) -> Result<http::Response<Body>, Ended> {
+        let limit = self.shared.config.limits.timeout;
+        let limit = limit.map_or(within, |limit| limit.min(within));
+        let deadline = Deadline::after(Some(limit));
         self.answer(request, deadline, None).await
     }
 

@@ -14,6 +14,8 @@ use crate::runner::protocol::{FromRunner, Outcome, ReplicaKey, ReplicaUsage, ToR
 
 /// After the runner died, everything is started again so long afterwards.
 const RUNNER_BACK: Duration = Duration::from_secs(1);
+/// Up to so many answers, small changes of their count are told too; of more, a tenth is fine enough.
+const ANSWERS_EXACT: u64 = 1_000;
 /// Changes of usage alone, and small ones of answers, are told no more often than this.
 const USAGE_EVERY: Duration = Duration::from_secs(5);
 
@@ -397,8 +399,9 @@ impl Agent {
             if usage.answers.requests >= live.answers.requests {
                 live.answers = usage.answers;
             }
-            if tell && (live.usage.moved_from(live.usage_told) || live.answers != live.answers_told)
-            {
+            let few = live.answers.requests <= ANSWERS_EXACT;
+            let answered = few && live.answers != live.answers_told;
+            if tell && (live.usage.moved_from(live.usage_told) || answered) {
                 self.changed.insert(usage.replica.clone());
                 told = true;
             } else if grown_from(live.answers, live.answers_told) {

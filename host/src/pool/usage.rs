@@ -74,6 +74,11 @@ impl Usages {
         | FromRunner::Rejected { replica, .. } = said
         {
             self.answered.remove(replica);
+            // A runner that dies before its next answer would bring it back.
+            for answer in &mut self.runners {
+                let shares = &mut answer.usage.replicas;
+                shares.retain(|share| share.replica != *replica);
+            }
         }
     }
 

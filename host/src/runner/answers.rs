@@ -130,12 +130,16 @@ fn fault(ended: &Ended) -> Option<bool> {
             side: BodySide::Response,
             ..
         } => Some(true),
+        // The guest has answered none of these.
         Ended::BodyTooLarge {
             side: BodySide::Request,
             ..
         }
-        | Ended::CallerTimeout { .. } => Some(false),
-        Ended::Busy { .. } | Ended::HostFull { .. } | Ended::Stopped | Ended::Internal(_) => None,
+        | Ended::CallerTimeout { .. }
+        | Ended::Busy { .. }
+        | Ended::HostFull { .. }
+        | Ended::Stopped
+        | Ended::Internal(_) => None,
     }
 }
 
@@ -223,9 +227,9 @@ mod tests {
             (answer(503), (3, 1, 0)),
             (Err(trap), (4, 2, 0)),
             (Err(late), (5, 3, 0)),
-            (Err(gone), (6, 3, 0)),
-            (Err(busy), (6, 3, 0)),
-            (Err(Ended::Stopped), (6, 3, 0)),
+            (Err(gone), (5, 3, 0)),
+            (Err(busy), (5, 3, 0)),
+            (Err(Ended::Stopped), (5, 3, 0)),
         ];
         for (end, expected) in ends {
             let words = format!("{end:?}");
@@ -233,7 +237,7 @@ mod tests {
             assert_eq!(figures(&tally), expected, "{words}");
         }
         drop(Counted::begin(tally.clone()));
-        assert_eq!(figures(&tally), (6, 3, 0), "the client went away");
+        assert_eq!(figures(&tally), (5, 3, 0), "the client went away");
     }
 
     #[test]

@@ -250,6 +250,8 @@ impl Locals {
                 member.stage() == SERVING && canary
             };
             let turn = self.pick(|| members.iter().filter(turns));
+            // One that is full gives its turn away: another may have room.
+            let turn = turn.filter(|member| member.guest.has_room());
             let any = || self.pick(|| at(SERVING));
             match turn.or_else(any).or_else(|| self.pick(|| at(LEAVING))) {
                 Some(member) => Ok(member.clone()),

@@ -158,7 +158,9 @@ impl<'a> Prober<'a> {
             }
         };
         let until = Instant::now() + self.probe.timeout.0;
-        match timeout_at(until, self.guest.probe(request)).await {
+        // What a guest does after its answer to a probe has no seat either: it is over soon.
+        let within = self.probe.timeout.0 * 2;
+        match timeout_at(until, self.guest.probe(request, within)).await {
             Ok(Ok(response)) => self.judge(response, until).await,
             Ok(Err(ended)) if self.had_no_room(&ended) => Verdict::Unknown(ended.to_string()),
             Ok(Err(ended)) => Verdict::Fail(format!("GET {}: {ended}", self.probe.path)),

@@ -256,7 +256,8 @@ fn refuse_while_running(record: &Record, why: &str, most: usize) -> Result<(), A
 
 /// The running rollout's deadline begins anew.
 pub(super) fn give_time(workload: &Workload, record: &mut Record, call: &Call) {
-    let Some(target) = workload.target() else {
+    // The revision that rolls, on trial or not; a bake's deadline lies further off.
+    let Some(target) = workload.asked() else {
         return;
     };
     if let Some(rollout) = record
@@ -264,7 +265,8 @@ pub(super) fn give_time(workload: &Workload, record: &mut Record, call: &Call) {
         .as_mut()
         .filter(|rollout| !rollout.state.ended())
     {
-        rollout.deadline = call.now.after(target.spec.update.progress_deadline.0);
+        let patience = target.spec.update.progress_deadline.0;
+        rollout.deadline = rollout.deadline.max(call.now.after(patience));
     }
 }
 

@@ -229,7 +229,8 @@ fn serves(workload: &Workload) -> bool {
         placed.revision == record.revision && workload.is_ready(**number)
     });
     let slots: BTreeSet<Slot> = ready.map(|(_, placed)| placed.slot).collect();
-    record.wanted() > 0 && !record.kind.ends() && slots.len() as u64 >= u64::from(record.wanted())
+    let goes_on = record.active_rollout().is_some() && !record.kind.ends();
+    goes_on && record.wanted() > 0 && slots.len() as u64 >= u64::from(record.wanted())
 }
 
 /// The same revision with another count, or held at zero until now.

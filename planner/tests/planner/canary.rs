@@ -247,9 +247,59 @@ fn the_same_deploy_again_changes_nothing_and_a_third_takes_the_trial_over() {
 fn a_new_leader_goes_on_with_a_trial() {
     let mut world = on_trial(3, 3, Promote::Auto);
     world.until(RolloutState::Baking);
+    let step = |world: &World| {
+        let record = &world.cluster.workload(&web()).unwrap().record;
+        record.rollout.clone().unwrap().canary.unwrap()
+    };
+    let before = step(&world);
     world.new_leader();
+    world.run(4);
+    assert_eq!(
+        (world.rollout(), step(&world)),
+        (RolloutState::Baking, before),
+        "what it has not heard of does not end the bake"
+    );
     world.until(RolloutState::Completed);
     assert_eq!(world.revision(), 2);
+}
+
+#[test]
+fn at_zero_nothing_is_promoted_and_a_count_takes_no_time_from_a_bake() {
+    let mut world = on_trial(3, 3, Promote::Auto);
+    world.until(RolloutState::Baking);
+    let deadline = |world: &World| {
+        let record = &world.cluster.workload(&web()).unwrap().record;
+        record.rollout.clone().unwrap().deadline
+    };
+    let before = deadline(&world);
+    world.change(commands::scale, Some(2));
+    assert_eq!(deadline(&world), before);
+    world.change(commands::scale, Some(0));
+    world.run(20);
+    assert!(
+        world
+            .cluster
+            .workload(&web())
+            .unwrap()
+            .placements
+            .is_empty()
+    );
+    assert_eq!(world.revision(), 1);
+    world.change(commands::scale, Some(3));
+    world.until(RolloutState::Completed);
+    assert_eq!((world.revision(), world.of_revision(2).len()), (2, 3));
+}
+
+#[test]
+fn a_rollout_goes_host_by_host() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    let mut next = spec("2", 3);
+    next.update.by = Some("host".into());
+    world.deploy(next, Kind::Http);
+    world.until(RolloutState::Completed);
+    assert_eq!(world.of_revision(2).len(), 3);
 }
 
 #[test]
