@@ -128,6 +128,14 @@ pub enum BrokenRule {
         /// The number.
         number: PlacementNumber,
     },
+    /// A placement of a revision that waits for others.
+    #[error("{workload} would run revision {revision}, which is held")]
+    Held {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The revision.
+        revision: RevisionNumber,
+    },
     /// A placement of a revision that does not exist.
     #[error("{workload} would run revision {revision}, which does not exist")]
     NoRevision {
@@ -161,6 +169,7 @@ impl BrokenRule {
             | Self::PortTaken { workload, .. }
             | Self::WithoutFeature { workload, .. }
             | Self::NumberTwice { workload, .. }
+            | Self::Held { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
     }
@@ -192,7 +201,9 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         starts_are_sound(cluster, (key, workload), part, &mut hosts, &mut broken);
         if let Some(workload) = workload {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
-            let wanted = u64::from(record.wanted());
+            // What is held has nothing that it would have to keep, unless another serves.
+            let bare = record.held_bare();
+            let wanted = u64::from(if bare { 0 } else { record.wanted() });
             let record = (record, wanted);
             slots_are_sound(cluster, (key, workload), part, record, whole, &mut broken);
         }
@@ -277,6 +288,13 @@ fn starts_are_sound<'a>(
         let spec = workload.and_then(|workload| workload.revisions.get(&revision));
         if workload.is_some() && spec.is_none() {
             broken.push(BrokenRule::NoRevision {
+                workload: key.clone(),
+                revision,
+            });
+        }
+        let held = workload.and_then(|workload| workload.record.held());
+        if held.is_some_and(|(rollout, _)| rollout.revision == revision) {
+            broken.push(BrokenRule::Held {
                 workload: key.clone(),
                 revision,
             });

@@ -193,10 +193,18 @@ pub(crate) fn plan_workload(
         said_lost: 0,
         lost: 0,
     };
+    if pass.look_at_others() || pass.look_at_hold() {
+        return Some(pass.finish());
+    }
+    if pass.record.held_bare() {
+        // Nothing of it starts, and what is left ends.
+        pass.record.stopped = true;
+    }
     pass.take_seats();
     pass.adopt_homes();
     if pass.target.kind == Kind::Cron {
         pass.begin_due();
+        pass.complete_stored();
     }
     if pass.target.kind.ends() {
         pass.jobs();
@@ -418,6 +426,9 @@ impl Pass<'_> {
             unplaced,
             wake: self.wake,
         };
+        if self.record.held_bare() {
+            self.record.stopped = self.workload.record.stopped;
+        }
         if self.record != self.workload.record {
             self.record.updated = self.now;
             self.plan.update.push(self.record);
@@ -648,7 +659,9 @@ impl Pass<'_> {
             host: per_host.then(|| seat.placed.host.clone()),
         });
         // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
-        if seat.fresh && seat.placed.revision == self.record.revision {
+        // Nor is it the held one's.
+        let held = self.record.held().is_some();
+        if seat.fresh && seat.placed.revision == self.record.revision && !held {
             rollout::fail(self, &format!("replica failed: {reason}"));
         }
     }

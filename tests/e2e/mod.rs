@@ -1,8 +1,9 @@
 //! End to end: the real binary, a real nats-server, real components.
 
 mod access;
-mod autoscale;
 mod answers;
+mod autoscale;
+mod bonds;
 mod capabilities;
 mod counts;
 mod daemons;

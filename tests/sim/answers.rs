@@ -23,7 +23,7 @@ const SOON_JUDGED: u32 = 5;
 /// How one replica has answered.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Asked {
-    answers: Answers,
+    pub(super) answers: Answers,
     rounds: u32,
 }
 
@@ -61,6 +61,7 @@ impl World {
             memory_bytes: 0,
             cpu_millis: 0,
             in_flight: 0,
+            request_millis: 0,
             answers,
         };
         let usage = Usage {
@@ -86,7 +87,9 @@ pub(crate) fn wrong(
         let revision = workload.revisions.get(&after.revision)?;
         let bad = fates.get(&revision.artifact) == Some(&Fate::Errs);
         let why = after.reason.as_deref().unwrap_or_default();
-        if why.contains("fail_when") && before.reason != after.reason && !bad {
+        // What goes back with another says what was the other's.
+        let own = !why.ends_with("deployed together (atomic)");
+        if own && why.contains("fail_when") && before.reason != after.reason && !bad {
             return Some(format!(
                 "{key} answers well, and its rollout is {}: {why}",
                 after.state

@@ -35,12 +35,6 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "use min = 1",
     );
     later(
-        !spec.depends_on.is_empty(),
-        "depends_on",
-        "dependencies are",
-        "deploy in order, and leave it out",
-    );
-    later(
         spec.instance.reuse != 1 && kind != Kind::Http,
         "instance.reuse",
         "reusing instances of anything but http workloads is",
@@ -55,18 +49,4 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         );
     }
     problems
-}
-
-/// The same for a deploy as a whole.
-pub fn not_yet_together(atomic: bool, workloads: usize) -> Vec<Problem> {
-    if !atomic || workloads < 2 {
-        return Vec::new();
-    }
-    vec![Problem {
-        at: "atomic".into(),
-        line: None,
-        column: None,
-        what: "reverting several workloads together is not in this version yet: leave it out"
-            .into(),
-    }]
 }

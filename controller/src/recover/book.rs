@@ -336,6 +336,8 @@ fn go_on(
         best: 0,
         canary: None,
         reason: None,
+        hold: None,
+        together: None,
     });
     if let Some(rollout) = record.rollout.as_mut()
         && target.spec.update.canary.is_some()

@@ -334,7 +334,8 @@ proptest! {
         let load = world.load[&web()];
         let needed = load.div_ceil(10).clamp(2, 15) as u32;
         let desired = world.count();
-        let bears = u64::from(desired) * 11 >= load;
+        // Each of the four hosts rounds its part down.
+        let bears = u64::from(desired) * 11 + 3 >= load;
         prop_assert!(desired == needed || desired < needed && bears, "{desired} for {load}");
         prop_assert_eq!(world.ready(), desired);
         world.scaled();

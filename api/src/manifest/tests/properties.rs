@@ -257,7 +257,7 @@ fn update() -> impl Strategy<Value = Update> {
                 OnFailure::Revert
             },
             fail_when,
-            canary,
+            canary: canary.filter(|_| !stop_first),
         },
     )
 }
@@ -397,6 +397,7 @@ fn repair(spec: &mut WorkloadSpec) {
     {
         spec.update.order = UpdateOrder::StopFirst;
         spec.update.max_surge = 0;
+        spec.update.canary = None;
     }
 }
 
