@@ -53,3 +53,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 ///
 /// It bounds what one deploy can cost a host in memory while it compiles.
 pub const ARTIFACT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// For `skip_serializing_if`: what a reader fills in by itself.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -631,12 +631,8 @@ pub struct LogLine {
     /// The text, without line end.
     pub text: String,
     /// Lines dropped just before this one because the guest wrote faster than the host keeps.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub dropped: u64,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// `host.<host>.status`: everything, paged.

@@ -128,6 +128,15 @@ impl Record {
         (rollout.canary.is_some() && !self.stopped).then_some(rollout.revision)
     }
 
+    /// The rollout goes on, or begins, with canaries beside the revision `base`.
+    pub fn put_on_trial(&mut self, base: RevisionNumber) {
+        self.revision = base;
+        if let Some(rollout) = self.rollout.as_mut() {
+            rollout.state = RolloutState::Canary;
+            rollout.canary = Some(CanaryStep::default());
+        }
+    }
+
     /// The revision that its last deploy asked for: on trial, or its own.
     pub fn asked(&self) -> RevisionNumber {
         let trial = self.active_rollout();

@@ -729,6 +729,21 @@ pub struct Update {
     pub canary: Option<Canary>,
 }
 
+impl Bindings {
+    /// Whether a slot has a volume that it writes to.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.volume.values().any(|volume| volume.mode == "rw")
+    }
+
+    /// Whether it listens on a port of its host.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        let sockets = self.sockets.as_ref();
+        sockets.is_some_and(|sockets| !sockets.listen.is_empty())
+    }
+}
+
 impl Update {
     /// How a new revision's answers are judged: those of http workloads always are.
     #[must_use]

@@ -117,7 +117,7 @@ pub struct ReplicaStatus {
     /// Requests or messages in hand.
     #[serde(default)]
     pub in_flight: u64,
-    /// How it has answered; only with `update.fail_when`.
+    /// How it has answered; http alone.
     #[serde(default, skip_serializing_if = "Answers::is_empty")]
     pub answers: Answers,
 }
@@ -256,13 +256,13 @@ pub struct Capacity {
 #[serde(default)]
 pub struct Load {
     /// Requests or messages in hand, those that wait for a seat included.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "crate::is_default")]
     pub in_flight: u64,
     /// Cpu lately, thousandths of a core.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "crate::is_default")]
     pub cpu_millis: u64,
     /// Requests lately, thousandths of one in a second.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "crate::is_default")]
     pub request_millis: u64,
 }
 
@@ -276,14 +276,6 @@ impl Load {
             request_millis: self.request_millis.saturating_add(other.request_millis),
         }
     }
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the shape that serde asks for"
-)]
-const fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// What all live replicas of one workload on one host have to do.

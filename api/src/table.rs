@@ -131,11 +131,6 @@ impl EndpointTable {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
-}
-
 /// One host that serves a workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostEndpoint {
@@ -151,7 +146,7 @@ pub struct HostEndpoint {
     /// kept to, by every gateway.
     pub weight: u32,
     /// How much of `weight` is its canaries'.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub canary: u32,
     /// Its label `zone`, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

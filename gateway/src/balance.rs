@@ -47,6 +47,8 @@ pub(crate) struct Candidate {
     /// Outlives the table: a host keeps it as long as it serves the workload.
     pub(crate) health: Arc<Health>,
     weight: u64,
+    /// How much of it is its canaries'.
+    canary: u64,
     /// Sum of the weights up to and with this one.
     upto: u64,
 }
@@ -79,6 +81,7 @@ impl Endpoints {
                         .and_then(|before| before.candidate(&host.host))
                         .map_or_else(Arc::default, |seen| seen.health.clone()),
                     weight,
+                    canary: u64::from(host.canary),
                     upto,
                 }
             })
@@ -109,8 +112,7 @@ impl Endpoints {
     /// Whose turn it is on a host that has a canary beside others.
     pub(crate) fn canary_at(&self, rng: &mut impl Rng, host: &HostId) -> Option<Canary> {
         let revision = self.table.canary?;
-        let mut hosts = self.table.hosts.iter();
-        let here = hosts.find(|one| one.host == *host)?;
+        let here = self.candidate(host)?;
         (here.canary > 0).then(|| Canary {
             revision,
             chosen: rng.random_range(0..here.weight) < here.canary,
@@ -283,9 +285,10 @@ mod tests {
     #[test]
     fn a_canary_beside_others_has_its_part_of_the_hosts_weight() {
         for part in [0, 30, 100] {
-            let mut endpoints = endpoints(&[("a", 2, 100, true), ("b", 1, 50, true)]);
-            endpoints.table.canary = Some(wasmorch_api::RevisionNumber(2));
-            endpoints.table.hosts[0].canary = part;
+            let mut table = endpoints(&[("a", 2, 100, true), ("b", 1, 50, true)]).table;
+            table.canary = Some(wasmorch_api::RevisionNumber(2));
+            table.hosts[0].canary = part;
+            let endpoints = Endpoints::new(table, None);
             let mut rng = StdRng::seed_from_u64(7);
             let mut turns = 0;
             for _ in 0..1_000 {

@@ -154,7 +154,7 @@ struct Counting;
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
-#[allow(
+#[expect(
     unsafe_code,
     reason = "an allocator cannot be written without; this one only counts"
 )]

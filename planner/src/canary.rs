@@ -22,7 +22,7 @@
 
 use std::collections::BTreeSet;
 
-use wasmorch_api::record::{CanaryStep, Rollout};
+use wasmorch_api::record::Rollout;
 use wasmorch_api::spec::{Promote, UpdateOrder, WorkloadSpec};
 use wasmorch_api::{EventKind, Kind, Record, RevisionNumber, RolloutState, Slot, Timestamp};
 
@@ -57,15 +57,6 @@ pub fn may_stand_beside(before: &WorkloadSpec, spec: &WorkloadSpec) -> bool {
     several(spec) && several(before) && starts_first
 }
 
-/// Puts a rollout that has just begun on trial.
-pub(crate) fn begin(record: &mut Record, base: RevisionNumber) {
-    record.revision = base;
-    if let Some(rollout) = record.rollout.as_mut() {
-        rollout.state = RolloutState::Canary;
-        rollout.canary = Some(CanaryStep::default());
-    }
-}
-
 /// Ends a trial well: the record's revision is the canaries' from here on.
 pub(crate) fn promote(record: &mut Record, workload: &Workload, now: Timestamp) {
     let Some(rollout) = record.rollout.as_mut() else {
@@ -84,7 +75,7 @@ pub(crate) fn promote(record: &mut Record, workload: &Workload, now: Timestamp) 
 
 /// What has become of the trial in this pass.
 enum Verdict {
-    Goes(Option<Rollout>),
+    Goes(Rollout),
     Promoted(String),
 }
 
@@ -113,7 +104,7 @@ pub(crate) fn step(pass: &mut Pass<'_>) {
             // Seats and target belong to the revision that has just been left.
             pass.wake(pass.now);
         }
-        Some(Verdict::Goes(rollout)) => pass.record.rollout = rollout,
+        Some(Verdict::Goes(rollout)) => pass.record.rollout = Some(rollout),
         None => {}
     }
 }
@@ -219,7 +210,7 @@ fn advance(pass: &mut Pass<'_>, count: u32) -> Option<Verdict> {
                 rollout.deadline = rollout.deadline.max(now.after(update.progress_deadline.0));
             }
             rollout.state = RolloutState::Canary;
-            pass.wake(rollout.deadline.max(now));
+            pass.wake(rollout.deadline);
         }
         RolloutState::Baking => {
             let step = rollout.canary.as_mut()?;
@@ -241,5 +232,5 @@ fn advance(pass: &mut Pass<'_>, count: u32) -> Option<Verdict> {
         }
         _ => return None,
     }
-    Some(Verdict::Goes(Some(rollout)))
+    Some(Verdict::Goes(rollout))
 }

@@ -48,6 +48,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
     let by = update.by.as_deref();
     let stage = by.and_then(|label| stages::current(pass, label));
+    let whole = stage.as_ref().map(|stage| stages::narrow(pass, stage));
     for slot in pass.wanted() {
         if stage.as_ref().is_some_and(|stage| !stage.has(slot)) {
             continue;
@@ -69,11 +70,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
             continue;
         }
         if update.order == UpdateOrder::StartFirst && surge > 0 && beside {
-            let started = match &stage {
-                Some(stage) => stages::start(pass, slot, stage),
-                None => pass.start(slot, None),
-            };
-            surge -= u64::from(started);
+            surge -= u64::from(pass.start(slot, None));
             continue;
         }
         let serves = matches!(old.standing, Standing::Ready(_));
@@ -84,6 +81,9 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
             available = available.saturating_sub(u64::from(serves));
             pass.stop_if_heard(old, StopReason::Replaced);
         }
+    }
+    if let Some(whole) = whole {
+        stages::widen(pass, whole);
     }
 }
 

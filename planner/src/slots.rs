@@ -293,11 +293,17 @@ impl Pass<'_> {
     /// Looks at the workload as another revision of it: the seats of the one are the others of the
     /// other. Done twice, it is as it was.
     pub(crate) fn exchange(&mut self, target: Arc<Revision>, revision: RevisionNumber) {
-        self.end_fill();
-        self.target = target;
+        self.aim(target);
         self.record.revision = revision;
         std::mem::swap(&mut self.seats, &mut self.others);
+    }
+
+    /// What starts from here on is this; what it was until now. No room for the one says nothing of
+    /// the other.
+    pub(crate) fn aim(&mut self, target: Arc<Revision>) -> Arc<Revision> {
+        self.end_fill();
         self.full = false;
+        std::mem::replace(&mut self.target, target)
     }
 
     /// The seats of one slot.

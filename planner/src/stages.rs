@@ -11,8 +11,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use wasmorch_api::Slot;
 use wasmorch_api::spec::{Constraint, LabelTest};
+use wasmorch_api::{Revision, Slot};
 
 use crate::slots::{Pass, Seat, Standing};
 use crate::{place, pool};
@@ -79,14 +79,14 @@ pub(crate) fn current(pass: &mut Pass<'_>, label: &str) -> Option<Stage> {
     first
 }
 
-/// Places the slot's successor on a host of the stage.
-pub(crate) fn start(pass: &mut Pass<'_>, slot: Slot, stage: &Stage) -> bool {
+/// From here on whatever starts goes to hosts of the stage; the target as it was, for [`widen`].
+pub(crate) fn narrow(pass: &mut Pass<'_>, stage: &Stage) -> Arc<Revision> {
     let mut narrow = (*pass.target).clone();
     narrow.spec.constraints.push(stage.constraint());
-    pass.end_fill();
-    let whole = std::mem::replace(&mut pass.target, Arc::new(narrow));
-    let started = pass.start(slot, None);
-    pass.end_fill();
-    pass.target = whole;
-    started
+    pass.aim(Arc::new(narrow))
+}
+
+/// And anywhere again.
+pub(crate) fn widen(pass: &mut Pass<'_>, whole: Arc<Revision>) {
+    pass.aim(whole);
 }

@@ -40,8 +40,8 @@ pub(crate) fn plan_tables(
         }
         (_, stored) => {
             let wanted = endpoint_table(cluster, key, workload, stops, &mut awaits);
-            let said = |table: &EndpointTable| (table.hosts.clone(), table.canary);
-            (stored.as_ref().map(said) != Some(said(&wanted))).then_some(wanted)
+            let before = stored.as_ref().map(|table| (&table.hosts, table.canary));
+            (before != Some((&wanted.hosts, wanted.canary))).then_some(wanted)
         }
     };
     plan.endpoints.extend(changed);

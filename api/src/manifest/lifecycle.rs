@@ -104,14 +104,9 @@ fn probe(field: &Field<'_>) -> Option<Probe> {
 pub(super) fn update(field: Option<&Field<'_>>, spec: &WorkloadSpec) -> Update {
     // One slot, one host: the old one has to go before the new one can have the volume, the seat or
     // the port.
-    let writes = spec
-        .bindings
-        .volume
-        .values()
-        .any(|volume| volume.mode == "rw");
+    let writes = spec.bindings.writes();
     let once = spec.runs_once();
-    let sockets = spec.bindings.sockets.as_ref();
-    let listens = sockets.is_some_and(|sockets| !sockets.listen.is_empty());
+    let listens = spec.bindings.listens();
     let seated = writes || once || listens || matches!(spec.replicas, Some(Replicas::PerHost(_)));
     let mut update = Update::default();
     let stop_first = |update: &mut Update| {

@@ -264,9 +264,7 @@ fn apply(args: &SpecArgs, spec: &mut WorkloadSpec) -> Result<(), CliError> {
     // As in a manifest that says nothing of it: a volume is not written by two replicas of a slot, and
     // a port of a host is one replica's.
     let bindings = &spec.bindings;
-    let writes = bindings.volume.values().any(|one| one.mode == "rw");
-    let listens = { bindings.sockets.as_ref() }.is_some_and(|one| !one.listen.is_empty());
-    if (writes || listens) && spec.update == Update::default() {
+    if (bindings.writes() || bindings.listens()) && spec.update == Update::default() {
         spec.update.order = UpdateOrder::StopFirst;
         (spec.update.max_surge, spec.update.max_unavailable) = (0, 1);
     }

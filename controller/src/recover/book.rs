@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use wasmorch_api::record::{CanaryStep, Removed, Run};
+use wasmorch_api::record::{Removed, Run};
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
@@ -337,16 +337,13 @@ fn go_on(
         canary: None,
         reason: None,
     });
-    if let Some(rollout) = record.rollout.as_mut()
-        && target.spec.update.canary.is_some()
+    if target.spec.update.canary.is_some()
         && let Some(before) = before.and_then(|before| revisions.get(&before))
         && before.kind == target.kind
         && wasmorch_planner::may_stand_beside(&before.spec, &target.spec)
     {
         // Nobody knows whether they had been promoted: they are watched anew.
-        record.revision = before.number;
-        rollout.state = RolloutState::Canary;
-        rollout.canary = Some(CanaryStep::default());
+        record.put_on_trial(before.number);
     }
     if !target.kind.ends() {
         record.desired = held.highest_slot();

@@ -1,7 +1,7 @@
 //! How the guest of an http replica answers, counted for `update.fail_when`.
 //!
 //! Owns what counts as a request, as an error and as slow; what follows from it is the leader's to
-//! decide. Only replicas whose revision asks for it are counted: others pay nothing. Probes are not
+//! decide. Every http replica is counted: a few atomic additions for each request. Probes are not
 //! requests and do not come by here.
 
 use std::pin::Pin;

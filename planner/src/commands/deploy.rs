@@ -199,7 +199,7 @@ fn one(
         .map(|target| (&target.spec, target.kind));
     take_runs(&mut record, before, (spec, kind), call);
     if let Some(base) = canary::base(known, record.stable, spec, kind) {
-        canary::begin(&mut record, base);
+        record.put_on_trial(base);
     }
     record.stopped = false;
     let said = format!("revision {number}: {}", changes.join("; "));

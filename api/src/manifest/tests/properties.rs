@@ -386,15 +386,7 @@ fn repair(spec: &mut WorkloadSpec) {
         sockets.listen.sort_unstable();
         sockets.listen.dedup();
     }
-    if spec
-        .bindings
-        .volume
-        .values()
-        .any(|volume| volume.mode == "rw")
-        || spec.runs_once()
-        || spec.per_host() && { spec.bindings.sockets.as_ref() }
-            .is_some_and(|one| !one.listen.is_empty())
-    {
+    if spec.bindings.writes() || spec.runs_once() || spec.per_host() && spec.bindings.listens() {
         spec.update.order = UpdateOrder::StopFirst;
         spec.update.max_surge = 0;
         spec.update.canary = None;
