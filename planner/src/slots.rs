@@ -8,7 +8,7 @@
 //!    placement of the wanted revision and at most one old one, which ends when its successor is
 //!    available; 4. empty slots are placed; 5. what is to leave its host is given a successor
 //!    elsewhere (`moves`), and a rollout replaces old placements, both within `max_surge` and
-//!    `max_unavailable`; 6. the rollout's own state moves (`rollout`).
+//!    `max_unavailable`; 6. the rollout's own state moves (`rollout`; of one on trial, `canary`).
 //!
 //! A new leader stops or moves nothing on a host it has not heard from (DESIGN, section 4).
 
@@ -30,54 +30,21 @@ use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
 use crate::judge;
-use crate::moves::{self, Leaving};
+use crate::moves;
 use crate::per_host::Seating;
 use crate::place::{self, Standpoint};
-use crate::plan::{Plan, Start, Stop, StopReason};
+use crate::plan::{Plan, StopReason};
 use crate::planted::{self, Bug};
 use crate::pool::{Booked, Pool, Rank};
 use crate::ports;
 use crate::rollout;
 use crate::write::EventDraft;
 
-/// How one placement stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Its host is dead or was removed.
-    Gone,
-    /// Its host is dead, and is waited for.
-    Away,
-    /// Its host will not start it again.
-    GivenUp,
-    /// It ended well by itself and its policy leaves it so.
-    Done,
-    /// This leader has not heard from its host yet.
-    Unheard,
-    /// On its way.
-    Starting,
-    /// Running, and not ready since this moment (by the leader's clock).
-    Unready(Timestamp),
-    /// Ready since this moment (by the leader's clock).
-    Ready(Timestamp),
-}
+mod placements;
+mod seat;
 
-/// One placement in a pass.
-#[derive(Debug, Clone)]
-pub(crate) struct Seat {
-    pub(crate) number: PlacementNumber,
-    pub(crate) placed: Placed,
-    pub(crate) standing: Standing,
-    /// At the wanted revision, and not told to be replaced by `restart`.
-    pub(crate) fresh: bool,
-    /// It is to run elsewhere.
-    pub(crate) leaves: Option<Leaving>,
-}
-
-impl Seat {
-    pub(crate) fn serves(&self) -> bool {
-        matches!(self.standing, Standing::Ready(_))
-    }
-}
+use seat::standing;
+pub(crate) use seat::{Seat, Standing};
 
 /// One workload's pass.
 pub(crate) struct Pass<'a> {
@@ -804,178 +771,6 @@ impl Pass<'_> {
         draining.contains(&slot)
     }
 
-    /// Places the slot on the best host; counts it as unplaced when none has room.
-    pub(crate) fn start(&mut self, slot: Slot, args: Option<Vec<String>>) -> bool {
-        if !self.may_start(slot) {
-            return false;
-        }
-        let at_home = self.home(slot).is_some();
-        if self.full && !at_home {
-            self.unplaced += 1;
-            return false;
-        }
-        let Some(rank) = self.book(slot, args.as_ref()) else {
-            self.unplaced += 1;
-            self.in_vain = Some(self.target.clone());
-            // Hosts of their own, and a quota that a successor may be within, tell nothing of other slots.
-            self.full |= !at_home && self.seating.is_none() && self.over_quota.is_none();
-            return false;
-        };
-        self.seat_on(slot, rank, args);
-        true
-    }
-
-    /// Places the slot on this very host, if it passes every filter.
-    pub(crate) fn start_on(&mut self, slot: Slot, host: &HostId) -> bool {
-        if !self.may_start(slot) {
-            return false;
-        }
-        self.end_fill();
-        let elsewhere = self.home(slot).is_some_and(|home| home != host);
-        let Some(rank) = self.pool.rank(host).filter(|_| !elsewhere) else {
-            return false;
-        };
-        let fits = self.with_standpoint(|on| place::fits_on(on, host));
-        let wants = Booked::of(self.key, &self.target.spec, None);
-        if !fits || !self.within_quota(slot, wants) || !self.pool.take(rank) {
-            return false;
-        }
-        self.pool.book(rank, wants);
-        self.pool.put(rank);
-        let ports = ports::of(&self.target.spec);
-        self.pool.claim(rank, ports, self.key);
-        self.seat_on(slot, rank, None);
-        true
-    }
-
-    /// Numbers a placement on a host on which it is booked already.
-    fn seat_on(&mut self, slot: Slot, rank: Rank, args: Option<Vec<String>>) {
-        let number = self.record.next_placement;
-        self.record.next_placement = number.next();
-        let room = self.pool.room(rank);
-        let host = room.id.clone();
-        let revision = self.record.revision;
-        let displaced = std::mem::take(&mut self.displaced);
-        let few = self.said_placed < SAID_EACH && self.plan.start.len() < SAID_STARTS;
-        if few || !displaced.is_empty() {
-            self.said_placed += u32::from(displaced.is_empty());
-            let mut reason = format!("slot {slot} on {}", room.name);
-            if !displaced.is_empty() {
-                reason.push_str(", in place of ");
-                reason.push_str(&displaced.join(", "));
-            }
-            let event = EventDraft::of(self.key, EventKind::Placed, reason);
-            self.plan.events.push(event.revision(revision).host(&host));
-        } else {
-            self.placed += 1;
-        }
-        let class = Some(self.pool.class_of(rank));
-        self.delta.add(self.pool, &host, class, 1);
-        self.settle(slot, &host);
-        let args = args.map(Arc::new);
-        self.plan.start.push(Start {
-            key: self.key.clone(),
-            slot,
-            placement: number,
-            revision,
-            host: host.clone(),
-            args: args.clone(),
-        });
-        let placed = Placed {
-            slot,
-            revision,
-            host,
-            args,
-        };
-        let seat = Seat {
-            number,
-            placed,
-            standing: Standing::Starting,
-            fresh: true,
-            leaves: None,
-        };
-        self.counting(slot, |pass| drop(pass.seats.insert((slot, number), seat)));
-    }
-
-    /// Books a replica on the best host for a slot, or on the slot's own.
-    fn book(&mut self, slot: Slot, args: Option<&Vec<String>>) -> Option<Rank> {
-        let wants = Booked::of(self.key, &self.target.spec, args);
-        if !self.within_quota(slot, wants) {
-            return None;
-        }
-        if let Some(seating) = &self.seating {
-            let rank = self.pool.rank(seating.open(slot)?)?;
-            let ports = ports::of(&self.target.spec);
-            if !self.pool.ports_free(self.cluster, rank, ports) {
-                return None;
-            }
-            if !self.pool.fits(rank, wants) {
-                return self.preempt(slot, wants, &BTreeSet::new());
-            }
-            self.pool.take(rank);
-            self.pool.book(rank, wants);
-            self.pool.put(rank);
-            self.pool.claim(rank, ports, self.key);
-            return Some(rank);
-        }
-        let failed = self.failed_on(slot);
-        let Some(rank) = self.seat_for(slot, args, &failed) else {
-            // One with volumes waits for room where they are.
-            if self.home(slot).is_some() {
-                return None;
-            }
-            return self.preempt(slot, wants, &failed);
-        };
-        if let Some(fill) = &mut self.fill {
-            let ground = Ground {
-                cluster: self.cluster,
-                key: self.key,
-                workload: self.workload,
-                delta: &self.delta,
-            };
-            fill.take(&ground, self.pool, rank);
-        }
-        Some(rank)
-    }
-
-    /// Hosts where this slot failed at the wanted revision, as far as is remembered.
-    fn failed_on(&self, slot: Slot) -> BTreeSet<Rank> {
-        let failed = self.workload.failed_on(slot, self.record.revision);
-        failed.filter_map(|host| self.pool.rank(host)).collect()
-    }
-
-    pub(crate) fn stop_if_heard(&mut self, seat: &Seat, why: StopReason) {
-        if seat.standing != Standing::Unheard {
-            self.stop(seat, why);
-        }
-    }
-
-    pub(crate) fn stop(&mut self, seat: &Seat, why: StopReason) {
-        if self.vacated.take() != Some(seat.number) {
-            self.vacate(seat);
-        }
-        if let Some(revision) = self.workload.revisions.get(&seat.placed.revision) {
-            let args = seat.placed.args.as_deref();
-            let booked = Booked::of(self.key, &revision.spec, args);
-            self.pool.free(&seat.placed.host, booked);
-            // Whatever else is stopped has its ports until it has ended.
-            if matches!(seat.standing, Standing::GivenUp | Standing::Done) {
-                let ports = ports::of(&revision.spec);
-                self.pool.ports.give_back(&seat.placed.host, ports);
-            }
-        }
-        self.counting(seat.placed.slot, |pass| {
-            pass.seats.remove(&(seat.placed.slot, seat.number));
-        });
-        self.plan.stop.push(Stop {
-            key: self.key.clone(),
-            slot: seat.placed.slot,
-            placement: seat.number,
-            host: seat.placed.host.clone(),
-            why,
-        });
-    }
-
     pub(crate) fn host_name(&self, host: &HostId) -> String {
         self.cluster
             .hosts
@@ -988,48 +783,3 @@ impl Pass<'_> {
 const CRASH_BACKOFF_MS: u64 = 30_000;
 /// Its longest wait.
 const CRASH_BACKOFF_MAX_MS: u64 = 300_000;
-
-fn standing(
-    cluster: &Cluster,
-    workload: &Workload,
-    number: PlacementNumber,
-    placed: &Placed,
-    now: Timestamp,
-) -> Standing {
-    let Some(host) = cluster.hosts.get(&placed.host) else {
-        // Removed by `host-rm`, or a leftover: nobody will ever speak for it.
-        return if cluster.settled(now) {
-            Standing::Gone
-        } else {
-            Standing::Unheard
-        };
-    };
-    if host.state == HostState::Dead && !planted::is(Bug::DeadHostKept) {
-        return if absent::is_away(workload, placed, host, now) {
-            Standing::Away
-        } else {
-            Standing::Gone
-        };
-    }
-    if !host.known() {
-        if planted::is(Bug::UnheardTakenAsGone) {
-            return Standing::Gone;
-        }
-        return Standing::Unheard;
-    }
-    let Some(known) = workload
-        .reports
-        .get(&number)
-        .filter(|known| known.host == placed.host)
-    else {
-        return Standing::Starting;
-    };
-    let status = &known.status;
-    match status.state {
-        _ if status.given_up && !planted::is(Bug::GivenUpIgnored) => Standing::GivenUp,
-        ReplicaState::Running if status.ready => Standing::Ready(known.ready_at.unwrap_or(now)),
-        ReplicaState::Running => Standing::Unready(known.running_at.unwrap_or(now)),
-        ReplicaState::Completed => Standing::Done,
-        _ => Standing::Starting,
-    }
-}

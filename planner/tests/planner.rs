@@ -152,14 +152,20 @@ impl World {
         let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
         // A move goes where it was told to, one on every host has no choice, and a canary is of
         // another revision, as a rollout by zones has one constraint more. A slot with a store on disk
-        // goes back to it.
+        // goes back to it, and one that has just been given such a store stays where it is.
         let told = |key: &WorkloadKey| {
             self.cluster.workload(key).is_some_and(|one| {
                 let by = one
                     .target()
                     .is_some_and(|target| target.spec.update.by.is_some());
                 let rolls = one.record.on_trial().is_some() || by;
+                let target = one.target();
+                let mut stores = target
+                    .iter()
+                    .flat_map(|target| target.spec.bindings.blobstore.values());
+                let adopts = stores.any(|store| store.backend == "disk");
                 one.per_host()
+                    || adopts && !one.placements.is_empty()
                     || !one.record.moves.is_empty()
                     || !one.record.homes.is_empty()
                     || rolls && one.record.active_rollout().is_some()
