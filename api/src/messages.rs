@@ -288,6 +288,24 @@ pub struct RolloutView {
     /// Why it paused, reverted or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What it waits for: workloads that it depends on, or those deployed with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<WaitsFor>,
+    /// Those that complete or go back together with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<Name>,
+}
+
+/// One workload that a rollout waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitsFor {
+    /// Its name.
+    pub workload: Name,
+    /// How it stands: `1 of 2 ready`.
+    pub why: String,
+    /// Only a person can end this: no deadline runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_a_person: bool,
 }
 
 /// What could not be placed, and what would fix it.

@@ -57,7 +57,7 @@ pub struct Record {
     pub name: Name,
     /// The kind of its current revision.
     pub kind: Kind,
-    /// The revision that is wanted.
+    /// The revision that is wanted now; while a rollout is held, still the one before.
     pub revision: RevisionNumber,
     /// The highest revision ever made, so that no number is made twice.
     pub newest: RevisionNumber,
@@ -137,11 +137,30 @@ impl Record {
         }
     }
 
-    /// The revision that its last deploy asked for: on trial, or its own.
+    /// The revision that its last deploy asked for: on trial, held, or its own.
     pub fn asked(&self) -> RevisionNumber {
-        let trial = self.active_rollout();
-        let trial = trial.filter(|rollout| rollout.canary.is_some());
-        trial.map_or(self.revision, |rollout| rollout.revision)
+        let apart = |rollout: &&Rollout| {
+            rollout.hold.is_some() || rollout.canary.is_some() && !rollout.state.ended()
+        };
+        let rollout = self.rollout.as_ref().filter(apart);
+        rollout.map_or(self.revision, |rollout| rollout.revision)
+    }
+
+    /// How many replicas were asked for last.
+    pub fn desired_asked(&self) -> u32 {
+        let held = self.held();
+        held.map_or(self.desired, |(_, hold)| hold.desired)
+    }
+
+    /// The rollout that waits for what it depends on.
+    pub fn held(&self) -> Option<(&Rollout, &Hold)> {
+        let rollout = self.rollout.as_ref()?;
+        rollout.hold.as_ref().map(|hold| (rollout, hold))
+    }
+
+    /// It is held, and there is no earlier revision to serve meanwhile: nothing runs.
+    pub fn held_bare(&self) -> bool {
+        { self.held() }.is_some_and(|(rollout, _)| rollout.revision == self.revision)
     }
 
     /// The rollout when it still moves.
@@ -433,6 +452,42 @@ pub struct Rollout {
     /// Why it paused, reverted or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// It has not begun: what the workload depends on is not ready yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// The others of an atomic deploy, which complete or go back with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
+}
+
+/// A rollout that waits for other workloads. Meanwhile the record's `revision` is still the one that
+/// serves; it is the rollout's own when nothing did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Rollouts of others that began before are not its concern: what serves after them will do.
+    pub since: Timestamp,
+    /// How many replicas are wanted once it begins.
+    pub desired: u32,
+    /// What it waits for will not come by itself: it has failed when nothing changes until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// A workload's part in an atomic deploy. The others are known by the revisions that it gave them: no
+/// revision number is given twice, and whoever rolls to another one has left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Together {
+    /// The others.
+    pub with: BTreeMap<Name, RevisionNumber>,
+    /// Every slot has been available at the revision: it waits for the others.
+    #[serde(default)]
+    pub arrived: bool,
+    /// Nothing of it ran before: it goes back to nothing.
+    #[serde(default)]
+    pub from_nothing: bool,
+    /// How many replicas it goes back to, when it has become a kind that has none to count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<u32>,
 }
 
 /// How far canaries have come.

@@ -264,16 +264,24 @@ pub struct Load {
     /// Requests lately, thousandths of one in a second.
     #[serde(skip_serializing_if = "crate::is_default")]
     pub request_millis: u64,
+    /// Messages that wait in its streams for the workload as a whole: every replica tells the same.
+    #[serde(skip_serializing_if = "crate::is_default")]
+    pub pending: u64,
 }
 
 impl Load {
-    /// Both together.
+    /// Both together: sums, but of what waits for all of them, as one of them saw it last.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self {
             in_flight: self.in_flight.saturating_add(other.in_flight),
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             request_millis: self.request_millis.saturating_add(other.request_millis),
+            pending: if self.pending > other.pending {
+                self.pending
+            } else {
+                other.pending
+            },
         }
     }
 }

@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod neighbour;
 mod report;
+mod rollout;
 mod services;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Bench {
     Deploy(deploy::Args),
     /// A request through one gateway, through two, through the tunnel, and through nginx
     Services(services::Args),
+    /// Rolls in a row under load, with hosts and leaders killed in the middle
+    Rollout(rollout::Args),
     /// A real controller and nats-server with thousands of simulated hosts
     Cluster(fleet::Args),
     /// Requests a second beside `wasmtime serve` and bare hyper
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
         Bench::Deploy(args) => deploy::run(&args),
         Bench::Services(args) => services::run(&args),
+        Bench::Rollout(args) => rollout::run(&args),
         Bench::Cluster(args) => fleet::run(&args),
         Bench::Http(args) => http::run(&args),
         Bench::Hostile(args) => hostile::run(&args),

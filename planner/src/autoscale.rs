@@ -126,7 +126,8 @@ impl Cluster {
         let (load, whole) = self.sum_up(workload, one, now);
         one.scaler.sample(now, load, whole, scale.window.0);
         let desired = workload.record.desired;
-        if workload.record.stopped || scale.within(desired) != desired {
+        let none = workload.record.stopped || workload.record.held_bare();
+        if none || scale.within(desired) != desired {
             // Into its bounds it comes by itself.
             one.forget_wish();
         } else if now.since(one.judged) >= JUDGE_EVERY {

@@ -129,6 +129,14 @@ pub enum BrokenRule {
         /// The number.
         number: PlacementNumber,
     },
+    /// A placement of a revision that waits for others.
+    #[error("{workload} would run revision {revision}, which is held")]
+    Held {
+        /// The workload.
+        workload: WorkloadKey,
+        /// The revision.
+        revision: RevisionNumber,
+    },
     /// A placement of a revision that does not exist.
     #[error("{workload} would run revision {revision}, which does not exist")]
     NoRevision {
@@ -162,6 +170,7 @@ impl BrokenRule {
             | Self::PortTaken { workload, .. }
             | Self::WithoutFeature { workload, .. }
             | Self::NumberTwice { workload, .. }
+            | Self::Held { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
     }
@@ -193,7 +202,9 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         starts_are_sound(cluster, (key, workload), part, &mut hosts, &mut broken);
         if let Some(workload) = workload {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
-            let wanted = u64::from(record.wanted());
+            // What is held has nothing that it would have to keep, unless another serves.
+            let bare = record.held_bare();
+            let wanted = u64::from(if bare { 0 } else { record.wanted() });
             let record = (record, wanted);
             slots::are_sound(cluster, (key, workload), part, record, whole, &mut broken);
         }
@@ -282,14 +293,30 @@ fn starts_are_sound<'a>(
                 revision,
             });
         }
+        let held = workload.and_then(|workload| workload.record.held());
+        if held.is_some_and(|(rollout, _)| rollout.revision == revision) {
+            broken.push(BrokenRule::Held {
+                workload: key.clone(),
+                revision,
+            });
+        }
         let plain = reserve(key, workload, revision, None);
         let homes = spec
             .filter(|one| !one.spec.bindings.volume.is_empty())
             .and(workload)
             .map(|workload| &workload.record.homes);
+        let mut volumes = spec
+            .into_iter()
+            .flat_map(|one| one.spec.bindings.volume.values());
+        let begins_anew = volumes.all(|volume| volume.on_host_loss == "new");
         for start in run {
             let home = homes.and_then(|homes| homes.get(&start.slot));
-            let home = home.filter(|home| cluster.hosts().contains_key(*home));
+            let waited = |home: &&HostId| {
+                let host = cluster.hosts().get(*home);
+                let lost = host.is_none_or(|host| host.state == HostState::Dead);
+                host.is_some() && !(lost && begins_anew)
+            };
+            let home = home.filter(waited);
             if home.is_some_and(|home| *home != start.host) {
                 broken.push(BrokenRule::BadHost {
                     workload: key.clone(),

@@ -53,6 +53,8 @@ pub struct Cluster {
     pub(crate) scaling: BTreeMap<WorkloadKey, Scaling>,
     /// Those with one replica on every host: whatever changes about hosts concerns them.
     pub(crate) per_host: BTreeSet<WorkloadKey>,
+    /// Those that are held, or go with others: whatever changes about these concerns them.
+    pub(crate) bound: BTreeSet<WorkloadKey>,
     /// How many workloads have each priority.
     pub(crate) priorities: BTreeMap<u32, usize>,
     /// What has to be planned.
@@ -325,7 +327,7 @@ impl Workload {
         self.revisions.get(&self.record.revision)
     }
 
-    /// The revision that its last deploy asked for: on trial, or the wanted one.
+    /// The revision that its last deploy asked for: on trial, held, or the wanted one.
     pub fn asked(&self) -> Option<&Arc<Revision>> {
         self.revisions.get(&self.record.asked())
     }
@@ -396,6 +398,7 @@ impl Cluster {
             namespaces: BTreeMap::new(),
             scaling: BTreeMap::new(),
             per_host: BTreeSet::new(),
+            bound: BTreeSet::new(),
             priorities: BTreeMap::new(),
             agenda: Agenda::default(),
             stale_tables: BTreeSet::new(),
@@ -466,6 +469,7 @@ impl Cluster {
             };
             copy.workloads.insert(key.clone(), workload);
             copy.note_target(key);
+            copy.note_bonds(key);
         }
         copy
     }
@@ -578,7 +582,9 @@ impl Cluster {
         let key = record.key();
         let Some(workload) = self.workloads.get_mut(&key) else {
             self.agenda.whole(&key);
-            self.workloads.insert(key, Workload::new(record, sequence));
+            self.workloads
+                .insert(key.clone(), Workload::new(record, sequence));
+            self.note_bonds(&key);
             return;
         };
         let before = std::mem::replace(&mut workload.record, record);
@@ -607,6 +613,7 @@ impl Cluster {
             if counted {
                 self.note_count(&key);
             }
+            self.note_bonds(&key);
         }
     }
 

@@ -15,6 +15,7 @@ mod revise;
 pub use change::{restart, rm, scale, start, stop};
 pub use data::streams;
 pub use deploy::{DeployInput, deploy};
+pub(crate) use deploy::{Holding, deploy_as, take_runs};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use quota::quota;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use wasmorch_api::record::Answered;
 use wasmorch_api::{ApiError, ErrorCode, Name, Record, RequestId, Timestamp, WorkloadKey};
 
+use crate::atomic;
 use crate::cluster::{Cluster, Workload};
 use crate::write::{EventDraft, Write};
 
@@ -100,6 +102,21 @@ fn remember<R: Serialize>(record: &mut Record, verb: &str, call: &Call, reply: &
         at: now,
         reply: serde_json::to_value(reply).unwrap_or_default(),
     });
+}
+
+/// Takes the others of its atomic deploy back, when a change takes one out that has failed and they have
+/// not followed yet.
+fn leave(
+    cluster: &Cluster,
+    workload: &Workload,
+    call: &Call,
+    writes: &mut Vec<Write>,
+    events: &mut Vec<EventDraft>,
+) {
+    for (record, event) in atomic::leave(cluster, workload, call.now) {
+        writes.push(Write::Record(Box::new(record)));
+        events.extend(event);
+    }
 }
 
 fn find<'a>(cluster: &'a Cluster, key: &WorkloadKey) -> Result<&'a Workload, ApiError> {

@@ -62,7 +62,12 @@ pub(crate) fn take(
     } else if !goes_on || record.scheduled.is_none() {
         from_now(record, now);
     }
-    record.rollout = None;
+    // Nothing rolls: with an atomic deploy it has arrived.
+    record.rollout = record.rollout.take().filter(|one| one.together.is_some());
+    let rollout = record.rollout.as_mut();
+    if let Some(together) = rollout.and_then(|one| one.together.as_mut()) {
+        together.arrived = true;
+    }
     record.stable = Some(record.revision);
 }
 

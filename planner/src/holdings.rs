@@ -313,6 +313,7 @@ impl Cluster {
         self.listeners.forget(key);
         self.stale_tables.remove(key);
         self.per_host.remove(key);
+        self.bound.remove(key);
         self.scaling.remove(key);
         self.count_priority(workload.counted_as, None);
         for placed in workload.placements.values() {

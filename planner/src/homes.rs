@@ -3,7 +3,9 @@
 //! The first host of a slot with volumes is its *home*, kept in the record: whatever replaces the replica
 //! goes there. While the home is silent, full or cordoned the slot waits (`on_host_loss = "wait"`),
 //! and says for whom. Removing the host (`host-rm`) gives its volumes up, and the slot goes on
-//! elsewhere with empty ones.
+//! elsewhere with empty ones. With `on_host_loss = "new"` a host that is dead has given them up by that: when its
+//! replica counts as lost (`absent`; never beside one that may still run) the slot begins anew elsewhere, and that is its
+//! home from then on. What lies on the lost host stays there.
 //!
 //! A blob store on disk belongs to its host, and many slots share it: a slot goes back there while that
 //! host takes it, whatever other hosts score, and on with what another has when it does not (silent, full,
@@ -14,6 +16,7 @@
 use std::collections::BTreeSet;
 
 use wasmorch_api::messages::Unplaced;
+use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, Slot, WorkloadSpec};
 
 use crate::cluster::Cluster;
@@ -23,6 +26,13 @@ use crate::slots::{Pass, Seat};
 /// Whether slots of this workload have a home.
 pub(crate) fn has_volumes(spec: &WorkloadSpec) -> bool {
     !spec.bindings.volume.is_empty()
+}
+
+/// Whether a slot may go on with empty volumes when its host is lost. One volume that is waited for is
+/// enough to wait.
+pub(crate) fn begins_anew(spec: &WorkloadSpec) -> bool {
+    let mut volumes = spec.bindings.volume.values();
+    has_volumes(spec) && volumes.all(|volume| volume.on_host_loss == "new")
 }
 
 /// Whether slots of this workload find on one host what they do not on another.
@@ -42,7 +52,9 @@ impl Pass<'_> {
             return None;
         }
         let home = self.record.homes.get(&slot)?;
-        self.cluster.hosts.contains_key(home).then_some(home)
+        let host = self.cluster.hosts.get(home)?;
+        let lost = host.state == HostState::Dead && begins_anew(&self.target.spec);
+        (!lost).then_some(home)
     }
 
     /// Where the slot may go: home when it has one, else to the best host.

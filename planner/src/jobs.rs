@@ -15,7 +15,9 @@ use std::collections::BTreeSet;
 
 use wasmorch_api::record::{Run, RunOutcome};
 use wasmorch_api::spec::{Job, RestartPolicy};
-use wasmorch_api::{EventKind, Record, ReplicaState, ReplicaStatus, RolloutState, Slot, Timestamp};
+use wasmorch_api::{
+    EventKind, Kind, Record, ReplicaState, ReplicaStatus, RolloutState, Slot, Timestamp,
+};
 
 use crate::moves;
 use crate::plan::StopReason;
@@ -230,7 +232,10 @@ impl Pass<'_> {
         if completed {
             self.record.stable = Some(self.record.revision);
         }
-        if self.record.active_rollout().is_none() {
+        // What ends while another revision is held is the one before's, and how a cron workload's run ends
+        // says nothing of the deploy.
+        let active = self.record.active_rollout().is_some();
+        if !active || self.record.held().is_some() || self.target.kind == Kind::Cron {
             return;
         }
         if completed {

@@ -125,7 +125,8 @@ pub(crate) fn verdict(pass: &Pass<'_>) -> Option<String> {
     let tally = &pass.workload.tally;
     let same = tally.rollout == Some((rollout.revision, rollout.started));
     let of_target = rollout.revision == pass.target.number;
-    (open && same && of_target).then(|| words(&when, tally.counts()))?
+    let begun = rollout.hold.is_none();
+    (open && same && of_target && begun).then(|| words(&when, tally.counts()))?
 }
 
 /// The rule itself.

@@ -18,6 +18,7 @@
 
 mod absent;
 mod agenda;
+mod atomic;
 mod autoscale;
 mod balance;
 mod cached;
@@ -29,6 +30,7 @@ mod cron;
 mod detection;
 mod explain;
 mod fill;
+mod hold;
 mod holdings;
 mod homes;
 mod jobs;

@@ -17,7 +17,7 @@
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::{HostId, PlacementNumber, Record, Slot, Timestamp};
 
-use crate::cluster::{Cluster, Placed};
+use crate::cluster::Host;
 use crate::place;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
@@ -35,12 +35,10 @@ pub(crate) enum Leaving {
 
 /// Whether a placement is to run elsewhere.
 pub(crate) fn leaving(
-    cluster: &Cluster,
+    host: Option<&Host>,
     record: &Record,
     number: PlacementNumber,
-    placed: &Placed,
 ) -> Option<Leaving> {
-    let host = cluster.hosts.get(&placed.host);
     let drain = host.and_then(|host| host.record.drain);
     let drain = drain.map(|drain| Leaving::Drain(drain.deadline));
     drain.or_else(|| {

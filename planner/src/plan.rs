@@ -216,6 +216,7 @@ impl Cluster {
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
         let mut work = self.agenda.take(now);
+        self.follow_bonds(&mut work);
         let mut turns: BTreeSet<Turn> = work.keys().map(|key| self.turn(key)).collect();
         while let Some(turn) = turns.pop_first() {
             let Some(dirt) = work.remove(&turn.1) else {

@@ -50,6 +50,10 @@ pub enum Bug {
     MinAvailableIgnored,
     /// Two that listen on one port are placed on one host.
     PortsIgnored,
+    /// A rollout begins before what it depends on is ready.
+    DependencyNotAwaited,
+    /// What was deployed together with what failed stays.
+    OthersStay,
     /// A cron time is begun, and not noted as begun.
     ScheduledForgotten,
     /// A canary that fails while it bakes is promoted all the same.

@@ -19,7 +19,7 @@ use wasmorch_api::{
 
 use crate::canary;
 use crate::cluster::{Cluster, Reported, Workload};
-use crate::commands::{self, Call, DeployInput};
+use crate::commands::{self, Call, DeployInput, Holding};
 use crate::plan::{Stop, StopReason};
 use crate::queries::{host_name, index};
 use crate::write::Write;
@@ -39,7 +39,7 @@ pub fn of_deploy(
     input: &DeployInput,
     call: &Call,
 ) -> Result<Value, wasmorch_api::ApiError> {
-    let outcome = commands::deploy(cluster, input, call)?;
+    let outcome = commands::deploy_as(cluster, input, call, Holding::Looks)?;
     let keys = input.workloads.iter();
     let keys: Vec<WorkloadKey> = keys.map(|(spec, _)| call.key_of(&spec.name)).collect();
     let before = seats(cluster, &keys);

@@ -12,7 +12,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
-use crate::cron;
+use crate::{cron, hold};
 
 /// The highest store sequence among the records named: the `index` of `--if-index`.
 pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> u64 {
@@ -59,6 +59,9 @@ pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) 
         return WorkloadState::Stopped;
     }
     let rollout = record.rollout.as_ref();
+    if record.kind.ends() && record.held_bare() {
+        return WorkloadState::Pending;
+    }
     if record.kind.ends() {
         let cron = record.kind == Kind::Cron;
         return match record.run.as_ref().and_then(|run| run.outcome.as_ref()) {
@@ -194,12 +197,10 @@ pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusR
             ..target.spec.clone()
         },
         replicas,
-        rollout: rollout_view(workload),
+        rollout: rollout_view(cluster, workload),
         unplaced: workload.unplaced.clone(),
-        outcome: workload
-            .record
-            .run
-            .as_ref()
+        outcome: { workload.record.run.as_ref() }
+            .filter(|_| !workload.record.held_bare())
             .and_then(|run| run.outcome.clone()),
         run: workload.record.run.as_ref().map(|run| RunView {
             number: run.number,
@@ -287,13 +288,28 @@ pub(crate) fn host_name(cluster: &Cluster, host: &HostId) -> wasmorch_api::Name 
 }
 
 /// The rollout that runs, or how the last one ended.
-pub fn rollout_view(workload: &Workload) -> Option<RolloutView> {
-    rollout_view_of(workload, &workload.record)
+pub fn rollout_view(cluster: &Cluster, workload: &Workload) -> Option<RolloutView> {
+    rollout_view_of(cluster, workload, &workload.record)
 }
 
 /// The same with this record.
-pub(crate) fn rollout_view_of(workload: &Workload, record: &Record) -> Option<RolloutView> {
+pub(crate) fn rollout_view_of(
+    cluster: &Cluster,
+    workload: &Workload,
+    record: &Record,
+) -> Option<RolloutView> {
     let mut view = rollout_of_record(record)?;
+    view.waits_for = hold::waits_for(cluster, workload, record);
+    if record.held().is_some() {
+        // Nothing of its revision runs.
+        return Some(view);
+    }
+    (view.updated, view.ready) = fresh(workload, record);
+    Some(view)
+}
+
+/// How many placements a rollout has brought, and how many of these are ready.
+pub(crate) fn fresh(workload: &Workload, record: &Record) -> (u32, u32) {
     let fresh = |number: &PlacementNumber, placed: &Placed| {
         placed.revision == record.asked() && *number >= record.fresh_from
     };
@@ -306,9 +322,7 @@ pub(crate) fn rollout_view_of(workload: &Workload, record: &Record) -> Option<Ro
         updated += 1;
         ready += u32::from(workload.is_ready(*number));
     }
-    view.updated = updated;
-    view.ready = ready;
-    Some(view)
+    (updated, ready)
 }
 
 /// What the record alone says of its rollout.
@@ -320,9 +334,19 @@ pub fn rollout_of_record(record: &Record) -> Option<RolloutView> {
         state: rollout.state,
         updated: 0,
         ready: 0,
-        desired: record.wanted(),
-        deadline: rollout.deadline,
+        desired: if record.stopped {
+            0
+        } else {
+            record.desired_asked()
+        },
+        deadline: { rollout.hold.as_ref() }
+            .and_then(|hold| hold.until)
+            .unwrap_or(rollout.deadline),
         reason: rollout.reason.clone(),
+        waits_for: Vec::new(),
+        with: { rollout.together.as_ref() }
+            .map(|together| together.with.keys().cloned().collect())
+            .unwrap_or_default(),
     })
 }
 

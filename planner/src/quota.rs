@@ -261,10 +261,23 @@ pub(crate) fn refuse_beyond(
     };
     let (mut before, mut after) = (Booked::default(), Booked::default());
     for (key, workload) in cluster.in_namespace(namespace) {
-        let Some(target) = workload.target() else {
+        let Some(target) = workload.asked() else {
             continue;
         };
-        let asked = asks(key, &workload.record, &target.spec);
+        let record = &workload.record;
+        let asked = match record.held() {
+            None => asks(key, record, &target.spec),
+            // It will be as large as it was asked to be.
+            Some((_, hold)) => {
+                let (desired, kind) = (hold.desired, target.kind);
+                let record = Record {
+                    desired,
+                    kind,
+                    ..record.clone()
+                };
+                asks(key, &record, &target.spec)
+            }
+        };
         before = before.plus(asked);
         if !changed.iter().any(|(record, _)| record.name == key.name) {
             after = after.plus(asked);

@@ -12,12 +12,15 @@
 //!     ├──────────────────────────▶ paused
 //!     └─ nothing to go back to ──▶ failed (a first revision; completes if it becomes ready yet)
 //! ```
+//!
+//! What is held until others are ready is `hold`'s, what goes with others is `atomic`'s.
 
 use wasmorch_api::record::Rollout;
 use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
+use crate::hold;
 use crate::judge;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
@@ -157,7 +160,7 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
         return;
     };
     let wanted = rolls(pass);
-    if pass.record.stopped {
+    if pass.record.stopped || rollout.hold.is_some() {
         return;
     }
     if matches!(
@@ -176,7 +179,12 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
     let done =
         updated == wanted && !old_left && (pass.now >= rollout.deadline || !old_serves(pass));
     match rollout.state {
-        RolloutState::Rolling if done => complete(pass, &rollout),
+        RolloutState::Rolling if done || pass.has_arrived() => {
+            let all = pass.arrive();
+            if all {
+                complete(pass, &rollout);
+            }
+        }
         // A first revision that failed and came to life yet: nobody is served by calling it failed.
         RolloutState::Failed if done && rollout.from.is_none() && wanted > 0 => {
             complete(pass, &rollout);
@@ -316,11 +324,14 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
     let Some(rollout) = pass.record.rollout.clone() else {
         return;
     };
-    let back = pass
-        .record
-        .stable
-        .filter(|stable| *stable != rollout.revision);
+    let back = hold::earlier(&pass.record);
     match rollout.state {
+        RolloutState::Rolling | RolloutState::Canary | RolloutState::Baking
+            if rollout.together.is_some() =>
+        {
+            pass.fail_together(reason);
+            return;
+        }
         RolloutState::Rolling | RolloutState::Canary | RolloutState::Baking => {}
         RolloutState::Reverting => {
             let reason = format!("going back failed too: {reason}");
@@ -336,12 +347,15 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
         _ => return,
     }
     set_reason(pass, reason);
-    match (pass.target.spec.update.on_failure, back) {
+    // While it is held, the target is the one before.
+    let asked = pass.workload.revisions.get(&rollout.revision);
+    let update = asked.unwrap_or(&pass.target).spec.update.clone();
+    match (update.on_failure, back) {
         (OnFailure::Pause, Some(_)) => {
             end(pass, RolloutState::Paused, EventKind::RolloutPaused, reason);
         }
         (OnFailure::Revert, Some(back)) => {
-            let deadline = pass.now.after(pass.target.spec.update.progress_deadline.0);
+            let deadline = pass.now.after(update.progress_deadline.0);
             pass.record.revision = back;
             if let Some(kind) = pass
                 .workload
@@ -354,6 +368,7 @@ pub(crate) fn fail(pass: &mut Pass<'_>, reason: &str) {
             if let Some(moving) = pass.record.rollout.as_mut() {
                 moving.state = RolloutState::Reverting;
                 moving.canary = None;
+                moving.hold = None;
                 moving.deadline = deadline;
                 moving.best = 0;
             }

@@ -278,8 +278,7 @@ fn thousandths(measure: Measure, load: Load) -> u64 {
         Measure::Concurrency => load.in_flight.saturating_mul(1_000),
         Measure::RequestsPerSecond => load.request_millis,
         Measure::Cpu => load.cpu_millis.saturating_mul(1_000),
-        // Refused until it is counted.
-        Measure::Pending => 0,
+        Measure::Pending => load.pending.saturating_mul(1_000),
     }
 }
 

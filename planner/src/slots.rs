@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmorch_api::record::CrashLoop;
 use wasmorch_api::spec::UpdateOrder;
@@ -160,10 +161,18 @@ pub(crate) fn plan_workload(
         said_lost: 0,
         lost: 0,
     };
+    if pass.look_at_others() || pass.look_at_hold() {
+        return Some(pass.finish());
+    }
+    if pass.record.held_bare() {
+        // Nothing of it starts, and what is left ends.
+        pass.record.stopped = true;
+    }
     pass.take_seats();
     pass.adopt_homes();
     if pass.target.kind == Kind::Cron {
         pass.begin_due();
+        pass.complete_stored();
     }
     if pass.target.kind.ends() {
         pass.jobs();
@@ -227,12 +236,14 @@ impl Pass<'_> {
     fn seat(&self, number: PlacementNumber, placed: &Placed) -> Seat {
         let on_trial = self.record.on_trial() == Some(placed.revision);
         let fresh = placed.revision == self.record.revision && number >= self.record.fresh_from;
+        let host = self.cluster.hosts.get(&placed.host);
+        let known = (self.workload, number, placed);
         Seat {
             number,
             placed: placed.clone(),
-            standing: standing(self.cluster, self.workload, number, placed, self.now),
+            standing: standing(self.cluster, host, known, self.now),
             fresh: fresh || on_trial,
-            leaves: moves::leaving(self.cluster, &self.record, number, placed),
+            leaves: moves::leaving(host, &self.record, number),
         }
     }
 
@@ -391,6 +402,9 @@ impl Pass<'_> {
             unplaced,
             wake: self.wake,
         };
+        if self.record.held_bare() {
+            self.record.stopped = self.workload.record.stopped;
+        }
         if self.record != self.workload.record {
             self.record.updated = self.now;
             self.plan.update.push(self.record);
@@ -621,7 +635,9 @@ impl Pass<'_> {
             host: per_host.then(|| seat.placed.host.clone()),
         });
         // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
-        if seat.fresh && seat.placed.revision == self.record.revision {
+        // Nor is it the held one's.
+        let held = self.record.held().is_some();
+        if seat.fresh && seat.placed.revision == self.record.revision && !held {
             rollout::fail(self, &format!("replica failed: {reason}"));
         }
     }
@@ -650,9 +666,8 @@ impl Pass<'_> {
         let seats: Vec<Seat> = seats.cloned().collect();
         if let [seat] = seats.as_slice() {
             // Nothing to choose.
-            let stays = seat.fresh && seat.leaves.is_none();
-            if !self.record.crash_loop.is_empty() && stays && self.available(seat) {
-                self.record.crash_loop.retain(|one| one.slot != slot);
+            if seat.fresh && seat.leaves.is_none() {
+                self.forgive(seat);
             }
             return;
         }
@@ -688,6 +703,7 @@ impl Pass<'_> {
             .is_some_and(|seat| planted::is(Bug::SuccessorNotAwaited) || self.available(seat));
         let mut fresh = fresh.into_iter();
         if let Some(first) = fresh.next() {
+            self.forgive(&first);
             // Where one leaves for another it serves until the other does.
             let mut awaited = !available && first.leaves.is_none();
             for seat in fresh {
@@ -706,7 +722,20 @@ impl Pass<'_> {
         for seat in old.iter().skip(usize::from(!available)) {
             self.stop_if_heard(seat, StopReason::Replaced);
         }
-        if available {
+    }
+
+    /// What has been ready for a good while is past its crash loop. What comes up only to fail again
+    /// is not: else it would be started without a pause, here and there.
+    fn forgive(&mut self, seat: &Seat) {
+        let slot = seat.placed.slot;
+        let looped = { self.record.crash_loop.iter() }.any(|one| one.slot == slot);
+        let Standing::Ready(since) = seat.standing else {
+            return;
+        };
+        let due = since.after(STEADY);
+        if looped && self.now < due {
+            self.wake(due);
+        } else if looped {
             self.record.crash_loop.retain(|one| one.slot != slot);
         }
     }
@@ -783,3 +812,6 @@ impl Pass<'_> {
 const CRASH_BACKOFF_MS: u64 = 30_000;
 /// Its longest wait.
 const CRASH_BACKOFF_MAX_MS: u64 = 300_000;
+/// Ready for so long, a replica has left its failures behind; the host counts its starts anew after as
+/// much.
+const STEADY: Duration = Duration::from_secs(60);

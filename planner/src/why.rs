@@ -36,11 +36,23 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
             story.push(format!("{} {}: {reason}", status.replica, status.state));
         }
     }
+    let waits = crate::hold::waits_for(cluster, workload, &workload.record);
+    let said = waits.iter();
+    story.extend(said.map(|one| format!("waits for {}: {}", one.workload, one.why)));
     let mut fix = workload
         .unplaced
         .as_ref()
         .map(|one| one.fix.clone())
         .unwrap_or_default();
+    for one in &waits {
+        fix.push(format!("see `wasmorch why {}`", one.workload));
+        if one.for_a_person {
+            let name = &one.workload;
+            fix.push(format!(
+                "`wasmorch rollout resume {name}` or `wasmorch rollout abort {name}`"
+            ));
+        }
+    }
     if let Some(one) = workload.record.crash_loop.first() {
         fix.push(format!(
             "slot {} keeps failing ({}): see `wasmorch logs {}`",

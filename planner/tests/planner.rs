@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use wasmorch_api::messages::{ChangeRequest, RolloutRequest, WorkloadState};
+use wasmorch_api::messages::{ChangeRequest, RolloutAction, RolloutRequest, WorkloadState};
 use wasmorch_api::spec::{Constraint, LabelTest, Replicas, Sockets, StoreBinding};
 use wasmorch_api::status::{Capacity, HostState};
 use wasmorch_api::{
@@ -22,6 +22,8 @@ mod autoscale;
 mod canary;
 #[path = "planner/claims.rs"]
 mod claims;
+#[path = "planner/deps.rs"]
+mod deps;
 #[path = "planner/disconnect.rs"]
 mod disconnect;
 #[path = "planner/drain.rs"]
@@ -67,6 +69,8 @@ struct World {
     seqs: BTreeMap<HostId, u64>,
     silent: BTreeSet<HostId>,
     fates: BTreeMap<u64, Fate>,
+    /// Of one workload's revision; goes before `fates`.
+    own_fates: BTreeMap<(String, u64), Fate>,
     replicas_max: u64,
     labels: BTreeMap<HostId, BTreeMap<String, String>>,
     /// Hosts of an earlier version.
@@ -95,6 +99,7 @@ impl World {
             seqs: BTreeMap::new(),
             silent: BTreeSet::new(),
             fates: BTreeMap::new(),
+            own_fates: BTreeMap::new(),
             replicas_max: 100,
             labels: BTreeMap::new(),
             old: BTreeSet::new(),
@@ -270,9 +275,10 @@ impl World {
         let mut replicas = Vec::new();
         for (key, workload) in self.cluster.workloads() {
             for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
-                let fate = self
-                    .fates
-                    .get(&placed.revision.0)
+                let own = (key.name.to_string(), placed.revision.0);
+                let own = self.own_fates.get(&own);
+                let fate = own
+                    .or(self.fates.get(&placed.revision.0))
                     .copied()
                     .unwrap_or(Fate::Ready);
                 replicas.push(ReplicaStatus {
@@ -607,6 +613,34 @@ fn several_failures_at_once_still_revert() {
         world.ready(),
         3,
         "the good revision waits for no crash loop of the bad one"
+    );
+}
+
+#[test]
+fn what_becomes_ready_only_to_fail_is_not_started_without_a_pause() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(8);
+    let starts = |world: &World| -> usize {
+        let plans = world.plans.iter();
+        plans.map(|plan| plan.start.len()).sum()
+    };
+    let before = starts(&world);
+    // Two minutes of a second's good service each.
+    for _ in 0..60 {
+        world.fates.insert(1, Fate::GivesUp);
+        world.run(2);
+        world.fates.insert(1, Fate::Ready);
+        world.run(2);
+    }
+    let again = starts(&world) - before;
+    assert!((3..=6).contains(&again), "{again} starts");
+    // After the pause, and a good while, its failures are behind it.
+    world.run(400);
+    assert_eq!(world.state(), WorkloadState::Ready);
+    assert_eq!(
+        world.cluster.workload(&web()).unwrap().record.crash_loop,
+        []
     );
 }
 
@@ -1120,6 +1154,9 @@ enum Busy {
     Scale(u8, u8),
     Remove(u8),
     Restart(u8),
+    /// Two in one manifest: the first may depend on the second, and they may be atomic.
+    Together(u8, u8, u8, u8),
+    Rollout(u8, u8),
     Silence(u8),
     Speak(u8),
     HostRm(u8),
@@ -1141,6 +1178,8 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
         1 => (0..5u8).prop_map(Busy::Remove),
         1 => (0..5u8).prop_map(Busy::Restart),
+        3 => (0..5u8, 1..5u8, 1..4u8, 0..8u8).prop_map(|(w, o, v, k)| Busy::Together(w, o, v, k)),
+        2 => (0..5u8, 0..3u8).prop_map(|(w, a)| Busy::Rollout(w, a)),
         2 => (1..7u8).prop_map(Busy::Silence),
         2 => (1..7u8).prop_map(Busy::Speak),
         1 => (1..7u8).prop_map(Busy::HostRm),
@@ -1294,6 +1333,23 @@ impl World {
             Busy::Scale(w, n) => self.ask(w, Some(u32::from(n)), commands::scale),
             Busy::Remove(w) => self.ask(w, None, commands::rm),
             Busy::Restart(w) => self.ask(w, None, commands::restart),
+            Busy::Together(w, other, v, how) => {
+                let mut first = shaped(w, v, 2, 0);
+                let second = shaped((w + other) % 5, v, 2, if how & 4 > 0 { 6 } else { 0 });
+                if how & 1 > 0 {
+                    first.depends_on = vec![second.name.clone()];
+                }
+                let both = vec![(first, Kind::Http), (second, Kind::Http)];
+                let _ = self.deploy_all(both, how & 2 > 0);
+            }
+            Busy::Rollout(w, action) => {
+                let action = [
+                    RolloutAction::Pause,
+                    RolloutAction::Resume,
+                    RolloutAction::Abort,
+                ][action as usize];
+                let _ = self.rollout_of(&format!("w{w}"), action);
+            }
             Busy::Silence(n) => drop(self.silent.insert(host(n as usize))),
             Busy::Speak(n) => drop(self.silent.remove(&host(n as usize))),
             Busy::HostRm(n) => {

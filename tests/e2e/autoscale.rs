@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use wasmorch_tests::nats_client::Client;
 use wasmorch_tests::up::Up;
 use wasmorch_tests::{guest, http, wait_for};
 
@@ -94,4 +95,36 @@ fn replicas_follow_the_load_up_and_down_and_events_say_why() {
     });
     let last = scaled(&up).pop().expect("it was lowered");
     assert_eq!(last["detail"]["to"], 1, "{last}");
+}
+
+#[test]
+fn replicas_follow_what_waits_in_a_stream() {
+    let up = Up::start(1);
+    let nats = Client::connect(&up.nats_url());
+    let stream = json!({"name": "JOBS", "subjects": ["jobs.*"]});
+    nats.json("$JS.API.STREAM.CREATE.JOBS", &stream);
+    let text = format!(
+        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nresources = {{ concurrency = 1 }}\n\
+         scale = {{ min = 1, max = 3, target = {{ pending = 4 }}, window = \"6s\", panic = \"2s\" }}\n\
+         bindings = {{ subscribe = [{{ subject = \"jobs.*\", stream = \"JOBS\" }}] }}\n",
+        guest("echo-messages").display()
+    );
+    let file = up.home.write("worker.toml", text);
+    up.run(&["deploy", file.to_str().expect("text")]).ok();
+    // Each takes a minute, and a replica takes one at a time.
+    for _ in 0..12 {
+        let stored = nats.request("jobs.one", b"sleep");
+        assert!(stored.starts_with(b"{\"stream\""), "{stored:?}");
+    }
+    wait_for("replicas for what waits", || {
+        (up.status("worker")["ready"] == 3).then_some(())
+    });
+    let raised = scaled(&up);
+    let reason = raised.first().expect("it was raised")["reason"].as_str();
+    let reason = reason.expect("text");
+    assert!(
+        reason.contains("messages waiting per ready replica"),
+        "{reason}"
+    );
+    assert!(reason.contains("target 4: 1 to "), "{reason}");
 }

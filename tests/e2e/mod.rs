@@ -3,6 +3,7 @@
 mod access;
 mod answers;
 mod autoscale;
+mod bonds;
 mod capabilities;
 mod counts;
 mod daemons;

@@ -110,3 +110,17 @@ fn a_bad_canary_is_taken_back_by_itself_and_nobody_notices() {
     up.run(&["deploy", &file])
         .refused(64, &["canary", "start-first"]);
 }
+
+/// What `cargo xtask bench rollout` does thirty times.
+#[test]
+fn rolls_in_a_row_lose_no_request() {
+    use wasmorch_tests::rolls::{self, Fault, Plan};
+    let told = rolls::roll(&Plan {
+        faults: vec![Fault::None, Fault::Host, Fault::Leader],
+        replicas: 4,
+        clients: 1,
+    });
+    assert!(told.lost.is_empty(), "{:#?}", told.lost);
+    assert!(told.fewest_ready >= 4, "{told:?}");
+    assert!(told.answered > 200 && told.looks > 20, "{told:?}");
+}

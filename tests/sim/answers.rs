@@ -62,6 +62,7 @@ impl World {
             cpu_millis: 0,
             in_flight: 0,
             request_millis: 0,
+            pending: 0,
             answers,
         };
         let usage = Usage {
@@ -87,7 +88,10 @@ pub(crate) fn wrong(
         let revision = workload.revisions.get(&after.revision)?;
         let bad = fates.get(&revision.artifact) == Some(&Fate::Errs);
         let why = after.reason.as_deref().unwrap_or_default();
-        if why.contains("fail_when") && before.reason != after.reason && !bad {
+        // What goes back with another, or has waited for it in vain, says what was the other's.
+        let own =
+            !why.ends_with("deployed together (atomic)") && !why.contains("did not become ready");
+        if own && why.contains("fail_when") && before.reason != after.reason && !bad {
             return Some(format!(
                 "{key} answers well, and its rollout is {}: {why}",
                 after.state

@@ -36,6 +36,8 @@ const AGAIN: u64 = 1_000;
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
     Deploy(Box<WorkloadSpec>, Kind),
+    /// Several at once; atomic or not.
+    Manifest(Vec<(WorkloadSpec, Kind)>, bool),
     Scale(u32),
     Stop,
     Start,
@@ -84,6 +86,16 @@ pub(crate) struct User {
 type Done = Result<(Vec<Write>, Value), ApiError>;
 
 impl UserCall {
+    /// The workloads that it is about.
+    pub(crate) fn keys(&self) -> Vec<WorkloadKey> {
+        match &self.ask {
+            Ask::Manifest(all, _) => { all.iter() }
+                .map(|(spec, _)| WorkloadKey::new(self.key.namespace.clone(), spec.name.clone()))
+                .collect(),
+            _ => vec![self.key.clone()],
+        }
+    }
+
     /// Carries it out on a leader's state: what to store, and the answer after that.
     pub(crate) fn execute(&self, cluster: &Cluster, now: Timestamp) -> Done {
         let id: RequestId = format!("r{}", self.id).parse().expect("an id");
@@ -93,7 +105,10 @@ impl UserCall {
             request_id: Some(id),
             by: "sim".into(),
         };
-        if let Some(first) = commands::answered(cluster, &self.key, self.verb(), &call) {
+        let keys = self.keys().into_iter();
+        let first = keys.filter_map(|key| commands::answered(cluster, &key, self.verb(), &call));
+        let first: Vec<Value> = first.collect();
+        if !first.is_empty() {
             return Ok((Vec::new(), self.remembered(first)));
         }
         let workload = self.key.name.clone();
@@ -117,6 +132,16 @@ impl UserCall {
                 let input = DeployInput {
                     workloads: vec![(spec.as_ref().clone(), *kind)],
                     if_index: None,
+                    ..DeployInput::default()
+                };
+                let done = commands::deploy(cluster, &input, &call)?;
+                return Ok((done.writes, deployed(&done.reply)));
+            }
+            Ask::Manifest(all, atomic) => {
+                let input = DeployInput {
+                    workloads: all.clone(),
+                    if_index: None,
+                    atomic: *atomic,
                     ..DeployInput::default()
                 };
                 let done = commands::deploy(cluster, &input, &call)?;
@@ -171,7 +196,7 @@ impl UserCall {
 
     fn verb(&self) -> &'static str {
         match self.ask {
-            Ask::Deploy(..) => "deploy",
+            Ask::Deploy(..) | Ask::Manifest(..) => "deploy",
             Ask::Scale(_) => "scale",
             Ask::Stop => "stop",
             Ask::Start => "start",
@@ -187,11 +212,17 @@ impl UserCall {
         }
     }
 
-    fn remembered(&self, first: Value) -> Value {
-        match (&self.ask, serde_json::from_value::<DeployReply>(first)) {
-            (Ask::Deploy(..), Ok(reply)) => deployed(&reply),
-            _ => Value::Null,
+    fn remembered(&self, first: Vec<Value>) -> Value {
+        if !matches!(self.ask, Ask::Deploy(..) | Ask::Manifest(..)) {
+            return Value::Null;
         }
+        let replies =
+            { first.into_iter() }.filter_map(|one| serde_json::from_value::<DeployReply>(one).ok());
+        let workloads = replies.flat_map(|reply| reply.workloads).collect();
+        deployed(&DeployReply {
+            index: 0,
+            workloads,
+        })
     }
 
     pub(crate) fn words(&self) -> String {
@@ -206,6 +237,16 @@ impl UserCall {
                     "r{} deploy {} ({kind}, {count} of {artifact})",
                     self.id, self.key
                 )
+            }
+            Ask::Manifest(all, atomic) => {
+                let each = all.iter().map(|(spec, kind)| {
+                    let artifact = spec.artifact.as_ref().map_or("none", Digest::short);
+                    let on: Vec<&str> = spec.depends_on.iter().map(Name::as_str).collect();
+                    format!("{} ({kind}, {artifact}, after {on:?})", spec.name)
+                });
+                let each: Vec<String> = each.collect();
+                let how = if *atomic { "atomic" } else { "together" };
+                format!("r{} deploy {how}: {}", self.id, each.join(", "))
             }
             other => format!("r{} {other:?} {}", self.id, self.key),
         }
@@ -230,14 +271,23 @@ fn silent(rng: &mut Rng, spec: &mut WorkloadSpec, kind: Kind) {
     if lost_after > 3_000 && rng.one_in(2) {
         disconnect.stop_after = Some(ms(rng.between(3_000, lost_after - 1)));
         disconnect.exclusive = !kind.ends() && rng.one_in(2);
+        if !kind.ends() && !disconnect.exclusive && rng.one_in(2) {
+            let volume = wasmorch_api::spec::Volume {
+                path: "/data".to_owned(),
+                size: None,
+                mode: "rw".to_owned(),
+                on_host_loss: "new".to_owned(),
+            };
+            spec.bindings.volume.insert("data".to_owned(), volume);
+        }
     }
 }
 
+/// The revisions that an answer names, by workload.
 fn deployed(reply: &DeployReply) -> Value {
-    reply.workloads.first().map_or(
-        Value::Null,
-        |one| json!({"revision": one.revision.0, "changed": one.changed}),
-    )
+    let all = reply.workloads.iter();
+    let all = all.map(|one| (one.name.to_string(), json!(one.revision.0)));
+    Value::Object(all.collect())
 }
 
 fn name(text: &str) -> Name {
@@ -291,7 +341,9 @@ impl User {
     }
 
     fn is_open(&self, key: &WorkloadKey) -> bool {
-        self.open.values().any(|open| open.call.key == *key)
+        self.open
+            .values()
+            .any(|open| open.call.keys().contains(key))
     }
 }
 
@@ -305,12 +357,12 @@ impl World {
         let Some((key, ask)) = self.user_wishes() else {
             return;
         };
-        if self.user.is_open(&key) {
+        let id = self.user.next + 1;
+        let call = UserCall { id, key, ask };
+        if call.keys().iter().any(|key| self.user.is_open(key)) {
             return;
         }
-        self.user.next += 1;
-        let id = self.user.next;
-        let call = UserCall { id, key, ask };
+        self.user.next = id;
         let words = call.words();
         self.say("user", || words);
         self.user.oracle.asked(&call);
@@ -338,10 +390,19 @@ impl World {
         }
         let at = self.rng.below(self.user.names.len());
         let (key, kind) = self.user.names[at].clone();
+        if self.user.names.len() > 1 && self.rng.one_in(6) {
+            return self.manifest().map(|ask| (key, ask));
+        }
         let there = self.user.oracle.exists(&key);
         let ask = match self.rng.below(21) {
-            _ if !there => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
-            0..=6 => Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind),
+            at if !there || at <= 6 => {
+                let mut spec = self.new_spec(&key, kind);
+                // What is there or not: then it is refused.
+                let on = self.rng.below(self.user.names.len() * 4);
+                let on = self.user.names.get(on).filter(|(on, _)| *on != key);
+                spec.depends_on = on.map(|(on, _)| on.name.clone()).into_iter().collect();
+                Ask::Deploy(Box::new(spec), kind)
+            }
             7..=10 => Ask::Scale(self.rng.between(0, 4) as u32),
             11 => Ask::Stop,
             12 | 13 => Ask::Start,
@@ -354,6 +415,31 @@ impl World {
             _ => Ask::Rollout(RolloutAction::Abort),
         };
         Some((key, ask))
+    }
+
+    /// Two or three at once: later ones may wait for earlier ones, and they may be atomic.
+    fn manifest(&mut self) -> Option<Ask> {
+        let mut names = self.user.names.clone();
+        let many = self.rng.between(2, names.len().min(3) as u64);
+        let mut all: Vec<(WorkloadSpec, Kind)> = Vec::new();
+        for _ in 0..many {
+            let at = self.rng.below(names.len());
+            let (key, kind) = names.swap_remove(at);
+            let mut spec = self.new_spec(&key, kind);
+            let before = all.iter().filter(|(_, kind)| *kind != Kind::Cron);
+            let before: Vec<Name> = before.map(|(spec, _)| spec.name.clone()).collect();
+            if !before.is_empty() && !self.rng.one_in(3) {
+                spec.depends_on = vec![self.rng.pick(&before).clone()];
+            }
+            all.push((spec, kind));
+        }
+        let atomic = all.iter().all(|(_, kind)| *kind != Kind::Job) && !self.rng.one_in(3);
+        if atomic {
+            for (spec, _) in &mut all {
+                spec.update.on_failure = OnFailure::Revert;
+            }
+        }
+        Some(Ask::Manifest(all, atomic))
     }
 
     fn new_spec(&mut self, key: &WorkloadKey, kind: Kind) -> WorkloadSpec {
@@ -545,6 +631,8 @@ impl World {
         );
         self.say("user", || words);
         self.user.oracle.answered(&open.call, &answer, repeated);
-        self.law_of_what_was_acknowledged(&open.call.key);
+        for key in open.call.keys() {
+            self.law_of_what_was_acknowledged(&key);
+        }
     }
 }

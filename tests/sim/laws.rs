@@ -44,6 +44,8 @@ pub(crate) struct Laws {
     pub(crate) runs: super::runs::Runs,
     /// Every revision's spec.
     specs: BTreeMap<(WorkloadKey, RevisionNumber), WorkloadSpec>,
+    /// Revisions of which a replica has truly been ready.
+    pub(crate) once_ready: BTreeSet<(WorkloadKey, RevisionNumber)>,
     /// Workloads that have made room for others.
     pub(crate) preempted: BTreeSet<WorkloadKey>,
     /// Revisions with one replica on every host.
@@ -88,7 +90,7 @@ impl Laws {
         self.specs.get(&(key.clone(), revision))
     }
 
-    /// Whether the wanted revision has one replica on every host.
+    /// The spec of a revision.
     pub(crate) fn spec_of(
         &self,
         key: &WorkloadKey,
@@ -103,6 +105,7 @@ impl Laws {
         specs.any(|(_, spec)| !super::claims::ports(spec).is_empty())
     }
 
+    /// Whether the wanted revision has one replica on every host.
     pub(crate) fn is_per_host(&self, key: &WorkloadKey) -> bool {
         let revision = self.records.get(key).map(|record| record.revision);
         revision.is_some_and(|revision| self.per_host.contains(&(key.clone(), revision)))
@@ -162,6 +165,9 @@ impl World {
     pub(crate) fn laws_of_writes(&mut self, writes: &[Write]) {
         let mut touched: BTreeSet<WorkloadKey> = BTreeSet::new();
         let mut found = Vec::new();
+        if !self.laws.regressed {
+            found.extend(self.laws.begun_too_soon(writes));
+        }
         for write in writes {
             match write {
                 Write::Record(record) => {
@@ -224,6 +230,9 @@ impl World {
             }
         }
         for key in touched {
+            if !self.laws.regressed {
+                found.extend(self.laws.torn_apart(&key));
+            }
             found.extend(self.user.oracle.wrong(&key, self.laws.record(&key)));
         }
         if self.weather.batch_max >= 1_000 {
@@ -384,6 +393,7 @@ impl World {
         let current = self.lease_holds(at);
         found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
         found = found.or_else(|| self.claim_not_met(plan).filter(|_| current));
+        found = found.or_else(|| self.laws.starts_held(plan).filter(|_| current));
         for write in writes.iter().filter(|_| current) {
             if let Write::Placements(set) = write {
                 found = found.or_else(|| self.set_is_not_the_plan(set, plan));

@@ -127,6 +127,7 @@ impl World {
                 cpu_millis: 0,
                 in_flight: rank.filter(|_| run.ready).map_or(0, has),
                 request_millis: 0,
+                pending: 0,
                 answers: run.asked.answers,
             });
         }

@@ -17,6 +17,7 @@
 
 mod answers;
 mod bent;
+mod bonds;
 mod claims;
 mod client;
 mod controller;

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use wasmorch_api::{ApiError, Digest, ErrorCode, HostId, Record, WorkloadKey};
+use wasmorch_api::{
+    ApiError, Digest, ErrorCode, HostId, Kind, Record, RolloutState, WorkloadKey, WorkloadSpec,
+};
 
 use super::client::{Ask, UserCall};
 
@@ -70,11 +72,33 @@ impl Expect {
             None => !self.exists,
             Some(record) => {
                 let loose = self.moves || self.ends;
-                let desired = loose || self.desired == record.desired;
-                self.exists && desired && self.stopped == record.stopped
+                let desired = loose || self.desired == record.desired_asked();
+                self.exists && desired && (self.stopped == record.stopped || undone(record))
             }
         }
     }
+}
+
+/// A request for several workloads as one for each.
+fn apart(call: &UserCall) -> Vec<UserCall> {
+    let Ask::Manifest(all, _) = &call.ask else {
+        return vec![call.clone()];
+    };
+    let one = |(spec, kind): &(WorkloadSpec, Kind)| UserCall {
+        id: call.id,
+        key: WorkloadKey::new(call.key.namespace.clone(), spec.name.clone()),
+        ask: Ask::Deploy(Box::new(spec.clone()), *kind),
+    };
+    all.iter().map(one).collect()
+}
+
+/// It was new with an atomic deploy that failed: held at zero.
+fn undone(record: &Record) -> bool {
+    let rollout = record.rollout.as_ref();
+    let over = rollout.is_some_and(|one| {
+        one.together.is_some() && one.state.ended() && one.state != RolloutState::Completed
+    });
+    record.stopped && over
 }
 
 impl Oracle {
@@ -83,7 +107,9 @@ impl Oracle {
     }
 
     pub(crate) fn asked(&mut self, call: &UserCall) {
-        self.open.insert(call.key.clone(), call.ask.clone());
+        for one in apart(call) {
+            self.open.insert(one.key, one.ask);
+        }
     }
 
     pub(crate) fn answered(
@@ -92,6 +118,12 @@ impl Oracle {
         answer: &Result<Value, ApiError>,
         repeated: bool,
     ) {
+        for one in apart(call) {
+            self.answered_one(&one, answer, repeated);
+        }
+    }
+
+    fn answered_one(&mut self, call: &UserCall, answer: &Result<Value, ApiError>, repeated: bool) {
         self.open.remove(&call.key);
         let gone = |error: &ApiError| error.code == ErrorCode::NotFound;
         // The first try removed it, and its answer was lost.
@@ -131,7 +163,7 @@ impl Oracle {
         *expect = expect.after(&call.ask);
         match (&call.ask, answer) {
             (Ask::Deploy(spec, _), Ok(reply)) => {
-                let revision = reply["revision"].as_u64().unwrap_or(0);
+                let revision = reply[call.key.name.as_str()].as_u64().unwrap_or(0);
                 let newest = self.newest.entry(call.key.clone()).or_default();
                 *newest = (*newest).max(revision);
                 if let Some(digest) = &spec.artifact {

@@ -71,6 +71,8 @@ fn bugs_of_the_planner_are_caught() {
         Bug::VerdictIgnored,
         Bug::AnswersNotAwaited,
         Bug::PortsIgnored,
+        Bug::DependencyNotAwaited,
+        Bug::OthersStay,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

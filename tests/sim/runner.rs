@@ -210,6 +210,10 @@ impl World {
                 let ready = step == Step::Ready;
                 run.ready = ready;
                 let judged = run.judged;
+                if ready {
+                    let one = (replica.workload.clone(), run.revision);
+                    self.laws.once_ready.insert(one);
+                }
                 if ready && judged {
                     let soon = self.rng.between(10, 1_000);
                     self.runner_later(at, &replica, soon, Step::Answers);

@@ -98,6 +98,10 @@ impl Runs {
         if !same || before.kind != Kind::Cron || after.kind != Kind::Cron {
             return None;
         }
+        // Nothing of it ran until now: what was due meanwhile is nobody's, as of one that is stopped.
+        if before.held_bare() {
+            return None;
+        }
         let runs = after.earlier.iter().chain(&after.run);
         let begun: BTreeSet<u64> = runs.filter_map(|run| Some(run.scheduled?.0)).collect();
         let mut times = (from / every + 1..=to / every).map(|n| n * every);

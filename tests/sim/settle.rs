@@ -80,7 +80,7 @@ impl World {
         })
     }
 
-    fn target_fate(&self, key: &WorkloadKey) -> Option<Fate> {
+    pub(crate) fn target_fate(&self, key: &WorkloadKey) -> Option<Fate> {
         let record = self.laws.record(key)?;
         let value = self
             .store
@@ -155,6 +155,15 @@ impl World {
             return moves.map(|rollout| format!("the rollout of {key} is {}", rollout.state));
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
+        if record.held().is_some() && !record.stopped {
+            // What serves meanwhile is like any other.
+            if !self.may_wait(record) {
+                return Some(format!("{key} is held, and all that it waits for is well"));
+            }
+            if record.held_bare() {
+                return None;
+            }
+        }
         if record.kind.ends() {
             let due = self.laws.due(key);
             let soon = self.now + QUIET + REST + 3_000;
@@ -175,9 +184,11 @@ impl World {
         }
         let wanted = u64::from(record.wanted());
         let canaries = self.awaits_a_person(record);
-        let moves = |state: &RolloutState| !state.ended() && canaries.is_none();
+        let waits = canaries.is_some() || self.may_wait(record);
+        let moves = |state: &RolloutState| !state.ended() && !waits;
         if let Some(state) = state.filter(|state| moves(state) && wanted > 0) {
-            return Some(format!("the rollout of {key} is {state}"));
+            let with = super::bonds::others_of(&self.laws, record);
+            return Some(format!("the rollout of {key} is {state}{with}"));
         }
         if wanted > 0 && self.laws.is_per_host(key) {
             return self.hosts_trouble(key, record);
@@ -214,7 +225,7 @@ impl World {
     }
 
     /// How many canaries have been watched long enough, and stay until somebody promotes them.
-    fn awaits_a_person(&self, record: &Record) -> Option<u64> {
+    pub(crate) fn awaits_a_person(&self, record: &Record) -> Option<u64> {
         let trial = record.on_trial()?;
         let rollout = record.rollout.as_ref()?;
         let baked = rollout.canary.as_ref().is_some_and(|step| step.baked);
@@ -287,7 +298,7 @@ impl World {
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.
-    fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
         let open = self
             .hosts
             .iter()
@@ -328,7 +339,7 @@ impl World {
     }
 
     /// With `replace = false` what a host held that never comes back stays there.
-    fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
+    pub(crate) fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
         let waits = self
             .target_spec(key)
             .is_some_and(|spec| !spec.disconnect.replace);

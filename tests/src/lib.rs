@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod nats;
 pub mod nats_client;
 pub mod process;
+pub mod rolls;
 pub mod up;
 
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Kind, Measure, Scale, WorkloadSpec};
+use crate::spec::{Kind, WorkloadSpec};
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
 pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
@@ -20,25 +20,11 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
             });
         }
     };
-    let scale = spec.scale.as_ref();
-    let pending = |scale: &Scale| scale.target.contains_key(Measure::Pending.as_str());
     later(
-        scale.is_some_and(pending),
-        "scale.target.pending",
-        "following what waits in a stream is",
-        "use concurrency (messages in hand) or cpu",
-    );
-    later(
-        scale.is_some_and(|scale| scale.min == 0),
+        spec.scale.as_ref().is_some_and(|scale| scale.min == 0),
         "scale.min",
         "going to zero is",
         "use min = 1",
-    );
-    later(
-        !spec.depends_on.is_empty(),
-        "depends_on",
-        "dependencies are",
-        "deploy in order, and leave it out",
     );
     later(
         spec.instance.reuse != 1 && kind != Kind::Http,
@@ -46,27 +32,5 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         "reusing instances of anything but http workloads is",
         "use reuse = 1",
     );
-    for (name, volume) in &spec.bindings.volume {
-        later(
-            volume.on_host_loss == "new",
-            &format!("bindings.volume.{name}.on_host_loss"),
-            "an empty volume elsewhere is",
-            "use on_host_loss = \"wait\"",
-        );
-    }
     problems
-}
-
-/// The same for a deploy as a whole.
-pub fn not_yet_together(atomic: bool, workloads: usize) -> Vec<Problem> {
-    if !atomic || workloads < 2 {
-        return Vec::new();
-    }
-    vec![Problem {
-        at: "atomic".into(),
-        line: None,
-        column: None,
-        what: "reverting several workloads together is not in this version yet: leave it out"
-            .into(),
-    }]
 }

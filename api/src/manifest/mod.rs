@@ -35,7 +35,8 @@ use crate::units::HumanDuration;
 #[cfg(test)]
 pub(crate) use self::bindings::backends;
 pub use self::grant::{grant_flags, read_grant};
-pub use self::later::{not_yet, not_yet_together};
+pub use self::later::not_yet;
+pub use self::rules::not_undone;
 
 /// No count is larger: beyond it a count is a slip, and sums of counts stay far from overflow.
 pub const COUNT_MAX: u32 = 1_000_000;
@@ -288,14 +289,15 @@ fn together(reader: &Reader, workloads: Vec<Located<'_>>) {
             }
         }
     }
-    if let Some(index) = circle(&workloads) {
-        let what = "goes in a circle: no one of them could be deployed first";
-        workloads[index].wrong(reader, "depends_on", what.to_owned());
+    if let Some((index, said)) = circle(&workloads) {
+        let what = format!("goes in a circle: {said}; no one of them could be deployed first");
+        workloads[index].wrong(reader, "depends_on", what);
     }
 }
 
-/// A workload that waits for itself over others, found by removing what waits for nothing.
-fn circle(workloads: &[Located<'_>]) -> Option<usize> {
+/// A workload that waits for itself over others, and over which: found by removing what waits for
+/// nothing.
+fn circle(workloads: &[Located<'_>]) -> Option<(usize, String)> {
     let mut waiting: Vec<usize> = (0..workloads.len()).collect();
     loop {
         let names: BTreeSet<&Name> = waiting
@@ -314,9 +316,36 @@ fn circle(workloads: &[Located<'_>]) -> Option<usize> {
             return None;
         }
         if still.len() == waiting.len() {
-            return still.first().copied();
+            return around(workloads, &still);
         }
         waiting = still;
+    }
+}
+
+/// The way round, among workloads of which each waits for another of them.
+fn around(workloads: &[Located<'_>], among: &[usize]) -> Option<(usize, String)> {
+    let next = |index: usize| {
+        let spec = workloads[index].spec;
+        let other = |at: &&usize| {
+            let name = &workloads[**at].spec.name;
+            *name != spec.name && spec.depends_on.contains(name)
+        };
+        among.iter().find(other).copied()
+    };
+    let mut path = vec![*among.first()?];
+    loop {
+        let at = next(*path.last()?)?;
+        if let Some(begins) = path.iter().position(|one| *one == at) {
+            let mut ring = path.split_off(begins);
+            ring.push(at);
+            let name = |index: usize| &workloads[index].spec.name;
+            let steps = ring.windows(2);
+            let steps: Vec<String> = steps
+                .map(|pair| format!("{} waits for {}", name(pair[0]), name(pair[1])))
+                .collect();
+            return Some((at, steps.join(", ")));
+        }
+        path.push(at);
     }
 }
 

@@ -3,7 +3,8 @@
 //! Owns those rules. A manifest that names its kind is held to them when it is read; one that leaves
 //! it to the exports, when the component has been inspected (`component::check`).
 
-use crate::spec::{Job, Kind, Replicas, RestartPolicy, WorkloadSpec};
+use crate::error::Problem;
+use crate::spec::{Job, Kind, OnFailure, Replicas, RestartPolicy, WorkloadSpec};
 
 /// What of this spec contradicts the kind: the key, and what is wrong.
 pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, String)> {
@@ -77,6 +78,12 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
             "scale.target",
             "pending is for messages",
         );
+        let mut subscribed = spec.bindings.subscribe.iter();
+        rule(
+            !has("pending") || subscribed.any(|one| one.stream.is_some()),
+            "scale.target",
+            "pending counts what waits in a stream: name one in bindings.subscribe",
+        );
     }
     rule(
         !kind.ends() || spec.update.canary.is_none(),
@@ -104,4 +111,26 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
         "judges HTTP answers",
     );
     broken
+}
+
+/// What of a workload could not go back with the others of an atomic deploy.
+pub fn not_undone(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
+    let problem = |at: &str, what: String| Problem {
+        at: at.to_owned(),
+        line: None,
+        column: None,
+        what,
+    };
+    let mut problems = Vec::new();
+    if kind == Kind::Job {
+        let what = "a job cannot be deployed with `atomic`: its run cannot be undone; deploy it apart, \
+                    or leave `atomic` out";
+        problems.push(problem("kind", what.to_owned()));
+    }
+    if spec.update.on_failure == OnFailure::Pause {
+        let what = "\"pause\" leaves it where it is, and with `atomic` all go back together: \
+                    leave one of the two out";
+        problems.push(problem("update.on_failure", what.to_owned()));
+    }
+    problems
 }

@@ -46,15 +46,31 @@ pub(crate) struct Followed {
     bar: ProgressBar,
     said: String,
     said_unplaced: bool,
+    said_waits: Option<String>,
 }
 
 /// What this status says about the way to `revision`; `None`: still on it.
 pub(crate) fn judge(status: &StatusReply, revision: RevisionNumber) -> Option<Verdict> {
     let summary = &status.summary;
-    if summary.kind == Kind::Cron {
+    let own = status.rollout.as_ref();
+    let own = own.filter(|rollout| rollout.revision == revision);
+    // Stored is all there is to wait for, unless it may go back with others.
+    let bound = own.is_some_and(|rollout| {
+        !rollout.with.is_empty() && rollout.state != RolloutState::Completed
+    });
+    if summary.kind == Kind::Cron && !bound {
         return Some(Verdict::Done);
     }
-    if summary.kind == Kind::Job && summary.revision == revision {
+    // It goes on by itself once a person has decided about the other.
+    if let Some(rollout) = own.filter(|rollout| !rollout.state.ended())
+        && rollout.waits_for.iter().any(|one| one.for_a_person)
+    {
+        let waits = views::waits(rollout).unwrap_or_default();
+        return Some(Verdict::Failed(format!("it still {waits}")));
+    }
+    let never_begun = own.is_some_and(|rollout| rollout.state == RolloutState::Failed)
+        && status.outcome.is_none();
+    if summary.kind == Kind::Job && summary.revision == revision && !never_begun {
         return status.outcome.as_ref().map(|outcome| {
             if outcome.completed {
                 return Verdict::Done;
@@ -91,9 +107,12 @@ pub(crate) fn judge(status: &StatusReply, revision: RevisionNumber) -> Option<Ve
         // The canaries have done their part; the rest is a person's.
         RolloutState::Baking if awaits_a_person(status).is_some() => Some(Verdict::Done),
         // There is nothing to go back to, so ready is all that can be waited for; a service has
-        // proven nothing before it has lived for `min_ready`.
+        // proven nothing before it has lived for `min_ready`, and what was deployed together may yet
+        // be stopped together.
         RolloutState::Rolling
             if rollout.from.is_none()
+                && rollout.with.is_empty()
+                && rollout.waits_for.is_empty()
                 && summary.kind != Kind::Service
                 && rollout.ready >= rollout.desired =>
         {
@@ -153,7 +172,26 @@ impl Followed {
             bar: ProgressBar::hidden(),
             said: String::new(),
             said_unplaced: false,
+            said_waits: None,
         }
+    }
+
+    /// What it waits for, whenever that is different.
+    fn say_waits(&mut self, status: &StatusReply, progress: &Progress) -> Result<(), CliError> {
+        let moving = { status.rollout.as_ref() }
+            .filter(|view| view.revision == self.revision && !view.state.ended());
+        let waits = moving.and_then(views::waits);
+        if let (Some(said), Some(view)) = (&waits, moving)
+            && waits != self.said_waits
+        {
+            let object = json!({
+                "stage": "waits", "workload": self.name, "revision": self.revision,
+                "waits_for": view.waits_for,
+            });
+            progress.stage(&format!("{}  {said}", self.name), &object)?;
+        }
+        self.said_waits = waits;
+        Ok(())
     }
 
     /// A job of several completions says how many it has.
@@ -192,6 +230,7 @@ impl Followed {
             let object = json!({"stage": "unplaced", "workload": self.name, "unplaced": unplaced});
             progress.stage(views::unplaced(unplaced).trim_end(), &object)?;
         }
+        self.say_waits(&status, progress)?;
         self.say_run(&status, progress)?;
         if standing != self.said && !status.summary.kind.ends() {
             let object = json!({
@@ -205,7 +244,9 @@ impl Followed {
             self.said = standing;
         }
         self.verdict = judge(&status, self.revision);
-        if self.verdict.is_none() && too_late(&status, now()) {
+        // What waits for others has no deadline of its own, or its end will be told.
+        let waits = self.said_waits.is_some();
+        if self.verdict.is_none() && !waits && too_late(&status, now()) {
             let why = format!("not ready in time ({})", self.said);
             self.verdict = Some(Verdict::Failed(why));
         }
@@ -363,6 +404,29 @@ mod tests {
         assert_eq!(first("http"), Some(Verdict::Done));
         assert_eq!(first("messages"), Some(Verdict::Done));
         assert_eq!(first("service"), None);
+    }
+
+    #[test]
+    fn what_goes_with_others_is_done_with_them() {
+        let first = |change: fn(&mut Value)| {
+            verdict(|s| {
+                s["rollout"]["from"] = Value::Null;
+                s["rollout"]["ready"] = 2.into();
+                change(s);
+            })
+        };
+        assert_eq!(first(|_| {}), Some(Verdict::Done));
+        assert_eq!(first(|s| s["rollout"]["with"] = json!(["orders"])), None);
+        let waits = |person: bool| {
+            verdict(|s| {
+                s["rollout"]["waits_for"] = json!([
+                    {"workload": "orders", "why": "its rollout is paused", "for_a_person": person}
+                ]);
+            })
+        };
+        assert_eq!(waits(false), None);
+        let why = "it still waits for orders (its rollout is paused)";
+        assert_eq!(waits(true), Some(Verdict::Failed(why.into())));
     }
 
     #[test]

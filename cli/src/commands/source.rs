@@ -316,17 +316,16 @@ impl Prepared {
                 refusal.problems = refusal.problems.into_iter().map(locate).collect();
                 refusals.push((refusal, refuses_bytes(source, &check)));
             } else if let Ok(kind) = check.kind {
-                let later = manifest::not_yet(&item.spec, kind);
+                let mut later = manifest::not_yet(&item.spec, kind);
+                if self.atomic && self.items.len() > 1 {
+                    later.extend(manifest::not_undone(&item.spec, kind));
+                }
                 if !later.is_empty() {
                     let what = format!("workload {} cannot be deployed", item.spec.name);
                     let located = later.into_iter().map(locate).collect();
                     refusals.push((ApiError::invalid(what, located), false));
                 }
             }
-        }
-        let later = manifest::not_yet_together(self.atomic, self.items.len());
-        if !later.is_empty() {
-            refusals.push((ApiError::invalid("this cannot be deployed", later), false));
         }
         if let Some(error) = self.combine(refusals) {
             return Err(error);

@@ -241,7 +241,10 @@ pub(crate) fn rollout(rollout: &RolloutView, now: Timestamp) -> String {
         rollout_tone(rollout.state).paint(rollout.state.as_str()),
         rollout.revision
     );
-    if !rollout.state.ended() {
+    let waits = waits(rollout);
+    if !rollout.state.ended() && waits.is_some() {
+        text.push_str(&format!(": {}/{} ready", rollout.ready, rollout.desired));
+    } else if !rollout.state.ended() {
         let left = rollout.deadline.since(now);
         text.push_str(&format!(
             ": {}/{} ready, {} left for progress",
@@ -250,11 +253,23 @@ pub(crate) fn rollout(rollout: &RolloutView, now: Timestamp) -> String {
             span(left)
         ));
     }
+    if let Some(waits) = waits {
+        text.push_str(&format!(", {waits}"));
+    }
     if let Some(reason) = &rollout.reason {
         text.push_str(": ");
         text.push_str(&one_line(reason));
     }
     text
+}
+
+/// What a rollout waits for: `waits for orders (1 of 2 ready)`.
+pub(crate) fn waits(rollout: &RolloutView) -> Option<String> {
+    let each = rollout.waits_for.iter();
+    let each: Vec<String> = each
+        .map(|one| format!("{} ({})", one.workload, one_line(&one.why)))
+        .collect();
+    (!each.is_empty()).then(|| format!("waits for {}", each.join(", ")))
 }
 
 /// What could not be placed, why, and what would help.

@@ -121,6 +121,18 @@ fn a_status_shows_it_all() {
 }
 
 #[test]
+fn a_rollout_tells_what_it_waits_for() {
+    let view = read(json!({
+        "revision": 2, "from": 1, "state": "rolling", "updated": 0, "ready": 0, "desired": 3,
+        "deadline": "2026-01-01T12:01:30Z", "waits_for": [
+            {"workload": "orders", "why": "1 of 2 ready"},
+            {"workload": "stock", "why": "its rollout is paused: paused by ada", "for_a_person": true},
+        ],
+    }));
+    insta::assert_snapshot!(plain(&super::rollout(&view, now())));
+}
+
+#[test]
 fn a_job_tells_how_it_ended() {
     let status: StatusReply = read(json!({
         "namespace": "default", "name": "report", "kind": "job", "revision": 1, "desired": 1,

@@ -111,10 +111,6 @@ pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
         Verb::Deploy | Verb::Plan => {
             let request =
                 manifest::read_deploy(body).map_err(|problems| refused(verb, problems))?;
-            let later = manifest::not_yet_together(request.atomic, request.workloads.len());
-            if !later.is_empty() {
-                return Err(refused(verb, later));
-            }
             Request::Deploy(Box::new(request))
         }
         Verb::List | Verb::Hosts => Request::List(json(verb, body)?),

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wasmorch_api::messages::{
-    ChangeReply, DeployReply, Deployed, HostRequest, ListRequest, VersionReply, WhyRequest,
+    ChangeReply, DeployReply, DeployRequest, Deployed, HostRequest, ListRequest, VersionReply,
+    WhyRequest,
 };
 use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey, stores};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
@@ -89,7 +90,7 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
         by: by.unwrap_or("unknown").to_owned(),
     };
     Ok(match &asked.request {
-        Request::Deploy(request) => deploy(cluster, asked, request.if_index, &call)?,
+        Request::Deploy(request) => deploy(cluster, asked, request, &call)?,
         Request::List(request) if asked.verb == Verb::Hosts => ready(hosts(cluster, request, now)),
         Request::List(request) => ready(list(cluster, asked.namespace.as_ref(), request)?),
         Request::Workload(request) => {
@@ -218,13 +219,14 @@ fn settled<R: Serialize>(outcome: Outcome<R>) -> Done {
 fn deploy(
     cluster: &Cluster,
     asked: &ApiCall,
-    if_index: Option<u64>,
+    request: &DeployRequest,
     call: &Call,
 ) -> Result<Done, ApiError> {
     let input = DeployInput {
         workloads: asked.workloads.clone(),
-        if_index,
+        if_index: request.if_index,
         features: asked.features.clone(),
+        atomic: request.atomic,
     };
     if asked.verb == Verb::Plan {
         let preview = preview::of_deploy(cluster, &input, call)?;

@@ -336,6 +336,8 @@ fn go_on(
         best: 0,
         canary: None,
         reason: None,
+        hold: None,
+        together: None,
     });
     if target.spec.update.canary.is_some()
         && let Some(before) = before.and_then(|before| revisions.get(&before))

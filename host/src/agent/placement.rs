@@ -69,6 +69,7 @@ pub(super) struct Usage {
     pub(super) cpu_millis: u64,
     pub(super) in_flight: u64,
     pub(super) request_millis: u64,
+    pub(super) pending: u64,
 }
 
 impl Usage {
@@ -88,6 +89,7 @@ impl From<&ReplicaUsage> for Usage {
             cpu_millis: usage.cpu_millis,
             in_flight: usage.in_flight,
             request_millis: usage.request_millis,
+            pending: usage.pending,
         }
     }
 }

@@ -200,6 +200,7 @@ impl Agent {
                 in_flight: usage.in_flight,
                 cpu_millis: usage.cpu_millis,
                 request_millis: usage.request_millis,
+                pending: usage.pending,
             };
             let (namespace, workload) = (&key.workload.namespace, &key.workload.name);
             match loads.last_mut() {
@@ -287,6 +288,7 @@ mod tests {
                 cpu_millis: 0,
                 in_flight: 0,
                 request_millis: 0,
+                pending: 0,
                 answers: Answers::default(),
             };
             FromRunner::Usage(Usage {
@@ -321,6 +323,7 @@ mod tests {
             cpu_millis: 20,
             in_flight,
             request_millis: 1_500,
+            pending: in_flight * 100,
             answers: Answers::default(),
         };
         let loads = |scale: Option<Scale>| {
@@ -350,6 +353,8 @@ mod tests {
             in_flight: 7,
             cpu_millis: 40,
             request_millis: 3_000,
+            // The same messages, as two replicas saw them.
+            pending: 500,
         };
         assert_eq!(told.len(), 1, "one entry for all its replicas: {told:?}");
         assert_eq!((told[0].workload.as_str(), told[0].load), ("web", sum));
@@ -365,6 +370,7 @@ mod tests {
                 cpu_millis: 0,
                 in_flight: 0,
                 request_millis: 0,
+                pending: 0,
                 answers: Answers {
                     requests,
                     errors,

@@ -109,6 +109,7 @@ impl Usages {
                         replica.cpu_millis += share.cpu_millis;
                         replica.in_flight += share.in_flight;
                         replica.request_millis += share.request_millis;
+                        replica.pending = replica.pending.max(share.pending);
                         replica.answers = replica.answers.plus(share.answers);
                     }
                     None => {
@@ -155,6 +156,7 @@ mod tests {
                 cpu_millis: 10,
                 in_flight: 1,
                 request_millis: 500,
+                pending: requests,
                 answers: Answers {
                     requests: memory_bytes,
                     errors: 1,
@@ -182,6 +184,7 @@ mod tests {
         let summed = (replica.memory_bytes, replica.cpu_millis, replica.in_flight);
         assert_eq!(summed, (150, 20, 2));
         assert_eq!(replica.request_millis, 1_000);
+        assert_eq!(replica.pending, 5, "both see the same messages");
         assert_eq!((replica.answers.requests, replica.answers.errors), (150, 2));
         assert_eq!(usages.answer(1, usage(4, 7, 0)), None, "a new round");
     }

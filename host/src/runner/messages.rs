@@ -214,6 +214,9 @@ async fn listen(
         dropped: AtomicU64::new(0),
     });
     for (durable, subscription) in durables {
+        if let Some(backlog) = life.backlog.clone() {
+            intake.spawn(backlog.follow(durable.clone(), draining.clone()));
+        }
         let (handler, draining) = (handler.clone(), draining.clone());
         let consuming = consume(durable, subscription, concurrency, handler, draining);
         intake.spawn(consuming);

@@ -25,6 +25,7 @@ pub mod protocol;
 
 mod allow;
 mod answers;
+mod backlog;
 mod column;
 mod command;
 mod consume;

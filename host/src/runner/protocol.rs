@@ -180,6 +180,9 @@ pub struct ReplicaUsage {
     /// Requests since the last `Usage`, thousandths of one in a second; probes are none.
     #[serde(default)]
     pub request_millis: u64,
+    /// Messages that wait in its streams, for any replica; counted when the spec's `scale` goes by it.
+    #[serde(default)]
+    pub pending: u64,
     /// How it has answered so far; http alone.
     #[serde(default)]
     pub answers: Answers,

@@ -18,6 +18,7 @@ use wasmorch_runtime::{
 
 use super::allow::Pattern;
 use super::answers::Tally;
+use super::backlog::Backlog;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
 use super::logs::ReplicaLogs;
@@ -77,7 +78,12 @@ pub(super) struct Life {
     pub(super) orders: Orders,
     /// Where its answers are counted, when that is asked for.
     pub(super) tally: Option<Arc<Tally>>,
+    /// What waits in its streams, when that is asked for.
+    pub(super) backlog: Option<Arc<Backlog>>,
 }
+
+/// What is counted of a replica beside its use.
+pub(super) type Counts = (Option<Arc<Tally>>, Option<Arc<Backlog>>);
 
 impl Life {
     /// Tells the daemon about its readiness.
@@ -108,7 +114,7 @@ pub(super) async fn live(
     context: Arc<Context>,
     replica: ReplicaKey,
     launch: Launch,
-    (mut orders, tally): (Orders, Option<Arc<Tally>>),
+    (mut orders, (tally, backlog)): (Orders, Counts),
     started: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
     let stopped = FromRunner::Stopped {
@@ -157,6 +163,7 @@ pub(super) async fn live(
         streams,
         orders,
         tally,
+        backlog,
     };
     let end = match guest {
         Guest::Http(guest) => http::live(life, guest).await,

@@ -25,6 +25,7 @@ use wasmorch_gateway::{
 use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::answers::Tally;
+use super::backlog::Backlog;
 use super::column::{Column, Gateways};
 use super::guests::Beat;
 use super::http::Locals;
@@ -78,6 +79,8 @@ struct Entry {
     guest: Arc<OnceLock<Guest>>,
     /// How it answers, when that is asked for.
     tally: Option<Arc<Tally>>,
+    /// What waits for it, when that is asked for.
+    backlog: Option<Arc<Backlog>>,
     /// When its processor time and its requests were last looked at, and what they were.
     measured: (Instant, Duration, u64),
 }
@@ -353,17 +356,25 @@ impl Supervisor {
         let (orderer, orders) = orders();
         let guest = Arc::new(OnceLock::new());
         let tally = Tally::of(&launch.spec, launch.kind);
+        let backlog = Backlog::of(&launch.spec);
         let entry = Entry {
             orders: orderer,
             guest: guest.clone(),
             tally: tally.clone(),
+            backlog: backlog.clone(),
             measured: (Instant::now(), Duration::ZERO, 0),
         };
         let context = self.context.clone();
         let key = replica.clone();
         let task = async move {
-            let told = (orders, tally);
-            let life = replica::live(context, key.clone(), *launch, told, guest.clone());
+            let counts = (tally, backlog);
+            let life = replica::live(
+                context,
+                key.clone(),
+                *launch,
+                (orders, counts),
+                guest.clone(),
+            );
             let last = AssertUnwindSafe(life).catch_unwind().await;
             let last = last.unwrap_or_else(|panic| panicked(&key, &*panic, guest.get().is_some()));
             (key, last)
@@ -407,6 +418,7 @@ impl Supervisor {
                 cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
                 in_flight: (used.in_flight + used.queued) as u64,
                 request_millis: a_second(requests, now - since),
+                pending: { entry.backlog.as_deref() }.map_or(0, Backlog::messages),
                 answers: entry
                     .tally
                     .as_deref()

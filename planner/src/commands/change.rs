@@ -1,19 +1,21 @@
 //! `scale`, `stop`, `start`, `restart`, `rm`: changes that make no revision.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
 use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::spec::Overlap;
 use wasmorch_api::{
-    ApiError, ErrorCode, EventKind, HostId, Kind, Record, RolloutState, WorkloadKey, stores,
+    ApiError, ErrorCode, EventKind, HostId, Kind, Record, Revision, RolloutState, WorkloadKey,
+    stores,
 };
 
-use super::{Call, Outcome, data, find, remember};
+use super::{Call, Outcome, data, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::queries;
 use crate::write::{EventDraft, Write};
-use crate::{cron, jobs, quota};
+use crate::{atomic, cron, jobs, quota};
 
 type Changed = Result<Outcome<ChangeReply>, ApiError>;
 
@@ -113,15 +115,14 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
     }
     let mut record = workload.record.clone();
     let note = note(workload, desired);
-    let desired = { workload.target() }
-        .and_then(|target| target.spec.scale.as_ref())
-        .map_or(desired, |scale| scale.within(desired));
+    let whole = desired;
+    let desired = within(workload.target(), whole);
     let said = format!("{} to {desired}", record.wanted());
-    if record.desired != desired {
+    if record.desired_asked() != within(workload.asked(), whole) {
         // A larger count is something to wait for: the running rollout gets time for it.
         give_time(workload, &mut record, call);
     }
-    record.desired = desired;
+    want(workload, &mut record, whole);
     within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Scaled, said);
     let verb = ("scale", note);
@@ -142,14 +143,34 @@ fn note(workload: &Workload, asked: u32) -> Option<String> {
     ))
 }
 
+/// So many are wanted, now and after what is held, each within its own revision's bounds.
+pub(super) fn want(workload: &Workload, record: &mut Record, desired: u32) {
+    record.desired = within(workload.target(), desired);
+    let rollout = record.rollout.as_mut();
+    if let Some(hold) = rollout.and_then(|rollout| rollout.hold.as_mut()) {
+        hold.desired = within(workload.asked(), desired);
+    }
+}
+
+fn within(revision: Option<&Arc<Revision>>, desired: u32) -> u32 {
+    let scale = revision.and_then(|revision| revision.spec.scale.as_ref());
+    scale.map_or(desired, |scale| scale.within(desired))
+}
+
 /// Holds the workload at zero; the record stays.
 pub fn stop(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     let key = call.key(&request.workload);
     let workload = find(cluster, &key)?;
     let mut record = workload.record.clone();
     record.stopped = true;
+    if let Some(rollout) = record.rollout.as_mut() {
+        // Nobody waits for it any more.
+        rollout.together = None;
+    }
     let event = EventDraft::of(&key, EventKind::Stopped, "held at zero until it is started");
-    Ok(finish(cluster, workload, record, "stop", call, event))
+    let mut done = finish(cluster, workload, record, "stop", call, event);
+    leave(cluster, workload, call, &mut done.writes, &mut done.events);
+    Ok(done)
 }
 
 /// Undoes `stop`; or runs a job once now.
@@ -163,10 +184,14 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
         if let Some(rollout) = record
             .rollout
             .as_mut()
-            .filter(|one| one.state == RolloutState::Failed)
+            .filter(|one| one.state == RolloutState::Failed && one.together.is_none())
         {
             rollout.state = RolloutState::Rolling;
             rollout.reason = None;
+        }
+        if record.kind == Kind::Cron && record.stopped && record.held().is_none() {
+            // It goes on by itself, and nothing of it rolls.
+            record.rollout = None;
         }
     } else if request.args.is_some() {
         return Err(ApiError::new(
@@ -176,12 +201,22 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
             "set `args` in its spec and deploy it",
         ));
     }
+    let undone = atomic::was_undone(&record);
+    if let Some(rollout) = record.rollout.as_mut().filter(|_| undone) {
+        // From here on it is on its own, and may complete though the others went back.
+        rollout.together = None;
+    }
     record.stopped = false;
     record.crash_loop.clear();
     give_time(workload, &mut record, call);
     within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Started, "as asked");
-    Ok(finish(cluster, workload, record, "start", call, event))
+    let left = undone || record.rollout.is_none();
+    let mut done = finish(cluster, workload, record, "start", call, event);
+    if left {
+        leave(cluster, workload, call, &mut done.writes, &mut done.events);
+    }
+    Ok(done)
 }
 
 fn within_quota(cluster: &Cluster, workload: &Workload, record: &Record) -> Result<(), ApiError> {
@@ -308,6 +343,8 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
         best: 0,
         canary: None,
         reason: None,
+        hold: None,
+        together: None,
     });
     let event =
         EventDraft::of(&key, EventKind::RolloutStarted, "restart").revision(record.revision);
@@ -362,9 +399,10 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         homes: record.homes,
         answered: record.answered,
     }));
+    let mut events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
+    leave(cluster, workload, call, &mut writes, &mut events);
     // Last: until it is gone, the workload exists.
     writes.push(Write::DeleteRecord(key.clone()));
-    let events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
     Ok(Outcome {
         writes,
         events,

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use wasmorch_api::messages::{DeployReply, Deployed};
-use wasmorch_api::record::{Removed, Rollout};
+use wasmorch_api::record::{Hold, Removed, Rollout, Together};
 use wasmorch_api::{
-    ApiError, Digest, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber,
-    RolloutState, Route, Slot, WorkloadKey, WorkloadSpec,
+    ApiError, Digest, EventKind, Kind, Name, PlacementNumber, Record, Revision, RevisionNumber,
+    RolloutState, Route, Slot, Timestamp, WorkloadKey, WorkloadSpec,
 };
 
 use super::{Call, Outcome, remember};
@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Workload};
 use crate::planted::{self, Bug};
 use crate::queries;
 use crate::write::{EventDraft, Write};
-use crate::{canary, cron, jobs, quota};
+use crate::{atomic, canary, cron, hold, jobs, quota};
 
 /// What is deployed, after the specs and the components have been checked.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,6 +27,17 @@ pub struct DeployInput {
     pub if_index: Option<u64>,
     /// What components need that some hosts may lack, as far as they need any of it.
     pub features: BTreeMap<Digest, Vec<String>>,
+    /// They complete together or go back together.
+    pub atomic: bool,
+}
+
+/// Whether what depends on others waits for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holding {
+    /// It does.
+    Waits,
+    /// Not in a preview, which shows how it ends.
+    Looks,
 }
 
 /// Makes the revisions and records of a deploy. When nothing is different, nothing is written but that
@@ -36,23 +47,43 @@ pub fn deploy(
     input: &DeployInput,
     call: &Call,
 ) -> Result<Outcome<DeployReply>, ApiError> {
+    deploy_as(cluster, input, call, Holding::Waits)
+}
+
+pub(crate) fn deploy_as(
+    cluster: &Cluster,
+    input: &DeployInput,
+    call: &Call,
+    holding: Holding,
+) -> Result<Outcome<DeployReply>, ApiError> {
     refuse_stale_index(cluster, input, call)?;
     refuse_route_conflicts(cluster, input, call)?;
-    let mut writes = Vec::new();
-    let mut events = Vec::new();
-    let mut workloads = Vec::new();
-    let mut changed = Vec::new();
+    atomic::refuse(input)?;
+    hold::refuse(cluster, input, call)?;
+    let mut steps = Vec::new();
     for (spec, kind) in &input.workloads {
         let key = call.key(&spec.name);
         let known = cluster.workload(&key);
         let removed = cluster.removed.get(&key);
         let removed = removed.filter(|_| !planted::is(Bug::NumbersForgotten));
-        let mut step = one(known, removed, &key, spec, *kind, call)?;
+        let mut step = one(known, removed, &key, (spec, *kind), call, holding)?;
         let revision = step.as_mut().and_then(|step| step.revision.as_mut());
         if let Some(revision) = revision {
             let features = input.features.get(&revision.artifact);
             revision.features = features.cloned().unwrap_or_default();
         }
+        steps.push(step);
+    }
+    if input.atomic {
+        bind(&mut steps);
+    }
+    let mut writes = Vec::new();
+    let mut events = Vec::new();
+    let mut workloads = Vec::new();
+    let mut changed = Vec::new();
+    for ((spec, kind), step) in input.workloads.iter().zip(steps) {
+        let key = call.key(&spec.name);
+        let known = cluster.workload(&key);
         let record = step.as_ref().map_or_else(
             || known.map(|workload| workload.record.clone()),
             |step| Some(step.record.clone()),
@@ -75,6 +106,8 @@ pub fn deploy(
             remember(&mut step.record, "deploy", call, &reply);
             // The record first: a revision without its workload is a leftover.
             writes.push(Write::Record(Box::new(step.record)));
+            let removed = cluster.removed.get(&key);
+            let removed = removed.filter(|_| !planted::is(Bug::NumbersForgotten));
             writes.extend(removed.map(|_| Write::DeleteRemoved(key.clone())));
             writes.extend(
                 step.revision
@@ -97,9 +130,27 @@ pub fn deploy(
             writes.push(Write::Record(Box::new(record)));
         }
         workloads.push(deployed);
-        changed.push((record, spec));
+        let (desired, kind) = (record.desired_asked(), *kind);
+        let asked = Record {
+            desired,
+            kind,
+            ..record
+        };
+        changed.push((asked, spec));
     }
     quota::refuse_beyond(cluster, &call.namespace, &changed)?;
+    let named = |name: &Name| input.workloads.iter().any(|(spec, _)| spec.name == *name);
+    for (spec, _) in &input.workloads {
+        let Some(known) = cluster.workload(&call.key(&spec.name)) else {
+            continue;
+        };
+        for (record, event) in atomic::leave(cluster, known, call.now) {
+            if !named(&record.name) {
+                writes.push(Write::Record(Box::new(record)));
+                events.extend(event);
+            }
+        }
+    }
     Ok(Outcome {
         writes,
         events,
@@ -110,11 +161,47 @@ pub fn deploy(
     })
 }
 
+/// Whatever has a new revision goes on or back with the others that have.
+fn bind(steps: &mut [Option<Step>]) {
+    let new = |step: &&mut Step| step.revision.is_some();
+    let of = |step: &Step| (step.record.name.clone(), step.record.newest);
+    let all: BTreeMap<_, _> = { steps.iter_mut().flatten() }
+        .filter(new)
+        .map(|step| of(step))
+        .collect();
+    if all.len() < 2 {
+        return;
+    }
+    for step in steps.iter_mut().flatten().filter(new) {
+        let (own, from_nothing) = (of(step).0, step.from_nothing);
+        let stored = step.record.rollout.is_none();
+        if stored {
+            step.record.rollout = step.rollout.take();
+        }
+        let with = all.iter().filter(|(name, _)| **name != own);
+        let with = with.map(|(name, number)| (name.clone(), *number)).collect();
+        if let Some(rollout) = step.record.rollout.as_mut() {
+            rollout.together = Some(Together {
+                with,
+                arrived: stored,
+                from_nothing,
+                desired: step.counted,
+            });
+        }
+    }
+}
+
 struct Step {
     record: Record,
     revision: Option<Revision>,
     forgotten: Vec<RevisionNumber>,
     events: Vec<EventDraft>,
+    /// The rollout of its revision, though nothing rolls of a cron workload unless others do with it.
+    rollout: Option<Rollout>,
+    /// Nothing of it ran before.
+    from_nothing: bool,
+    /// How many it had of what is no longer counted.
+    counted: Option<u32>,
 }
 
 /// One workload of a deploy; `None` when it is already as asked.
@@ -122,9 +209,9 @@ fn one(
     known: Option<&Workload>,
     removed: Option<&Removed>,
     key: &WorkloadKey,
-    spec: &WorkloadSpec,
-    kind: Kind,
+    (spec, kind): (&WorkloadSpec, Kind),
     call: &Call,
+    holding: Holding,
 ) -> Result<Option<Step>, ApiError> {
     let Some(artifact) = spec.artifact.clone() else {
         return Err(ApiError::invalid(
@@ -137,7 +224,8 @@ fn one(
             }],
         ));
     };
-    let same_revision = known.and_then(Workload::asked).filter(|target| {
+    let again = known.filter(|workload| !atomic::was_undone(&workload.record));
+    let same_revision = again.and_then(Workload::asked).filter(|target| {
         target.kind == kind
             && target.artifact == artifact
             && target.spec.without_desired() == spec.without_desired()
@@ -173,18 +261,18 @@ fn one(
     if record.stable.is_none() && known.is_some_and(serves) {
         record.stable = Some(record.revision);
     }
-    let from = known.map(|_| record.stable.unwrap_or(record.revision));
-    record.kind = kind;
-    record.revision = number;
-    record.newest = number;
-    record.desired = if kind.ends() {
+    let served = known.and_then(serving);
+    let from = known.filter(|workload| !workload.record.held_bare());
+    let from = from.map(|_| record.stable.unwrap_or(record.revision));
+    let desired = if kind.ends() {
         spec.job.seats()
     } else {
-        spec.desired_after(record.desired.max(1))
+        spec.desired_after(record.desired_asked().max(1))
     };
-    record.crash_loop.clear();
+    let held = !spec.depends_on.is_empty() && holding == Holding::Waits;
+    record.newest = number;
     record.updated = call.now;
-    record.rollout = Some(Rollout {
+    let rollout = Rollout {
         revision: number,
         from,
         state: RolloutState::Rolling,
@@ -193,18 +281,43 @@ fn one(
         best: 0,
         canary: None,
         reason: None,
-    });
-    let before = known
-        .and_then(Workload::target)
-        .map(|target| (&target.spec, target.kind));
-    take_runs(&mut record, before, (spec, kind), call);
-    if let Some(base) = canary::base(known, record.stable, spec, kind) {
-        record.put_on_trial(base);
+        hold: held.then_some(Hold {
+            since: call.now,
+            desired,
+            until: None,
+        }),
+        together: None,
+    };
+    record.rollout = Some(rollout.clone());
+    match served.filter(|_| held) {
+        Some(serves) => {
+            record.kind = serves.kind;
+            record.revision = serves.number;
+            // One that follows its load goes on to do so.
+            let counts = !serves.kind.ends() && serves.spec.scale.is_none();
+            if !kind.ends() && counts {
+                record.desired = desired;
+            }
+        }
+        None => {
+            record.kind = kind;
+            record.revision = number;
+            record.desired = desired;
+            record.crash_loop.clear();
+        }
+    }
+    if !held {
+        let before = known.and_then(Workload::target);
+        let before = before.map(|target| (&target.spec, target.kind));
+        take_runs(&mut record, before, (spec, kind), call.now);
+        if let Some(base) = canary::base(known, record.stable, spec, kind) {
+            record.put_on_trial(base);
+        }
     }
     record.stopped = false;
     let said = format!("revision {number}: {}", changes.join("; "));
     let mut events = vec![EventDraft::of(key, EventKind::Deployed, said).revision(number)];
-    if record.rollout.is_some() {
+    if record.rollout.is_some() && !held {
         let said = format!("to revision {number}");
         let event = EventDraft::of(key, EventKind::RolloutStarted, said);
         events.push(event.revision(number));
@@ -217,6 +330,11 @@ fn one(
         revision: Some(revision),
         forgotten,
         events,
+        rollout: Some(rollout),
+        from_nothing: served.is_none(),
+        counted: { known.map(|known| &known.record) }
+            .filter(|before| kind.ends() && !before.kind.ends())
+            .map(|before| before.desired),
     }))
 }
 
@@ -233,6 +351,18 @@ fn serves(workload: &Workload) -> bool {
     goes_on && record.wanted() > 0 && slots.len() as u64 >= u64::from(record.wanted())
 }
 
+/// The revision that serves while another is held: the last good one when there is one, and none when
+/// nothing runs.
+fn serving(workload: &Workload) -> Option<&Revision> {
+    let record = &workload.record;
+    if record.stopped || record.held_bare() {
+        return None;
+    }
+    let good = record.stable.filter(|_| record.active_rollout().is_some());
+    let serves = workload.revisions.get(&good.unwrap_or(record.revision));
+    serves.map(|revision| &**revision)
+}
+
 /// The same revision with another count, or held at zero until now.
 fn rescale(
     workload: &Workload,
@@ -242,11 +372,11 @@ fn rescale(
 ) -> Option<Step> {
     let mut record = workload.record.clone();
     let desired = if record.kind.ends() {
-        record.desired
+        record.desired_asked()
     } else {
-        spec.desired_after(record.desired)
+        spec.desired_after(record.desired_asked())
     };
-    if record.desired == desired && !record.stopped {
+    if record.desired_asked() == desired && !record.stopped {
         return None;
     }
     // An ending kind has nothing else to change here than that it was stopped.
@@ -254,7 +384,7 @@ fn rescale(
         cron::go_on(&mut record, call.now);
     }
     let said = format!("{} to {desired}", record.wanted());
-    record.desired = desired;
+    super::change::want(workload, &mut record, desired);
     record.stopped = false;
     record.updated = call.now;
     record.crash_loop.clear();
@@ -265,6 +395,9 @@ fn rescale(
         revision: None,
         forgotten: Vec::new(),
         events,
+        rollout: None,
+        from_nothing: false,
+        counted: None,
     })
 }
 
@@ -295,22 +428,22 @@ fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: 
 
 /// What another revision means for what runs: a job begins anew, a cron workload's runs go on and its
 /// times are the new schedule's, and whatever else runs on has no runs.
-pub(super) fn take_runs(
+pub(crate) fn take_runs(
     record: &mut Record,
     before: Option<(&WorkloadSpec, Kind)>,
     (spec, kind): (&WorkloadSpec, Kind),
-    call: &Call,
+    now: Timestamp,
 ) {
     let same_kind = before.filter(|(_, before)| *before == kind);
     if same_kind.is_none() {
         record.earlier.clear();
         if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
-            run.outcome = Some(jobs::over("replaced by another revision", call.now));
+            run.outcome = Some(jobs::over("replaced by another revision", now));
         }
     }
     match kind {
         Kind::Job => jobs::begin_alone(record, &spec.job, None),
-        Kind::Cron => cron::take(record, same_kind.map(|(before, _)| before), spec, call.now),
+        Kind::Cron => cron::take(record, same_kind.map(|(before, _)| before), spec, now),
         _ => {}
     }
 }
@@ -318,7 +451,9 @@ pub(super) fn take_runs(
 /// Revisions beyond the number that is kept, but never one that is in use or may be gone back to.
 fn too_old(workload: &Workload, record: &Record) -> Vec<RevisionNumber> {
     let in_use = |number: &RevisionNumber| {
+        // A cron workload's new revision is stable at once, and may go back with others yet.
         Some(*number) == record.stable
+            || Some(*number) == workload.record.stable
             || *number == record.revision
             || *number == record.asked()
             || workload
@@ -367,7 +502,7 @@ fn refuse_route_conflicts(
             .workloads
             .iter()
             .any(|(spec, _)| call.key(&spec.name) == *key);
-        // Those of a revision on trial are its own as soon as it is promoted.
+        // Those of a revision on trial, or held, are its own as soon as it is promoted, or begins.
         let specs = [workload.target(), workload.asked()].into_iter().flatten();
         for target in specs.filter(|_| !replaced) {
             let routes = { target.spec.routes.iter() }.filter_map(|text| Route::parse(text).ok());

@@ -4,10 +4,10 @@ use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutReques
 use wasmorch_api::record::{CanaryStep, Rollout};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
 
-use super::{Call, Outcome, find, remember};
+use super::{Call, Outcome, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::write::{EventDraft, Write};
-use crate::{canary, jobs, queries};
+use crate::{atomic, canary, hold, jobs, queries};
 
 pub(super) fn in_the_way(name: &Name, rollout: &Rollout) -> ApiError {
     ApiError::new(
@@ -64,7 +64,9 @@ pub fn rollback(
         },
         urls: queries::urls(cluster, &key, target.kind, &target.spec),
     };
-    if to == record.revision && !record.stopped && record.on_trial().is_none() {
+    // To the revision that serves while another is held, or on trial: that one is given up.
+    let apart = record.on_trial().is_some() || record.held().is_some();
+    if to == record.revision && !record.stopped && !apart {
         let reply = DeployReply {
             index: workload.index,
             workloads: vec![deployed(record, false)],
@@ -85,13 +87,15 @@ pub fn rollback(
         best: 0,
         canary: None,
         reason: None,
+        hold: None,
+        together: None,
     });
     after.revision = to;
     after.kind = target.kind;
     after.crash_loop.clear();
     after.updated = call.now;
     let before = workload.target().map(|target| (&target.spec, target.kind));
-    super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call);
+    super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call.now);
     after.stopped = false;
     if target.kind.ends() {
         after.desired = target.spec.job.seats();
@@ -104,9 +108,11 @@ pub fn rollback(
     };
     remember(&mut after, "rollback", call, &reply);
     let said = format!("back to revision {to}");
-    let events = vec![EventDraft::of(&key, EventKind::RolloutStarted, said).revision(to)];
+    let mut events = vec![EventDraft::of(&key, EventKind::RolloutStarted, said).revision(to)];
+    let mut writes = vec![Write::Record(Box::new(after))];
+    leave(cluster, workload, call, &mut writes, &mut events);
     Ok(Outcome {
-        writes: vec![Write::Record(Box::new(after))],
+        writes,
         events,
         reply,
     })
@@ -116,8 +122,8 @@ pub fn rollback(
 /// one made before.
 fn previous(workload: &Workload) -> Option<RevisionNumber> {
     let record = &workload.record;
-    if record.on_trial().is_some() {
-        // What the canaries stand beside.
+    if record.on_trial().is_some() || record.held().is_some() && !record.held_bare() {
+        // What the canaries stand beside, or what serves meanwhile.
         return Some(record.revision);
     }
     record
@@ -142,7 +148,7 @@ pub fn rollout(
     let workload = find(cluster, &key)?;
     let action = request.action.unwrap_or(RolloutAction::Status);
     if action == RolloutAction::Status {
-        let reply = queries::rollout_view(workload);
+        let reply = queries::rollout_view(cluster, workload);
         return Ok(Outcome {
             writes: Vec::new(),
             events: Vec::new(),
@@ -165,6 +171,22 @@ pub fn rollout(
         rollout.state,
         RolloutState::Rolling | RolloutState::Canary | RolloutState::Baking
     );
+    if matches!(action, RolloutAction::Pause | RolloutAction::Abort)
+        && atomic::decided(cluster, &record)
+    {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("the rollout of {} is over", key.name),
+            "all that was deployed together is there: it completes",
+            format!("go back with `wasmorch rollback {}`", key.name),
+        ));
+    }
+    if action == RolloutAction::Abort
+        && rollout.together.is_some()
+        && rollout.state != RolloutState::Reverting
+    {
+        return Ok(abort_all(cluster, workload, call));
+    }
     let kind = match (action, rollout.state) {
         (RolloutAction::Pause, _) if moves => {
             rollout.state = RolloutState::Paused;
@@ -217,7 +239,7 @@ pub fn rollout(
     let events = vec![EventDraft::of(&key, kind, reason).revision(rollout.revision)];
     record.rollout = Some(rollout);
     record.updated = call.now;
-    let reply = queries::rollout_view_of(workload, &record);
+    let reply = queries::rollout_view_of(cluster, workload, &record);
     remember(&mut record, "rollout", call, &reply);
     Ok(Outcome {
         writes: vec![Write::Record(Box::new(record))],
@@ -234,8 +256,7 @@ fn abort(
     call: &Call,
 ) -> Result<(), ApiError> {
     let name = &record.name;
-    let back = record.stable.filter(|stable| *stable != rollout.revision);
-    let Some(back) = back else {
+    let Some(back) = hold::earlier(record) else {
         return Err(ApiError::new(
             ErrorCode::Conflict,
             format!("{name} has no revision to go back to"),
@@ -247,7 +268,9 @@ fn abort(
     if let Some(revision) = workload.revisions.get(&back) {
         record.kind = revision.kind;
     }
-    if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
+    let begun = rollout.hold.take().is_none();
+    let run = record.run.as_mut().filter(|run| run.outcome.is_none());
+    if let Some(run) = run.filter(|_| begun) {
         // Ends the aborted run; what came before is not run again.
         run.outcome = Some(jobs::over("aborted", call.now));
     }
@@ -255,4 +278,22 @@ fn abort(
     rollout.canary = None;
     rollout.reason = Some(format!("aborted by {}", call.by));
     Ok(())
+}
+
+/// Who was deployed together is aborted together.
+fn abort_all(cluster: &Cluster, workload: &Workload, call: &Call) -> Outcome<Option<RolloutView>> {
+    let (mut writes, mut events, mut reply) = (Vec::new(), Vec::new(), None);
+    for (mut record, event) in atomic::abort(cluster, workload, &call.by, call.now) {
+        if record.key() == workload.record.key() {
+            reply = queries::rollout_view_of(cluster, workload, &record);
+            remember(&mut record, "rollout", call, &reply);
+        }
+        writes.push(Write::Record(Box::new(record)));
+        events.push(event);
+    }
+    Outcome {
+        writes,
+        events,
+        reply,
+    }
 }

@@ -255,12 +255,14 @@ fn each_measure_has_its_unit() {
         in_flight: 30,
         cpu_millis: 900,
         request_millis: 450_000,
+        pending: 4_001,
     };
     for (measure, target, to) in [
         ("concurrency", 10, 3),
         ("requests_per_second", 100, 5),
         // 900m of 500m each, of which 60 % is 300m.
         ("cpu", 60, 3),
+        ("pending", 1_000, 5),
     ] {
         let mut scale = scale(1, 50, 1);
         scale.target = [(measure.to_owned(), target)].into();

@@ -172,10 +172,20 @@ impl Pass<'_> {
             let args = seat.placed.args.as_deref();
             let booked = Booked::of(self.key, &revision.spec, args);
             self.pool.free(&seat.placed.host, booked);
-            // Whatever else is stopped has its ports until it has ended.
+            // Whatever else is stopped has its ports until it has ended; and where two hosts go by one id,
+            // what this one has left another may hold.
             if matches!(seat.standing, Standing::GivenUp | Standing::Done) {
-                let ports = ports::of(&revision.spec);
-                self.pool.ports.give_back(&seat.placed.host, ports);
+                let host = &seat.placed.host;
+                let view = ports::View {
+                    claims: Some(&self.pool.ports),
+                    without: Some((self.key, seat.number)),
+                };
+                let free = |port: &&u16| ports::free(self.cluster, view, host, &[**port]);
+                let free: Vec<u16> = { ports::of(&revision.spec).iter() }
+                    .filter(free)
+                    .copied()
+                    .collect();
+                self.pool.ports.give_back(host, &free);
             }
         }
         self.counting(seat.placed.slot, |pass| {

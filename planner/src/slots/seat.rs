@@ -4,7 +4,7 @@ use wasmorch_api::status::HostState;
 use wasmorch_api::{PlacementNumber, ReplicaState, Timestamp};
 
 use crate::absent;
-use crate::cluster::{Cluster, Placed, Workload};
+use crate::cluster::{Cluster, Host, Placed, Workload};
 use crate::moves::Leaving;
 use crate::planted::{self, Bug};
 
@@ -49,12 +49,11 @@ impl Seat {
 
 pub(super) fn standing(
     cluster: &Cluster,
-    workload: &Workload,
-    number: PlacementNumber,
-    placed: &Placed,
+    host: Option<&Host>,
+    (workload, number, placed): (&Workload, PlacementNumber, &Placed),
     now: Timestamp,
 ) -> Standing {
-    let Some(host) = cluster.hosts.get(&placed.host) else {
+    let Some(host) = host else {
         // Removed by `host-rm`, or a leftover: nobody will ever speak for it.
         return if cluster.settled(now) {
             Standing::Gone

@@ -97,7 +97,8 @@ fn a_manual_canary_waits_for_a_person() {
     world.run(600);
     assert_eq!(world.rollout(), RolloutState::Baking);
     assert!(world.plan().is_empty(), "nothing is left to do meanwhile");
-    let view = queries::rollout_view(world.cluster.workload(&web()).unwrap()).unwrap();
+    let view =
+        queries::rollout_view(&world.cluster, world.cluster.workload(&web()).unwrap()).unwrap();
     assert_eq!((view.updated, view.ready), (1, 1));
     assert!(view.reason.unwrap().contains("rollout promote web"));
     // Lost after all that time, it is given time again.

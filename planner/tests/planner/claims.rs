@@ -185,7 +185,7 @@ fn a_host_that_cannot_run_it_is_passed_by() {
     let input = DeployInput {
         workloads: vec![(wanted, Kind::Http)],
         features: BTreeMap::from([(artifact, vec![features::WASI_0_3.to_owned()])]),
-        if_index: None,
+        ..DeployInput::default()
     };
     let outcome = commands::deploy(&world.cluster, &input, &world.call()).unwrap();
     world.store(outcome.writes);

@@ -237,3 +237,31 @@ fn a_host_that_keeps_a_secret_is_echoed_only_what_it_asked() {
     beat.at = Some(Timestamp(77));
     assert_eq!(heard(&mut world, &beat), 1);
 }
+
+#[test]
+fn a_volume_that_may_begin_anew_does_so_when_its_host_is_lost() {
+    let mut world = World::new(2);
+    let mut wanted = exclusive();
+    wanted.disconnect.exclusive = false;
+    wasmorch_api::manifest::read_grant("volume=data:/data", &mut wanted.bindings).unwrap();
+    for volume in wanted.bindings.volume.values_mut() {
+        volume.on_host_loss = "new".to_owned();
+    }
+    world.deploy(wanted, Kind::Http);
+    world.run(6);
+    let first = world.placed();
+    world.silent.extend(first.clone());
+    // Dead after 5 s, and lost 20 s later: until then it may run behind a broken network.
+    world.watch(24, |world| assert_eq!(world.placed(), first));
+    world.run(16);
+    let second = world.placed();
+    assert_ne!(second, first);
+    assert_eq!(world.ready(), 1);
+
+    // It is at home there: the host that is back gets nothing, whatever happens.
+    world.silent.clear();
+    world.run(20);
+    world.change(commands::restart, None);
+    world.run(20);
+    assert_eq!((world.placed(), world.ready()), (second, 1));
+}

@@ -207,6 +207,7 @@ fn a_plan_shows_the_rollout_to_its_end() {
     // What it was based on has changed: it is not done as shown then.
     let stale = DeployInput {
         if_index: shown["index"].as_u64(),
+        atomic: false,
         ..input
     };
     let refused = commands::deploy(&world.cluster, &stale, &world.call()).unwrap_err();

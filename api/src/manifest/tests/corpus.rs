@@ -1,8 +1,6 @@
 //! Manifests and requests, each with what is read from it or all that is said about it.
 
-use crate::manifest::{
-    ComponentRef, Problem, not_yet, not_yet_together, read_deploy, read_manifest,
-};
+use crate::manifest::{ComponentRef, Problem, not_undone, not_yet, read_deploy, read_manifest};
 use crate::spec::Kind;
 
 fn messages(problems: &[Problem]) -> String {
@@ -56,7 +54,7 @@ fn the_contract_is_read_whole() {
 #[test]
 fn not_yet_has_a_place() {
     let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
-    let mut shown = messages(&not_yet_together(manifest.atomic, manifest.workloads.len()));
+    let mut shown = String::new();
     for workload in &manifest.workloads {
         let kind = workload.spec.kind.unwrap_or(Kind::Messages);
         let problems = not_yet(&workload.spec, kind);
@@ -73,7 +71,26 @@ fn not_yet_has_a_place() {
     insta::assert_snapshot!("not-yet", shown);
     let small = read_manifest(include_str!("../testdata/small.toml")).unwrap();
     assert_eq!(not_yet(&small.workloads[0].spec, Kind::Http), []);
-    assert_eq!(not_yet_together(true, 1), []);
+}
+
+#[test]
+fn what_cannot_go_back_with_others() {
+    let manifest = read_manifest(include_str!("../testdata/small.toml")).unwrap();
+    let mut spec = manifest.workloads[0].spec.clone();
+    for kind in [Kind::Http, Kind::Cron] {
+        assert_eq!(not_undone(&spec, kind), []);
+    }
+    spec.update.on_failure = crate::spec::OnFailure::Pause;
+    let both = not_undone(&spec, Kind::Job);
+    assert_eq!(
+        both.iter().map(|one| one.at.as_str()).collect::<Vec<_>>(),
+        ["kind", "update.on_failure"]
+    );
+    assert!(
+        both[0]
+            .what
+            .contains("a job cannot be deployed with `atomic`")
+    );
 }
 
 #[test]
@@ -95,7 +112,7 @@ fn what_a_scale_may_follow() {
         (
             "messages",
             "max = 9, target = { pending = 5 }",
-            "scale.target.pending: following what waits in a stream is not in this version yet",
+            "pending counts what waits in a stream: name one in bindings.subscribe",
         ),
         (
             "http",

@@ -34,6 +34,7 @@ pub(in crate::runner) struct DurableConfig {
 }
 
 /// A consumer that is there.
+#[derive(Clone)]
 pub(in crate::runner) struct Durable {
     jetstream: JetStream,
     consumer: Consumer<pull::Config>,
@@ -83,6 +84,16 @@ impl Link {
 }
 
 impl Durable {
+    /// How many messages wait: for this workload, and given to nobody yet.
+    pub(in crate::runner) async fn waiting(&self) -> Result<u64, LinkError> {
+        let info = timeout(ANSWER_TIMEOUT, self.consumer.get_info()).await;
+        match info {
+            Ok(Ok(info)) => Ok(info.num_pending),
+            Ok(Err(error)) => Err(LinkError::Refused(error.to_string())),
+            Err(_) => Err(LinkError::Disconnected),
+        }
+    }
+
     /// Takes up to `count` messages, each given to `each` as it comes. Returns when that many have
     /// come, or after about a second.
     pub(in crate::runner) async fn take(
