@@ -333,9 +333,22 @@ impl World {
             .sum();
         // What waits for its quota is not held against anyone.
         self.ports_are_short(key, open)
+            || self.waits_at_home(key)
             || self.laws.limited
             || wanted + 2 > seats
             || total > open * self.weather.room
+    }
+
+    /// A slot's volumes lie on a host that is there and takes nothing new: it waits for that one.
+    fn waits_at_home(&self, key: &WorkloadKey) -> bool {
+        let keeps = { self.target_spec(key) }.is_some_and(|spec| !spec.bindings.volume.is_empty());
+        let homes = self.laws.record(key).map(|record| &record.homes);
+        let mut homes = homes.into_iter().flatten().map(|(_, home)| home);
+        keeps
+            && homes.any(|home| {
+                let known = self.laws.host(home);
+                known.is_some_and(|known| known.cordoned || known.drain.is_some())
+            })
     }
 
     /// With `replace = false` what a host held that never comes back stays there.
@@ -360,9 +373,10 @@ impl World {
             let Some(drain) = drain else { continue };
             let overdue = drain.deadline.is_some_and(|deadline| deadline <= now);
             for group in &set.groups {
-                // With `replace = false` it is waited for, drained or not.
-                let waits = self.waits_for_a_lost_host(&group.key());
-                if !waits && (overdue || self.could_move(&group.key())) {
+                // With `replace = false` it is waited for, drained or not; and volumes stay.
+                let key = group.key();
+                let waits = self.waits_for_a_lost_host(&key) || self.waits_at_home(&key);
+                if !waits && (overdue || self.could_move(&key)) {
                     let slots = &group.slots;
                     return Some(format!(
                         "{id} is drained and holds {} {slots:?}",
