@@ -160,23 +160,11 @@ impl UserCall {
                 let done = commands::rollout(cluster, &rollout(Some(*action)), &call)?;
                 return Ok((done.writes, Value::Null));
             }
-            Ask::Cordon(host) => {
-                let done = commands::cordon(cluster, host.as_str(), now)?;
-                return Ok((done.writes, Value::Null));
-            }
-            Ask::Uncordon(host) => {
-                let done = commands::uncordon(cluster, host.as_str(), now)?;
-                return Ok((done.writes, Value::Null));
-            }
-            Ask::Drain(host, deadline) => {
-                let deadline = deadline.map(std::time::Duration::from_millis);
-                let done = commands::drain(cluster, host.as_str(), deadline, now)?;
-                return Ok((done.writes, Value::Null));
-            }
-            Ask::CancelDrain(host) => {
-                let done = commands::cancel_drain(cluster, host.as_str(), now)?;
-                return Ok((done.writes, Value::Null));
-            }
+            Ask::Cordon(host)
+            | Ask::Uncordon(host)
+            | Ask::Drain(host, _)
+            | Ask::CancelDrain(host)
+            | Ask::HostRm(host) => return self.on_host(cluster, host.as_str(), &call),
             Ask::Quota(replicas) => {
                 let request = QuotaRequest {
                     replicas: *replicas,
@@ -186,11 +174,26 @@ impl UserCall {
                 let done = commands::quota(cluster, &request, &call)?;
                 return Ok((done.writes, Value::Null));
             }
-            Ask::HostRm(host) => {
-                let done = commands::host_rm(cluster, host.as_str(), now)?;
-                return Ok((done.writes, Value::Null));
-            }
         };
+        Ok((done.writes, Value::Null))
+    }
+
+    fn on_host(&self, cluster: &Cluster, host: &str, call: &Call) -> Done {
+        let (verb, now) = (self.verb(), call.now);
+        if commands::host_answered(cluster, host, verb, call).is_some() {
+            return Ok((Vec::new(), Value::Null));
+        }
+        let done = match &self.ask {
+            Ask::Cordon(_) => commands::cordon(cluster, host, now)?,
+            Ask::Uncordon(_) => commands::uncordon(cluster, host, now)?,
+            Ask::CancelDrain(_) => commands::cancel_drain(cluster, host, now)?,
+            Ask::Drain(_, deadline) => {
+                let deadline = deadline.map(std::time::Duration::from_millis);
+                commands::drain(cluster, host, deadline, now)?
+            }
+            _ => commands::host_rm(cluster, host, now)?,
+        };
+        let done = commands::host_remembers(cluster, (host, verb), call, done);
         Ok((done.writes, Value::Null))
     }
 

@@ -45,7 +45,13 @@ impl World {
                 }
                 continue;
             }
-            trouble = self.not_converged();
+            let found = self.not_converged();
+            if found != trouble {
+                self.say("world", || {
+                    found.clone().unwrap_or_else(|| "is well".into())
+                });
+            }
+            trouble = found;
             // Between two steps of a rollout the plan is empty too.
             if trouble.is_some() || self.laws.last_written != written {
                 (written, since) = (self.laws.last_written, self.now);
@@ -152,6 +158,7 @@ impl World {
                 rollout.state != RolloutState::Paused && !record.kind.ends() && record.wanted() > 0
             });
             let moves = moves.filter(|_| self.awaits_a_person(record).is_none());
+            let moves = moves.filter(|_| !self.may_wait(record));
             return moves.map(|rollout| format!("the rollout of {key} is {}", rollout.state));
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
@@ -217,8 +224,14 @@ impl World {
                 .runs_in_its_place(key)
                 .filter(|_| (slots.len() as u64) < wanted);
         }
+        let leading = self.controllers.iter().find_map(|one| one.leads());
+        let why = leading.and_then(|leading| {
+            let status = wasmorch_planner::queries::status(&leading.cluster, key, false)?;
+            Some(status.unplaced?.filtered)
+        });
         Some(format!(
-            "{key} wants {wanted} of revision {}, {} slots are ready, {running} replicas are there",
+            "{key} wants {wanted} of revision {}, {} slots are ready, {running} replicas are there; \
+             hosts removed: {why:?}",
             record.revision,
             slots.len()
         ))
@@ -276,6 +289,8 @@ impl World {
         if self.cannot_be_placed(key, 0) {
             return None;
         }
+        let state = record.rollout.as_ref().map(|one| one.state);
+        let failed = state == Some(RolloutState::Failed);
         let mut there = 0;
         for (at, host) in self.hosts.iter().enumerate() {
             let Some(up) = &host.up else { continue };
@@ -287,7 +302,8 @@ impl World {
             let cordoned = known.is_some_and(|known| known.cordoned || known.drain.is_some());
             let as_wanted = match runs.as_slice() {
                 [] => cordoned || !self.can_run(at, key),
-                [(_, run)] => cordoned || good(run),
+                // Of a first rollout that has failed, for want of room for a successor, the old ones serve.
+                [(_, run)] => cordoned || good(run) || failed && run.ready,
                 _ => false,
             };
             if !as_wanted {
@@ -353,16 +369,20 @@ impl World {
 
     /// With `replace = false` what a host held that never comes back stays there.
     pub(crate) fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
-        let waits = self
-            .target_spec(key)
-            .is_some_and(|spec| !spec.disconnect.replace);
+        let target = self.target_spec(key);
+        let waits = target.is_some_and(|spec| !spec.disconnect.replace);
         let lost = |id: &wasmorch_api::HostId| {
             let actors = self.actors_of(id);
             actors.iter().all(|at| self.hosts[*at].up.is_none())
         };
         let sets = self.laws.sets().iter();
         let mut sets = sets.filter(|(id, _)| lost(id));
-        waits && sets.any(|(_, set)| set.groups.iter().any(|group| group.key() == *key))
+        // Whichever revision it is of: the wanted one, or the one that runs there.
+        let mut awaited = |group: &wasmorch_api::placement::PlacementGroup| {
+            let spec = self.laws.spec_of(key, group.revision);
+            group.key() == *key && (waits || spec.is_some_and(|spec| !spec.disconnect.replace))
+        };
+        sets.any(|(_, set)| set.groups.iter().any(&mut awaited))
     }
 
     /// A host that is drained holds what could go, or anything after its deadline.

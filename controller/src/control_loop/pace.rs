@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Between plans, so that inputs get their turn.
 const BREATH_MIN: Duration = Duration::from_millis(5);
-const BREATH_MAX: Duration = Duration::from_secs(10);
+const BREATH_MAX: Duration = Duration::from_millis(500);
 /// A wish to wake in the past, or at once, waits this long.
 const WAKE_MIN: Duration = Duration::from_millis(20);
 /// A plan that was refused or not stored is tried again after this.
@@ -47,7 +47,7 @@ impl Pace {
 
     /// The planner wants to be asked again then.
     pub fn wake(&mut self, at: Instant, now: Instant) {
-        self.by(at.max(now + WAKE_MIN).max(self.not_before));
+        self.by(at.max(now + WAKE_MIN));
     }
 
     fn by(&mut self, at: Instant) {
