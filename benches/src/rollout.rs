@@ -48,6 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     show(args, &facts, &told)?;
     let lost = told.lost.len();
     ensure!(lost == 0, "{lost} requests were lost");
+    ensure!(told.looks > 0, "nobody told how many replicas were ready");
     ensure!(
         told.fewest_ready >= args.replicas,
         "only {} of {} replicas were ready",

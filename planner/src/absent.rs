@@ -263,7 +263,8 @@ impl Pass<'_> {
         false
     }
 
-    fn lost_after(&self) -> Duration {
+    /// What is not heard of for so long after its host was found dead is lost, whichever revision it is of.
+    pub(crate) fn lost_after(&self) -> Duration {
         let revisions = self.workload.revisions.values();
         let after = revisions.map(|revision| revision.spec.disconnect.lost_after.0);
         after.max().unwrap_or_default()

@@ -99,8 +99,12 @@ pub(crate) fn was_undone(record: &Record) -> bool {
     let rollout = record.rollout.as_ref();
     record.stopped
         && rollout.is_some_and(|rollout| {
-            let undone = matches!(rollout.state, RolloutState::Failed | RolloutState::Aborted);
-            undone && rollout.together.is_some() && rollout.revision == record.revision
+            let undone = matches!(
+                rollout.state,
+                RolloutState::Failed | RolloutState::Aborted | RolloutState::Reverted
+            );
+            let nothing = { rollout.together.as_ref() }.is_some_and(|one| one.from_nothing);
+            undone && nothing
         })
 }
 

@@ -313,6 +313,7 @@ fn starts_are_sound<'a>(
             let home = homes.and_then(|homes| homes.get(&start.slot));
             let waited = |home: &&HostId| {
                 let host = cluster.hosts().get(*home);
+                // Whether it is lost for good is a matter of time, which the checker does not know.
                 let lost = host.is_none_or(|host| host.state == HostState::Dead);
                 host.is_some() && !(lost && begins_anew)
             };

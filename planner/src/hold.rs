@@ -143,7 +143,11 @@ fn bar(
         } else {
             Ends::ByItself
         };
-        return Some((format!("it waits for {} itself", on.join(", ")), ends));
+        let why = match on.is_empty() {
+            true => "it has not begun yet".to_owned(),
+            false => format!("it waits for {} itself", on.join(", ")),
+        };
+        return Some((why, ends));
     }
     if record.kind == Kind::Job {
         return job_bar(record);

@@ -3,9 +3,9 @@
 //! The first host of a slot with volumes is its *home*, kept in the record: whatever replaces the replica
 //! goes there. While the home is silent, full or cordoned the slot waits (`on_host_loss = "wait"`),
 //! and says for whom. Removing the host (`host-rm`) gives its volumes up, and the slot goes on
-//! elsewhere with empty ones. With `on_host_loss = "new"` a host that is dead has given them up by that: when its
-//! replica counts as lost (`absent`; never beside one that may still run) the slot begins anew elsewhere, and that is its
-//! home from then on. What lies on the lost host stays there.
+//! elsewhere with empty ones. With `on_host_loss = "new"` a host has given them up by being dead for `lost_after`:
+//! then nothing runs there any more, the slot begins anew elsewhere, and that is its home from then on. What lies on the
+//! lost host stays there.
 //!
 //! A blob store on disk belongs to its host, and many slots share it: a slot goes back there while that
 //! host takes it, whatever other hosts score, and on with what another has when it does not (silent, full,
@@ -16,7 +16,6 @@
 use std::collections::BTreeSet;
 
 use wasmorch_api::messages::Unplaced;
-use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, Slot, WorkloadSpec};
 
 use crate::cluster::Cluster;
@@ -53,8 +52,19 @@ impl Pass<'_> {
         }
         let home = self.record.homes.get(&slot)?;
         let host = self.cluster.hosts.get(home)?;
-        let lost = host.state == HostState::Dead && begins_anew(&self.target.spec);
-        (!lost).then_some(home)
+        let lost = host.surely_silent(self.lost_after(), self.now);
+        (!lost || !self.gives_up(slot, home)).then_some(home)
+    }
+
+    /// Whether the slot may begin anew elsewhere once its home is lost: not while a revision that says
+    /// otherwise may still run there, and ends for nobody's silence.
+    fn gives_up(&self, slot: Slot, home: &HostId) -> bool {
+        let mut there = self.seats_of(slot).filter(|seat| seat.placed.host == *home);
+        let anew = |seat: &Seat| {
+            let revision = self.workload.revisions.get(&seat.placed.revision);
+            revision.is_some_and(|revision| begins_anew(&revision.spec))
+        };
+        begins_anew(&self.target.spec) && there.all(anew)
     }
 
     /// Where the slot may go: home when it has one, else to the best host.
@@ -68,6 +78,14 @@ impl Pass<'_> {
             let near = self.near(slot, args, failed);
             return near.or_else(|| self.best(args, failed));
         };
+        let dead = self
+            .cluster
+            .hosts
+            .get(&home)
+            .and_then(|host| host.dead_since);
+        if let Some(since) = dead.filter(|_| self.gives_up(slot, &home)) {
+            self.wake(since.after(self.lost_after()));
+        }
         let rank = self.pool.usable(&home)?;
         let (fill, ground, pool) = self.filling(args);
         fill.admits(&ground, pool, rank).then_some(rank)

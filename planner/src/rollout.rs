@@ -20,6 +20,7 @@ use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
 
+use crate::atomic;
 use crate::hold;
 use crate::judge;
 use crate::plan::StopReason;
@@ -169,7 +170,9 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
     ) {
         return;
     }
-    if let Some(reason) = judge::verdict(pass) {
+    // With the others of its deploy decided nothing sends it back any more.
+    let judged = !atomic::decided(pass.cluster, &pass.workload.record);
+    if let Some(reason) = judge::verdict(pass).filter(|_| judged) {
         // A first revision that has failed already answers no better yet.
         fail(pass, &reason);
         return;

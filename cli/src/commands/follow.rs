@@ -54,9 +54,11 @@ pub(crate) fn judge(status: &StatusReply, revision: RevisionNumber) -> Option<Ve
     let summary = &status.summary;
     let own = status.rollout.as_ref();
     let own = own.filter(|rollout| rollout.revision == revision);
-    // Stored is all there is to wait for, unless it may go back with others.
+    // Stored is all there is to wait for, unless it waits for others or may go back with them.
     let bound = own.is_some_and(|rollout| {
-        !rollout.with.is_empty() && rollout.state != RolloutState::Completed
+        let bonds = !rollout.with.is_empty() || !rollout.waits_for.is_empty();
+        let failed = rollout.state == RolloutState::Failed;
+        (bonds || failed) && rollout.state != RolloutState::Completed
     });
     if summary.kind == Kind::Cron && !bound {
         return Some(Verdict::Done);

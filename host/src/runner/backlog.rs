@@ -17,6 +17,9 @@ use super::link::Durable;
 /// Between two questions.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 
+/// So many questions in a row without an answer, and nothing is taken to wait.
+const FORGET_AFTER: u32 = 5;
+
 /// The messages that wait for a replica, in all its streams.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(AtomicU64);
@@ -34,9 +37,10 @@ impl Backlog {
         self.0.load(Relaxed)
     }
 
-    /// Asks for one stream until `draining`. A server that does not answer changes nothing.
+    /// Asks for one stream until `draining`. A server that does not answer for a moment changes nothing.
     pub(super) async fn follow(self: Arc<Self>, durable: Durable, draining: CancellationToken) {
         let mut before = 0;
+        let mut failures = 0;
         loop {
             let told = tokio::select! {
                 biased;
@@ -48,9 +52,16 @@ impl Backlog {
                     // One of several streams: the others' share stays.
                     self.0.fetch_add(now, Relaxed);
                     self.0.fetch_sub(before, Relaxed);
-                    before = now;
+                    (before, failures) = (now, 0);
                 }
-                Err(error) => tracing::debug!(%error, "what waits in a stream is not known"),
+                Err(error) => {
+                    tracing::debug!(%error, "what waits in a stream is not known");
+                    failures += 1;
+                    if failures == FORGET_AFTER {
+                        // A stream that is gone keeps nobody busy.
+                        self.0.fetch_sub(std::mem::take(&mut before), Relaxed);
+                    }
+                }
             }
             tokio::select! {
                 biased;

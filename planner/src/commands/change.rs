@@ -163,7 +163,7 @@ pub fn stop(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed 
     let workload = find(cluster, &key)?;
     let mut record = workload.record.clone();
     record.stopped = true;
-    if let Some(rollout) = record.rollout.as_mut() {
+    if let Some(rollout) = record.rollout.as_mut().filter(|one| !one.state.ended()) {
         // Nobody waits for it any more.
         rollout.together = None;
     }

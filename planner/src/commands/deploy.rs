@@ -262,8 +262,10 @@ fn one(
         record.stable = Some(record.revision);
     }
     let served = known.and_then(serving);
+    // What failed with others, and never served before, is nothing to go back to.
+    let last = again.map(|workload| workload.record.revision);
     let from = known.filter(|workload| !workload.record.held_bare());
-    let from = from.map(|_| record.stable.unwrap_or(record.revision));
+    let from = from.and_then(|_| record.stable.or(last));
     let desired = if kind.ends() {
         spec.job.seats()
     } else {

@@ -659,11 +659,18 @@ fn what_was_new_goes_back_to_nothing_and_can_be_tried_again() {
         (world.stands("web"), world.runs("web")),
         ((RolloutState::Failed, 1), vec![])
     );
-    // The same once more.
+    // The same once more, and once more in vain: what never served is nothing to go back to.
+    world.fate("orders", 3, Fate::Unready);
+    world.http(&both, true);
+    world.go_until("orders again", |world| {
+        world.stands("orders") == (RolloutState::Reverted, 1)
+            && world.stands("web") == (RolloutState::Failed, 2)
+    });
+    assert_eq!(world.state_of("web"), WorkloadState::Stopped);
     world.http(&both, true);
     world.go_until("both", |world| {
-        world.stands("web") == (RolloutState::Completed, 2)
-            && world.stands("orders") == (RolloutState::Completed, 3)
+        world.stands("web") == (RolloutState::Completed, 3)
+            && world.stands("orders") == (RolloutState::Completed, 4)
     });
     assert_eq!(world.state_of("web"), WorkloadState::Ready);
 }

@@ -238,8 +238,8 @@ fn a_host_that_keeps_a_secret_is_echoed_only_what_it_asked() {
     assert_eq!(heard(&mut world, &beat), 1);
 }
 
-#[test]
-fn a_volume_that_may_begin_anew_does_so_when_its_host_is_lost() {
+/// One replica, with a volume that may begin anew elsewhere.
+fn keeps_nothing() -> World {
     let mut world = World::new(2);
     let mut wanted = exclusive();
     wanted.disconnect.exclusive = false;
@@ -249,6 +249,39 @@ fn a_volume_that_may_begin_anew_does_so_when_its_host_is_lost() {
     }
     world.deploy(wanted, Kind::Http);
     world.run(6);
+    world
+}
+
+#[test]
+fn a_volume_that_may_begin_anew_waits_for_its_host_until_that_is_lost() {
+    let mut world = keeps_nothing();
+    let first = world.placed();
+    world.change(commands::stop, None);
+    world.run(4);
+    // Nothing runs there, and the data are there all the same.
+    world.silent.extend(first.clone());
+    world.run(16);
+    world.change(commands::start, None);
+    world.watch(15, |world| assert_eq!(world.placed(), []));
+    world.silent.clear();
+    world.run(8);
+    assert_eq!((world.placed(), world.ready()), (first.clone(), 1));
+
+    world.change(commands::stop, None);
+    world.run(4);
+    world.silent.extend(first.clone());
+    world.change(commands::start, None);
+    world.watch(24, |world| {
+        assert!(world.placed().is_empty() || world.placed() == first)
+    });
+    world.run(20);
+    assert_ne!(world.placed(), first);
+    assert_eq!(world.ready(), 1);
+}
+
+#[test]
+fn a_volume_that_may_begin_anew_does_so_when_its_host_is_lost() {
+    let mut world = keeps_nothing();
     let first = world.placed();
     world.silent.extend(first.clone());
     // Dead after 5 s, and lost 20 s later: until then it may run behind a broken network.
