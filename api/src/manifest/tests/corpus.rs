@@ -52,7 +52,7 @@ fn the_contract_is_read_whole() {
 }
 
 #[test]
-fn not_yet_has_a_place() {
+fn what_the_contract_shows_runs() {
     let manifest = read_manifest(include_str!("../testdata/contract.toml")).unwrap();
     let mut shown = String::new();
     for workload in &manifest.workloads {
@@ -68,7 +68,7 @@ fn not_yet_has_a_place() {
     for workload in &manifest.workloads {
         shown.push_str(&messages(&not_yet(&workload.spec, Kind::Service)));
     }
-    insta::assert_snapshot!("not-yet", shown);
+    assert_eq!(shown, "", "nothing of it is \"not yet\"");
     let small = read_manifest(include_str!("../testdata/small.toml")).unwrap();
     assert_eq!(not_yet(&small.workloads[0].spec, Kind::Http), []);
 }
