@@ -354,7 +354,7 @@ mod tests {
             cpu_millis: 40,
             request_millis: 3_000,
             // The same messages, as two replicas saw them.
-            pending: 500,
+            pending: 400,
         };
         assert_eq!(told.len(), 1, "one entry for all its replicas: {told:?}");
         assert_eq!((told[0].workload.as_str(), told[0].load), ("web", sum));
