@@ -380,9 +380,6 @@ pub struct HostRecord {
     pub drain: Option<Drain>,
     /// When it was first heard.
     pub joined: Timestamp,
-    /// Answers to changes of it, to tell them again instead of doing it twice.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub answered: Vec<crate::record::Answered>,
 }
 
 /// A host that is emptied. It stays so until someone undoes it, over restarts of host and leader.

@@ -286,18 +286,19 @@ impl ControlLoop {
                 return Ok(());
             }
         };
-        let wrote = !done.writes.is_empty();
+        let kept = match &done.answer {
+            Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
+            // Records keep it.
+            Pending::Deploy(..) => None,
+        };
+        // What changes nothing is kept too: a late copy would undo what came after it.
+        let wrote = !done.writes.is_empty() || kept.is_some();
         if wrote && self.begin.guard.in_doubt() {
             let listens = !self.begin.guard.compares();
             send(call, Err(if listens { listening() } else { in_doubt() }));
             return Ok(());
         }
         if wrote {
-            let kept = match &done.answer {
-                Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
-                // Records keep it.
-                Pending::Deploy(..) => None,
-            };
             let batch = dispatch::whole(done.writes).and(kept);
             if let Err(error) = self.store(batch).await {
                 if let Some(end) = ending(error, |refusal| send(call, Err(refusal))) {

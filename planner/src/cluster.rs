@@ -719,7 +719,6 @@ impl Cluster {
             cordoned: false,
             drain: None,
             joined,
-            answered: Vec::new(),
         };
         let mut host = Host::new(record, false, heard);
         self.numbered += 1;

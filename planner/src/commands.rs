@@ -17,7 +17,7 @@ pub use data::streams;
 pub use deploy::{DeployInput, deploy};
 pub(crate) use deploy::{Holding, deploy_as, take_runs};
 pub(crate) use hosts::find_host;
-pub use hosts::{cancel_drain, cordon, drain, host_answered, host_remembers, host_rm, uncordon};
+pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use quota::quota;
 pub use rebalance::rebalance;
 pub use revise::{rollback, rollout};
@@ -76,13 +76,9 @@ pub fn answered(
     verb: &str,
     call: &Call,
 ) -> Option<serde_json::Value> {
+    let id = call.request_id.as_ref()?;
     let known = cluster.workload(key).map(|one| &one.record.answered);
     let answered = known.or_else(|| cluster.removed.get(key).map(|one| &one.answered))?;
-    first_answer(answered, verb, call)
-}
-
-fn first_answer(answered: &[Answered], verb: &str, call: &Call) -> Option<serde_json::Value> {
-    let id = call.request_id.as_ref()?;
     answered
         .iter()
         .find(|one| one.request_id == *id && one.verb == verb)
@@ -92,17 +88,15 @@ fn first_answer(answered: &[Answered], verb: &str, call: &Call) -> Option<serde_
 
 /// Keeps the answer with the record, in the same batch as what it answers.
 fn remember<R: Serialize>(record: &mut Record, verb: &str, call: &Call, reply: &R) {
-    keep_answer(&mut record.answered, verb, call, reply);
-}
-
-fn keep_answer<R: Serialize>(answered: &mut Vec<Answered>, verb: &str, call: &Call, reply: &R) {
     let Some(id) = &call.request_id else { return };
     let now = call.now;
-    answered.retain(|one| now.since(one.at).as_millis() as u64 <= REMEMBER_MS);
-    if answered.len() >= REMEMBER_MOST {
-        answered.remove(0);
+    record
+        .answered
+        .retain(|one| now.since(one.at).as_millis() as u64 <= REMEMBER_MS);
+    if record.answered.len() >= REMEMBER_MOST {
+        record.answered.remove(0);
     }
-    answered.push(Answered {
+    record.answered.push(Answered {
         request_id: id.clone(),
         verb: verb.to_owned(),
         at: now,

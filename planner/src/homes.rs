@@ -52,8 +52,8 @@ impl Pass<'_> {
         }
         let home = self.record.homes.get(&slot)?;
         let host = self.cluster.hosts.get(home)?;
-        let lost = host.surely_silent(self.lost_after(), self.now);
-        (!lost || !self.gives_up(slot, home)).then_some(home)
+        let given_up = self.gives_up(slot, home) && host.surely_silent(self.lost_after(), self.now);
+        (!given_up).then_some(home)
     }
 
     /// Whether the slot may begin anew elsewhere once its home is lost: not while a revision that says

@@ -117,7 +117,10 @@ impl Pass<'_> {
                 {
                     self.stop(&seat, StopReason::Overdue);
                 }
-                Standing::Gone if self.nowhere_else(&seat) => drop(filled.insert(slot)),
+                // Beyond a drain's deadline nothing stays, not even for want of another host.
+                Standing::Gone if !moves::overdue(self, &seat) && self.nowhere_else(&seat) => {
+                    filled.insert(slot);
+                }
                 Standing::Gone => self.stop(&seat, StopReason::HostDead),
                 Standing::Done => {
                     self.stop(&seat, StopReason::Ended);

@@ -241,6 +241,17 @@ fn a_repeated_write_is_done_once_over_a_change_of_leader() {
     let other = json!({"workload": "hello", "request_id": "x2"});
     let refused = client.json(&api("rm"), &other);
     assert_eq!(refused["error"]["code"], "not_found", "{refused}");
+
+    // One that changed nothing, then its opposite, then a late copy of the first.
+    let host = daemons.host_id("host-0");
+    let asked = |id: &str| json!({"host": host, "request_id": id});
+    let cluster = |verb: &str| format!("wasmorch.v1.api._.{verb}");
+    client.json(&cluster("uncordon"), &asked("u1"));
+    client.json(&cluster("cordon"), &asked("c1"));
+    let late = client.json(&cluster("uncordon"), &asked("u1"));
+    assert_eq!(late["cordoned"], false, "the first answer: {late}");
+    let stands = client.kept(&format!("host.{host}")).expect("it joined");
+    assert_eq!(stands.value["cordoned"], true, "it stays cordoned");
 }
 
 /// Sends a write without waiting for an answer (again, because a new leader refuses writes until a

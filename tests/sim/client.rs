@@ -179,10 +179,7 @@ impl UserCall {
     }
 
     fn on_host(&self, cluster: &Cluster, host: &str, call: &Call) -> Done {
-        let (verb, now) = (self.verb(), call.now);
-        if commands::host_answered(cluster, host, verb, call).is_some() {
-            return Ok((Vec::new(), Value::Null));
-        }
+        let now = call.now;
         let done = match &self.ask {
             Ask::Cordon(_) => commands::cordon(cluster, host, now)?,
             Ask::Uncordon(_) => commands::uncordon(cluster, host, now)?,
@@ -193,8 +190,21 @@ impl UserCall {
             }
             _ => commands::host_rm(cluster, host, now)?,
         };
-        let done = commands::host_remembers(cluster, (host, verb), call, done);
         Ok((done.writes, Value::Null))
+    }
+
+    /// No workload's record keeps its answer: the controller does, in the store.
+    pub(crate) fn leaves_no_record(&self) -> bool {
+        matches!(
+            self.ask,
+            Ask::Rm
+                | Ask::Cordon(_)
+                | Ask::Uncordon(_)
+                | Ask::Drain(..)
+                | Ask::CancelDrain(_)
+                | Ask::HostRm(_)
+                | Ask::Quota(_)
+        )
     }
 
     fn verb(&self) -> &'static str {

@@ -383,6 +383,7 @@ impl World {
         let now = self.controller_clock(at);
         let mut stored: Vec<(u8, Stored, u64)> = entries
             .into_iter()
+            .filter(|(key, ..)| key != wasmorch_api::subjects::key::ANSWERS)
             .filter_map(|(key, value, sequence)| {
                 let parsed = Stored::parse(&key, &value).expect("what is stored reads back");
                 parsed.map(|stored| (rank(&stored), stored, sequence))
@@ -408,7 +409,9 @@ impl World {
         if *first != record.cluster {
             guard.freeze("another cluster".into());
         }
-        let leading = Leading::new(cluster, guard, fence, self.instant(self.now), self.now);
+        let mut leading = Leading::new(cluster, guard, fence, self.instant(self.now), self.now);
+        // Its term is in force: nobody else has added to them since they were loaded.
+        leading.answers = self.store.bucket.answers();
         let (hosts, workloads) = (
             leading.cluster.hosts().len(),
             leading.cluster.workloads().len(),

@@ -64,6 +64,20 @@ impl Bucket {
         self.last
     }
 
+    /// What requests were answered, by their numbers.
+    pub(crate) fn answers(&self) -> BTreeMap<u64, serde_json::Value> {
+        let value = self.value(key::ANSWERS);
+        let read = |value: Arc<Vec<u8>>| serde_json::from_slice(&value).expect("our own text");
+        value.map(read).unwrap_or_default()
+    }
+
+    fn keep_answer(&mut self, id: u64, reply: serde_json::Value) {
+        let mut answers = self.answers();
+        answers.insert(id, reply);
+        let value = serde_json::to_vec(&answers).expect("numbers are keys too");
+        self.put(key::ANSWERS.to_owned(), Some(value));
+    }
+
     pub(crate) fn has(&self, key: &str) -> bool {
         self.read(key, 0).is_some()
     }
@@ -175,7 +189,12 @@ impl World {
                     last: bucket.last,
                 }
             }
-            Op::Batch { fence, writes, by } => self.store_batch(from, fence, &writes, &by),
+            Op::Batch {
+                fence,
+                writes,
+                answer,
+                by,
+            } => self.store_batch((from, fence), answer, &writes, &by),
             Op::LastSequence => Answer::Last(self.store.bucket.last),
             Op::Connect { host } => match self.store.bucket.term.clone() {
                 Some((record, _)) => Answer::Connected {
@@ -214,8 +233,8 @@ impl World {
 
     fn store_batch(
         &mut self,
-        from: Node,
-        fence: u64,
+        (from, fence): (Node, u64),
+        answer: Option<(u64, serde_json::Value)>,
         writes: &[Write],
         by: &(wasmorch_api::Term, LeaderId),
     ) -> Answer {
@@ -226,6 +245,11 @@ impl World {
             return Answer::Fenced;
         }
         self.law_only_the_leader_writes(by);
+        // First, as the controller has it: the writes' sequences are counted from the end.
+        if let Some((id, reply)) = answer {
+            self.store.bucket.keep_answer(id, reply);
+            self.laws.last_written = self.store.bucket.last;
+        }
         let mut sets = Vec::new();
         for write in writes {
             let sequence = self.store.bucket.put(write.key(), write.body());

@@ -53,8 +53,8 @@ pub(crate) struct Leading {
     calls: VecDeque<UserCall>,
     busy: Option<Busy>,
     finding: bool,
-    /// Answers to requests of this term.
-    answers: BTreeMap<u64, serde_json::Value>,
+    /// Answers to requests: of this term, and what the store kept of earlier ones.
+    pub(crate) answers: BTreeMap<u64, serde_json::Value>,
     /// When this leader last heard each host, by the simulator's clock; for the laws.
     pub(crate) last_heard: BTreeMap<HostId, u64>,
     /// Hosts that have said anything in this term.
@@ -329,7 +329,7 @@ impl World {
             }
         };
         let (writes, reply) = done;
-        if writes.is_empty() {
+        if writes.is_empty() && !call.leaves_no_record() {
             self.answer_user(at, &call, Ok(reply));
             return;
         }
@@ -412,12 +412,17 @@ impl World {
         };
         busy.tries += 1;
         let writes = busy.now.clone();
-        self.ask_store(
-            at,
-            Purpose::Batch,
-            Op::Batch { fence, writes, by },
-            BATCH_TIMEOUT,
-        );
+        let answer = match &busy.what {
+            InHand::Call(call, reply) if call.leaves_no_record() => Some((call.id, reply.clone())),
+            _ => None,
+        };
+        let batch = Op::Batch {
+            fence,
+            writes,
+            answer,
+            by,
+        };
+        self.ask_store(at, Purpose::Batch, batch, BATCH_TIMEOUT);
     }
 
     pub(crate) fn batch_answered(&mut self, at: usize, answer: &Answer) {

@@ -55,6 +55,8 @@ pub(crate) enum Op {
     Batch {
         fence: u64,
         writes: Arc<Vec<Write>>,
+        /// What a request was answered, in the batch of what it writes.
+        answer: Option<(u64, serde_json::Value)>,
         by: (Term, LeaderId),
     },
     LastSequence,

@@ -132,7 +132,7 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
         }
         Request::Why(request) => why(cluster, request, &call)?,
         Request::Quota(request) => settled(commands::quota(cluster, request, &call)?),
-        Request::Host(request) => host(cluster, asked.verb, request, &call)?,
+        Request::Host(request) => host(cluster, asked.verb, request, now)?,
         // It takes longer than a turn: the loop has it.
         Request::Recover(_) => return Err(not_yet("this", "ask the leader")),
         Request::Nothing => value(&VersionReply {
@@ -421,37 +421,31 @@ fn host(
     cluster: &Cluster,
     verb: Verb,
     request: &HostRequest,
-    call: &Call,
+    now: Timestamp,
 ) -> Result<Done, ApiError> {
-    let now = call.now;
-    if verb == Verb::Rebalance {
-        let outcome = commands::rebalance(cluster, request.max_moves, now)?;
-        return Ok(settled(outcome));
-    }
     let named = || {
         request.host.as_deref().ok_or_else(|| {
             let what = format!("{} names no host", verb.as_str());
             ApiError::new(ErrorCode::Invalid, what, "", "pass `host`: a name or an id")
         })
     };
-    let named = named()?;
-    if let Some(first) = commands::host_answered(cluster, named, verb.as_str(), call) {
-        return Ok(value(&first));
-    }
-    let outcome = match verb {
-        Verb::Cordon => commands::cordon(cluster, named, now)?,
-        Verb::Uncordon => commands::uncordon(cluster, named, now)?,
-        Verb::HostRm => commands::host_rm(cluster, named, now)?,
-        _ if request.cancel => commands::cancel_drain(cluster, named, now)?,
-        _ => {
-            let deadline = request.deadline_ms.map(Duration::from_millis);
-            commands::drain(cluster, named, deadline, now)?
+    match verb {
+        Verb::Cordon => Ok(settled(commands::cordon(cluster, named()?, now)?)),
+        Verb::Uncordon => Ok(settled(commands::uncordon(cluster, named()?, now)?)),
+        Verb::HostRm => Ok(settled(commands::host_rm(cluster, named()?, now)?)),
+        Verb::Drain if request.cancel => {
+            Ok(settled(commands::cancel_drain(cluster, named()?, now)?))
         }
-    };
-    let told = (named, verb.as_str());
-    Ok(settled(commands::host_remembers(
-        cluster, told, call, outcome,
-    )))
+        Verb::Drain => {
+            let deadline = request.deadline_ms.map(Duration::from_millis);
+            Ok(settled(commands::drain(cluster, named()?, deadline, now)?))
+        }
+        _ => Ok(settled(commands::rebalance(
+            cluster,
+            request.max_moves,
+            now,
+        )?)),
+    }
 }
 
 fn not_yet(verb: &str, instead: &str) -> ApiError {

@@ -117,7 +117,6 @@ impl Book {
                 cordoned: false,
                 drain: None,
                 joined: now,
-                answered: Vec::new(),
             });
             record.info = told.beat.info.clone();
             for revision in &told.held.revisions {

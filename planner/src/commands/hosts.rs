@@ -6,7 +6,7 @@ use wasmorch_api::messages::HostView;
 use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, HostId, HumanDuration, Timestamp};
 
-use super::{Call, Outcome, first_answer, keep_answer};
+use super::Outcome;
 use crate::cluster::{Cluster, Host};
 use crate::queries;
 use crate::write::{EventDraft, Write};
@@ -39,40 +39,6 @@ pub(crate) fn find_host<'a>(
             ))
         }
     }
-}
-
-/// The first answer to a repeated change of a host, if this is one.
-pub fn host_answered(
-    cluster: &Cluster,
-    host: &str,
-    verb: &str,
-    call: &Call,
-) -> Option<serde_json::Value> {
-    let (_, known) = find_host(cluster, host).ok()?;
-    first_answer(&known.record.answered, verb, call)
-}
-
-/// Keeps the answer with the host's record, in the same write: also when nothing has changed, for a
-/// late copy would undo what came after. A host that is removed remembers nothing.
-#[must_use]
-pub fn host_remembers(
-    cluster: &Cluster,
-    (host, verb): (&str, &str),
-    call: &Call,
-    mut outcome: Outcome<HostView>,
-) -> Outcome<HostView> {
-    let known = find_host(cluster, host).ok();
-    let unchanged = outcome.writes.is_empty() && call.request_id.is_some();
-    if let Some((_, known)) = known.filter(|_| unchanged) {
-        let record = Box::new(known.record.clone());
-        outcome.writes.push(Write::Host(record));
-    }
-    for write in &mut outcome.writes {
-        if let Write::Host(record) = write {
-            keep_answer(&mut record.answered, verb, call, &outcome.reply);
-        }
-    }
-    outcome
 }
 
 /// Nothing new is placed on the host.
