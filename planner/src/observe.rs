@@ -289,6 +289,11 @@ impl Cluster {
             return;
         }
         let was_ready = before.is_some_and(|known| known.status.ready);
+        let spares = workload.target();
+        if status.ready != was_ready && spares.is_some_and(|one| one.spec.min_available > 0) {
+            // Who waits above it may take the place of one that is not ready, or of one to spare.
+            self.agenda.room();
+        }
         let was = before.map(|known| known.status.state);
         let running = status.state == ReplicaState::Running;
         let reported = Reported {

@@ -160,20 +160,23 @@ impl World {
         // goes back to it, and one that has just been given such a store stays where it is.
         let told = |key: &WorkloadKey| {
             self.cluster.workload(key).is_some_and(|one| {
-                let by = one
-                    .target()
-                    .is_some_and(|target| target.spec.update.by.is_some());
-                let rolls = one.record.on_trial().is_some() || by;
                 let target = one.target();
+                let by = target.is_some_and(|target| target.spec.update.by.is_some());
+                // Going back goes by zones as well, also when a person has ended the rollout.
+                let record = &one.record;
+                let mut old = one.placements.iter().filter(|(number, placed)| {
+                    placed.revision != record.revision || **number < record.fresh_from
+                });
+                let rolls = record.on_trial().is_some() || by && old.next().is_some();
                 let mut stores = target
                     .iter()
                     .flat_map(|target| target.spec.bindings.blobstore.values());
                 let adopts = stores.any(|store| store.backend == "disk");
                 one.per_host()
                     || adopts && !one.placements.is_empty()
-                    || !one.record.moves.is_empty()
-                    || !one.record.homes.is_empty()
-                    || rolls && one.record.active_rollout().is_some()
+                    || !record.moves.is_empty()
+                    || !record.homes.is_empty()
+                    || rolls
             })
         };
         let any_told = keys.iter().any(|key| told(key));
