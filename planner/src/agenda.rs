@@ -19,8 +19,8 @@ use crate::planted::{self, Bug};
 pub(crate) enum Dirt {
     /// All of it.
     Whole,
-    /// These slots, and how many are ready on these hosts. Only a steady workload can be planned in
-    /// part: without a rollout that moves, nothing unplaced, nothing to wait for.
+    /// These slots, and how many are ready on these hosts. A workload can be planned in part only when
+    /// nothing is unplaced and nothing moves but, perhaps, a rollout that waits for readiness alone.
     Part {
         slots: BTreeSet<Slot>,
         hosts: BTreeSet<HostId>,
@@ -76,11 +76,19 @@ impl Agenda {
         }
     }
 
-    /// What is due now.
-    pub(crate) fn take(&mut self, now: Timestamp) -> BTreeMap<WorkloadKey, Dirt> {
+    /// What is due now. Of those that `count` their slots the time is up for some of them only.
+    pub(crate) fn take(
+        &mut self,
+        now: Timestamp,
+        count: impl Fn(&WorkloadKey) -> bool,
+    ) -> BTreeMap<WorkloadKey, Dirt> {
         while let Some((_, key)) = self.wakes.first().filter(|(at, _)| *at <= now).cloned() {
             self.wakes.pop_first();
-            self.whole(&key);
+            if count(&key) {
+                self.part(&key, None, None);
+            } else {
+                self.whole(&key);
+            }
         }
         if std::mem::take(&mut self.room) {
             for key in self.waiting.clone() {

@@ -150,7 +150,7 @@ fn place(pass: &mut Pass<'_>, slots: &BTreeSet<Slot>) {
     });
     for slot in slots.iter().filter(|_| moves) {
         let free = pass.seats_of(*slot).next().is_none();
-        if free && !rollout::crash_loop_waits(pass, *slot) {
+        if free && !pass.crash_loop_waits(*slot) {
             pass.start(*slot, None);
         }
     }

@@ -17,6 +17,7 @@ use wasmorch_api::{
 use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
 use crate::autoscale::Scaling;
+use crate::awaited::Awaited;
 use crate::cached::Left;
 use crate::detection::Detection;
 use crate::judge::Tally;
@@ -253,6 +254,8 @@ pub struct Workload {
     pub(crate) left: Left,
     /// Nothing of it moves by itself: what has changed can be planned slot by slot.
     pub(crate) steady: bool,
+    /// All of it is placed, and its rollout waits for these slots.
+    pub(crate) awaited: Option<Awaited>,
     /// When it wants to be planned again though nothing happens.
     pub(crate) wake: Option<Timestamp>,
     /// How the revision that is being rolled out answers.
@@ -317,6 +320,7 @@ impl Workload {
             holders: Holders::default(),
             left: Left::default(),
             steady: false,
+            awaited: None,
             wake: None,
             tally,
         }
@@ -597,14 +601,7 @@ impl Cluster {
                 workload.tally.hear(&workload.record, &known.status);
             }
         }
-        // A plan that only placed something has moved the counter, a change that changed nothing was
-        // answered: nothing new follows from that.
-        let only_counted = Record {
-            next_placement: workload.record.next_placement,
-            updated: workload.record.updated,
-            answered: workload.record.answered.clone(),
-            ..before
-        } == workload.record;
+        let only_counted = only_counted(before, &workload.record);
         if only_counted {
             self.agenda.part(&key, None, None);
         } else {
@@ -752,4 +749,16 @@ impl Cluster {
             });
         }
     }
+}
+
+/// Whether a record has only counted on, from which nothing new follows: a plan placed something, a
+/// change that changed nothing was answered, a rollout has come further.
+fn only_counted(mut before: Record, after: &Record) -> bool {
+    before.next_placement = after.next_placement;
+    before.updated = after.updated;
+    before.answered.clone_from(&after.answered);
+    if let (Some(before), Some(after)) = (&mut before.rollout, &after.rollout) {
+        (before.best, before.deadline) = (after.best, after.deadline);
+    }
+    before == *after
 }

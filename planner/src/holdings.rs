@@ -373,6 +373,7 @@ impl Cluster {
             workload.per_class.clear();
             workload.holders.clear();
             workload.steady = false;
+            workload.awaited = None;
             let slots = workload.placements.iter();
             workload.slots = slots
                 .map(|(number, placed)| (placed.slot, *number))

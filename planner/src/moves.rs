@@ -21,7 +21,6 @@ use crate::cluster::Host;
 use crate::place;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
-use crate::rollout;
 use crate::slots::{Pass, Seat, Standing};
 
 /// Why a seat is to run elsewhere.
@@ -156,7 +155,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
             continue;
         }
         if seat.serves() && start_first {
-            if surge > 0 && !rollout::crash_loop_waits(pass, slot) && pass.start(slot, None) {
+            if surge > 0 && !pass.crash_loop_waits(slot) && pass.start(slot, None) {
                 surge -= 1;
             }
             continue;

@@ -215,7 +215,10 @@ impl Cluster {
         }
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
-        let mut work = self.agenda.take(now);
+        let workloads = &self.workloads;
+        let counts =
+            |key: &WorkloadKey| { workloads.get(key) }.is_some_and(|one| one.awaited.is_some());
+        let mut work = self.agenda.take(now, counts);
         self.follow_bonds(&mut work);
         let mut turns: BTreeSet<Turn> = work.keys().map(|key| self.turn(key)).collect();
         while let Some(turn) = turns.pop_first() {
@@ -270,8 +273,10 @@ impl Cluster {
             plan.stop.sort_by_key(mine);
             stops = plan.stop.partition_point(|stop| !mine(stop));
         }
-        let partly = self.workloads.get(key).is_some_and(|one| one.steady);
-        let passed = slots::plan_workload(self, pool, (key, &dirt), now, plan);
+        let workload = self.workloads.get_mut(key);
+        let awaited = workload.and_then(|one| one.awaited.take());
+        let partly = awaited.is_some() || self.workloads.get(key).is_some_and(|one| one.steady);
+        let passed = slots::plan_workload(self, pool, (key, &dirt), awaited, now, plan);
         // Whose room it has taken is among its stops, and not its own.
         let own = |stop: &Stop| stop.key == *key;
         plan.stop[stops..].sort_by_key(own);
@@ -294,6 +299,7 @@ impl Cluster {
         let wakes = (workload.wake, passed.wake);
         workload.wake = passed.wake;
         workload.steady = passed.steady;
+        workload.awaited = passed.awaited;
         let known = workload.unplaced.as_ref().map(|trouble| trouble.slots);
         if let Some(trouble) = &passed.unplaced {
             if known != Some(trouble.slots) {
@@ -305,7 +311,7 @@ impl Cluster {
             plan.unplaced.push(trouble.clone());
         }
         workload.unplaced = passed.unplaced;
-        let again = wrote.then_some(dirt);
+        let again = wrote.then_some(if passed.whole { Dirt::Whole } else { dirt });
         self.agenda.planned(key, again, passed.waits, wakes);
     }
 

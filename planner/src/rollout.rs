@@ -15,10 +15,12 @@
 //!
 //! What is held until others are ready is `hold`'s, what goes with others is `atomic`'s.
 
+use std::time::Duration;
+
 use wasmorch_api::record::Rollout;
 use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
-use wasmorch_api::{EventKind, ReplicaState, RolloutState, Slot};
+use wasmorch_api::{EventKind, ReplicaState, RolloutState};
 
 use crate::atomic;
 use crate::hold;
@@ -70,7 +72,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         if old.standing == Standing::Gone {
             continue;
         }
-        if crash_loop_waits(pass, slot) || !pass.open(slot) {
+        if pass.crash_loop_waits(slot) || !pass.open(slot) {
             continue;
         }
         if update.order == UpdateOrder::StartFirst && surge > 0 && beside {
@@ -91,20 +93,6 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     }
 }
 
-pub(crate) fn crash_loop_waits(pass: &mut Pass<'_>, slot: Slot) -> bool {
-    let now = pass.now;
-    let until = pass
-        .record
-        .crash_loop
-        .iter()
-        .find(|one| one.slot == slot && one.revision == pass.record.revision && one.until > now)
-        .map(|one| one.until);
-    if let Some(until) = until {
-        pass.wake(until);
-    }
-    until.is_some()
-}
-
 /// Wanted slots in which something serves.
 fn available_slots(pass: &mut Pass<'_>) -> u64 {
     let mut slots = std::collections::BTreeSet::new();
@@ -118,6 +106,9 @@ fn available_slots(pass: &mut Pass<'_>) -> u64 {
 
 /// Wanted slots whose fresh placement is available, and whether an old one is left anywhere.
 fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
+    if let Some(updated) = pass.count_on() {
+        return (updated, false);
+    }
     let mut updated = std::collections::BTreeSet::new();
     let mut old_left = false;
     for seat in wanted_seats(pass) {
@@ -222,9 +213,11 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
                 let reason = why_late(pass, updated, wanted);
                 fail(pass, &reason);
             } else {
-                pass.wake(deadline);
+                pass.foresee(deadline);
                 if let Some(reason) = never_ready(pass) {
                     fail(pass, &reason);
+                } else {
+                    pass.begin_counting();
                 }
             }
         }
@@ -292,9 +285,7 @@ pub(crate) fn why_late(pass: &Pass<'_>, updated: u32, wanted: u32) -> String {
 /// A fresh replica that runs, says why it is not ready, and has used up its grace: waiting for the
 /// deadline would change nothing.
 pub(crate) fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
-    let health = &pass.target.spec.health;
-    let probe = health.ready.as_ref()?;
-    let patience = health.start_grace.0 + probe.interval.0 * probe.fail;
+    let patience = patience(pass)?;
     let mut wake = None;
     let mut found = None;
     for seat in pass.seats.values().filter(|seat| seat.fresh) {
@@ -314,12 +305,20 @@ pub(crate) fn never_ready(pass: &mut Pass<'_>) -> Option<String> {
             .reason
             .clone();
         let reason = reason.unwrap_or_else(|| "the probe does not pass".to_owned());
-        found = Some(format!("not ready within {}: {reason}", health.start_grace));
+        let grace = pass.target.spec.health.start_grace;
+        found = Some(format!("not ready within {grace}: {reason}"));
     }
     if let Some(due) = wake {
-        pass.wake(due);
+        pass.foresee(due);
     }
     found
+}
+
+/// How long a replica may run without being ready; with no probe nothing tells.
+pub(crate) fn patience(pass: &Pass<'_>) -> Option<Duration> {
+    let health = &pass.target.spec.health;
+    let probe = health.ready.as_ref()?;
+    Some(health.start_grace.0 + probe.interval.0 * probe.fail)
 }
 
 /// The running rollout cannot succeed.

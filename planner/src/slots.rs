@@ -14,9 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use wasmorch_api::record::CrashLoop;
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
@@ -26,6 +24,7 @@ use wasmorch_api::{
 
 use crate::absent;
 use crate::agenda::Dirt;
+use crate::awaited::Awaited;
 use crate::canary;
 use crate::cluster::{Cluster, Placed, Workload};
 use crate::explain;
@@ -82,6 +81,10 @@ pub(crate) struct Pass<'a> {
     draining: Option<BTreeSet<Slot>>,
     pub(crate) waits: bool,
     wake: Option<Timestamp>,
+    /// When a rollout that only waits for readiness is to be looked at again.
+    foreseen: Option<Timestamp>,
+    /// What it waits for, as far as that has been counted.
+    pub(crate) awaited: Option<Awaited>,
     /// Slots that others have been ended for, and who that was for the next that is placed.
     pub(crate) helped: u32,
     /// Lost ones that have been told that there is such room.
@@ -104,6 +107,10 @@ pub(crate) struct Passed {
     pub(crate) waits: bool,
     pub(crate) wake: Option<Timestamp>,
     pub(crate) steady: bool,
+    /// Its rollout waits for these slots, and for nothing else.
+    pub(crate) awaited: Option<Awaited>,
+    /// All of it was looked at.
+    pub(crate) whole: bool,
 }
 
 /// So many events of one kind for one workload in one plan; the rest are summed up.
@@ -116,6 +123,7 @@ pub(crate) fn plan_workload(
     cluster: &Cluster,
     pool: &mut Pool,
     (key, dirt): (&WorkloadKey, &Dirt),
+    awaited: Option<Awaited>,
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<Passed> {
@@ -126,8 +134,13 @@ pub(crate) fn plan_workload(
         Dirt::Part { slots, .. } if workload.steady && !workload.loses_a_seat(slots) => {
             Some(slots.clone())
         }
-        _ => None,
+        Dirt::Part { slots, .. } => {
+            let awaited = awaited.as_ref();
+            awaited.and_then(|awaited| awaited.scope(workload, slots, now))
+        }
+        Dirt::Whole => None,
     };
+    let awaited = awaited.filter(|_| scope.is_some());
     let mut pass = Pass {
         cluster,
         pool,
@@ -152,6 +165,8 @@ pub(crate) fn plan_workload(
         draining: None,
         waits: false,
         wake: None,
+        foreseen: None,
+        awaited,
         helped: 0,
         promised: 0,
         displaced: Vec::new(),
@@ -307,6 +322,11 @@ impl Pass<'_> {
         self.wake = Some(self.wake.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// Like `wake`, for what `Awaited` knows of.
+    pub(crate) fn foresee(&mut self, at: Timestamp) {
+        self.foreseen = Some(self.foreseen.map_or(at, |earlier| earlier.min(at)));
+    }
+
     fn serve(&mut self) {
         self.end_gone_and_used_up();
         if self.record.revision != self.workload.record.revision {
@@ -334,6 +354,8 @@ impl Pass<'_> {
             } else {
                 rollout::advance(self);
             }
+        } else if self.awaited.is_some() {
+            rollout::advance(self);
         }
     }
 
@@ -387,20 +409,24 @@ impl Pass<'_> {
             !rollout.state.ended()
                 || (rollout.state == wasmorch_api::RolloutState::Failed && rollout.from.is_none())
         });
+        let calm = !self.target.kind.ends()
+            && unplaced.is_none()
+            && !self.waits
+            && self.wake.is_none()
+            && self.record.revision == self.workload.record.revision
+            && self.refill.is_empty()
+            && self
+                .seats
+                .values()
+                .all(|seat| seat.fresh && seat.leaves.is_none() && seat.standing != Standing::Gone);
+        let wakes = self.wake.into_iter().chain(self.foreseen);
         let passed = Passed {
-            steady: !self.target.kind.ends()
-                && unplaced.is_none()
-                && !self.waits
-                && self.wake.is_none()
-                && !moves
-                && self.record.revision == self.workload.record.revision
-                && self.refill.is_empty()
-                && self.seats.values().all(|seat| {
-                    seat.fresh && seat.leaves.is_none() && seat.standing != Standing::Gone
-                }),
+            steady: calm && !moves && self.foreseen.is_none(),
             waits: self.waits || unplaced.is_some(),
             unplaced,
-            wake: self.wake,
+            wake: wakes.min(),
+            whole: self.scope.is_none(),
+            awaited: { self.awaited.take() }.filter(|_| calm && self.only_awaits()),
         };
         if self.record.held_bare() {
             self.record.stopped = self.workload.record.stopped;
@@ -589,59 +615,6 @@ impl Pass<'_> {
         self.delta.add(self.pool, &seat.placed.host, class, -1);
     }
 
-    /// A host's starts are used up: the slot moves at once while there is another host to try, and
-    /// waits longer each time when all have been tried.
-    pub(crate) fn note_failure(&mut self, seat: &Seat) {
-        let reason = self
-            .workload
-            .reports
-            .get(&seat.number)
-            .and_then(|known| known.status.reason.clone())
-            .unwrap_or_else(|| "no reason given".to_owned());
-        let per_host = self.target.spec.per_host();
-        let hosts = self.cluster.hosts.values().filter(|host| host.known());
-        // There is no other host for the one that each of them shall have.
-        let hosts = if per_host { 1 } else { hosts.count().max(1) };
-        let slot = seat.placed.slot;
-        let before = self
-            .record
-            .crash_loop
-            .iter()
-            .position(|one| one.slot == slot)
-            .map(|at| self.record.crash_loop.remove(at));
-        let placements = before
-            .filter(|one| one.revision == seat.placed.revision)
-            .map_or(0, |one| one.placements)
-            + 1;
-        let looping = placements as usize >= hosts.min(3);
-        let wait = if looping {
-            let doublings = placements.saturating_sub(hosts.min(3) as u32).min(8);
-            (CRASH_BACKOFF_MS << doublings).min(CRASH_BACKOFF_MAX_MS)
-        } else {
-            0
-        };
-        if looping {
-            let text = format!("slot {slot} failed on {placements} placements in a row: {reason}");
-            self.plan.events.push(
-                EventDraft::of(self.key, EventKind::CrashLoop, text).revision(seat.placed.revision),
-            );
-        }
-        self.record.crash_loop.push(CrashLoop {
-            slot,
-            revision: seat.placed.revision,
-            placements,
-            until: Timestamp(self.now.0 + wait),
-            reason: reason.clone(),
-            host: per_host.then(|| seat.placed.host.clone()),
-        });
-        // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
-        // Nor is it the held one's.
-        let held = self.record.held().is_some();
-        if seat.fresh && seat.placed.revision == self.record.revision && !held {
-            rollout::fail(self, &format!("replica failed: {reason}"));
-        }
-    }
-
     fn end_unwanted(&mut self) {
         let wanted = u64::from(self.record.wanted());
         let extra: Vec<Seat> = self
@@ -654,10 +627,7 @@ impl Pass<'_> {
         for seat in extra {
             self.stop(&seat, StopReason::NotWanted);
         }
-        let wanted_slot = |one: &CrashLoop| one.slot.0 <= wanted;
-        if !self.record.crash_loop.iter().all(wanted_slot) {
-            self.record.crash_loop.retain(wanted_slot);
-        }
+        self.forget_crash_loops_beyond(wanted);
     }
 
     fn keep_the_best(&mut self, slot: Slot) {
@@ -724,22 +694,6 @@ impl Pass<'_> {
         }
     }
 
-    /// What has been ready for a good while is past its crash loop. What comes up only to fail again
-    /// is not: else it would be started without a pause, here and there.
-    fn forgive(&mut self, seat: &Seat) {
-        let slot = seat.placed.slot;
-        let looped = { self.record.crash_loop.iter() }.any(|one| one.slot == slot);
-        let Standing::Ready(since) = seat.standing else {
-            return;
-        };
-        let due = since.after(STEADY);
-        if looped && self.now < due {
-            self.wake(due);
-        } else if looped {
-            self.record.crash_loop.retain(|one| one.slot != slot);
-        }
-    }
-
     /// Ready for `min_ready`; asks to be planned again when that is still to come.
     pub(crate) fn available(&mut self, seat: &Seat) -> bool {
         let Standing::Ready(since) = seat.standing else {
@@ -753,7 +707,7 @@ impl Pass<'_> {
         }
         let due = since.after(judge::ready_for(self));
         if self.now < due {
-            self.wake(due);
+            self.foresee(due);
         }
         self.now >= due
     }
@@ -764,14 +718,7 @@ impl Pass<'_> {
             if seated || !self.open(slot) {
                 continue;
             }
-            let revision = self.record.revision;
-            let waits = self
-                .record
-                .crash_loop
-                .iter()
-                .find(|one| one.slot == slot && one.revision == revision);
-            if let Some(until) = waits.map(|one| one.until).filter(|until| *until > self.now) {
-                self.wake(until);
+            if self.crash_loop_waits(slot) {
                 continue;
             }
             let stop_first = self.target.spec.update.order == UpdateOrder::StopFirst;
@@ -807,11 +754,3 @@ impl Pass<'_> {
             .map_or_else(|| host.to_string(), |h| h.info().name.to_string())
     }
 }
-
-/// The first wait of a crash loop; doubles with each placement that fails.
-const CRASH_BACKOFF_MS: u64 = 30_000;
-/// Its longest wait.
-const CRASH_BACKOFF_MAX_MS: u64 = 300_000;
-/// Ready for so long, a replica has left its failures behind; the host counts its starts anew after as
-/// much.
-const STEADY: Duration = Duration::from_secs(60);
