@@ -4,6 +4,7 @@
 //! follows from them is the planner's to decide.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -458,6 +459,29 @@ pub struct Rollout {
     /// The others of an atomic deploy, which complete or go back with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub together: Option<Together>,
+}
+
+impl Rollout {
+    /// One that begins now, and fails when it comes no further for as long as `patience`.
+    pub fn begin(
+        revision: RevisionNumber,
+        from: Option<RevisionNumber>,
+        now: Timestamp,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            revision,
+            from,
+            state: RolloutState::Rolling,
+            started: now,
+            deadline: now.after(patience),
+            best: 0,
+            canary: None,
+            reason: None,
+            hold: None,
+            together: None,
+        }
+    }
 }
 
 /// A rollout that waits for other workloads. Meanwhile the record's `revision` is still the one that

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wasmorch_api::messages::WaitsFor;
 use wasmorch_api::{
     ApiError, EventKind, Kind, Name, Problem, Record, RevisionNumber, RolloutState, Timestamp,
-    WorkloadKey,
+    WorkloadKey, WorkloadSpec,
 };
 
 use crate::agenda::Dirt;
@@ -326,6 +326,7 @@ impl Cluster {
 /// waits for it.
 pub(crate) fn refuse(cluster: &Cluster, input: &DeployInput, call: &Call) -> Result<(), ApiError> {
     let mut problems = Vec::new();
+    let circle = circle(cluster, input, call);
     for (index, (spec, _)) in input.workloads.iter().enumerate() {
         let mut wrong = |what: String| {
             problems.push(Problem {
@@ -350,10 +351,11 @@ pub(crate) fn refuse(cluster: &Cluster, input: &DeployInput, call: &Call) -> Res
                 Some(_) => {}
             }
         }
-        if let Some(circle) = circle(cluster, input, call, &spec.name) {
-            wrong(format!(
-                "goes in a circle: {circle}; no one of them could be deployed first"
-            ));
+        if let Some((_, said)) = circle
+            .as_ref()
+            .filter(|(names, _)| names.contains(&spec.name))
+        {
+            wrong(said.clone());
         }
     }
     if problems.is_empty() {
@@ -363,43 +365,19 @@ pub(crate) fn refuse(cluster: &Cluster, input: &DeployInput, call: &Call) -> Res
     Err(ApiError::invalid(what, problems))
 }
 
-/// The way from a workload back to itself, in words.
-fn circle(cluster: &Cluster, input: &DeployInput, call: &Call, from: &Name) -> Option<String> {
-    let edges = |name: &Name| -> Vec<Name> {
-        if let Some((spec, _)) = input.workloads.iter().find(|(one, _)| one.name == *name) {
-            return spec.depends_on.clone();
+/// The workloads of a deploy that would wait for one another, and what to say of it.
+fn circle(cluster: &Cluster, input: &DeployInput, call: &Call) -> Option<(Vec<Name>, String)> {
+    let specs = input.workloads.iter().map(|(spec, _)| (&spec.name, spec));
+    let specs: BTreeMap<&Name, &WorkloadSpec> = specs.collect();
+    let waits_for = |name: &Name| match specs.get(name) {
+        Some(spec) => spec.depends_on.clone(),
+        None => {
+            let there = cluster.workload(&call.key_of(name));
+            let asked = there.and_then(Workload::asked);
+            asked.map_or_else(Vec::new, |asked| asked.spec.depends_on.clone())
         }
-        let there = cluster.workload(&call.key_of(name));
-        let asked = there.and_then(Workload::asked);
-        asked.map_or_else(Vec::new, |asked| asked.spec.depends_on.clone())
     };
-    // Breadth first: the shortest circle is the easiest to see.
-    let mut reached: BTreeMap<Name, Name> = BTreeMap::new();
-    let mut turn = vec![from.clone()];
-    while !turn.is_empty() && !reached.contains_key(from) {
-        let mut next = Vec::new();
-        for name in &turn {
-            for on in edges(name) {
-                if !reached.contains_key(&on) {
-                    reached.insert(on.clone(), name.clone());
-                    next.push(on);
-                }
-            }
-        }
-        turn = next;
-    }
-    let mut said = Vec::new();
-    let mut at = from;
-    loop {
-        let before = reached.get(at)?;
-        said.push(format!("{before} waits for {at}"));
-        at = before;
-        if at == from {
-            break;
-        }
-    }
-    said.reverse();
-    Some(said.join(", "))
+    wasmorch_api::manifest::circle(specs.keys().copied(), waits_for)
 }
 
 /// What a rollout waits for: its dependencies, or those that were deployed with it.

@@ -100,7 +100,7 @@ impl Cluster {
             let Some(workload) = self.workloads.get_mut(&key) else {
                 continue;
             };
-            let args = slot.args.clone().map(std::sync::Arc::new);
+            let args = slot.args.clone();
             if let Some(revision) = workload.revisions.get(&group.revision) {
                 let booked = Booked::of(&key, &revision.spec, args.as_deref());
                 host.booked = host.booked.plus(booked);
@@ -140,7 +140,7 @@ impl Cluster {
             self.agenda.part(&key, Some(slot.slot), Some(id));
             if let Some(host) = self.hosts.get_mut(id) {
                 if let Some(revision) = workload.revisions.get(&group.revision) {
-                    let args = slot.args.as_ref();
+                    let args = slot.args.as_deref();
                     let booked = Booked::of(&key, &revision.spec, args);
                     host.booked = host.booked.minus(booked);
                 }
@@ -397,7 +397,7 @@ impl Cluster {
                     continue;
                 };
                 for slot in &group.slots {
-                    let booked = Booked::of(&key, &revision.spec, slot.args.as_ref());
+                    let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
                     host.booked = host.booked.plus(booked);
                 }
             }

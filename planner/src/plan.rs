@@ -363,7 +363,7 @@ impl Cluster {
             let slot = PlacedSlot {
                 slot: start.slot,
                 placement: start.placement,
-                args: start.args.as_deref().cloned(),
+                args: start.args.clone(),
             };
             match placed.last_mut() {
                 Some(((key, revision), slots))

@@ -263,7 +263,7 @@ impl Pass<'_> {
                 {
                     continue;
                 }
-                let booked = Booked::of(&key, &revision.spec, slot.args.as_ref());
+                let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
                 let alone = workload.numbers_of(slot.slot).nth(1).is_none();
                 let victim = Victim {
                     slot: slot.slot,

@@ -200,17 +200,14 @@ fn raise(namespace: &Name, quota: &Quota, dimension: &str, lacks: u64) -> String
     format!("wasmorch quota -n {namespace} {flag}")
 }
 
-/// What a workload asks for.
-fn asks(key: &WorkloadKey, record: &Record, spec: &WorkloadSpec) -> Booked {
-    asks_with(key, record, record.desired, spec)
-}
-
-/// The same with another count.
-fn asks_with(key: &WorkloadKey, record: &Record, desired: u32, spec: &WorkloadSpec) -> Booked {
-    let one = Booked::of(key, spec, None);
+/// What a workload asks for with a count, by the revision that its last deploy asked for.
+fn asks(record: &Record, (spec, kind): (&WorkloadSpec, Kind), desired: u32) -> Booked {
+    let one = Booked::of(&record.key(), spec, None);
     let seats = u64::from(spec.job.seats());
-    let many = match record.kind {
+    let many = match kind {
         _ if record.stopped => 0,
+        // Its run begins with it.
+        Kind::Job if record.held().is_some() => seats,
         // What has run to its end asks for nothing; a cron workload's next run comes by itself.
         Kind::Job => record.runs().map(|run| u64::from(run.wanted())).sum(),
         Kind::Cron => seats,
@@ -236,7 +233,7 @@ pub(crate) fn allows(cluster: &Cluster, key: &WorkloadKey, spec: &WorkloadSpec) 
         let record = &workload.record;
         let wished = cluster.wished(other).unwrap_or(0);
         let desired = record.desired.max(wished);
-        held = held.plus(asks_with(other, record, desired, &target.spec));
+        held = held.plus(asks(record, (&target.spec, record.kind), desired));
     }
     let one = Booked {
         replicas: 1,
@@ -254,7 +251,7 @@ pub(crate) fn allows(cluster: &Cluster, key: &WorkloadKey, spec: &WorkloadSpec) 
 pub(crate) fn refuse_beyond(
     cluster: &Cluster,
     namespace: &Name,
-    changed: &[(Record, &WorkloadSpec)],
+    changed: &[(Record, &WorkloadSpec, Kind)],
 ) -> Result<(), ApiError> {
     let Some(known) = cluster.namespaces.get(namespace) else {
         return Ok(());
@@ -265,26 +262,14 @@ pub(crate) fn refuse_beyond(
             continue;
         };
         let record = &workload.record;
-        let asked = match record.held() {
-            None => asks(key, record, &target.spec),
-            // It will be as large as it was asked to be.
-            Some((_, hold)) => {
-                let (desired, kind) = (hold.desired, target.kind);
-                let record = Record {
-                    desired,
-                    kind,
-                    ..record.clone()
-                };
-                asks(key, &record, &target.spec)
-            }
-        };
+        let asked = asks(record, (&target.spec, target.kind), record.desired_asked());
         before = before.plus(asked);
-        if !changed.iter().any(|(record, _)| record.name == key.name) {
+        if !changed.iter().any(|(record, ..)| record.name == key.name) {
             after = after.plus(asked);
         }
     }
-    for (record, spec) in changed {
-        after = after.plus(asks(&record.key(), record, spec));
+    for (record, spec, kind) in changed {
+        after = after.plus(asks(record, (spec, *kind), record.desired_asked()));
     }
     let limit = limit(&known.quota);
     let Some((dimension, lacks)) = beyond(before, after, limit) else {

@@ -246,9 +246,17 @@ fn a_repeated_write_is_done_once_over_a_change_of_leader() {
     let host = daemons.host_id("host-0");
     let asked = |id: &str| json!({"host": host, "request_id": id});
     let cluster = |verb: &str| format!("wasmorch.v1.api._.{verb}");
-    client.json(&cluster("uncordon"), &asked("u1"));
-    client.json(&cluster("cordon"), &asked("c1"));
-    let late = client.json(&cluster("uncordon"), &asked("u1"));
+    // A leader that has just begun refuses writes until it has heard its hosts.
+    let ask = |verb: &str, id: &str| {
+        let about = format!("{verb} {id}");
+        wait_for(&about, || {
+            let answer = client.json(&cluster(verb), &asked(id));
+            answer["error"].is_null().then_some(answer)
+        })
+    };
+    ask("uncordon", "u1");
+    ask("cordon", "c1");
+    let late = ask("uncordon", "u1");
     assert_eq!(late["cordoned"], false, "the first answer: {late}");
     let stands = client.kept(&format!("host.{host}")).expect("it joined");
     assert_eq!(stands.value["cordoned"], true, "it stays cordoned");

@@ -8,6 +8,7 @@
 //! spec gives the same spec.
 
 mod bindings;
+mod circle;
 pub mod grammar;
 mod grant;
 mod later;
@@ -19,7 +20,7 @@ pub(crate) mod rules;
 mod tests;
 mod workload;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use self::reader::{Field, Reader, echo};
@@ -34,6 +35,7 @@ use crate::units::HumanDuration;
 
 #[cfg(test)]
 pub(crate) use self::bindings::backends;
+pub use self::circle::circle;
 pub use self::grant::{grant_flags, read_grant};
 pub use self::later::not_yet;
 pub use self::rules::not_undone;
@@ -289,63 +291,15 @@ fn together(reader: &Reader, workloads: Vec<Located<'_>>) {
             }
         }
     }
-    if let Some((index, said)) = circle(&workloads) {
-        let what = format!("goes in a circle: {said}; no one of them could be deployed first");
-        workloads[index].wrong(reader, "depends_on", what);
-    }
-}
-
-/// A workload that waits for itself over others, and over which: found by removing what waits for
-/// nothing.
-fn circle(workloads: &[Located<'_>]) -> Option<(usize, String)> {
-    let mut waiting: Vec<usize> = (0..workloads.len()).collect();
-    loop {
-        let names: BTreeSet<&Name> = waiting
-            .iter()
-            .map(|index| &workloads[*index].spec.name)
-            .collect();
-        let waits = |index: &usize| {
-            let spec = workloads[*index].spec;
-            // One that depends on itself has been reported.
-            spec.depends_on
-                .iter()
-                .any(|name| *name != spec.name && names.contains(name))
-        };
-        let still: Vec<usize> = waiting.iter().copied().filter(waits).collect();
-        if still.is_empty() {
-            return None;
-        }
-        if still.len() == waiting.len() {
-            return around(workloads, &still);
-        }
-        waiting = still;
-    }
-}
-
-/// The way round, among workloads of which each waits for another of them.
-fn around(workloads: &[Located<'_>], among: &[usize]) -> Option<(usize, String)> {
-    let next = |index: usize| {
-        let spec = workloads[index].spec;
-        let other = |at: &&usize| {
-            let name = &workloads[**at].spec.name;
-            *name != spec.name && spec.depends_on.contains(name)
-        };
-        among.iter().find(other).copied()
-    };
-    let mut path = vec![*among.first()?];
-    loop {
-        let at = next(*path.last()?)?;
-        if let Some(begins) = path.iter().position(|one| *one == at) {
-            let mut ring = path.split_off(begins);
-            ring.push(at);
-            let name = |index: usize| &workloads[index].spec.name;
-            let steps = ring.windows(2);
-            let steps: Vec<String> = steps
-                .map(|pair| format!("{} waits for {}", name(pair[0]), name(pair[1])))
-                .collect();
-            return Some((at, steps.join(", ")));
-        }
-        path.push(at);
+    let all = { workloads.iter() }.map(|workload| (&workload.spec.name, workload));
+    let all: BTreeMap<&Name, &Located<'_>> = all.collect();
+    let waits_for =
+        |name: &Name| { all.get(name) }.map_or_else(Vec::new, |one| one.spec.depends_on.clone());
+    let names = workloads.iter().map(|workload| &workload.spec.name);
+    if let Some((names, what)) = circle(names, waits_for)
+        && let Some(workload) = all.get(&names[0])
+    {
+        workload.wrong(reader, "depends_on", what);
     }
 }
 

@@ -8,7 +8,7 @@ use wasmorch_api::status::HostRecord;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
     HostId, Kind, Name, PlacedSlot, PlacementNumber, PlacementSet, Record, Revision,
-    RevisionNumber, Rollout, RolloutState, Timestamp, WorkloadKey, backup,
+    RevisionNumber, Rollout, Timestamp, WorkloadKey, backup,
 };
 use wasmorch_planner::{Stored, Write};
 
@@ -327,18 +327,8 @@ fn go_on(
     record.crash_loop.clear();
     record.stable = Some(before.unwrap_or(number));
     // Two revisions at once are a rollout under way.
-    record.rollout = before.map(|from| Rollout {
-        revision: number,
-        from: Some(from),
-        state: RolloutState::Rolling,
-        started: now,
-        deadline: now.after(target.spec.update.progress_deadline.0),
-        best: 0,
-        canary: None,
-        reason: None,
-        hold: None,
-        together: None,
-    });
+    let patience = target.spec.update.progress_deadline.0;
+    record.rollout = before.map(|from| Rollout::begin(number, Some(from), now, patience));
     if target.spec.update.canary.is_some()
         && let Some(before) = before.and_then(|before| revisions.get(&before))
         && before.kind == target.kind
@@ -360,6 +350,6 @@ fn go_on(
     let first = slots.and_then(|slots| slots.iter().min_by_key(|slot| slot.placement));
     record.run = first.map(|first| {
         let number = record.run.as_ref().map_or(1, |run| run.number + 1);
-        Run::new(number, first.placement, first.args.clone(), job)
+        Run::new(number, first.placement, first.args.as_deref().cloned(), job)
     });
 }

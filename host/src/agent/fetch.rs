@@ -265,7 +265,7 @@ impl Agent {
             return;
         };
         let revision = self.fetches.revision(&key.workload, placement.revision);
-        let (Some(revision), args) = (revision.cloned(), placement.args.clone()) else {
+        let (Some(revision), args) = (revision.cloned(), placement.args.as_deref().cloned()) else {
             return;
         };
         let Some(replica) = placement.live_mut() else {

@@ -4,6 +4,7 @@
 //! Owns what a placement remembers between events. It must not know sets, fetches or effects.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wasmorch_api::spec::RestartPolicy;
@@ -19,7 +20,7 @@ use crate::runner::protocol::{ReplicaKey, ReplicaUsage};
 #[derive(Debug)]
 pub(super) struct Placement {
     pub(super) revision: RevisionNumber,
-    pub(super) args: Option<Vec<String>>,
+    pub(super) args: Option<Arc<Vec<String>>>,
     /// In the set in force. One that is not is only waiting for its replica to end.
     pub(super) wanted: bool,
     /// Start numbers given out.
@@ -115,7 +116,7 @@ pub(super) enum Next {
 }
 
 impl Placement {
-    pub(super) fn new(revision: RevisionNumber, args: Option<Vec<String>>) -> Self {
+    pub(super) fn new(revision: RevisionNumber, args: Option<Arc<Vec<String>>>) -> Self {
         Self {
             revision,
             args,

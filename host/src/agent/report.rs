@@ -443,7 +443,7 @@ mod tests {
             .collect();
         let mut large = set(1, "l1", &placements);
         for group in &mut large.groups {
-            group.slots[0].args = Some(vec!["y".repeat(5_000)]);
+            group.slots[0].args = Some(std::sync::Arc::new(vec!["y".repeat(5_000)]));
         }
         stage.event(told(large.clone(), 11));
         let (mut cursor, mut groups, mut revisions, mut pages) = (None, Vec::new(), 0, 0);

@@ -4,6 +4,7 @@
 //! numbers are the leader's and are never given out twice, so a known number is a known placement.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 #[cfg(test)]
 use wasmorch_api::ReplicaState;
@@ -14,7 +15,7 @@ use super::{Agent, Effect, Held, PlacementKey, Refusal, Timer};
 use crate::planted::{self, Bug};
 
 /// What a set says of one placement.
-type Wanted = BTreeMap<PlacementKey, (RevisionNumber, Option<Vec<String>>)>;
+type Wanted = BTreeMap<PlacementKey, (RevisionNumber, Option<Arc<Vec<String>>>)>;
 
 fn wanted(set: &PlacementSet) -> Wanted {
     let mut wanted = Wanted::new();
@@ -153,7 +154,7 @@ impl Agent {
         &mut self,
         key: PlacementKey,
         revision: RevisionNumber,
-        args: Option<Vec<String>>,
+        args: Option<Arc<Vec<String>>>,
         now: Timestamp,
     ) {
         match self.placements.get_mut(&key) {

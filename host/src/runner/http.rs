@@ -333,7 +333,7 @@ impl Local for Locals {
 /// The life of an http replica: probed while it serves, called over NATS while it is ready, and
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
-    let (logs, tally) = (life.logs.clone(), life.tally.clone());
+    let (logs, tally) = (life.logs.clone(), life.counts.tally.clone());
     let member = Arc::new(Member::new(guest, life.launch.revision, logs, tally));
     let _seat = life
         .context

@@ -214,7 +214,7 @@ async fn listen(
         dropped: AtomicU64::new(0),
     });
     for (durable, subscription) in durables {
-        if let Some(backlog) = life.backlog.clone() {
+        if let Some(backlog) = life.counts.backlog.clone() {
             intake.spawn(backlog.follow(durable.clone(), draining.clone()));
         }
         let (handler, draining) = (handler.clone(), draining.clone());

@@ -76,14 +76,17 @@ pub(super) struct Life {
     /// Streams that it takes messages from.
     pub(super) streams: Vec<StreamSubscription>,
     pub(super) orders: Orders,
-    /// Where its answers are counted, when that is asked for.
-    pub(super) tally: Option<Arc<Tally>>,
-    /// What waits in its streams, when that is asked for.
-    pub(super) backlog: Option<Arc<Backlog>>,
+    pub(super) counts: Counts,
 }
 
-/// What is counted of a replica beside its use.
-pub(super) type Counts = (Option<Arc<Tally>>, Option<Arc<Backlog>>);
+/// What is counted of a replica beside its use, each when that is asked for.
+#[derive(Clone)]
+pub(super) struct Counts {
+    /// Its answers.
+    pub(super) tally: Option<Arc<Tally>>,
+    /// What waits in its streams.
+    pub(super) backlog: Option<Arc<Backlog>>,
+}
 
 impl Life {
     /// Tells the daemon about its readiness.
@@ -114,7 +117,7 @@ pub(super) async fn live(
     context: Arc<Context>,
     replica: ReplicaKey,
     launch: Launch,
-    (mut orders, (tally, backlog)): (Orders, Counts),
+    (mut orders, counts): (Orders, Counts),
     started: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
     let stopped = FromRunner::Stopped {
@@ -162,8 +165,7 @@ pub(super) async fn live(
         subscribe,
         streams,
         orders,
-        tally,
-        backlog,
+        counts,
     };
     let end = match guest {
         Guest::Http(guest) => http::live(life, guest).await,

@@ -35,7 +35,7 @@ use super::orders::{Order, Orderer, orders};
 use super::protocol::{
     FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage, ToRunner, Usage,
 };
-use super::replica::{self, Guest};
+use super::replica::{self, Counts, Guest};
 use super::tunnel::Tunnels;
 use super::{RunnerConfig, RunnerError, Settings};
 use crate::descriptors;
@@ -77,10 +77,7 @@ struct Entry {
     orders: Orderer,
     /// Set when it starts.
     guest: Arc<OnceLock<Guest>>,
-    /// How it answers, when that is asked for.
-    tally: Option<Arc<Tally>>,
-    /// What waits for it, when that is asked for.
-    backlog: Option<Arc<Backlog>>,
+    counts: Counts,
     /// When its processor time and its requests were last looked at, and what they were.
     measured: (Instant, Duration, u64),
 }
@@ -355,19 +352,19 @@ impl Supervisor {
         }
         let (orderer, orders) = orders();
         let guest = Arc::new(OnceLock::new());
-        let tally = Tally::of(&launch.spec, launch.kind);
-        let backlog = Backlog::of(&launch.spec);
+        let counts = Counts {
+            tally: Tally::of(&launch.spec, launch.kind),
+            backlog: Backlog::of(&launch.spec),
+        };
         let entry = Entry {
             orders: orderer,
             guest: guest.clone(),
-            tally: tally.clone(),
-            backlog: backlog.clone(),
+            counts: counts.clone(),
             measured: (Instant::now(), Duration::ZERO, 0),
         };
         let context = self.context.clone();
         let key = replica.clone();
         let task = async move {
-            let counts = (tally, backlog);
             let life = replica::live(
                 context,
                 key.clone(),
@@ -418,8 +415,9 @@ impl Supervisor {
                 cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
                 in_flight: (used.in_flight + used.queued) as u64,
                 request_millis: a_second(requests, now - since),
-                pending: { entry.backlog.as_deref() }.map_or(0, Backlog::messages),
+                pending: { entry.counts.backlog.as_deref() }.map_or(0, Backlog::messages),
                 answers: entry
+                    .counts
                     .tally
                     .as_deref()
                     .map(Tally::so_far)

@@ -220,10 +220,10 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
 }
 
 fn within_quota(cluster: &Cluster, workload: &Workload, record: &Record) -> Result<(), ApiError> {
-    let Some(target) = workload.target() else {
+    let Some(asked) = workload.asked() else {
         return Ok(());
     };
-    let changed = [(record.clone(), &target.spec)];
+    let changed = [(record.clone(), &asked.spec, asked.kind)];
     quota::refuse_beyond(cluster, &record.namespace, &changed)
 }
 
@@ -329,23 +329,11 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
     if let Some(rollout) = record.active_rollout() {
         return Err(super::revise::in_the_way(&key.name, rollout));
     }
-    let deadline_after = workload
-        .target()
-        .map(|target| target.spec.update.progress_deadline.0);
+    let patience = { workload.target() }.map(|target| target.spec.update.progress_deadline.0);
     record.fresh_from = record.next_placement;
     record.crash_loop.clear();
-    record.rollout = Some(Rollout {
-        revision: record.revision,
-        from: Some(record.revision),
-        state: RolloutState::Rolling,
-        started: call.now,
-        deadline: call.now.after(deadline_after.unwrap_or_default()),
-        best: 0,
-        canary: None,
-        reason: None,
-        hold: None,
-        together: None,
-    });
+    let (revision, patience) = (record.revision, patience.unwrap_or_default());
+    record.rollout = Some(Rollout::begin(revision, Some(revision), call.now, patience));
     let event =
         EventDraft::of(&key, EventKind::RolloutStarted, "restart").revision(record.revision);
     Ok(finish(cluster, workload, record, "restart", call, event))

@@ -7,7 +7,7 @@ use wasmorch_api::messages::{DeployReply, Deployed};
 use wasmorch_api::record::{Hold, Removed, Rollout, Together};
 use wasmorch_api::{
     ApiError, Digest, EventKind, Kind, Name, PlacementNumber, Record, Revision, RevisionNumber,
-    RolloutState, Route, Slot, Timestamp, WorkloadKey, WorkloadSpec,
+    Route, Slot, Timestamp, WorkloadKey, WorkloadSpec,
 };
 
 use super::{Call, Outcome, remember};
@@ -130,13 +130,7 @@ pub(crate) fn deploy_as(
             writes.push(Write::Record(Box::new(record)));
         }
         workloads.push(deployed);
-        let (desired, kind) = (record.desired_asked(), *kind);
-        let asked = Record {
-            desired,
-            kind,
-            ..record
-        };
-        changed.push((asked, spec));
+        changed.push((record, spec, *kind));
     }
     quota::refuse_beyond(cluster, &call.namespace, &changed)?;
     let named = |name: &Name| input.workloads.iter().any(|(spec, _)| spec.name == *name);
@@ -275,20 +269,12 @@ fn one(
     record.newest = number;
     record.updated = call.now;
     let rollout = Rollout {
-        revision: number,
-        from,
-        state: RolloutState::Rolling,
-        started: call.now,
-        deadline: call.now.after(spec.update.progress_deadline.0),
-        best: 0,
-        canary: None,
-        reason: None,
         hold: held.then_some(Hold {
             since: call.now,
             desired,
             until: None,
         }),
-        together: None,
+        ..Rollout::begin(number, from, call.now, spec.update.progress_deadline.0)
     };
     record.rollout = Some(rollout.clone());
     match served.filter(|_| held) {

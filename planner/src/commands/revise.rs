@@ -78,18 +78,8 @@ pub fn rollback(
         });
     }
     let mut after = record.clone();
-    after.rollout = Some(Rollout {
-        revision: to,
-        from: Some(record.asked()),
-        state: RolloutState::Rolling,
-        started: call.now,
-        deadline: call.now.after(target.spec.update.progress_deadline.0),
-        best: 0,
-        canary: None,
-        reason: None,
-        hold: None,
-        together: None,
-    });
+    let patience = target.spec.update.progress_deadline.0;
+    after.rollout = Some(Rollout::begin(to, Some(record.asked()), call.now, patience));
     after.revision = to;
     after.kind = target.kind;
     after.crash_loop.clear();
@@ -100,7 +90,7 @@ pub fn rollback(
     if target.kind.ends() {
         after.desired = target.spec.job.seats();
     }
-    let changed = [(after.clone(), &target.spec)];
+    let changed = [(after.clone(), &target.spec, target.kind)];
     crate::quota::refuse_beyond(cluster, &call.namespace, &changed)?;
     let reply = DeployReply {
         index: 0,
