@@ -153,11 +153,12 @@ fn bar(
         return job_bar(record);
     }
     if let Some(moving) = active {
-        if moving.together.as_ref().is_some_and(|one| one.arrived) {
-            return None;
-        }
+        // It may have arrived, and go back with another yet.
         if moving.state == RolloutState::Reverting {
             return Some((because("it is going back"), Ends::ByItself));
+        }
+        if moving.together.as_ref().is_some_and(|one| one.arrived) {
+            return None;
         }
         let (_, ready) = queries::fresh(other, record);
         let why = format!("{ready} of {} ready", record.wanted());
@@ -249,7 +250,7 @@ impl Pass<'_> {
         record.desired = match &asked.spec.scale {
             // Its load has gone on meanwhile.
             Some(scale) if self.target.spec.scale.is_some() && !bare => {
-                scale.within(record.desired)
+                scale.within(record.desired.max(1))
             }
             _ => record.desired_asked(),
         };

@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) now: u64,
     order: u64,
     queue: BTreeMap<(u64, u64), Event>,
+    /// By then frozen controllers have read what came to them, also those that went on sooner.
+    pub(crate) read_late: u64,
     pub(crate) rng: Rng,
     pub(crate) weather: Weather,
     pub(crate) store: Store,
@@ -95,6 +97,7 @@ impl World {
             user,
             laws: Laws::default(),
             loads: Loads::new(seed),
+            read_late: 0,
             cuts: BTreeMap::new(),
             fates: BTreeMap::new(),
             bent,
@@ -212,6 +215,7 @@ impl World {
         if let Some(until) = self.controllers[at].frozen_until.filter(|t| *t > self.now) {
             // It reads this when it goes on, in the order in which it came.
             self.queue.insert((until, order), event);
+            self.read_late = self.read_late.max(until);
             return;
         }
         match event {
