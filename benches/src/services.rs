@@ -2,9 +2,11 @@
 //! gateway, through another host's, through the tunnel over NATS, and through nginx as a plain
 //! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns.
 //!
-//! Then: how long after a replica answers on its own host every other gateway routes to it.
+//! Then: how long after a replica answers on its own host every other gateway routes to it, and how long
+//! the first request takes that finds a workload at zero.
 
 mod load;
+mod zero;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -51,6 +53,9 @@ pub(crate) struct Args {
     /// Deploys whose way to every gateway is timed
     #[arg(long, default_value_t = 20)]
     deploys: usize,
+    /// How often a workload at zero is woken
+    #[arg(long, default_value_t = 20)]
+    wakes: usize,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -101,6 +106,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let routed = (0..args.deploys)
         .map(|n| routed_everywhere(&cluster, &gateways, n))
         .collect::<Result<Vec<_>>>()?;
+    let gates = (gateways[1].as_str(), gateways[0].as_str());
+    let woken = zero::measure(&cluster, gates, "back", args.wakes)?;
     let mut notes = vec![format!(
         "{} connections, one request at a time each, {} turns of {} s, client and cluster on one machine",
         args.connections, args.turns, args.seconds
@@ -111,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     let facts = machine::describe(&wasmorch(), &nats_server(), cluster.home.path());
-    show(args, &facts, &mut ways, routed, &notes)
+    show(args, &facts, &mut ways, (routed, &woken), &notes)
 }
 
 fn way(what: &'static str, address: &str, workload: &'static str) -> Way {
@@ -240,15 +247,23 @@ impl Nginx {
     }
 }
 
+/// Of sorted times; none at all count as 0.
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
 fn show(
     args: &Args,
     facts: &[(String, String)],
     ways: &mut [Way],
-    mut routed: Vec<f64>,
+    (mut routed, woken): (Vec<f64>, &[Vec<f64>; 2]),
     notes: &[String],
 ) -> Result<()> {
     routed.sort_by(f64::total_cmp);
-    let at = |percent: usize| routed[(routed.len() * percent).div_ceil(100).max(1) - 1];
+    let at = |percent: usize| percentile(&routed, percent);
+    let from_zero = ["its own host's gateway", "another host's gateway"];
+    let from_zero = from_zero.into_iter().zip(woken);
     let mut out = std::io::stdout();
     if args.json {
         let ways: Vec<_> = ways
@@ -256,7 +271,17 @@ fn show(
             .map(|way| way.found.json(way.what))
             .collect();
         let routed = json!({ "deploys": routed.len(), "p50_ms": at(50), "p99_ms": at(99) });
-        let all = json!({ "machine": machine::json(facts), "ways": ways, "routed": routed, "notes": notes });
+        let from_zero = from_zero.map(|(what, times)| {
+            let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
+            json!({ "through": what, "wakes": times.len(), "p50_ms": p50, "p99_ms": p99 })
+        });
+        let all = json!({
+            "machine": machine::json(facts),
+            "ways": ways,
+            "routed": routed,
+            "from_zero": from_zero.collect::<Vec<_>>(),
+            "notes": notes,
+        });
         return Ok(writeln!(out, "{all:#}")?);
     }
     for (label, fact) in facts {
@@ -284,6 +309,14 @@ fn show(
         at(99),
         routed.len()
     )?;
+    for (what, times) in from_zero {
+        let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
+        let many = times.len();
+        writeln!(
+            out,
+            "from zero, through {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many} requests"
+        )?;
+    }
     for note in notes {
         writeln!(out, "note: {note}")?;
     }
