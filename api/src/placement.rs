@@ -55,6 +55,9 @@ pub struct PlacedSlot {
     pub slot: Slot,
     /// The leader's number for this placement.
     pub placement: PlacementNumber,
+    /// It is told to rest: to be prepared, and started only when a request wakes it.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub standby: bool,
     /// Arguments in place of the spec's (a job's run). Shared: a leader holds millions of slots, nearly
     /// all without.
     #[serde(default, skip_serializing_if = "Option::is_none")]

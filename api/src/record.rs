@@ -116,6 +116,22 @@ impl Record {
         if self.stopped { 0 } else { self.desired }
     }
 
+    /// How many seats it has now: its replicas, or at zero its standbys. While a rollout moves at zero
+    /// there are none: what rests proves nothing. One that is held leaves everything as it was.
+    pub fn seats(&self, spec: &WorkloadSpec) -> u32 {
+        if self.rests(spec) {
+            spec.standbys()
+        } else {
+            self.wanted()
+        }
+    }
+
+    /// Whether what it has is told to rest.
+    pub fn rests(&self, spec: &WorkloadSpec) -> bool {
+        let moves = self.active_rollout().is_some() && (self.held().is_none() || self.held_bare());
+        self.desired == 0 && !self.stopped && !moves && spec.standbys() > 0
+    }
+
     /// The runs that go on, oldest first.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         let all = self.earlier.iter().chain(&self.run);

@@ -222,6 +222,13 @@ impl WorkloadSpec {
         self.disconnect.exclusive || volumes.any(|volume| volume.on_host_loss == "new")
     }
 
+    /// How many replicas rest while none is wanted, so that a request wakes one; without `scale.min = 0`
+    /// none does.
+    pub fn standbys(&self) -> u32 {
+        let to_zero = { self.scale.as_ref() }.filter(|scale| scale.min == 0);
+        to_zero.map_or(0, |scale| STANDBYS.min(scale.max))
+    }
+
     /// The restart policy in force: jobs retry on failure unless told otherwise.
     pub fn restart_policy(&self) -> RestartPolicy {
         self.restart.policy.unwrap_or(match self.kind {
@@ -230,6 +237,9 @@ impl WorkloadSpec {
         })
     }
 }
+
+/// One more than one: a host may be lost just before a request comes.
+const STANDBYS: u32 = 2;
 
 /// `replicas = 3` or `replicas = "per-host"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

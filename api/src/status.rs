@@ -108,6 +108,9 @@ pub struct ReplicaStatus {
     /// The host will not start this placement again: the leader's turn.
     #[serde(default)]
     pub given_up: bool,
+    /// Its placement is told to rest: what starts or runs in spite of that was woken by a request.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub standby: bool,
     /// Memory of its instances now.
     #[serde(default)]
     pub memory_bytes: u64,

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Term, WorkloadKey};
+use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Slot, Term, WorkloadKey};
 use crate::spec::Kind;
 
 /// Which requests belong to one workload. Besides these, `<name>.<namespace>.<domain>` always does.
@@ -117,7 +117,7 @@ pub struct EndpointTable {
     pub namespace: Name,
     /// The workload.
     pub workload: Name,
-    /// Hosts with ready replicas, by id.
+    /// Hosts with ready or resting replicas, by id.
     pub hosts: Vec<HostEndpoint>,
     /// The revision on trial, when its canaries get a share of the requests that is not their count's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +141,10 @@ pub struct HostEndpoint {
     pub peer: Option<String>,
     /// Ready replicas there.
     pub ready: u32,
+    /// The lowest slot that rests there, or is on its way: while nothing is ready anywhere, a request
+    /// wakes it and waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<Slot>,
     /// Its share of the requests, relative to the other hosts. While every host's is its count of
     /// ready replicas, a gateway may prefer itself and its zone; other weights (a canary's) are
     /// kept to, by every gateway.

@@ -29,6 +29,8 @@ const NEAR_SLACK: u64 = 4;
 pub(crate) struct Endpoints {
     pub(crate) table: EndpointTable,
     candidates: Vec<Candidate>,
+    /// Hosts where something rests or is on its way, the lowest slot first.
+    standbys: Vec<Candidate>,
     /// Whether all weights are the same.
     uniform: bool,
     /// Whether weights say something that counts of replicas do not.
@@ -51,6 +53,8 @@ pub(crate) struct Candidate {
     canary: u64,
     /// Sum of the weights up to and with this one.
     upto: u64,
+    /// Something rests there too, or will: a request may wait for it.
+    pub(crate) standby: bool,
 }
 
 impl Candidate {
@@ -65,27 +69,28 @@ impl Endpoints {
         let mut hosts: Vec<&HostEndpoint> = table.hosts.iter().collect();
         hosts.sort_by(|a, b| a.host.cmp(&b.host));
         let mut upto = 0;
-        let candidates: Vec<_> = hosts
-            .into_iter()
-            .filter(|host| host.ready > 0 && host.weight > 0)
-            .map(|host| {
-                let address = host.peer.as_deref();
-                let weight = u64::from(host.weight);
-                upto += weight;
-                Candidate {
-                    host: host.host.clone(),
-                    address: address.map(Arc::from),
-                    way: format!("{}@{}", host.host, address.unwrap_or_default()).into(),
-                    zone: host.zone.as_deref().map(Box::from),
-                    health: before
-                        .and_then(|before| before.candidate(&host.host))
-                        .map_or_else(Arc::default, |seen| seen.health.clone()),
-                    weight,
-                    canary: u64::from(host.canary),
-                    upto,
-                }
-            })
-            .collect();
+        let mut candidate = |host: &&HostEndpoint| {
+            let address = host.peer.as_deref();
+            let weight = u64::from(host.weight);
+            upto += weight;
+            let seen = before.and_then(|before| before.seen(&host.host));
+            Candidate {
+                host: host.host.clone(),
+                address: address.map(Arc::from),
+                way: format!("{}@{}", host.host, address.unwrap_or_default()).into(),
+                zone: host.zone.as_deref().map(Box::from),
+                health: seen.map_or_else(Arc::default, |seen| seen.health.clone()),
+                weight,
+                canary: u64::from(host.canary),
+                upto,
+                standby: host.standby.is_some(),
+            }
+        };
+        let serves = |host: &&&HostEndpoint| host.ready > 0 && host.weight > 0;
+        let candidates: Vec<_> = hosts.iter().filter(serves).map(&mut candidate).collect();
+        let mut rests: Vec<_> = hosts.iter().filter(|host| host.standby.is_some()).collect();
+        rests.sort_by_key(|host| host.standby);
+        let standbys = rests.into_iter().map(&mut candidate).collect();
         let uniform = candidates
             .windows(2)
             .all(|pair| pair[0].weight == pair[1].weight);
@@ -93,6 +98,7 @@ impl Endpoints {
         Self {
             table,
             candidates,
+            standbys,
             uniform,
             weighted,
         }
@@ -102,6 +108,17 @@ impl Endpoints {
     pub(crate) fn candidate(&self, host: &HostId) -> Option<&Candidate> {
         let at = self.candidates.binary_search_by(|one| one.host.cmp(host));
         at.ok().map(|at| &self.candidates[at])
+    }
+
+    fn seen(&self, host: &HostId) -> Option<&Candidate> {
+        let rests = || self.standbys.iter().find(|one| one.host == *host);
+        self.candidate(host).or_else(rests)
+    }
+
+    /// The host of the lowest slot that rests, of those that are `usable`: all gateways choose the same, so
+    /// that one request wakes one replica, and it is the one that a count of one wants.
+    pub(crate) fn standby(&self, usable: impl Fn(&Candidate) -> bool) -> Option<&Candidate> {
+        self.standbys.iter().find(|one| usable(one))
     }
 
     /// Whether every gateway has to keep to the weights.
@@ -247,6 +264,7 @@ mod tests {
                     host: host.parse().unwrap(),
                     peer: dialled.then(|| format!("{host}:1")),
                     ready: *ready,
+                    standby: None,
                     weight: *weight,
                     canary: 0,
                     // The first letter.

@@ -30,6 +30,8 @@ pub(crate) struct Choice {
     peer: Arc<Peer>,
     host: HostId,
     health: Arc<Health>,
+    /// A replica may have to be waited for there.
+    wakes: bool,
 }
 
 /// Why an attempt brought no response.
@@ -51,7 +53,7 @@ impl Inner {
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
-        let Some(mut choice) = self.elsewhere(key, &[]) else {
+        let Some(mut choice) = self.elsewhere_or_woken(key, &[]) else {
             return self.no_endpoint(key);
         };
         let (parts, body) = request.into_parts();
@@ -63,7 +65,12 @@ impl Inner {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
             held.at(Some(choice.peer.clone()));
             self.counters.forwarded.fetch_add(1, Relaxed);
-            let attempt = Request::from_parts(wrapped(&parts, target, hops), replay.attempt(last));
+            let mut head = wrapped(&parts, target, hops);
+            if choice.wakes {
+                head.headers
+                    .insert(headers::WAKE, HeaderValue::from_static("1"));
+            }
+            let attempt = Request::from_parts(head, replay.attempt(last));
             let miss = match self.attempt(key, &choice, attempt, patient).await {
                 Ok(response) => {
                     replay.settle();
@@ -76,13 +83,15 @@ impl Inner {
             let lost = miss.class == ErrorClass::Lost;
             let again = !last && replay.is_whole() && (!lost || parts.method.is_idempotent());
             repeated |= lost;
-            if let Some(next) = again.then(|| self.elsewhere(key, &tried)).flatten() {
+            let next = again.then(|| self.elsewhere_or_woken(key, &tried));
+            if let Some(next) = next.flatten() {
                 self.counters.retried.fetch_add(1, Relaxed);
                 choice = next;
                 continue;
             }
             held.at(None);
-            if again && self.local.ready(key) > 0 {
+            let here = || self.rests_at(key, &self.host);
+            if again && (self.local.ready(key) > 0 || here() && self.local.wake(key).await) {
                 self.counters.retried.fetch_add(1, Relaxed);
                 let request = Request::from_parts(parts, replay.attempt(true).boxed_unsync());
                 if let Here::Answer(answer) = self.serve_here(key, request).await {
@@ -167,11 +176,44 @@ impl Inner {
         let fit = |candidate: &Candidate| untried(candidate) && self.is_fit(candidate);
         let candidate = self.pick(key, &endpoints, fit);
         let candidate = candidate.or_else(|| self.pick(key, &endpoints, untried))?;
-        Some(Choice {
+        Some(self.choice(candidate))
+    }
+
+    /// The same; at zero, a host where a replica rests.
+    fn elsewhere_or_woken(&self, key: &WorkloadKey, tried: &[HostId]) -> Option<Choice> {
+        let ready = self.elsewhere(key, tried);
+        ready.or_else(|| {
+            let endpoints = self.tables.endpoints(key)?;
+            let untried = |one: &Candidate| self.reaches(one) && !tried.contains(&one.host);
+            let fit = endpoints.standby(|one| untried(one) && self.is_fit(one));
+            let standby = fit.or_else(|| endpoints.standby(untried))?;
+            Some(self.choice(standby))
+        })
+    }
+
+    fn rests_at(&self, key: &WorkloadKey, host: &HostId) -> bool {
+        let endpoints = self.tables.endpoints(key);
+        let standby = |all: Arc<Endpoints>| all.standby(|one| one.host == *host).is_some();
+        endpoints.is_some_and(standby)
+    }
+
+    /// Whether the workload is at zero, and it is this host's turn to wake it.
+    pub(crate) fn rests_here(&self, key: &WorkloadKey) -> bool {
+        let Some(endpoints) = self.tables.endpoints(key) else {
+            return false;
+        };
+        let usable = |one: &Candidate| self.reaches(one) && self.is_fit(one);
+        let first = endpoints.standby(|one| one.host == self.host || usable(one));
+        first.is_some_and(|one| one.host == self.host) && self.elsewhere(key, &[]).is_none()
+    }
+
+    fn choice(&self, candidate: &Candidate) -> Choice {
+        Choice {
             peer: self.peers.at(candidate),
             host: candidate.host.clone(),
             health: candidate.health.clone(),
-        })
+            wakes: candidate.standby,
+        }
     }
 
     /// Whether a request had better go to another host, though a replica is here that has room.
@@ -297,6 +339,7 @@ mod tests {
             host: host.parse().unwrap(),
             peer: Some(format!("{host}:1")),
             ready: 1,
+            standby: None,
             weight,
             canary: 0,
             zone: None,

@@ -54,6 +54,10 @@ pub struct Canary {
     pub chosen: bool,
 }
 
+/// A request of another gateway that may wake what rests here. An extension of requests.
+#[derive(Debug, Clone, Copy)]
+struct Wake;
+
 /// A running gateway's handle; clones share it.
 #[derive(Clone)]
 pub struct Gateway {
@@ -327,8 +331,12 @@ impl Inner {
         let left = left.and_then(|left| left.to_str().ok()?.parse().ok());
         let deadline =
             left.and_then(|left| Instant::now().checked_add(Duration::from_millis(left)));
+        let wake = request.headers().contains_key(headers::WAKE);
         headers::scrub_peer_request(request.headers_mut());
         request.extensions_mut().insert(Hops(hops));
+        if wake {
+            request.extensions_mut().insert(Wake);
+        }
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
@@ -338,7 +346,8 @@ impl Inner {
     async fn serve_peer(&self, workload: &WorkloadKey, request: Request<Body>) -> Answer {
         let not_here =
             || Answer::refused(format!("no replica of {workload} is ready on this host"));
-        if self.local.ready(workload) == 0 {
+        let wake = request.extensions().get::<Wake>().is_some();
+        if self.local.ready(workload) == 0 && !(wake && self.local.wake(workload).await) {
             return not_here();
         }
         match self.serve_here(workload, request).await {
@@ -370,7 +379,8 @@ impl Inner {
             return self.looped(&target.key);
         }
         let key = &target.key;
-        if self.local.ready(key) == 0 || self.spills(key) {
+        let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
+        if !awake || self.spills(key) {
             return self.forward(target, request, hops, held).await;
         }
         match self.serve_here(key, request).await {

@@ -20,6 +20,8 @@ pub(crate) const HOPS: HeaderName = HeaderName::from_static("wasmorch-hops");
 pub(crate) const LOAD: HeaderName = HeaderName::from_static("wasmorch-load");
 /// How many milliseconds whoever asked still waits.
 pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("wasmorch-deadline");
+/// Nothing is ready anywhere, and a replica rests on the host that is asked: it is to be woken.
+pub(crate) const WAKE: HeaderName = HeaderName::from_static("wasmorch-wake");
 /// On an answer of the peer port: the request was not executed.
 pub(crate) const REFUSED: HeaderName = HeaderName::from_static("wasmorch-refused");
 /// On an answer that a gateway made: which kind of error.

@@ -29,6 +29,13 @@ pub trait Local: Send + Sync + 'static {
         0
     }
 
+    /// Starts a replica that rests here, and waits, though not for ever, until one is ready. `false`:
+    /// none is.
+    async fn wake(&self, workload: &WorkloadKey) -> bool {
+        let _ = workload;
+        false
+    }
+
     /// Serves a request. Its URI is in origin form, its `Host` header is set, hop-by-hop headers
     /// are gone. Dropping the future, or the body of the response, cancels the work.
     async fn handle(

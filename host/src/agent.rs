@@ -39,8 +39,11 @@ mod lease;
 mod leases;
 mod placement;
 mod report;
+mod rest;
 #[cfg(test)]
 mod restarts;
+#[cfg(test)]
+mod resting;
 mod sets;
 #[cfg(test)]
 mod simulated;

@@ -157,7 +157,7 @@ impl Pass<'_> {
     /// beside it. `false`: it ends.
     pub(crate) fn stays_lost(&mut self, seat: &Seat) -> bool {
         let slot = seat.placed.slot;
-        let wanted = slot.0 <= u64::from(self.record.wanted());
+        let wanted = self.wants(slot);
         let host = self.cluster.hosts.get(&seat.placed.host);
         let returns = host.is_some_and(|host| host.record.drain.is_none());
         if !(self.keeps_originals() && seat.fresh && wanted && returns) {

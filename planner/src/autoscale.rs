@@ -178,6 +178,9 @@ impl Cluster {
         now: Timestamp,
     ) -> Option<Verdict> {
         let target = workload.target()?;
+        // What has not proven itself yet does not go to zero: nobody would know whether it can.
+        let record = &workload.record;
+        let proven = record.stable == Some(record.revision) && record.active_rollout().is_none();
         let standing = Standing {
             scale: target.spec.scale.as_ref()?,
             kind: target.kind,
@@ -185,6 +188,7 @@ impl Cluster {
             desired: workload.record.desired,
             ready: queries::ready(self, workload),
             placed: workload.unplaced.is_none(),
+            may_rest: proven,
             allowed: quota::allows(self, key, &target.spec).unwrap_or(u32::MAX),
         };
         scaler.judge(&standing, now)
@@ -212,10 +216,14 @@ impl Pass<'_> {
     /// time for it, as it does for a person's: each replica that becomes ready gives it some anyway, and a
     /// load that goes on growing must not keep one that fails from its end.
     pub(crate) fn follow_load(&mut self) {
-        let Some(scale) = &self.target.spec.scale else {
+        let target = self.target.clone();
+        let Some(scale) = &target.spec.scale else {
             return;
         };
         if self.record.stopped || self.scope.is_some() {
+            return;
+        }
+        if self.follow_woken() {
             return;
         }
         let from = self.record.desired;
@@ -223,7 +231,7 @@ impl Pass<'_> {
         let wish = scaling.and_then(|one| one.wish.as_ref());
         let wish = wish.filter(|wish| wish.from == from);
         let to = scale.within(wish.map_or(from, |wish| wish.to));
-        if to == from {
+        if to == from || to == 0 && self.record.active_rollout().is_some() {
             return;
         }
         let reason = match wish {

@@ -204,7 +204,9 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
             // What is held has nothing that it would have to keep, unless another serves.
             let bare = record.held_bare();
-            let wanted = u64::from(if bare { 0 } else { record.wanted() });
+            let target = workload.revisions.get(&record.revision);
+            let seats = target.map_or(record.wanted(), |target| record.seats(&target.spec));
+            let wanted = u64::from(if bare { 0 } else { seats });
             let record = (record, wanted);
             slots::are_sound(cluster, (key, workload), part, record, whole, &mut broken);
         }

@@ -280,6 +280,8 @@ pub struct Placed {
     pub revision: RevisionNumber,
     /// Where.
     pub host: HostId,
+    /// It is told to rest.
+    pub standby: bool,
     /// Arguments in place of the spec's.
     pub args: Option<Arc<Vec<String>>>,
 }
@@ -351,6 +353,25 @@ impl Workload {
                 && report.status.state == ReplicaState::Running
                 && report.status.ready
         })
+    }
+
+    /// Whether what a host tells of a placement leaves it as it stands: on its way, as it was.
+    pub(crate) fn still_starts(&self, host: &HostId, status: &ReplicaStatus) -> bool {
+        let number = status.replica.placement;
+        let on_its_way = |status: &ReplicaStatus| {
+            let ends = matches!(
+                status.state,
+                ReplicaState::Running | ReplicaState::Completed
+            );
+            !ends && !status.given_up && !status.standby
+        };
+        let placed = self.placements.get(&number);
+        let before = self.reports.get(&number);
+        !self.record.kind.ends()
+            && placed.is_some_and(|placed| placed.host == *host)
+            && on_its_way(status)
+            && status.answers.is_empty()
+            && before.is_none_or(|known| known.host == *host && on_its_way(&known.status))
     }
 
     /// Why a placement ends is kept until its replica has ended.

@@ -112,8 +112,10 @@ impl Cluster {
                 slot: slot.slot,
                 revision: group.revision,
                 host: id.clone(),
+                standby: slot.standby,
                 args,
             };
+            host.unsure.remove(&(key.clone(), slot.placement));
             workload.placements.insert(slot.placement, placed);
             if host.leaving.remove(&(key.clone(), slot.placement)) {
                 workload.leaving.remove(&slot.placement);

@@ -136,7 +136,7 @@ impl Pass<'_> {
     /// Whether a seat on a dead host stays there, since its volumes do; it counts as unplaced.
     pub(crate) fn stays_home(&mut self, seat: &Seat) -> bool {
         let slot = seat.placed.slot;
-        let wanted = slot.0 <= u64::from(self.record.wanted());
+        let wanted = self.wants(slot);
         let alone = self.seats_of(slot).nth(1).is_none();
         let stays = wanted && alone && self.home(slot) == Some(&seat.placed.host);
         self.unplaced += u32::from(stays);

@@ -55,6 +55,7 @@ mod scaler;
 mod silence;
 mod slots;
 mod stages;
+mod standby;
 mod tables;
 pub mod why;
 mod write;

@@ -258,9 +258,12 @@ impl Cluster {
         status.namespace = workload.record.namespace.clone();
         status.workload = workload.record.name.clone();
         workload.tally.hear(&workload.record, &status);
-        self.agenda
-            .part(&key, Some(status.replica.slot), Some(host));
         let number = status.replica.placement;
+        // Most reports of a start say how far it is on its way, which nothing depends on.
+        if !self.bound.is_empty() || !workload.still_starts(host, &status) {
+            self.agenda
+                .part(&key, Some(status.replica.slot), Some(host));
+        }
         if status.state == ReplicaState::Stopped && status.reason.is_none() {
             let why = workload.told.remove(&number);
             status.reason = why.map(|why| why.words().to_owned());

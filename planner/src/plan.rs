@@ -29,6 +29,8 @@ pub struct Plan {
     pub start: Vec<Start>,
     /// Placements to take out of their host's set.
     pub stop: Vec<Stop>,
+    /// Placements to rest from now on, or to run.
+    pub shift: Vec<Shift>,
     /// Records that moved.
     pub update: Vec<Record>,
     /// Hosts to remember.
@@ -60,8 +62,23 @@ pub struct Start {
     pub revision: RevisionNumber,
     /// Where.
     pub host: HostId,
+    /// It is to rest.
+    pub standby: bool,
     /// Arguments in place of the spec's.
     pub args: Option<Arc<Vec<String>>>,
+}
+
+/// One placement that is told something else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shift {
+    /// The workload.
+    pub key: WorkloadKey,
+    /// Its number.
+    pub placement: PlacementNumber,
+    /// Where it is.
+    pub host: HostId,
+    /// To rest; otherwise to run.
+    pub standby: bool,
 }
 
 /// One placement that ends.
@@ -127,6 +144,7 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.start.is_empty()
             && self.stop.is_empty()
+            && self.shift.is_empty()
             && self.update.is_empty()
             && self.hosts.is_empty()
             && self.endpoints.is_empty()
@@ -142,6 +160,7 @@ type Held = Vec<((WorkloadKey, RevisionNumber), Vec<PlacedSlot>)>;
 struct Changes<'a> {
     started: HashMap<&'a HostId, Vec<&'a Start>>,
     stopped: HashMap<&'a HostId, BTreeSet<(&'a WorkloadKey, PlacementNumber)>>,
+    shifted: HashMap<(&'a WorkloadKey, PlacementNumber), bool>,
 }
 
 impl<'a> Changes<'a> {
@@ -155,7 +174,13 @@ impl<'a> Changes<'a> {
             let stops: &mut BTreeSet<_> = stopped.entry(&stop.host).or_default();
             stops.insert((&stop.key, stop.placement));
         }
-        Self { started, stopped }
+        let shifted = plan.shift.iter();
+        let shifted = shifted.map(|shift| ((&shift.key, shift.placement), shift.standby));
+        Self {
+            started,
+            stopped,
+            shifted: shifted.collect(),
+        }
     }
 }
 
@@ -166,6 +191,7 @@ impl Plan {
     pub fn without(mut self, out: &BTreeSet<WorkloadKey>) -> Self {
         self.start.retain(|one| !out.contains(&one.key));
         self.stop.retain(|one| !out.contains(&one.key));
+        self.shift.retain(|one| !out.contains(&one.key));
         self.update.retain(|one| !out.contains(&one.key()));
         self.endpoints.retain(|one| !out.contains(&one.key()));
         self.routes.retain(|one| !out.contains(&one.key()));
@@ -183,6 +209,7 @@ impl Plan {
     pub fn size(&self) -> usize {
         self.start.len()
             + self.stop.len()
+            + self.shift.len()
             + self.update.len()
             + self.endpoints.len()
             + self.routes.len()
@@ -336,6 +363,7 @@ impl Cluster {
             .iter()
             .map(|start| &start.host)
             .chain(plan.stop.iter().map(|stop| &stop.host))
+            .chain(plan.shift.iter().map(|shift| &shift.host))
             .collect();
         // A host that was removed and returned holds a set that nobody keeps any more: without an
         // explicit one it would run that for ever.
@@ -359,10 +387,17 @@ impl Cluster {
                 && (!planted::is(Bug::SetsNotComplete) || { started }
                     .any(|start| start.key == *key))
         });
+        for ((key, _), slots) in &mut placed {
+            for slot in slots {
+                let shifted = changes.shifted.get(&(&*key, slot.placement));
+                slot.standby = shifted.copied().unwrap_or(slot.standby);
+            }
+        }
         for start in changes.started.get(host).into_iter().flatten() {
             let slot = PlacedSlot {
                 slot: start.slot,
                 placement: start.placement,
+                standby: start.standby,
                 args: start.args.clone(),
             };
             match placed.last_mut() {

@@ -125,6 +125,10 @@ impl Pass<'_> {
             // A canary is one more than there must be: nobody ends for it.
             return false;
         }
+        if self.record.rests(&self.target.spec) {
+            // Nor for one that only waits to be asked.
+            return false;
+        }
         let mine = self.target.spec.priority;
         let lower = { &self.cluster.priorities }.range(..mine).next().is_some();
         (lower || planted::is(Bug::EqualPreempted)) && self.helped < SLOTS_EACH

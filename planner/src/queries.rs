@@ -238,7 +238,7 @@ fn placed_view(
         host_id: placed.host.clone(),
         state: ReplicaState::Assigned,
         ready: false,
-        standby: false,
+        standby: placed.standby,
         since: cluster
             .hosts()
             .get(&placed.host)
@@ -270,7 +270,7 @@ fn reported_view(cluster: &Cluster, known: &Reported) -> ReplicaView {
             status.state
         },
         ready: status.ready && !lost,
-        standby: false,
+        standby: status.standby && status.state <= ReplicaState::Preparing,
         since: status.since,
         reason: status.reason.clone(),
         exit_code: status.exit_code,

@@ -211,6 +211,8 @@ fn asks(record: &Record, (spec, kind): (&WorkloadSpec, Kind), desired: u32) -> B
         // What has run to its end asks for nothing; a cron workload's next run comes by itself.
         Kind::Job => record.runs().map(|run| u64::from(run.wanted())).sum(),
         Kind::Cron => seats,
+        // What rests holds its place.
+        _ if desired == 0 => u64::from(record.seats(spec)),
         _ => u64::from(desired),
     };
     Booked {

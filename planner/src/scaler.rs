@@ -17,6 +17,8 @@
 //!    goes down when the count has stood for a whole window: a load that falls slowly keeps no replica that
 //!    is not needed.
 //! 3. Within `min` and `max`, and within the namespace's quota.
+//! 4. To zero only when nothing at all was asked of it in a whole stable window, whatever measure it goes
+//!    by, and none is still starting: a request may wait for it. From zero nothing here brings it back: a request wakes it (`standby`).
 //!
 //! Left out of Knative's: the excess burst capacity, which only decides whether requests go through its
 //! activator. Here every gateway and every replica queues.
@@ -78,6 +80,8 @@ pub(crate) struct Standing<'a> {
     pub ready: u32,
     /// None is waiting for a place.
     pub placed: bool,
+    /// It has proven that it can serve, and may go to zero.
+    pub may_rest: bool,
     /// How many the quota allows.
     pub allowed: u32,
 }
@@ -200,7 +204,9 @@ impl Scaler {
         let (to, held_by) = if wanted > on.desired {
             raise(on, wanted)
         } else if wanted < on.desired && self.may_lower(on, (stable, each), since, now) {
-            lower(on, wanted.max(at_once.min(on.desired)))
+            let may_rest = on.may_rest && on.ready >= on.desired && self.idle(window, now);
+            let least = u32::from(on.desired > 0 && !may_rest);
+            lower(on, wanted.max(at_once.min(on.desired)).max(least))
         } else {
             (on.desired, None)
         };
@@ -246,6 +252,16 @@ impl Scaler {
         let far = stable.cmp_to(each, on.desired, less).is_lt();
         let raised = self.raised.is_some_and(|at| now.since(at) < window);
         known && !raised && (far || now.since(since) >= window)
+    }
+
+    /// Nothing was asked of it in a window.
+    fn idle(&self, window: Duration, now: Timestamp) -> bool {
+        let within = |sample: &&Sample| now.since(sample.at) < window;
+        let mut within = self.samples.iter().rev().take_while(within);
+        within.all(|sample| {
+            let load = sample.load;
+            load.in_flight == 0 && load.request_millis == 0 && load.pending == 0
+        })
     }
 
     /// The mean of the samples in a window; of the last one when none is in it.

@@ -130,7 +130,10 @@ pub(crate) fn plan_workload(
     let workload = cluster.workloads.get(key)?;
     // Record and revision are written in one batch; without its revision nothing can be decided.
     let target = workload.target().cloned()?;
+    // What rests is few, and one that was woken concerns all.
+    let rests = workload.record.rests(&target.spec);
     let scope = match dirt {
+        _ if rests => None,
         Dirt::Part { slots, .. } if workload.steady && !workload.loses_a_seat(slots) => {
             Some(slots.clone())
         }
@@ -340,6 +343,7 @@ impl Pass<'_> {
         } else {
             self.end_unwanted();
         }
+        self.shift_standbys();
         moves::settle(self);
         moves::end_overdue(self);
         for slot in self.wanted() {
@@ -368,7 +372,7 @@ impl Pass<'_> {
             };
             return seating.slots().filter(looked_at).collect();
         }
-        let last = u64::from(self.record.wanted());
+        let last = u64::from(self.record.seats(&self.target.spec));
         match &self.scope {
             Some(slots) => slots.range(..=Slot(last)).copied().collect(),
             None => (1..=last).map(Slot).collect(),
@@ -383,7 +387,7 @@ impl Pass<'_> {
                 let mut runs = self.record.runs();
                 runs.any(|run| run.slots().contains(&slot))
             }
-            None => slot.0 <= u64::from(self.record.wanted()),
+            None => slot.0 <= u64::from(self.record.seats(&self.target.spec)),
         }
     }
 
@@ -616,7 +620,7 @@ impl Pass<'_> {
     }
 
     fn end_unwanted(&mut self) {
-        let wanted = u64::from(self.record.wanted());
+        let wanted = u64::from(self.record.seats(&self.target.spec));
         let extra: Vec<Seat> = self
             .seats
             .range((Slot(wanted + 1), PlacementNumber(0))..)
@@ -726,9 +730,14 @@ impl Pass<'_> {
                 self.waits = true;
                 continue;
             }
-            if self.start(slot, None)
-                && let Some(lost) = self.refill.get_mut(&slot).and_then(Option::take)
-            {
+            let (unplaced, others) = (self.unplaced, !self.seats.is_empty());
+            let placed = self.start(slot, None);
+            if !placed && others && self.record.rests(&self.target.spec) {
+                // One standby will do until there is room for another.
+                self.unplaced = unplaced;
+                self.waits = true;
+            }
+            if placed && let Some(lost) = self.refill.get_mut(&slot).and_then(Option::take) {
                 self.say_lost(&lost);
             }
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    EndpointTable, HostEndpoint, HostId, Kind, PlacementNumber, RevisionNumber, Route, RouteTable,
-    WorkloadKey,
+    EndpointTable, HostEndpoint, HostId, Kind, PlacedSlot, PlacementNumber, RevisionNumber, Route,
+    RouteTable, Slot, WorkloadKey,
 };
 
 use crate::agenda::Dirt;
@@ -31,15 +31,17 @@ pub(crate) fn plan_tables(
         return false;
     }
     let stops = &plan.stop[stops_from..];
+    let standbys = Standbys::of(workload, key, plan);
     let mut awaits = false;
     let changed = match (dirt, &workload.endpoints) {
         (Dirt::Part { hosts, .. }, Some(stored)) if partly => {
             let stopped = stops.iter().map(|stop| &stop.host);
             let hosts: BTreeSet<&HostId> = hosts.iter().chain(stopped).collect();
-            patched(cluster, key, workload, stops, stored, &hosts)
+            patched(cluster, (key, workload), (stops, &standbys), stored, &hosts)
         }
         (_, stored) => {
-            let wanted = endpoint_table(cluster, key, workload, stops, &mut awaits);
+            let changes = (stops, &standbys);
+            let wanted = endpoint_table(cluster, (key, workload), changes, &mut awaits);
             let before = stored.as_ref().map(|table| (&table.hosts, table.canary));
             (before != Some((&wanted.hosts, wanted.canary))).then_some(wanted)
         }
@@ -56,9 +58,8 @@ pub(crate) fn plan_tables(
 /// The stored table with these hosts' entries as they are now; `None` when they are so already.
 fn patched(
     cluster: &Cluster,
-    key: &WorkloadKey,
-    workload: &Workload,
-    stops: &[Stop],
+    (key, workload): (&WorkloadKey, &Workload),
+    (stops, standbys): (&[Stop], &Standbys<'_>),
     stored: &EndpointTable,
     hosts: &BTreeSet<&HostId>,
 ) -> Option<EndpointTable> {
@@ -74,19 +75,24 @@ fn patched(
         let lives = host.filter(|host| host.state != HostState::Dead);
         let slots = lives.into_iter().flat_map(|host| host.groups_of(key));
         let slots = slots.flat_map(|group| &group.slots);
+        let rests = |slot: &&PlacedSlot| standbys.rests(slot.placement, slot.standby);
+        let standby = slots.clone().filter(rests).map(|slot| slot.slot).min();
         let ready = slots.filter(|slot| {
             workload.is_ready(slot.placement)
                 && !stops.iter().any(|stop| stop.placement == slot.placement)
         });
         let ready = ready.count() as u32;
-        let after = lives.filter(|_| ready > 0).map(|host| HostEndpoint {
-            host: (*id).clone(),
-            peer: host.info().peer.clone(),
-            ready,
-            weight: ready,
-            canary: 0,
-            zone: host.info().labels.get(ZONE).cloned(),
-        });
+        let after = lives
+            .filter(|_| ready > 0 || standby.is_some())
+            .map(|host| HostEndpoint {
+                host: (*id).clone(),
+                peer: host.info().peer.clone(),
+                ready,
+                standby,
+                weight: ready,
+                canary: 0,
+                zone: host.info().labels.get(ZONE).cloned(),
+            });
         if before != after.as_ref() {
             changes.push(((*id).clone(), after));
         }
@@ -112,9 +118,8 @@ fn patched(
 
 fn endpoint_table(
     cluster: &Cluster,
-    key: &WorkloadKey,
-    workload: &Workload,
-    stops: &[Stop],
+    (key, workload): (&WorkloadKey, &Workload),
+    (stops, standbys): (&[Stop], &Standbys<'_>),
     awaits: &mut bool,
 ) -> EndpointTable {
     let stopped: BTreeSet<PlacementNumber> = stops.iter().map(|stop| stop.placement).collect();
@@ -169,6 +174,10 @@ fn endpoint_table(
         ready.insert(*id, (endpoint.ready - canaries, canaries));
     }
     let shares = Shares::of(workload, &ready);
+    let standbys = standbys.by_host(cluster);
+    for id in standbys.keys().filter(|id| !unheard.contains_key(*id)) {
+        ready.entry(id).or_default();
+    }
     let hosts = ready.into_iter().filter_map(|(id, ready)| {
         let (weight, canary) = shares.weigh(ready);
         if let Some(endpoint) = unheard.get(id) {
@@ -183,6 +192,7 @@ fn endpoint_table(
             host: id.clone(),
             peer: host.info().peer.clone(),
             ready: ready.0 + ready.1,
+            standby: standbys.get(id).copied(),
             weight,
             canary,
             zone: host.info().labels.get(ZONE).cloned(),
@@ -197,6 +207,57 @@ fn endpoint_table(
         workload: key.name.clone(),
         hosts,
         canary: shares.revision,
+    }
+}
+
+/// What a request may wake or wait for while nothing is ready.
+struct Standbys<'a> {
+    /// `None`: nothing of it ever rests, and millions of placements are not looked through.
+    workload: Option<&'a Workload>,
+    /// Told to rest by this very plan.
+    told: BTreeSet<PlacementNumber>,
+}
+
+impl<'a> Standbys<'a> {
+    fn of(workload: &'a Workload, key: &WorkloadKey, plan: &Plan) -> Self {
+        // What an earlier revision has left at rest is woken as well.
+        let mut kept = workload.revisions.values();
+        let rests = kept.any(|revision| revision.spec.standbys() > 0);
+        let told = plan.shift.iter();
+        let told = told.filter(|shift| rests && shift.standby && shift.key == *key);
+        Self {
+            workload: Some(workload).filter(|_| rests),
+            told: told.map(|shift| shift.placement).collect(),
+        }
+    }
+
+    /// It is told to rest, or not ready yet, or no more: whoever asks there waits for it.
+    fn rests(&self, number: PlacementNumber, standby: bool) -> bool {
+        let Some(workload) = self.workload else {
+            return false;
+        };
+        let report = workload.reports.get(&number);
+        let given_up = report.is_some_and(|known| known.status.given_up);
+        standby || self.told.contains(&number) || !workload.is_ready(number) && !given_up
+    }
+
+    /// The lowest such slot on each host that lives.
+    fn by_host(&self, cluster: &Cluster) -> BTreeMap<&'a HostId, Slot> {
+        let mut slots: BTreeMap<&HostId, Slot> = BTreeMap::new();
+        let Some(workload) = self.workload else {
+            return slots;
+        };
+        let lives = |id: &HostId| {
+            let host = cluster.hosts.get(id);
+            host.is_some_and(|host| host.state != HostState::Dead)
+        };
+        for (number, placed) in &workload.placements {
+            if self.rests(*number, placed.standby) && lives(&placed.host) {
+                let slot = slots.entry(&placed.host).or_insert(placed.slot);
+                *slot = placed.slot.min(*slot);
+            }
+        }
+        slots
     }
 }
 

@@ -34,6 +34,8 @@ mod judge;
 mod odd;
 #[path = "planner/rebalance.rs"]
 mod rebalance;
+#[path = "planner/zero.rs"]
+mod zero;
 
 #[path = "planner/per_host.rs"]
 mod per_host;
@@ -87,6 +89,10 @@ struct World {
     load: BTreeMap<WorkloadKey, u64>,
     /// Hosts that tell no load.
     untold: BTreeSet<HostId>,
+    /// Standbys that a request has woken.
+    woken: BTreeSet<(WorkloadKey, PlacementNumber)>,
+    /// Whether it rested when it was last told of, and which start that was.
+    starts: BTreeMap<(WorkloadKey, PlacementNumber), (bool, u32)>,
 }
 
 impl World {
@@ -110,6 +116,8 @@ impl World {
             said: BTreeMap::new(),
             load: BTreeMap::new(),
             untold: BTreeSet::new(),
+            woken: BTreeSet::new(),
+            starts: BTreeMap::new(),
         };
         for n in 1..=hosts {
             world.seqs.insert(host(n), 0);
@@ -280,6 +288,12 @@ impl World {
             for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
                 let own = (key.name.to_string(), placed.revision.0);
                 let own = self.own_fates.get(&own);
+                let which = (key.clone(), *number);
+                let rests = placed.standby && !self.woken.contains(&which);
+                // What is told to rest ends, and is prepared anew.
+                let (rested, start) = self.starts.entry(which).or_insert((rests, 1));
+                *start += u32::from(rests && !*rested);
+                *rested = rests;
                 let fate = own
                     .or(self.fates.get(&placed.revision.0))
                     .copied()
@@ -290,19 +304,21 @@ impl World {
                     replica: ReplicaId {
                         slot: placed.slot,
                         placement: *number,
-                        start: 1,
+                        start: *start,
                     },
                     revision: placed.revision,
                     state: match fate {
+                        _ if rests => ReplicaState::Preparing,
                         Fate::GivesUp => ReplicaState::Failed,
                         Fate::Completes => ReplicaState::Completed,
                         _ => ReplicaState::Running,
                     },
-                    ready: fate == Fate::Ready,
+                    ready: fate == Fate::Ready && !rests,
                     since: self.now,
-                    reason: (fate != Fate::Ready).then(|| format!("{fate:?}")),
+                    reason: (fate != Fate::Ready && !rests).then(|| format!("{fate:?}")),
                     exit_code: None,
-                    given_up: fate == Fate::GivesUp,
+                    given_up: fate == Fate::GivesUp && !rests,
+                    standby: placed.standby,
                     memory_bytes: 0,
                     cpu_millis: 0,
                     in_flight: 0,
@@ -954,6 +970,7 @@ fn the_checker_bites() {
         placement: PlacementNumber(placement),
         revision: wasmorch_api::RevisionNumber(1),
         host: host(host_n),
+        standby: false,
         args: None,
     };
     let broken = |plan: &Plan| {
@@ -1137,6 +1154,7 @@ fn a_host_that_shrank_bars_only_what_asks_for_more_of_it() {
         placement: PlacementNumber(100),
         revision: wasmorch_api::RevisionNumber(1),
         host: host(1),
+        standby: false,
         args: None,
     };
     let plan = Plan {
@@ -1172,12 +1190,14 @@ enum Busy {
     NewLeader,
     Lose,
     Fate(u8, u8),
+    /// A request for a workload wakes what rests on a host.
+    Wake(u8, u8),
     Rounds(u8),
 }
 
 fn busy() -> impl Strategy<Value = Vec<Busy>> {
     let step = prop_oneof![
-        4 => (0..5u8, 1..4u8, 0..9u8, 0..16u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
+        4 => (0..5u8, 1..4u8, 0..9u8, 0..17u8).prop_map(|(w, v, n, k)| Busy::Deploy(w, v, n, k)),
         2 => (0..5u8, 0..9u8).prop_map(|(w, n)| Busy::Scale(w, n)),
         1 => (0..5u8).prop_map(Busy::Remove),
         1 => (0..5u8).prop_map(Busy::Restart),
@@ -1195,13 +1215,14 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         1 => Just(Busy::NewLeader),
         2 => Just(Busy::Lose),
         1 => (1..6u8, 0..3u8).prop_map(|(r, f)| Busy::Fate(r, f)),
+        2 => (0..5u8, 1..7u8).prop_map(|(w, h)| Busy::Wake(w, h)),
         6 => (1..12u8).prop_map(Busy::Rounds),
     ];
     prop::collection::vec(step, 5..40)
 }
 
-/// A spec of one of sixteen shapes: priorities, constraints, affinities, packing, stop-first, silent
-/// hosts, per-host, ports, stores that not every host has.
+/// A spec of one of seventeen shapes: priorities, constraints, affinities, packing, stop-first, silent
+/// hosts, per-host, ports, stores that not every host has, and from zero.
 fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
     let mut spec = WorkloadSpec {
         name: name(&format!("w{workload}")),
@@ -1277,6 +1298,10 @@ fn shaped(workload: u8, version: u8, count: u8, shape: u8) -> WorkloadSpec {
         }
         14 => bind(&mut spec, "redis"),
         15 => bind(&mut spec, "disk"),
+        16 => {
+            spec.replicas = None;
+            spec.scale = Some(autoscale::scale(0, u32::from(count.max(1))));
+        }
         10 | 11 => {
             spec = one_per_host(spec);
             if shape == 11 {
@@ -1400,6 +1425,7 @@ impl World {
                 let fate = [Fate::Ready, Fate::Unready, Fate::GivesUp][fate as usize];
                 self.fates.insert(u64::from(revision), fate);
             }
+            Busy::Wake(w, n) => self.wake(&name(&format!("w{w}")), &host(n as usize)),
             Busy::Rounds(rounds) => self.run(rounds as usize),
         }
     }

@@ -22,3 +22,4 @@ mod runners;
 mod services;
 mod tls;
 mod tunnel;
+mod zero;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{
-    BootId, ClusterId, LeaderId, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
+    BootId, ClusterId, LeaderId, PlacedSlot, PlacementNumber, PlacementSet, Slot, Term, WorkloadKey,
 };
 use wasmorch_host::agent::{Effect, Event as AgentEvent, Held};
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey, ToRunner};
@@ -26,6 +26,8 @@ pub(crate) struct HostLaw {
     pub(crate) sequence: u64,
     cluster: Option<ClusterId>,
     wanted: BTreeSet<Seat>,
+    /// Of them, those that are told to rest: what runs there ends, and is prepared anew.
+    rests: BTreeSet<Seat>,
     /// Starts of each placement since something forgave them.
     tries: BTreeMap<Seat, u32>,
     /// By its own clock: when the daemon started, and when it last sent what a leader has echoed.
@@ -36,14 +38,13 @@ pub(crate) struct HostLaw {
     pub(crate) jumped: u64,
 }
 
-fn seats(set: &PlacementSet) -> BTreeSet<Seat> {
-    set.groups
-        .iter()
-        .flat_map(|group| {
-            let one = |slot: &wasmorch_api::PlacedSlot| (group.key(), slot.slot, slot.placement);
-            group.slots.iter().map(one)
-        })
-        .collect()
+fn seats(set: &PlacementSet, which: impl Fn(&PlacedSlot) -> bool) -> BTreeSet<Seat> {
+    let mut seats = BTreeSet::new();
+    for group in &set.groups {
+        let slots = group.slots.iter().filter(|slot| which(slot));
+        seats.extend(slots.map(|slot| (group.key(), slot.slot, slot.placement)));
+    }
+    seats
 }
 
 fn seat(replica: &ReplicaKey) -> Seat {
@@ -73,9 +74,14 @@ impl HostLaw {
         self.leader = Some(set.leader.clone());
         self.sequence = sequence;
         self.cluster.get_or_insert_with(|| set.cluster.clone());
-        self.wanted = seats(set);
-        let wanted = &self.wanted;
-        self.tries.retain(|seat, _| wanted.contains(seat));
+        self.wanted = seats(set, |_| true);
+        let rests = seats(set, |slot| slot.standby);
+        let before = std::mem::replace(&mut self.rests, rests);
+        let (wanted, rests) = (&self.wanted, &self.rests);
+        // What is told to rest, or no more, begins anew.
+        let same = |seat: &Seat| before.contains(seat) == rests.contains(seat);
+        self.tries
+            .retain(|seat, _| wanted.contains(seat) && same(seat));
     }
 
     /// Whether this set is to be obeyed.
@@ -162,7 +168,9 @@ impl World {
                         .then_some((replica, "starts what no set names"))
                 }
                 ToRunner::Drain { replica, .. } => {
-                    let kept = before.holds || law.wanted.contains(&seat(replica));
+                    let seat = seat(replica);
+                    let runs = law.wanted.contains(&seat) && !law.rests.contains(&seat);
+                    let kept = before.holds || runs;
                     kept.then_some((replica, "ends what it should hold"))
                 }
                 ToRunner::Stop { replica } => {

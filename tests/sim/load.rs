@@ -52,10 +52,10 @@ impl Loads {
         if !self.seed.is_multiple_of(3) || rng.one_in(3) {
             return None;
         }
-        let min = rng.between(1, 2) as u32;
+        let min = rng.between(0, 2) as u32;
         Some(Scale {
             min,
-            max: min + rng.between(1, 3) as u32,
+            max: min.max(1) + rng.between(1, 3) as u32,
             target: [("concurrency".to_owned(), TARGET as u32)].into(),
             window: HumanDuration::secs(WINDOW),
             panic: HumanDuration::secs(PANIC),
@@ -100,8 +100,28 @@ pub(crate) fn wrong(
 }
 
 impl World {
+    /// Requests that find nothing ready anywhere wake what rests on this host.
+    fn requests_wake(&mut self, at: usize) {
+        let Some(up) = &self.hosts[at].up else {
+            return;
+        };
+        let rests = up.runner.iter();
+        let rests = rests.filter(|(_, run)| run.follows && run.there == There::Prepared);
+        let mut rests: Vec<WorkloadKey> = rests.map(|(one, _)| one.workload.clone()).collect();
+        rests.dedup();
+        for workload in rests {
+            let ups = self.hosts.iter().filter_map(|host| host.up.as_ref());
+            let mut all = ups.flat_map(|up| &up.runner);
+            let serves = all.any(|(one, run)| one.workload == workload && run.ready);
+            if !serves && self.loads.at(&workload, self.now) > 0 {
+                self.agent_event(at, AgentEvent::Runner(FromRunner::Wake { workload }));
+            }
+        }
+    }
+
     /// The runner tells what its replicas have in hand: all that are ready share it.
     pub(crate) fn runner_tells_usage(&mut self, at: usize) {
+        self.requests_wake(at);
         let mut replicas = Vec::new();
         let Some(up) = &self.hosts[at].up else {
             return;
@@ -154,10 +174,20 @@ impl World {
         }
         let (load, desired) = (self.loads.at(key, self.now), record.desired);
         let needed = load.div_ceil(TARGET) as u32;
-        let needed = needed.clamp(scale.min, scale.max);
+        // What has not proven itself does not go to zero.
+        let proven = record.stable == Some(record.revision) && record.active_rollout().is_none();
+        let least = scale.min.max(u32::from(!proven));
+        let needed = needed.clamp(least, scale.max);
         let bears = load * 10 <= u64::from(desired) * TARGET * BEARS;
         let fits = desired == needed || desired < needed && desired >= scale.min && bears;
-        let fits = fits || full && desired < needed;
-        (!fits).then(|| format!("{key} needs {needed} for {load}, and shall have {desired}"))
+        // Far fewer are ready than are needed: that is a panic, in which nothing is lowered.
+        let panics = self.ready_slots(key, u64::MAX) * 2 <= u64::from(needed);
+        let fits = fits || full && (desired < needed || panics);
+        let leading = self.controllers.iter().find_map(|one| one.leads());
+        (!fits).then(|| {
+            let why = leading.and_then(|one| wasmorch_planner::why::workload(&one.cluster, key));
+            let found = why.map(|why| why["scale"].to_string()).unwrap_or_default();
+            format!("{key} needs {needed} for {load}, and shall have {desired}: {found}")
+        })
     }
 }

@@ -106,6 +106,9 @@ impl World {
         if self.user.waits() {
             return Some("a request has no answer".into());
         }
+        if self.now <= self.read_late {
+            return Some("a controller has not read yet what came while it was frozen".into());
+        }
         let leaders: Vec<usize> = (0..self.controllers.len())
             .filter(|at| self.lease_holds(*at) && self.controllers[*at].leads().is_some())
             .collect();
@@ -212,14 +215,19 @@ impl World {
                 slots.insert(replica.id.slot);
             }
         }
-        if slots.len() as u64 == wanted && running == wanted + canaries.unwrap_or(0) {
+        let spec = self.laws.spec(key);
+        // At zero its standbys are there, and do not run.
+        let rests = spec.filter(|spec| record.rests(spec));
+        let rests = rests.map_or(0, |spec| u64::from(spec.standbys()));
+        let there = wanted + canaries.unwrap_or(0) + rests;
+        if slots.len() as u64 == wanted && running == there {
             let waits = self.cannot_be_placed(key, wanted);
             return self.count_trouble(key, record, waits);
         }
         if self.waits_for_a_lost_host(key) {
             return None;
         }
-        if self.cannot_be_placed(key, wanted) {
+        if self.cannot_be_placed(key, wanted.max(rests)) {
             return self
                 .runs_in_its_place(key)
                 .filter(|_| (slots.len() as u64) < wanted);

@@ -21,9 +21,9 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
         }
     };
     later(
-        spec.scale.as_ref().is_some_and(|scale| scale.min == 0),
+        spec.scale.as_ref().is_some_and(|scale| scale.min == 0) && kind != Kind::Http,
         "scale.min",
-        "going to zero is",
+        "going to zero of anything but http workloads is",
         "use min = 1",
     );
     later(

@@ -49,7 +49,9 @@ impl Held {
     }
 
     fn highest_slot(&self) -> u32 {
-        let highest = self.all().map(|slot| slot.slot.0).max().unwrap_or(0);
+        // What rests is no replica.
+        let runs = self.all().filter(|slot| !slot.standby);
+        let highest = runs.map(|slot| slot.slot.0).max().unwrap_or(0);
         u32::try_from(highest).unwrap_or(u32::MAX)
     }
 }

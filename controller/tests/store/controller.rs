@@ -238,6 +238,7 @@ impl Voice {
                 reason: None,
                 exit_code: None,
                 given_up: false,
+                standby: false,
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,

@@ -33,6 +33,7 @@ fn endpoints(key: &WorkloadKey, ready: u32) -> EndpointTable {
             host: "h1".parse().unwrap(),
             peer: Some("127.0.0.1:1".into()),
             ready,
+            standby: None,
             weight: 1,
             canary: 0,
             zone: None,

@@ -220,6 +220,7 @@ pub(crate) fn endpoint(host: &str, peer: SocketAddr) -> HostEndpoint {
         host: host.parse().unwrap(),
         peer: Some(peer.to_string()),
         ready: 1,
+        standby: None,
         weight: 1,
         canary: 0,
         zone: None,

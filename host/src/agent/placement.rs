@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use wasmorch_api::spec::RestartPolicy;
 use wasmorch_api::{
-    Answers, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber, Timestamp,
+    Answers, PlacedSlot, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
+    Timestamp,
 };
 
 use super::{PAST_MAX, PlacementKey, REASON_BYTES_MAX, STEADY};
@@ -21,6 +22,8 @@ use crate::runner::protocol::{ReplicaKey, ReplicaUsage};
 pub(super) struct Placement {
     pub(super) revision: RevisionNumber,
     pub(super) args: Option<Arc<Vec<String>>>,
+    /// It is told to rest, and does or not; `None`: it is told to run.
+    pub(super) rest: Option<Rest>,
     /// In the set in force. One that is not is only waiting for its replica to end.
     pub(super) wanted: bool,
     /// Start numbers given out.
@@ -41,6 +44,15 @@ pub(super) struct Placement {
     pub(super) because: Option<String>,
 }
 
+/// A placement that is told to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It is prepared, and stays so.
+    Asleep,
+    /// A request has come: it runs until it is told anew.
+    Woken,
+}
+
 /// One start.
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -53,6 +65,8 @@ pub(super) struct Replica {
     pub(super) given_up: bool,
     /// The runner has been told of it.
     pub(super) with_runner: bool,
+    /// The runner has prepared it: it could start.
+    pub(super) prepared: bool,
     /// When its drain is over at the latest, grace included.
     pub(super) overdue_at: Option<Timestamp>,
     pub(super) usage: Usage,
@@ -116,10 +130,11 @@ pub(super) enum Next {
 }
 
 impl Placement {
-    pub(super) fn new(revision: RevisionNumber, args: Option<Arc<Vec<String>>>) -> Self {
+    pub(super) fn new(revision: RevisionNumber, told: &PlacedSlot) -> Self {
         Self {
             revision,
-            args,
+            args: told.args.clone(),
+            rest: told.standby.then_some(Rest::Asleep),
             wanted: true,
             starts: 0,
             tries: 0,
@@ -148,7 +163,10 @@ impl Placement {
 
     /// Started once, or ended in trying.
     pub(super) fn settled(&self) -> bool {
-        let running = |replica: &Replica| replica.state >= ReplicaState::Running;
+        let sleeps = self.rest == Some(Rest::Asleep);
+        let running = |replica: &Replica| {
+            replica.state >= ReplicaState::Running || sleeps && replica.prepared
+        };
         !self.wanted
             || self.finished
             || self.waits_for_lease
@@ -235,6 +253,7 @@ impl Placement {
             reason: replica.reason.clone(),
             exit_code: replica.exit_code,
             given_up: replica.given_up,
+            standby: self.rest.is_some(),
             memory_bytes: replica.usage.memory_bytes,
             cpu_millis: replica.usage.cpu_millis,
             in_flight: replica.usage.in_flight,
@@ -262,6 +281,7 @@ impl Replica {
             exit_code: None,
             given_up: false,
             with_runner: false,
+            prepared: false,
             overdue_at: None,
             usage: Usage::default(),
             usage_told: Usage::default(),

@@ -4,7 +4,6 @@
 //! numbers are the leader's and are never given out twice, so a known number is a known placement.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 #[cfg(test)]
 use wasmorch_api::ReplicaState;
@@ -14,8 +13,8 @@ use super::placement::{Placement, Replica};
 use super::{Agent, Effect, Held, PlacementKey, Refusal, Timer};
 use crate::planted::{self, Bug};
 
-/// What a set says of one placement.
-type Wanted = BTreeMap<PlacementKey, (RevisionNumber, Option<Arc<Vec<String>>>)>;
+/// What a set says of its placements.
+type Wanted = BTreeMap<PlacementKey, Placement>;
 
 fn wanted(set: &PlacementSet) -> Wanted {
     let mut wanted = Wanted::new();
@@ -26,7 +25,7 @@ fn wanted(set: &PlacementSet) -> Wanted {
                 slot: placed.slot,
                 placement: placed.placement,
             };
-            wanted.insert(key, (group.revision, placed.args.clone()));
+            wanted.insert(key, Placement::new(group.revision, placed));
         }
     }
     wanted
@@ -39,10 +38,9 @@ impl Agent {
         self.identity
             .cluster
             .get_or_insert_with(|| held.set.cluster.clone());
-        for (key, (revision, args)) in wanted(&held.set) {
+        for (key, mut placement) in wanted(&held.set) {
             self.timers
                 .insert((Timestamp(0), Timer::Start(key.clone())));
-            let mut placement = Placement::new(revision, args);
             placement.start_at = Some(Timestamp(0));
             self.placements.insert(key, placement);
         }
@@ -101,8 +99,8 @@ impl Agent {
         for key in dropped {
             self.drop_placement(&key, now);
         }
-        for (key, (revision, args)) in wanted {
-            self.take_placement(key, revision, args, now);
+        for (key, told) in wanted {
+            self.take_placement(key, told, now);
         }
     }
 
@@ -150,22 +148,16 @@ impl Agent {
         }
     }
 
-    fn take_placement(
-        &mut self,
-        key: PlacementKey,
-        revision: RevisionNumber,
-        args: Option<Arc<Vec<String>>>,
-        now: Timestamp,
-    ) {
+    fn take_placement(&mut self, key: PlacementKey, told: Placement, now: Timestamp) {
         match self.placements.get_mut(&key) {
             None => {
-                self.placements
-                    .insert(key.clone(), Placement::new(revision, args));
+                self.placements.insert(key.clone(), told);
                 self.start(&key, now);
             }
             // Dropped and wanted again while it drains: started anew once that has ended.
             Some(placement) if !placement.wanted => {
                 placement.wanted = true;
+                placement.rest = told.rest;
                 placement.tries = 0;
                 self.forget.remove(&key);
                 if placement.live().is_none() {
@@ -174,11 +166,14 @@ impl Agent {
             }
             Some(placement) => {
                 // The number is the identity; a set that changes what it means is a leader's bug.
-                if placement.revision != revision {
+                if placement.revision != told.revision {
                     tracing::error!(
                         workload = %key.workload, placement = %key.placement, held = %placement.revision,
-                        told = %revision, "a placement changed its revision: ignored"
+                        told = %told.revision, "a placement changed its revision: ignored"
                     );
+                }
+                if placement.rest.is_some() != told.rest.is_some() {
+                    self.turn(&key, told.rest, now);
                 }
             }
         }

@@ -64,6 +64,7 @@ pub(super) fn set(term: u64, leader: &str, placements: &[(&str, u64, u64)]) -> P
             slot: Slot(*slot),
             placement: PlacementNumber(*placement),
             args: None,
+            standby: false,
         }],
     };
     PlacementSet {

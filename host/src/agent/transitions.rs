@@ -75,9 +75,8 @@ impl Agent {
     pub(super) fn runner_said(&mut self, message: FromRunner, now: Timestamp) {
         match message {
             FromRunner::Prepared { replica } => self.prepared(&replica, now),
-            FromRunner::Started { replica } => {
-                self.moved(&replica, ReplicaState::Starting, ReplicaState::Running, now);
-            }
+            FromRunner::Started { replica } => self.started(&replica, now),
+            FromRunner::Wake { workload } => self.wake(&workload, now),
             FromRunner::Rejected { replica, reason } => self.rejected(&replica, &reason, now),
             FromRunner::Health {
                 replica,
@@ -94,34 +93,17 @@ impl Agent {
     }
 
     fn prepared(&mut self, replica: &ReplicaKey, now: Timestamp) {
-        if self.moved(
-            replica,
-            ReplicaState::Preparing,
-            ReplicaState::Starting,
-            now,
-        ) {
-            let start = ToRunner::Start {
-                replica: replica.clone(),
-            };
-            self.effects.push(Effect::ToRunner(start));
+        if let Some(live) = self.with_runner(replica) {
+            live.prepared = true;
+            self.go(&PlacementKey::of(replica), now);
         }
     }
 
-    /// Moves the replica if it stands where this move begins.
-    fn moved(
-        &mut self,
-        replica: &ReplicaKey,
-        from: ReplicaState,
-        to: ReplicaState,
-        now: Timestamp,
-    ) -> bool {
-        let stands = self
-            .with_runner(replica)
-            .is_some_and(|live| live.state == from);
-        if stands {
-            self.advance(&PlacementKey::of(replica), to, now);
+    fn started(&mut self, replica: &ReplicaKey, now: Timestamp) {
+        let starts = |live: &mut Replica| live.state == ReplicaState::Starting;
+        if self.with_runner(replica).is_some_and(starts) {
+            self.advance(&PlacementKey::of(replica), ReplicaState::Running, now);
         }
-        stands
     }
 
     /// The replica while it lives and the runner knows it.
@@ -413,7 +395,7 @@ impl Agent {
         }
     }
 
-    fn advance(&mut self, key: &PlacementKey, to: ReplicaState, now: Timestamp) {
+    pub(super) fn advance(&mut self, key: &PlacementKey, to: ReplicaState, now: Timestamp) {
         let Some(placement) = self.placements.get_mut(key) else {
             return;
         };

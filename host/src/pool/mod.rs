@@ -189,7 +189,11 @@ impl Pool {
                 let all = self.usages.answer(runner, usage);
                 self.say(all.map(FromRunner::Usage));
             }
-            keeper::Said::Message(message @ FromRunner::Logs { .. }) => self.say(Some(message)),
+            keeper::Said::Message(
+                message @ (FromRunner::Logs { .. } | FromRunner::Wake { .. }),
+            ) => {
+                self.say(Some(message));
+            }
             keeper::Said::Message(message) => {
                 let moves = self.shares.said(runner, message);
                 self.carry_out(moves);

@@ -239,7 +239,10 @@ impl Shares {
             | FromRunner::Health { replica, .. }
             | FromRunner::Ended { replica, .. }
             | FromRunner::Stopped { replica } => replica.clone(),
-            FromRunner::Logs { .. } | FromRunner::Usage(_) | FromRunner::Pong(_) => return moves,
+            FromRunner::Logs { .. }
+            | FromRunner::Wake { .. }
+            | FromRunner::Usage(_)
+            | FromRunner::Pong(_) => return moves,
         };
         let Some(held) = self.replicas.get_mut(&replica) else {
             // It answers for a replica that it was told to end after that had ended.

@@ -13,14 +13,16 @@
 //! - A member leaves the table when its [`Membership`] is dropped, however its task ended.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Request, Response};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{RevisionNumber, WorkloadKey};
 use wasmorch_gateway::{Body, Canary, Deadline, Hops, Local, LocalError};
@@ -28,6 +30,7 @@ use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
 
 use super::answers::{Counted, Tally};
 use super::probe::{Change, Judge, Prober, Verdict};
+use super::protocol::FromRunner;
 use super::replica::{End, Life};
 use super::{invoke, logs};
 
@@ -88,7 +91,7 @@ impl Member {
     }
 
     /// Readiness, while it has not begun to leave.
-    pub(super) fn set_ready(&self, ready: bool) {
+    fn set_ready(&self, ready: bool) {
         let (from, to) = if ready {
             (UNREADY, SERVING)
         } else {
@@ -183,9 +186,13 @@ fn local_error(ended: Ended) -> LocalError {
 }
 
 /// All http replicas of this runner.
-#[derive(Default)]
 pub(super) struct Locals {
     members: RwLock<HashMap<WorkloadKey, Vec<Arc<Member>>>>,
+    /// How many are on their way, from the first word of them to their last: those that rest too.
+    coming: Mutex<HashMap<WorkloadKey, Way>>,
+    /// Told when a member becomes ready, and when one more is on its way.
+    stirred: Notify,
+    daemon: mpsc::Sender<FromRunner>,
     /// Breaks ties between equally loaded members.
     turn: AtomicUsize,
 }
@@ -214,7 +221,89 @@ impl Drop for Membership {
     }
 }
 
+/// What a request waits for when nothing rests here yet: a replica that has just been told to rest is
+/// drained and prepared first.
+const COMES_WITHIN: Duration = Duration::from_secs(1);
+/// So many may wait also before it is known how many the workload takes.
+const WAIT_AT_LEAST: usize = 16;
+/// What it waits for at most: a start, and the first probe.
+const WAKES_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is on its way of one workload, and who waits for it.
+#[derive(Default)]
+struct Way {
+    replicas: usize,
+    /// How many there have been: one that came later has to be woken too.
+    began: u64,
+    waiting: usize,
+    /// Waiting at once: what one replica would take, and queue.
+    most: usize,
+}
+
+/// A request that waits for a replica to become ready.
+struct Waiting<'a>(&'a Locals, &'a WorkloadKey);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.let_go(self.1, |way| &mut way.waiting);
+    }
+}
+
+/// One replica that is on its way, or there.
+pub(super) struct Coming {
+    locals: Arc<Locals>,
+    workload: WorkloadKey,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.locals.let_go(&self.workload, |way| &mut way.replicas);
+        // Whoever waits for it may wait in vain now.
+        self.locals.stirred.notify_waiters();
+    }
+}
+
 impl Locals {
+    /// None yet; the daemon is told when one is to wake.
+    pub(super) fn new(daemon: mpsc::Sender<FromRunner>) -> Self {
+        Self {
+            members: RwLock::default(),
+            coming: Mutex::default(),
+            stirred: Notify::new(),
+            daemon,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    fn coming(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Way>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self, workload: &WorkloadKey, which: impl Fn(&mut Way) -> &mut usize) {
+        let mut coming = self.coming();
+        if let Some(way) = coming.get_mut(workload) {
+            *which(way) -= 1;
+            if way.replicas == 0 && way.waiting == 0 {
+                coming.remove(workload);
+            }
+        }
+    }
+
+    /// A replica is on its way as long as this lives; `most` requests wait for it.
+    pub(super) fn comes(self: &Arc<Self>, workload: WorkloadKey, most: usize) -> Coming {
+        let mut coming = self.coming();
+        let way = coming.entry(workload.clone()).or_default();
+        way.replicas += 1;
+        way.began += 1;
+        way.most = most;
+        drop(coming);
+        self.stirred.notify_waiters();
+        Coming {
+            locals: self.clone(),
+            workload,
+        }
+    }
+
     pub(super) fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Membership {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members
@@ -316,6 +405,43 @@ impl Local for Locals {
         u32::try_from(load).unwrap_or(u32::MAX)
     }
 
+    async fn wake(&self, workload: &WorkloadKey) -> bool {
+        let began = Instant::now();
+        let mut told = 0;
+        let too_many = {
+            let mut coming = self.coming();
+            let way = coming.entry(workload.clone()).or_default();
+            way.waiting += 1;
+            way.waiting > way.most.max(WAIT_AT_LEAST)
+        };
+        let _waiting = Waiting(self, workload);
+        if too_many {
+            return false;
+        }
+        loop {
+            let mut stirred = pin!(self.stirred.notified());
+            // From here on nothing is missed.
+            stirred.as_mut().enable();
+            if self.ready(workload) > 0 {
+                return true;
+            }
+            let (comes, newest) = {
+                let coming = self.coming();
+                let way = coming.get(workload);
+                way.map_or((false, 0), |way| (way.replicas > 0, way.began))
+            };
+            if comes && told != newest {
+                told = newest;
+                let workload = workload.clone();
+                let _ = self.daemon.send(FromRunner::Wake { workload }).await;
+            }
+            let patience = if comes { WAKES_WITHIN } else { COMES_WITHIN };
+            if timeout_at(began + patience, stirred).await.is_err() {
+                return false;
+            }
+        }
+    }
+
     async fn handle(
         &self,
         workload: &WorkloadKey,
@@ -330,6 +456,44 @@ impl Local for Locals {
     }
 }
 
+/// Calls over NATS: taken while it rests, and while it is ready.
+pub(super) struct Calls {
+    ready: watch::Sender<bool>,
+    /// The server has confirmed that they are taken.
+    listens: watch::Receiver<bool>,
+    draining: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Calls {
+    /// Taken from here on, or when it is ready.
+    pub(super) fn begin(life: &Life, at_once: bool) -> Self {
+        let (ready, readiness) = watch::channel(at_once);
+        let (listening, listens) = watch::channel(false);
+        let draining = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(invoke::serve(
+            life.context.clone(),
+            invoke::Callee::of(life),
+            readiness,
+            listening,
+            draining.clone(),
+        ));
+        Self {
+            ready,
+            listens,
+            draining,
+            tasks,
+        }
+    }
+
+    /// Takes none any more, and returns when those in hand are answered.
+    pub(super) async fn end(&mut self) {
+        self.draining.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
 /// The life of an http replica: probed while it serves, called over NATS while it is ready, and
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
@@ -340,35 +504,28 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         .locals
         .join(life.replica.workload.clone(), member.clone());
     life.context.tunnels.listen();
-    let (ready, readiness) = watch::channel(false);
-    let (listening, listens) = watch::channel(false);
-    let draining = CancellationToken::new();
-    let mut calls = JoinSet::new();
-    calls.spawn(invoke::serve(
-        life.context.clone(),
-        invoke::Callee::of(&life),
-        readiness,
-        listening,
-        draining.clone(),
-    ));
+    let resting = life.calls.take();
+    let mut calls = resting.unwrap_or_else(|| Calls::begin(&life, false));
+    let listens = calls.listens.clone();
     let mut orders = life.orders.clone();
     let failed = tokio::select! {
         biased;
         _ = orders.ending() => None,
-        reason = watched(&life, &member, &ready, listens) => Some(reason),
+        reason = watched(&life, &member, &calls.ready, listens) => Some(reason),
     };
     if let Some(reason) = failed {
         // The next attempt starts at once: nothing of this one may run beside it.
         member.stage.store(CLOSED, Ordering::SeqCst);
-        calls.shutdown().await;
+        calls.tasks.shutdown().await;
         member.guest.stop();
         member.guest.idle().await;
         return End::failed(reason);
     }
-    draining.cancel();
+    // At once, also while it still leaves.
+    calls.draining.cancel();
     let drained = async {
         member.drain().await;
-        while calls.join_next().await.is_some() {}
+        calls.end().await;
     };
     tokio::select! {
         biased;
@@ -404,6 +561,7 @@ async fn watched(
         let Some(probe) = &spec.health.ready else {
             // Prepared is all that is asked for.
             member.set_ready(true);
+            life.context.locals.stirred.notify_waiters();
             ready.send_replace(true);
             until_listening(&mut listens).await;
             return life.health(true, None).await;
@@ -417,6 +575,7 @@ async fn watched(
                 Some(Change::Failing(reason)) => (false, Some(reason)),
             };
             member.set_ready(passing);
+            life.context.locals.stirred.notify_waiters();
             ready.send_replace(passing);
             if passing {
                 until_listening(&mut listens).await;

@@ -114,7 +114,12 @@ mod tests {
     fn internal(granted: &[&str]) -> Internal {
         let http = TcpListener::bind("127.0.0.1:0").unwrap();
         let config = GatewayConfig::new(http, None, "h1".parse().unwrap(), "localhost");
-        let server = Server::new(config, Tables::new(), Arc::new(Locals::default())).unwrap();
+        let server = Server::new(
+            config,
+            Tables::new(),
+            Arc::new(Locals::new(tokio::sync::mpsc::channel(1).0)),
+        )
+        .unwrap();
         let own: Name = "shop".parse().unwrap();
         let granted: Vec<String> = granted.iter().map(|text| (*text).to_owned()).collect();
         let callable = Callable::read(&granted, &own).unwrap();

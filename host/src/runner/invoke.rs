@@ -50,6 +50,8 @@ pub(super) struct Callee {
     host: String,
     /// Its gate has the seats that count; these bound what is under way to it.
     bounds: Bounds,
+    /// It may rest when a call comes, which wakes it.
+    rests: bool,
 }
 
 impl Callee {
@@ -59,6 +61,7 @@ impl Callee {
             workload: life.replica.workload.clone(),
             host: life.host_name(),
             bounds: Bounds::new(resources.concurrency, resources.queue),
+            rests: life.launch.spec.standbys() > 0,
         }
     }
 }
@@ -146,8 +149,18 @@ async fn until_ready(ready: &mut watch::Receiver<bool>) -> bool {
 async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
     let reply = call.reply.clone().filter(|reply| allow::may_answer(reply));
     let workload = &callee.workload;
+    let mut elsewhere = false;
+    if callee.rests && context.locals.ready(workload) == 0 {
+        // In vain: another host may have been woken meanwhile.
+        elsewhere = !context.locals.wake(workload).await;
+    }
     let outcome = match request(call, &callee.host) {
         Err(refusal) => Err(refusal),
+        Ok(request) if elsewhere => {
+            let response = context.gateway.dispatch(workload, request).await;
+            let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);
+            collect(workload, response, room).await
+        }
         Ok(request) => match context.locals.handle(workload, request).await {
             Err(error) => Err(refusal(workload, &error)),
             Ok(response) => {

@@ -13,6 +13,7 @@
 //! - Per replica the runner answers `Prepared` or `Rejected`; after `Start` it answers `Started`
 //!   (or `Rejected`), then any number of `Health`, then exactly one of `Ended` and `Stopped`.
 //!   After that (and after `Rejected`) it has forgotten the replica.
+//! - `Wake` names no replica: which one starts is the daemon's to say.
 //! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
 //!   `Drain` that named a replica it no longer knows.
 //! - When the daemon's side closes, the runner ends every replica at once, and itself.
@@ -254,6 +255,11 @@ pub enum FromRunner {
     Stopped {
         /// Which replica.
         replica: ReplicaKey,
+    },
+    /// A request has come for a workload of which this host has a standby and nothing that runs.
+    Wake {
+        /// Which workload.
+        workload: WorkloadKey,
     },
     /// What guests wrote.
     Logs {

@@ -21,6 +21,7 @@ use super::answers::Tally;
 use super::backlog::Backlog;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
+use super::http::Calls;
 use super::logs::ReplicaLogs;
 use super::messages::GuestMessaging;
 use super::orders::Orders;
@@ -77,6 +78,8 @@ pub(super) struct Life {
     pub(super) streams: Vec<StreamSubscription>,
     pub(super) orders: Orders,
     pub(super) counts: Counts,
+    /// Those that it has taken while it rested.
+    pub(super) calls: Option<Calls>,
 }
 
 /// What is counted of a replica beside its use, each when that is asked for.
@@ -117,14 +120,19 @@ pub(super) async fn live(
     context: Arc<Context>,
     replica: ReplicaKey,
     launch: Launch,
-    (mut orders, counts): (Orders, Counts),
+    (orders, counts): (Orders, Counts),
     started: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
     let stopped = FromRunner::Stopped {
         replica: replica.clone(),
     };
     let logs = context.logs.sink(replica.clone());
-    let mut ending = orders.clone();
+    let workload = replica.workload.clone();
+    let resources = &launch.spec.resources;
+    let most = usize::try_from(resources.concurrency.saturating_add(resources.queue));
+    let most = most.unwrap_or(usize::MAX);
+    let _coming = (launch.kind == Kind::Http).then(|| context.locals.comes(workload, most));
+    let (mut ending, mut starts) = (orders.clone(), orders.clone());
     let prepared = tokio::select! {
         biased;
         _ = ending.ending() => return stopped,
@@ -147,16 +155,7 @@ pub(super) async fn live(
             replica: replica.clone(),
         })
         .await;
-    if !orders.start().await {
-        return stopped;
-    }
-    let _ = started.set(guest.clone());
-    context
-        .tell(FromRunner::Started {
-            replica: replica.clone(),
-        })
-        .await;
-    let life = Life {
+    let mut life = Life {
         context: context.clone(),
         replica: replica.clone(),
         launch,
@@ -166,7 +165,27 @@ pub(super) async fn live(
         streams,
         orders,
         counts,
+        calls: None,
     };
+    if life.launch.spec.standbys() > 0 && matches!(guest, Guest::Http(_)) {
+        life.calls = Some(Calls::begin(&life, true));
+    }
+    if !starts.start().await {
+        if let Some(calls) = &mut life.calls {
+            tokio::select! {
+                biased;
+                () = life.orders.cut_off() => {}
+                () = calls.end() => {}
+            }
+        }
+        return stopped;
+    }
+    let _ = started.set(guest.clone());
+    context
+        .tell(FromRunner::Started {
+            replica: replica.clone(),
+        })
+        .await;
     let end = match guest {
         Guest::Http(guest) => http::live(life, guest).await,
         Guest::Messages(guest) => messages::live(life, guest).await,

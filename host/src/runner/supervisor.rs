@@ -144,7 +144,7 @@ pub(super) async fn run(
     .map_err(RunnerError::Engine)?;
     let (logs, deliver) = LogQueue::new(out.clone());
     let delivery = tokio::spawn(deliver);
-    let locals = Arc::new(Locals::default());
+    let locals = Arc::new(Locals::new(out.clone()));
     let tables = Tables::new();
     let (context_domain, link) = (domain.clone(), Arc::new(Link::new(nats, &host)));
     let (accepted, tunnelled) = mpsc::channel(TUNNELS_WAITING);

@@ -400,6 +400,7 @@ impl Bench {
                 host: self.host.clone(),
                 peer: None,
                 ready: 1,
+                standby: None,
                 weight: 1,
                 canary: 0,
                 zone: None,

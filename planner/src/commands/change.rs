@@ -332,6 +332,11 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
     let patience = { workload.target() }.map(|target| target.spec.update.progress_deadline.0);
     record.fresh_from = record.next_placement;
     record.crash_loop.clear();
+    if record.desired == 0 && { workload.target() }.is_some_and(|target| target.spec.standbys() > 0)
+    {
+        // What rests is woken: a standby proves nothing.
+        record.desired = 1;
+    }
     let (revision, patience) = (record.revision, patience.unwrap_or_default());
     record.rollout = Some(Rollout::begin(revision, Some(revision), call.now, patience));
     let event =

@@ -2,7 +2,7 @@
 
 use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
 use wasmorch_api::record::{CanaryStep, Rollout};
-use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, RevisionNumber, RolloutState};
+use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, Revision, RevisionNumber, RolloutState};
 
 use super::{Call, Outcome, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
@@ -87,8 +87,12 @@ pub fn rollback(
     let before = workload.target().map(|target| (&target.spec, target.kind));
     super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call.now);
     after.stopped = false;
+    let rests = |one: &std::sync::Arc<Revision>| one.spec.standbys() > 0;
     if target.kind.ends() {
         after.desired = target.spec.job.seats();
+    } else if after.desired == 0 && (rests(target) || workload.target().is_some_and(rests)) {
+        // It was at zero because nobody asked: what it goes back to proves itself all the same.
+        after.desired = 1;
     }
     let changed = [(after.clone(), &target.spec, target.kind)];
     crate::quota::refuse_beyond(cluster, &call.namespace, &changed)?;

@@ -74,6 +74,7 @@ impl Stage {
             desired: self.desired,
             ready: self.ready,
             placed: self.placed,
+            may_rest: true,
             allowed: self.allowed,
         };
         let Some(verdict) = self.scaler.judge(&standing, self.now) else {
@@ -276,6 +277,7 @@ fn each_measure_has_its_unit() {
             desired: 2,
             ready: 2,
             placed: true,
+            may_rest: true,
             allowed: u32::MAX,
         };
         let verdict = scaler.judge(&standing, now).expect("something was heard");

@@ -86,6 +86,7 @@ impl Pass<'_> {
         let class = Some(self.pool.class_of(rank));
         self.delta.add(self.pool, &host, class, 1);
         self.settle(slot, &host);
+        let standby = self.record.rests(&self.target.spec);
         let args = args.map(Arc::new);
         self.plan.start.push(Start {
             key: self.key.clone(),
@@ -93,12 +94,14 @@ impl Pass<'_> {
             placement: number,
             revision,
             host: host.clone(),
+            standby,
             args: args.clone(),
         });
         let placed = Placed {
             slot,
             revision,
             host,
+            standby,
             args,
         };
         let seat = Seat {

@@ -8,17 +8,21 @@ use wasmorch_api::{HumanDuration, Share};
 
 use super::*;
 
-fn scaled(version: &str, min: u32, max: u32) -> WorkloadSpec {
+pub(super) fn scale(min: u32, max: u32) -> Scale {
+    Scale {
+        min,
+        max,
+        target: [("concurrency".to_owned(), 10)].into(),
+        window: HumanDuration::secs(10),
+        panic: HumanDuration::secs(3),
+        tolerance: Share(10_000),
+    }
+}
+
+pub(super) fn scaled(version: &str, min: u32, max: u32) -> WorkloadSpec {
     WorkloadSpec {
         replicas: None,
-        scale: Some(Scale {
-            min,
-            max,
-            target: [("concurrency".to_owned(), 10)].into(),
-            window: HumanDuration::secs(10),
-            panic: HumanDuration::secs(3),
-            tolerance: Share(10_000),
-        }),
+        scale: Some(scale(min, max)),
         ..spec(version, 1)
     }
 }

@@ -215,6 +215,7 @@ fn the_checker_knows_ports_and_features() {
         placement: PlacementNumber(placement),
         revision: wasmorch_api::RevisionNumber(1),
         host: host(at),
+        standby: false,
         args: None,
     };
     let broken = |start: Vec<Start>| {

@@ -502,6 +502,7 @@ fn the_checker_refuses_what_is_held() {
         placement: wasmorch_api::PlacementNumber(100),
         revision: wasmorch_api::RevisionNumber(1),
         host: super::host(1),
+        standby: false,
         args: None,
     };
     let plan = wasmorch_planner::Plan {

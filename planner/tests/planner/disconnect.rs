@@ -208,6 +208,7 @@ fn the_checker_refuses_what_would_run_twice() {
         placement: PlacementNumber(100),
         revision: wasmorch_api::RevisionNumber(1),
         host: host(3 - at),
+        standby: false,
         args: None,
     };
     let plan = Plan {

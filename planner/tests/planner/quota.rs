@@ -155,6 +155,7 @@ fn the_checker_keeps_quotas() {
         placement: PlacementNumber(100),
         revision: wasmorch_api::RevisionNumber(1),
         host: host(1),
+        standby: false,
         args: None,
     };
     let broken = |slot: u64| {

@@ -100,7 +100,10 @@ fn what_a_scale_may_follow() {
             "[workload]\nname = \"w\"\ncomponent = \"w.wasm\"\nkind = \"{kind}\"\nscale = {{ {scale} }}\n"
         );
         match read_manifest(&text) {
-            Ok(manifest) => messages(&not_yet(&manifest.workloads[0].spec, Kind::Http)),
+            Ok(manifest) => {
+                let spec = &manifest.workloads[0].spec;
+                messages(&not_yet(spec, spec.kind.unwrap()))
+            }
             Err(problems) => messages(&problems),
         }
     };
@@ -115,9 +118,9 @@ fn what_a_scale_may_follow() {
             "pending counts what waits in a stream: name one in bindings.subscribe",
         ),
         (
-            "http",
+            "messages",
             "min = 0, max = 9, target = { cpu = 70 }",
-            "scale.min: going to zero is not in this version yet",
+            "scale.min: going to zero of anything but http workloads is not in this version yet",
         ),
         (
             "messages",

@@ -1,0 +1,232 @@
+//! To zero and back: who rests, what gateways are told of it, and what a request that wakes one changes.
+
+use wasmorch_api::{EventKind, HostEndpoint};
+
+use super::autoscale::scaled;
+use super::*;
+
+impl World {
+    /// A request for a workload comes to a host on which it rests.
+    pub(super) fn wake(&mut self, workload: &Name, host: &HostId) {
+        let key = WorkloadKey::new(name("default"), workload.clone());
+        let Some(known) = self.cluster.workload(&key) else {
+            return;
+        };
+        let mut placed = known.placements.iter();
+        let rests = placed.find(|(_, placed)| placed.standby && placed.host == *host);
+        if let Some((number, _)) = rests {
+            self.woken.insert((key, *number));
+        }
+    }
+
+    /// Who rests, and who does not, as `slot@host`.
+    fn standing(&self) -> (Vec<String>, Vec<String>) {
+        let placements = &self.cluster.workload(&web()).unwrap().placements;
+        let say = |rests: bool| {
+            let placed = placements.values().filter(move |one| one.standby == rests);
+            placed
+                .map(|one| format!("{}@{}", one.slot, one.host))
+                .collect()
+        };
+        (say(true), say(false))
+    }
+
+    /// How many are ready on each host, and the slot that rests there, the lowest first.
+    fn endpoints(&self) -> Vec<(u32, u64)> {
+        let table = self.cluster.workload(&web()).unwrap().endpoints.as_ref();
+        let hosts = table.unwrap().hosts.iter();
+        let slot = |host: &HostEndpoint| host.standby.map_or(0, |slot| slot.0);
+        let mut hosts: Vec<_> = hosts.map(|host| (host.ready, slot(host))).collect();
+        hosts.sort_unstable();
+        hosts
+    }
+
+    fn reasons_of(&mut self, kind: EventKind) -> Vec<String> {
+        let plans = std::mem::take(&mut self.plans);
+        let events = plans.into_iter().flat_map(|plan| plan.events);
+        let said = events.filter(|event| event.kind == kind);
+        said.map(|event| event.reason).collect()
+    }
+}
+
+/// Deployed, proven, and then asked for nothing.
+fn at_zero(hosts: usize) -> World {
+    let mut world = World::new(hosts);
+    world.deploy(scaled("1", 0, 20), Kind::Http);
+    world.run(10);
+    assert_eq!((world.ready(), world.state()), (1, WorkloadState::Ready));
+    world.run(40);
+    world
+}
+
+#[test]
+fn what_nobody_asks_for_rests_on_two_hosts_and_gateways_know_where() {
+    let mut world = at_zero(3);
+    assert_eq!((world.ready(), world.state()), (0, WorkloadState::Idle));
+    let (rest, run) = world.standing();
+    assert_eq!((rest.len(), run.len()), (2, 0), "{rest:?} {run:?}");
+    assert_eq!(world.endpoints(), [(0, 1), (0, 2)]);
+    insta::assert_snapshot!(
+        world.reasons_of(EventKind::Scaled).join("\n"),
+        @"0 requests in hand per ready replica over 10s, target 10: 1 to 0"
+    );
+    // Nothing more happens, and a new leader changes nothing.
+    let before = world.standing();
+    world.run(10);
+    world.new_leader();
+    world.run(40);
+    assert_eq!(world.standing(), before);
+    assert!(world.plans.iter().all(|plan| plan.shift.is_empty()));
+}
+
+#[test]
+fn a_request_wakes_one_and_the_count_follows() {
+    let mut world = at_zero(3);
+    let (rest, _) = world.standing();
+    let first = rest[0].split_once('@').unwrap().1.parse().unwrap();
+    world.plans.clear();
+    world.wake(&name("web"), &first);
+    world.run(6);
+    assert_eq!((world.ready(), world.state()), (1, WorkloadState::Ready));
+    let (rest, run) = world.standing();
+    assert_eq!((rest.len(), run.len()), (0, 1), "{rest:?} {run:?}");
+    assert_eq!(world.endpoints(), [(1, 0)]);
+    let said = world.reasons_of(EventKind::Scaled);
+    assert_eq!(said, [format!("0 to 1: a request woke it on {first}")]);
+    // It stays for a window, and goes back to rest with another beside it.
+    world.run(10);
+    assert_eq!(world.ready(), 1);
+    world.woken.clear();
+    world.run(40);
+    assert_eq!(world.endpoints(), [(0, 1), (0, 2)]);
+}
+
+#[test]
+fn what_rests_on_a_dead_or_drained_host_rests_elsewhere() {
+    let mut world = at_zero(4);
+    let on = |world: &World| -> Vec<HostId> {
+        let placements = &world.cluster.workload(&web()).unwrap().placements;
+        placements
+            .values()
+            .map(|placed| placed.host.clone())
+            .collect()
+    };
+    let dead = on(&world)[0].clone();
+    world.silent.insert(dead.clone());
+    world.run(60);
+    assert!(!on(&world).contains(&dead));
+    assert_eq!(world.endpoints(), [(0, 1), (0, 2)]);
+    let drained = on(&world)[0].clone();
+    let outcome = commands::drain(&world.cluster, drained.as_str(), None, world.now).unwrap();
+    world.store(outcome.writes);
+    world.run(20);
+    assert!(!on(&world).contains(&drained));
+    assert_eq!(world.endpoints(), [(0, 1), (0, 2)]);
+}
+
+#[test]
+fn a_new_revision_proves_itself_before_it_rests() {
+    let mut world = at_zero(3);
+    world.fates.insert(2, Fate::GivesUp);
+    world.deploy(scaled("2", 0, 20), Kind::Http);
+    world.run(60);
+    assert_eq!(
+        world.rollout(),
+        RolloutState::Reverted,
+        "a bad one does not come to rest"
+    );
+    world.deploy(scaled("3", 0, 20), Kind::Http);
+    world.run(12);
+    assert_eq!(
+        (world.ready(), world.rollout()),
+        (1, RolloutState::Completed)
+    );
+    world.run(60);
+    assert_eq!((world.ready(), world.state()), (0, WorkloadState::Idle));
+    let placements = &world.cluster.workload(&web()).unwrap().placements;
+    let mut revisions = placements.values().map(|placed| placed.revision.0);
+    assert!(revisions.all(|revision| revision == 3));
+}
+
+#[test]
+fn work_in_hand_or_lately_done_keeps_it_awake() {
+    let mut world = World::new(2);
+    world.deploy(scaled("1", 0, 20), Kind::Http);
+    world.load.insert(web(), 1);
+    world.run(120);
+    assert_eq!(world.ready(), 1, "one in hand, of the ten that one carries");
+    world.change(commands::stop, None);
+    world.run(10);
+    assert_eq!(
+        world.standing(),
+        (vec![], vec![]),
+        "held at zero: nothing rests"
+    );
+}
+
+#[test]
+fn what_goes_back_from_zero_or_is_held_there_is_answered() {
+    // Back to a revision that counts its replicas.
+    let mut world = World::new(3);
+    world.deploy(spec("1", 2), Kind::Http);
+    world.run(10);
+    world.deploy(scaled("2", 0, 20), Kind::Http);
+    world.run(80);
+    assert_eq!(world.state(), WorkloadState::Idle);
+    let request = wasmorch_api::messages::RolloutRequest {
+        workload: name("web"),
+        to: None,
+        action: None,
+        request_id: None,
+        by: None,
+    };
+    let back = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
+    world.store(back.writes);
+    world.run(20);
+    assert_eq!(
+        (world.ready(), world.rollout()),
+        (1, RolloutState::Completed)
+    );
+
+    // What waits for another leaves the standbys where they are; a restart wakes it.
+    let mut world = at_zero(3);
+    let mut waits = scaled("2", 0, 20);
+    waits.depends_on = vec![name("other")];
+    world
+        .own_fates
+        .insert(("other".to_owned(), 1), Fate::Unready);
+    let mut other = spec("1", 1);
+    other.name = name("other");
+    world.deploy(other, Kind::Http);
+    world.deploy(waits, Kind::Http);
+    world.run(4);
+    assert_eq!(world.endpoints(), [(0, 1), (0, 2)]);
+    let mut world = at_zero(3);
+    world.change(commands::restart, None);
+    world.run(12);
+    assert_eq!(
+        (world.ready(), world.rollout()),
+        (1, RolloutState::Completed)
+    );
+}
+
+#[test]
+fn one_at_most_means_one_standby_and_nobody_ends_for_it() {
+    let mut world = World::new(1);
+    world.deploy(scaled("1", 0, 1), Kind::Http);
+    world.run(60);
+    assert_eq!(world.endpoints(), [(0, 1)]);
+    // Room for one of the two: that is no trouble.
+    let mut world = World::new(2);
+    world.silent.insert(host(2));
+    let mut apart = scaled("1", 0, 20);
+    apart.constraints = vec![Constraint::Distinct {
+        distinct: "host".into(),
+        max: 1,
+    }];
+    world.deploy(apart, Kind::Http);
+    world.run(80);
+    assert_eq!(world.endpoints(), [(0, 1)]);
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    assert!(status.unplaced.is_none(), "{:?}", status.unplaced);
+}

@@ -1,0 +1,118 @@
+//! To zero and back, with real processes: who rests, and whatever asks wakes it.
+
+use std::time::Instant;
+
+use serde_json::Value;
+use wasmorch_tests::daemons::{Daemons, says_hello};
+use wasmorch_tests::process::Done;
+use wasmorch_tests::{guest, measured, wait_for};
+
+/// A workload that may go to zero two seconds after it was last asked.
+fn manifest(name: &str) -> String {
+    format!(
+        "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 4, \
+         target = {{ concurrency = 50 }}, window = \"2s\", panic = \"1s\" }}\n",
+        guest("hello-http").display()
+    )
+}
+
+fn deploy(daemons: &Daemons, name: &str) -> Done {
+    let file = daemons.home.write(&format!("{name}.toml"), manifest(name));
+    daemons.run(&["deploy", file.to_str().expect("text")]).ok()
+}
+
+fn status(daemons: &Daemons, name: &str) -> Value {
+    daemons.run(&["status", name, "--json"]).ok().json()
+}
+
+/// Waits until it is idle and both of its standbys are prepared.
+#[track_caller]
+fn at_rest(daemons: &Daemons, name: &str) {
+    wait_for("two standbys", || {
+        let status = status(daemons, name);
+        let replicas = status["replicas"].as_array()?;
+        let rest = |one: &&Value| one["standby"] == true && one["state"] == "preparing";
+        let idle = status["state"] == "idle" && status["desired"] == 0;
+        (idle && replicas.iter().filter(rest).count() == 2).then_some(())
+    });
+}
+
+#[test]
+fn whatever_asks_wakes_it_and_it_goes_back_to_rest() {
+    let daemons = Daemons::start(1, 3);
+    let gateways = daemons.gateways();
+    deploy(&daemons, "web");
+    let mut took = Vec::new();
+    for gateway in &gateways {
+        at_rest(&daemons, "web");
+        let asked = Instant::now();
+        assert!(says_hello(gateway, "web"), "from zero, at {gateway}");
+        took.push(asked.elapsed());
+        let adopted = wait_for("the leader to adopt it", || {
+            let status = status(&daemons, "web");
+            (status["ready"].as_u64()? > 0).then_some(status)
+        });
+        assert_ne!(adopted["desired"], 0, "{adopted}");
+    }
+    took.sort();
+    measured(&format!("from zero to the answer: {took:?}"));
+
+    // Called over NATS.
+    at_rest(&daemons, "web");
+    let answer = daemons
+        .client()
+        .request("wasmorch.v1.invoke.default.web", b"");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("Hello"), "{answer}");
+
+    let events = daemons.run(&["events", "--json"]).ok().json();
+    let events = events.as_array().cloned().unwrap_or_default();
+    let reasons = events.iter().filter(|event| event["kind"] == "scaled");
+    let reasons: Vec<&str> = reasons
+        .filter_map(|event| event["reason"].as_str())
+        .collect();
+    let woken = reasons
+        .iter()
+        .filter(|reason| reason.contains("a request woke it on"));
+    assert!(woken.count() >= 4, "{reasons:?}");
+    assert!(
+        reasons.iter().any(|reason| reason.contains("1 to 0")),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn no_leader_is_needed_to_wake_it() {
+    let mut daemons = Daemons::start(1, 2);
+    deploy(&daemons, "web");
+    at_rest(&daemons, "web");
+    let gateways = daemons.gateways();
+    daemons.controllers[0].take().expect("it leads").kill();
+    for gateway in &gateways {
+        assert!(says_hello(gateway, "web"), "with no leader, at {gateway}");
+    }
+    daemons.start_controller(0);
+    wait_for("the next leader to adopt it", || {
+        let status = daemons.run(&["status", "web", "--json"]);
+        let status = (status.code == 0).then(|| status.json())?;
+        (status["ready"].as_u64()? > 0 && status["desired"].as_u64()? > 0).then_some(())
+    });
+    at_rest(&daemons, "web");
+}
+
+#[test]
+fn a_crowd_that_finds_it_at_rest_is_answered_whole() {
+    let daemons = Daemons::start(1, 2);
+    deploy(&daemons, "web");
+    let gateways = daemons.gateways();
+    for _ in 0..3 {
+        at_rest(&daemons, "web");
+        let crowd = (0..40).map(|n| {
+            let gateway = gateways[n % gateways.len()].clone();
+            std::thread::spawn(move || says_hello(&gateway, "web"))
+        });
+        let crowd: Vec<_> = crowd.collect();
+        let answered = crowd.into_iter().filter_map(|one| one.join().ok());
+        assert_eq!(answered.filter(|hello| *hello).count(), 40);
+    }
+}
