@@ -95,10 +95,10 @@ update = { max_surge = 0, max_unavailable = 0 }
 #[test]
 fn what_comes_later_says_not_yet() {
     let up = Up::start(1);
-    let hello = guest("hello-http");
     let text = format!(
-        "[workload]\nname = \"web\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 3, target = {{ concurrency = 5 }} }}\n",
-        hello.display()
+        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 3, target = {{ concurrency = 5 }} }}\n\
+         bindings = {{ subscribe = [\"work.*\"] }}\n",
+        guest("echo-messages").display()
     );
     let file = up.home.write("later.toml", text);
     let done = up.run(&["deploy", file.to_str().expect("text")]);

@@ -116,3 +116,30 @@ fn a_crowd_that_finds_it_at_rest_is_answered_whole() {
         assert_eq!(answered.filter(|hello| *hello).count(), 40);
     }
 }
+
+#[test]
+fn the_other_standby_answers_when_the_first_is_gone_and_nobody_leads() {
+    let mut daemons = Daemons::start(1, 2);
+    deploy(&daemons, "web");
+    at_rest(&daemons, "web");
+    let replicas = status(&daemons, "web")["replicas"].clone();
+    let replicas = replicas.as_array().expect("a list");
+    let first = replicas.iter().find(|one| one["slot"] == 1);
+    let first = first
+        .and_then(|one| one["host"].as_str())
+        .expect("it has a host")
+        .to_owned();
+    let hosts = daemons.run(&["hosts", "--json"]).ok().json();
+    let hosts = hosts.as_array().expect("a list").clone();
+    let other = hosts.iter().find(|host| host["name"] != first.as_str());
+    let other = other
+        .and_then(|host| host["http"].as_str())
+        .expect("it has a gateway");
+    let n: usize = first
+        .strip_prefix("host-")
+        .and_then(|n| n.parse().ok())
+        .expect("its number");
+    daemons.controllers[0].take().expect("it leads").kill();
+    daemons.hosts[n].take().expect("it runs").kill();
+    assert!(says_hello(other, "web"), "it woke its own");
+}
