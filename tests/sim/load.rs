@@ -20,8 +20,6 @@ const BEARS: u64 = 11;
 const STEP: u64 = 7_000;
 const WINDOW: u64 = 8;
 const PANIC: u64 = 3;
-/// No workload of these goes to zero.
-const SEEDS_AS_EVER: u64 = 2_000;
 
 /// Loads of one world.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +52,8 @@ impl Loads {
         if !self.seed.is_multiple_of(3) || rng.one_in(3) {
             return None;
         }
-        // The first seeds are what planted bugs are found by: their worlds stay as they are.
-        let from_zero = self.seed >= SEEDS_AS_EVER && self.rng(key, u64::MAX - 1).one_in(2);
+        // Drawn apart, so that all else of a world is the same with and without.
+        let from_zero = self.rng(key, u64::MAX - 1).one_in(2);
         let min = rng.between(1, 2) as u32;
         Some(Scale {
             min: if from_zero { 0 } else { min },
@@ -162,6 +160,13 @@ impl World {
             };
             self.agent_event(at, AgentEvent::Runner(FromRunner::Usage(usage)));
         }
+    }
+
+    /// For so long what was may still move a count.
+    pub(crate) fn remembers_load(&self) -> u64 {
+        let mut specs = { self.laws.records.keys() }.filter_map(|key| self.laws.spec(key));
+        let scales = specs.any(|spec| spec.scale.is_some());
+        if scales { (WINDOW + 2) * 1_000 } else { 0 }
     }
 
     /// The count is not what the load needs, give or take what the tolerance bears. Where no more have a

@@ -34,6 +34,7 @@ mod runner;
 mod runs;
 mod seeds;
 mod settle;
+mod silence;
 mod store;
 mod term;
 mod weather;

@@ -59,6 +59,7 @@ fn bugs_of_the_planner_are_caught() {
         Bug::DeadlineForgotten,
         Bug::LostAfterIgnored,
         Bug::ExclusiveNotAwaited,
+        Bug::ReconcileKeepsBoth,
         Bug::JoinedForgotten,
         Bug::CompletionCountedTwice,
         Bug::ScheduledForgotten,

@@ -27,6 +27,13 @@ impl World {
             return;
         }
         self.heal();
+        if self.comes_to_rest() && self.one_more_silence() {
+            self.comes_to_rest();
+        }
+    }
+
+    /// Runs until all is well and stays so; `false`: it did not, or there is nothing to wait for.
+    fn comes_to_rest(&mut self) -> bool {
         let healed = self.now;
         // Hosts that fell silent together and never come back are replaced one a minute.
         let gone = self.hosts.iter().filter(|host| host.gone).count() as u64;
@@ -36,12 +43,12 @@ impl World {
         while self.now < bound {
             let next = self.now + 500;
             if !self.run_until(next) {
-                return;
+                return false;
             }
             if self.store.regressed {
                 // Law 5: what was acknowledged is gone; that nothing is made worse is all there is.
                 if self.now > healed + 20_000 {
-                    return;
+                    return false;
                 }
                 continue;
             }
@@ -55,26 +62,31 @@ impl World {
             // Between two steps of a rollout the plan is empty too.
             if trouble.is_some() || self.laws.last_written != written {
                 (written, since) = (self.laws.last_written, self.now);
-            } else if self.now >= since + QUIET {
+            } else if self.now >= since + QUIET.max(self.remembers_load()) {
                 break;
             }
         }
         if self.store.regressed {
-            return;
+            return false;
         }
         if let Some(trouble) = trouble {
             self.broken(format!("after {} s of calm: {trouble}", BOUND / 1_000));
-            return;
+            return false;
         }
         self.say("world", || "has converged".into());
         let written = self.laws.last_written;
         let next = self.now + REST;
-        if self.run_until(next) && self.laws.last_written != written && self.all_good() {
+        if !self.run_until(next) {
+            return false;
+        }
+        if self.laws.last_written != written && self.all_good() {
             self.broken("it had converged, and yet something was written");
+            return false;
         }
         for (key, _) in self.user.workloads() {
             self.law_of_what_was_acknowledged(&key);
         }
+        true
     }
 
     /// No workload is tried again and again in vain, or waits for room.
