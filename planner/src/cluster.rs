@@ -2,30 +2,30 @@
 //!
 //! Owns the maps and how stored entries and acknowledged writes change them. It decides nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod host;
+mod workload;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use wasmorch_api::record::{NamespaceRecord, Removed};
-use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
+use wasmorch_api::status::{Drain, HostRecord};
 use wasmorch_api::{
-    BootId, ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementNumber,
-    PlacementSet, Record, ReplicaId, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
-    RouteTable, Slot, Term, Timestamp, WorkloadKey,
+    ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementSet, Record,
+    ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
 };
 
-use crate::ENDED_KEPT;
 use crate::agenda::Agenda;
 use crate::autoscale::Scaling;
-use crate::awaited::Awaited;
-use crate::cached::Left;
 use crate::detection::Detection;
-use crate::judge::Tally;
-use crate::plan::StopReason;
-use crate::pool::{Booked, Classes, Holders, Pool};
+use crate::pool::{Classes, Pool};
 use crate::ports::Listeners;
 use crate::silence::Silence;
 use crate::write::{EventDraft, Stored, Write};
+
+pub use host::Host;
+pub use workload::{Placed, Reported, Workload};
 
 /// The whole state.
 #[derive(Debug, Clone)]
@@ -73,195 +73,6 @@ pub struct Cluster {
     pub(crate) stale: bool,
 }
 
-/// One host.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// As stored.
-    pub record: HostRecord,
-    /// The record has reached the store.
-    pub(crate) stored: bool,
-    /// Its current start; `None` until it has been heard in this term.
-    pub boot: Option<BootId>,
-    /// When it was last heard, or when the term began.
-    pub heard: Timestamp,
-    /// Its last heartbeat.
-    pub(crate) beat: Timestamp,
-    /// Whether it lives.
-    pub state: HostState,
-    /// Its set as stored.
-    pub set: Option<PlacementSet>,
-    /// The set's store sequence.
-    pub set_sequence: u64,
-    /// When the set was written.
-    pub(crate) set_at: Timestamp,
-    /// The sequence it says it holds.
-    pub applied: u64,
-    /// The last status report that was folded in.
-    pub(crate) status_seq: u64,
-    /// Everything it runs is known: a full report came in this boot.
-    pub synced: bool,
-    /// When its full status was last asked for.
-    pub(crate) asked: Timestamp,
-    /// The store sequence its gateway has applied.
-    pub table_seq: u64,
-    /// Memory of its replicas now.
-    pub memory_bytes: u64,
-    /// Live replicas, by its own count.
-    pub replicas: u64,
-    /// What its set books.
-    pub(crate) booked: Booked,
-    /// The hosts that are like it.
-    pub(crate) class: u32,
-    pub(crate) number: u32,
-    /// Its reports of replicas that its set does not hold (any more).
-    pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
-    /// Events of it in this term, newest last.
-    pub(crate) story: VecDeque<Line>,
-    /// Since when it counts as dead.
-    pub(crate) dead_since: Option<Timestamp>,
-    /// When it was last heard again after that.
-    pub(crate) back_since: Option<Timestamp>,
-    /// It died with replicas that wait for its return: what they do is to be told again.
-    pub(crate) forgotten: bool,
-    /// It has told this leader that it holds its set.
-    pub(crate) caught_up: bool,
-    /// What must not run twice and was taken out of its set unheard, with the sequence of the set after.
-    pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
-}
-
-impl Host {
-    pub(crate) fn new(record: HostRecord, stored: bool, since: Timestamp) -> Self {
-        Self {
-            record,
-            stored,
-            boot: None,
-            heard: since,
-            beat: since,
-            state: HostState::Alive,
-            set: None,
-            set_sequence: 0,
-            set_at: since,
-            applied: 0,
-            status_seq: 0,
-            synced: false,
-            asked: Timestamp(0),
-            table_seq: 0,
-            memory_bytes: 0,
-            replicas: 0,
-            booked: Booked::default(),
-            class: u32::MAX,
-            number: 0,
-            leaving: BTreeSet::new(),
-            story: VecDeque::new(),
-            dead_since: None,
-            back_since: None,
-            forgotten: false,
-            caught_up: false,
-            unsure: BTreeMap::new(),
-        }
-    }
-
-    /// A copy that holds another set.
-    fn without_set(&self, set: Option<PlacementSet>) -> Self {
-        Self {
-            record: self.record.clone(),
-            boot: self.boot.clone(),
-            set,
-            leaving: BTreeSet::new(),
-            story: VecDeque::new(),
-            unsure: self.unsure.clone(),
-            ..*self
-        }
-    }
-
-    /// What it last said of itself.
-    pub fn info(&self) -> &HostInfo {
-        &self.record.info
-    }
-
-    /// What may be booked on it.
-    pub fn capacity(&self) -> Capacity {
-        self.record.info.capacity
-    }
-
-    /// It runs by a set that the store no longer has: it was removed, and came back.
-    pub(crate) fn holds_unkept(&self) -> bool {
-        self.known() && self.set.is_none() && self.applied > 0
-    }
-
-    /// Neither cordoned nor drained.
-    pub(crate) fn takes_new(&self) -> bool {
-        !self.record.cordoned && self.record.drain.is_none()
-    }
-
-    /// Its record, if it is being drained and nothing is left there.
-    pub(crate) fn now_drained(&self) -> Option<HostRecord> {
-        let drain = self.record.drain.filter(|drain| !drain.drained)?;
-        let held = self.set.iter().flat_map(|set| &set.groups);
-        let silent = self.state == HostState::Dead;
-        let ended = silent || self.known() && self.leaving.is_empty();
-        (ended && held.count() == 0).then(|| HostRecord {
-            drain: Some(Drain {
-                drained: true,
-                ..drain
-            }),
-            ..self.record.clone()
-        })
-    }
-
-    /// Heard in this term, and everything it runs is known.
-    pub fn known(&self) -> bool {
-        self.boot.is_some() && self.synced
-    }
-}
-
-/// One workload.
-#[derive(Debug, Clone)]
-pub struct Workload {
-    /// Its record.
-    pub record: Record,
-    /// The record's store sequence: the `index` of `--if-index`.
-    pub index: u64,
-    /// Its revisions.
-    pub revisions: BTreeMap<RevisionNumber, Arc<Revision>>,
-    /// What the placement sets hold of it.
-    pub placements: BTreeMap<PlacementNumber, Placed>,
-    /// What hosts say, by placement. Boxed: a tree is half empty, and a report is large.
-    pub reports: BTreeMap<PlacementNumber, Box<Reported>>,
-    /// Replicas that have ended, newest last.
-    pub ended: VecDeque<Reported>,
-    /// Its endpoints as stored.
-    pub endpoints: Option<EndpointTable>,
-    /// Its routes as stored.
-    pub routes: Option<RouteTable>,
-    /// Events of it in this term, newest last.
-    pub(crate) story: VecDeque<Line>,
-    /// Slots that could not be placed when last planned.
-    pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
-    /// Why placements were taken out of their sets, until their replicas have ended.
-    pub(crate) told: BTreeMap<PlacementNumber, StopReason>,
-    /// The priority that it is counted under.
-    pub(crate) counted_as: Option<u32>,
-    /// The placements by slot.
-    pub(crate) slots: BTreeSet<(Slot, PlacementNumber)>,
-    /// Reports of replicas that no set holds (any more).
-    pub(crate) leaving: BTreeSet<PlacementNumber>,
-    /// Placements in each class of hosts.
-    pub(crate) per_class: BTreeMap<u32, u32>,
-    /// Placements on each host.
-    pub(crate) holders: Holders,
-    /// Hosts that may have its component still.
-    pub(crate) left: Left,
-    /// Nothing of it moves by itself: what has changed can be planned slot by slot.
-    pub(crate) steady: bool,
-    /// All of it is placed, and its rollout waits for these slots.
-    pub(crate) awaited: Option<Awaited>,
-    /// When it wants to be planned again though nothing happens.
-    pub(crate) wake: Option<Timestamp>,
-    /// How the revision that is being rolled out answers.
-    pub(crate) tally: Tally,
-}
-
 /// One line of a workload's or a host's story: as much of an event as `why` shows.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
@@ -271,140 +82,8 @@ pub(crate) struct Line {
     pub(crate) reason: Box<str>,
 }
 
-/// One placement as dispatched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    /// The seat.
-    pub slot: Slot,
-    /// What it runs.
-    pub revision: RevisionNumber,
-    /// Where.
-    pub host: HostId,
-    /// It is told to rest.
-    pub standby: bool,
-    /// Arguments in place of the spec's.
-    pub args: Option<Arc<Vec<String>>>,
-}
-
-/// What a host says of one placement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reported {
-    /// Who says so.
-    pub host: HostId,
-    /// Its words.
-    pub status: ReplicaStatus,
-    /// Since when it has been ready, by the leader's clock: host clocks may jump.
-    pub ready_at: Option<Timestamp>,
-    /// Since when it has been running, by the leader's clock.
-    pub running_at: Option<Timestamp>,
-}
-
-impl Workload {
-    fn new(record: Record, index: u64) -> Self {
-        let mut tally = Tally::default();
-        tally.follow(&record);
-        Self {
-            record,
-            index,
-            revisions: BTreeMap::new(),
-            placements: BTreeMap::new(),
-            reports: BTreeMap::new(),
-            ended: VecDeque::new(),
-            endpoints: None,
-            routes: None,
-            story: VecDeque::new(),
-            unplaced: None,
-            told: BTreeMap::new(),
-            counted_as: None,
-            slots: BTreeSet::new(),
-            leaving: BTreeSet::new(),
-            per_class: BTreeMap::new(),
-            holders: Holders::default(),
-            left: Left::default(),
-            steady: false,
-            awaited: None,
-            wake: None,
-            tally,
-        }
-    }
-
-    /// The revision that is wanted. Written in the same batch as the record, so it is there.
-    pub fn target(&self) -> Option<&Arc<Revision>> {
-        self.revisions.get(&self.record.revision)
-    }
-
-    /// The revision that its last deploy asked for: on trial, held, or the wanted one.
-    pub fn asked(&self) -> Option<&Arc<Revision>> {
-        self.revisions.get(&self.record.asked())
-    }
-
-    /// Whether it wants one replica on every host.
-    pub fn per_host(&self) -> bool {
-        self.target().is_some_and(|target| target.spec.per_host())
-    }
-
-    /// Whether the host of this placement says that it serves. After a store went back, another host
-    /// may still run what had the same number.
-    pub fn is_ready(&self, number: PlacementNumber) -> bool {
-        let placed = self.placements.get(&number);
-        let report = self.reports.get(&number);
-        placed.zip(report).is_some_and(|(placed, report)| {
-            report.host == placed.host
-                && report.status.state == ReplicaState::Running
-                && report.status.ready
-        })
-    }
-
-    /// Whether what a host tells of a placement leaves it as it stands: on its way, as it was.
-    pub(crate) fn still_starts(&self, host: &HostId, status: &ReplicaStatus) -> bool {
-        let number = status.replica.placement;
-        let on_its_way = |status: &ReplicaStatus| {
-            let ends = matches!(
-                status.state,
-                ReplicaState::Running | ReplicaState::Completed
-            );
-            !ends && !status.given_up && !status.standby
-        };
-        let placed = self.placements.get(&number);
-        let before = self.reports.get(&number);
-        !self.record.kind.ends()
-            && placed.is_some_and(|placed| placed.host == *host)
-            && on_its_way(status)
-            && status.answers.is_empty()
-            && before.is_none_or(|known| known.host == *host && on_its_way(&known.status))
-    }
-
-    /// Why a placement ends is kept until its replica has ended.
-    pub(crate) fn told_to_end(&mut self, number: PlacementNumber, why: StopReason) {
-        if self.told.len() >= TOLD_KEPT {
-            self.told.pop_first();
-        }
-        self.told.insert(number, why);
-    }
-
-    pub(crate) fn remember_ended(&mut self, report: Reported) {
-        if self
-            .ended
-            .iter()
-            .any(|known| known.status.replica == report.status.replica)
-        {
-            return;
-        }
-        let keep = match self.target() {
-            Some(target) if target.kind.ends() => target.spec.job.keep as usize,
-            _ => ENDED_KEPT,
-        };
-        self.ended.push_back(report);
-        while self.ended.len() > keep {
-            self.ended.pop_front();
-        }
-    }
-}
-
 /// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
-/// Reasons kept for each workload: most are dropped when the replica has ended.
-const TOLD_KEPT: usize = 256;
 
 impl Cluster {
     /// An empty state at the start of a term.

@@ -1,0 +1,151 @@
+//! One host as the leader knows it: what is stored of it, and what it says.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
+use wasmorch_api::{BootId, HostInfo, PlacementNumber, PlacementSet, Slot, Timestamp, WorkloadKey};
+
+use super::Line;
+use crate::pool::Booked;
+
+/// One host.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// As stored.
+    pub record: HostRecord,
+    /// The record has reached the store.
+    pub(crate) stored: bool,
+    /// Its current start; `None` until it has been heard in this term.
+    pub boot: Option<BootId>,
+    /// When it was last heard, or when the term began.
+    pub heard: Timestamp,
+    /// Its last heartbeat.
+    pub(crate) beat: Timestamp,
+    /// Whether it lives.
+    pub state: HostState,
+    /// Its set as stored.
+    pub set: Option<PlacementSet>,
+    /// The set's store sequence.
+    pub set_sequence: u64,
+    /// When the set was written.
+    pub(crate) set_at: Timestamp,
+    /// The sequence it says it holds.
+    pub applied: u64,
+    /// The last status report that was folded in.
+    pub(crate) status_seq: u64,
+    /// Everything it runs is known: a full report came in this boot.
+    pub synced: bool,
+    /// When its full status was last asked for.
+    pub(crate) asked: Timestamp,
+    /// The store sequence its gateway has applied.
+    pub table_seq: u64,
+    /// Memory of its replicas now.
+    pub memory_bytes: u64,
+    /// Live replicas, by its own count.
+    pub replicas: u64,
+    /// What its set books.
+    pub(crate) booked: Booked,
+    /// The hosts that are like it.
+    pub(crate) class: u32,
+    pub(crate) number: u32,
+    /// Its reports of replicas that its set does not hold (any more).
+    pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
+    /// Events of it in this term, newest last.
+    pub(crate) story: VecDeque<Line>,
+    /// Since when it counts as dead.
+    pub(crate) dead_since: Option<Timestamp>,
+    /// When it was last heard again after that.
+    pub(crate) back_since: Option<Timestamp>,
+    /// It died with replicas that wait for its return: what they do is to be told again.
+    pub(crate) forgotten: bool,
+    /// It has told this leader that it holds its set.
+    pub(crate) caught_up: bool,
+    /// What must not run twice and was taken out of its set unheard, with the sequence of the set after.
+    pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
+}
+
+impl Host {
+    pub(crate) fn new(record: HostRecord, stored: bool, since: Timestamp) -> Self {
+        Self {
+            record,
+            stored,
+            boot: None,
+            heard: since,
+            beat: since,
+            state: HostState::Alive,
+            set: None,
+            set_sequence: 0,
+            set_at: since,
+            applied: 0,
+            status_seq: 0,
+            synced: false,
+            asked: Timestamp(0),
+            table_seq: 0,
+            memory_bytes: 0,
+            replicas: 0,
+            booked: Booked::default(),
+            class: u32::MAX,
+            number: 0,
+            leaving: BTreeSet::new(),
+            story: VecDeque::new(),
+            dead_since: None,
+            back_since: None,
+            forgotten: false,
+            caught_up: false,
+            unsure: BTreeMap::new(),
+        }
+    }
+
+    /// A copy that holds another set.
+    pub(super) fn without_set(&self, set: Option<PlacementSet>) -> Self {
+        Self {
+            record: self.record.clone(),
+            boot: self.boot.clone(),
+            set,
+            leaving: BTreeSet::new(),
+            story: VecDeque::new(),
+            unsure: self.unsure.clone(),
+            ..*self
+        }
+    }
+
+    /// What it last said of itself.
+    pub fn info(&self) -> &HostInfo {
+        &self.record.info
+    }
+
+    /// What may be booked on it.
+    pub fn capacity(&self) -> Capacity {
+        self.record.info.capacity
+    }
+
+    /// It runs by a set that the store no longer has: it was removed, and came back.
+    pub(crate) fn holds_unkept(&self) -> bool {
+        self.known() && self.set.is_none() && self.applied > 0
+    }
+
+    /// Neither cordoned nor drained.
+    pub(crate) fn takes_new(&self) -> bool {
+        !self.record.cordoned && self.record.drain.is_none()
+    }
+
+    /// Its record, if it is being drained and nothing is left there.
+    pub(crate) fn now_drained(&self) -> Option<HostRecord> {
+        let drain = self.record.drain.filter(|drain| !drain.drained)?;
+        let held = self.set.iter().flat_map(|set| &set.groups);
+        let silent = self.state == HostState::Dead;
+        let ended = silent || self.known() && self.leaving.is_empty();
+        (ended && held.count() == 0).then(|| HostRecord {
+            drain: Some(Drain {
+                drained: true,
+                ..drain
+            }),
+            ..self.record.clone()
+        })
+    }
+
+    /// Heard in this term, and everything it runs is known.
+    pub fn known(&self) -> bool {
+        self.boot.is_some() && self.synced
+    }
+}
