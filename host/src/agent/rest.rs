@@ -12,7 +12,7 @@ use crate::runner::protocol::{ReplicaKey, ToRunner};
 
 impl Agent {
     /// A placement is told to rest, or to run.
-    pub(super) fn turn(&mut self, key: &PlacementKey, rest: Option<Rest>, now: Timestamp) {
+    pub(super) fn shift(&mut self, key: &PlacementKey, rest: Option<Rest>, now: Timestamp) {
         let Some(placement) = self.placements.get_mut(key) else {
             return;
         };
@@ -38,8 +38,8 @@ impl Agent {
     /// again it changes nothing.
     pub(super) fn wake(&mut self, workload: &WorkloadKey, now: Timestamp) {
         let mut asleep: Option<(&PlacementKey, bool)> = None;
-        for (key, placement) in &self.placements {
-            if key.workload != *workload || !placement.wanted || placement.finished {
+        for (key, placement) in self.of_workload(workload) {
+            if !placement.wanted || placement.finished {
                 continue;
             }
             if placement.rest != Some(Rest::Asleep) {

@@ -173,7 +173,7 @@ impl Agent {
                     );
                 }
                 if placement.rest.is_some() != told.rest.is_some() {
-                    self.turn(&key, told.rest, now);
+                    self.shift(&key, told.rest, now);
                 }
             }
         }
@@ -217,20 +217,27 @@ impl Agent {
         }
     }
 
+    /// The placements of one workload, in the order of their slots.
+    pub(super) fn of_workload(
+        &self,
+        workload: &WorkloadKey,
+    ) -> impl Iterator<Item = (&PlacementKey, &Placement)> {
+        let from = PlacementKey {
+            workload: workload.clone(),
+            slot: Default::default(),
+            placement: Default::default(),
+        };
+        let placements = self.placements.range(from..);
+        placements.take_while(move |(key, _)| key.workload == *workload)
+    }
+
     /// The placements of one revision.
     pub(super) fn placements_of(
         &self,
         workload: &WorkloadKey,
         number: RevisionNumber,
     ) -> Vec<PlacementKey> {
-        let from = PlacementKey {
-            workload: workload.clone(),
-            slot: Default::default(),
-            placement: Default::default(),
-        };
-        self.placements
-            .range(from..)
-            .take_while(|(key, _)| key.workload == *workload)
+        self.of_workload(workload)
             .filter(|(_, placement)| placement.revision == number)
             .map(|(key, _)| key.clone())
             .collect()

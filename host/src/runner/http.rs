@@ -12,187 +12,32 @@
 //! - The lock is held for a look-up only, never while a guest runs.
 //! - A member leaves the table when its [`Membership`] is dropped, however its task ended.
 
+mod member;
+mod waking;
+
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Request, Response};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
-use wasmorch_api::{RevisionNumber, WorkloadKey};
-use wasmorch_gateway::{Body, Canary, Deadline, Hops, Local, LocalError};
-use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
+use tokio::sync::{mpsc, watch};
+use wasmorch_api::WorkloadKey;
+use wasmorch_gateway::{Body, Canary, Local, LocalError};
+use wasmorch_runtime::HttpReplica;
 
-use super::answers::{Counted, Tally};
+use super::calls::Calls;
 use super::probe::{Change, Judge, Prober, Verdict};
 use super::protocol::FromRunner;
 use super::replica::{End, Life};
-use super::{invoke, logs};
-
-/// A draining replica goes on answering for so long, so that other gateways hear first that it is
-/// going: a status report, the leader's new table, and its way to them.
-pub(super) const LEAVING_GRACE: Duration = Duration::from_millis(300);
-
-/// Where a member stands. Order matters: higher is closer to the end.
-const UNREADY: u8 = 0;
-const SERVING: u8 = 1;
-const LEAVING: u8 = 2;
-const CLOSED: u8 = 3;
-
-/// One http replica.
-pub(super) struct Member {
-    pub(super) guest: Arc<HttpReplica>,
-    revision: RevisionNumber,
-    logs: Arc<dyn LogSink>,
-    tally: Option<Arc<Tally>>,
-    stage: AtomicU8,
-    /// Requests between being let in and the head of their response.
-    entering: AtomicUsize,
-    /// Told when `entering` falls to zero.
-    emptied: Notify,
-}
-
-/// Counts one request as let in.
-struct Entered<'a>(&'a Member);
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        if self.0.entering.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.emptied.notify_waiters();
-        }
-    }
-}
-
-impl Member {
-    pub(super) fn new(
-        guest: Arc<HttpReplica>,
-        revision: RevisionNumber,
-        logs: Arc<dyn LogSink>,
-        tally: Option<Arc<Tally>>,
-    ) -> Self {
-        Self {
-            guest,
-            revision,
-            logs,
-            tally,
-            stage: AtomicU8::new(UNREADY),
-            entering: AtomicUsize::new(0),
-            emptied: Notify::new(),
-        }
-    }
-
-    fn stage(&self) -> u8 {
-        self.stage.load(Ordering::SeqCst)
-    }
-
-    /// Readiness, while it has not begun to leave.
-    fn set_ready(&self, ready: bool) {
-        let (from, to) = if ready {
-            (UNREADY, SERVING)
-        } else {
-            (SERVING, UNREADY)
-        };
-        // Failing means that it is there already, or on its way out.
-        let _ = self
-            .stage
-            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-    }
-
-    /// Lets a request in unless the member is closed. Counted before it is looked at, so that
-    /// whoever closes and then finds no one counted knows that no one comes after.
-    fn enter(&self) -> Option<Entered<'_>> {
-        self.entering.fetch_add(1, Ordering::SeqCst);
-        let entered = Entered(self);
-        (self.stage() != CLOSED).then_some(entered)
-    }
-
-    fn load(&self) -> usize {
-        let usage = self.guest.usage();
-        usage.in_flight + usage.queued
-    }
-
-    /// Passes a request to the guest.
-    pub(super) async fn handle(
-        &self,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, LocalError> {
-        let Some(_entered) = self.enter() else {
-            return Err(LocalError::Refused(request));
-        };
-        let mut request = request;
-        let lineage = lineage(request.extensions());
-        request.extensions_mut().insert(lineage);
-        self.guest.count_request();
-        let counted = self.tally.clone().map(Counted::begin);
-        let mut answered = self.guest.handle(request).await;
-        if let Some(counted) = counted {
-            answered = counted.answered(answered);
-        }
-        answered.map_err(|ended| {
-            if logs::is_the_guests(&ended) {
-                logs::failed(&*self.logs, "a request", &ended);
-            }
-            local_error(ended)
-        })
-    }
-
-    /// Takes nothing new after a grace, and returns when nothing is in hand any more.
-    pub(super) async fn drain(&self) {
-        let was_serving = self.stage.fetch_max(LEAVING, Ordering::SeqCst) == SERVING;
-        if was_serving {
-            tokio::time::sleep(LEAVING_GRACE).await;
-        }
-        self.stage.store(CLOSED, Ordering::SeqCst);
-        loop {
-            let emptied = self.emptied.notified();
-            if self.entering.load(Ordering::SeqCst) == 0 {
-                break;
-            }
-            emptied.await;
-        }
-        self.guest.close();
-        self.guest.idle().await;
-    }
-}
-
-/// What the guest's own requests inherit, as the gateway tells it.
-fn lineage(extensions: &http::Extensions) -> Lineage {
-    Lineage {
-        hops: extensions.get::<Hops>().map_or(0, |hops| hops.0),
-        deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
-    }
-}
-
-/// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
-fn local_error(ended: Ended) -> LocalError {
-    let reason = ended.to_string();
-    match ended {
-        Ended::Busy { retry_after, .. } | Ended::HostFull { retry_after, .. } => LocalError::Busy {
-            retry_after,
-            reason,
-        },
-        Ended::Timeout { .. } | Ended::CallerTimeout { .. } => LocalError::TimedOut { reason },
-        Ended::BodyTooLarge {
-            side: BodySide::Request,
-            ..
-        } => LocalError::TooLarge { reason },
-        _ => LocalError::Failed { reason },
-    }
-}
+use member::{CLOSED, LEAVING, Member, SERVING};
+use waking::Waking;
 
 /// All http replicas of this runner.
 pub(super) struct Locals {
     members: RwLock<HashMap<WorkloadKey, Vec<Arc<Member>>>>,
-    /// How many are on their way, from the first word of them to their last: those that rest too.
-    coming: Mutex<HashMap<WorkloadKey, Way>>,
-    /// Told when a member becomes ready, and when one more is on its way.
-    stirred: Notify,
-    daemon: mpsc::Sender<FromRunner>,
+    waking: Arc<Waking>,
     /// Breaks ties between equally loaded members.
     turn: AtomicUsize,
 }
@@ -206,7 +51,7 @@ pub(super) struct Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.member.stage.store(CLOSED, Ordering::SeqCst);
+        self.member.close();
         let mut members = self
             .locals
             .members
@@ -221,90 +66,21 @@ impl Drop for Membership {
     }
 }
 
-/// What a request waits for when nothing rests here yet: a replica that has just been told to rest is
-/// drained and prepared first.
-const COMES_WITHIN: Duration = Duration::from_secs(1);
-/// So many may wait also before it is known how many the workload takes.
-const WAIT_AT_LEAST: usize = 16;
-/// What it waits for at most: a start, and the first probe.
-const WAKES_WITHIN: Duration = Duration::from_secs(10);
-
-/// What is on its way of one workload, and who waits for it.
-#[derive(Default)]
-struct Way {
-    replicas: usize,
-    /// How many there have been: one that came later has to be woken too.
-    began: u64,
-    waiting: usize,
-    /// Waiting at once: what one replica would take, and queue.
-    most: usize,
-}
-
-/// A request that waits for a replica to become ready.
-struct Waiting<'a>(&'a Locals, &'a WorkloadKey);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.let_go(self.1, |way| &mut way.waiting);
-    }
-}
-
-/// One replica that is on its way, or there.
-pub(super) struct Coming {
-    locals: Arc<Locals>,
-    workload: WorkloadKey,
-}
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        self.locals.let_go(&self.workload, |way| &mut way.replicas);
-        // Whoever waits for it may wait in vain now.
-        self.locals.stirred.notify_waiters();
-    }
-}
-
 impl Locals {
     /// None yet; the daemon is told when one is to wake.
     pub(super) fn new(daemon: mpsc::Sender<FromRunner>) -> Self {
         Self {
             members: RwLock::default(),
-            coming: Mutex::default(),
-            stirred: Notify::new(),
-            daemon,
+            waking: Arc::new(Waking::new(daemon)),
             turn: AtomicUsize::new(0),
         }
     }
 
-    fn coming(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Way>> {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn waking(&self) -> &Arc<Waking> {
+        &self.waking
     }
 
-    fn let_go(&self, workload: &WorkloadKey, which: impl Fn(&mut Way) -> &mut usize) {
-        let mut coming = self.coming();
-        if let Some(way) = coming.get_mut(workload) {
-            *which(way) -= 1;
-            if way.replicas == 0 && way.waiting == 0 {
-                coming.remove(workload);
-            }
-        }
-    }
-
-    /// A replica is on its way as long as this lives; `most` requests wait for it.
-    pub(super) fn comes(self: &Arc<Self>, workload: WorkloadKey, most: usize) -> Coming {
-        let mut coming = self.coming();
-        let way = coming.entry(workload.clone()).or_default();
-        way.replicas += 1;
-        way.began += 1;
-        way.most = most;
-        drop(coming);
-        self.stirred.notify_waiters();
-        Coming {
-            locals: self.clone(),
-            workload,
-        }
-    }
-
-    pub(super) fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Membership {
+    fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Membership {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members
             .entry(workload.clone())
@@ -406,40 +182,9 @@ impl Local for Locals {
     }
 
     async fn wake(&self, workload: &WorkloadKey) -> bool {
-        let began = Instant::now();
-        let mut told = 0;
-        let too_many = {
-            let mut coming = self.coming();
-            let way = coming.entry(workload.clone()).or_default();
-            way.waiting += 1;
-            way.waiting > way.most.max(WAIT_AT_LEAST)
-        };
-        let _waiting = Waiting(self, workload);
-        if too_many {
-            return false;
-        }
-        loop {
-            let mut stirred = pin!(self.stirred.notified());
-            // From here on nothing is missed.
-            stirred.as_mut().enable();
-            if self.ready(workload) > 0 {
-                return true;
-            }
-            let (comes, newest) = {
-                let coming = self.coming();
-                let way = coming.get(workload);
-                way.map_or((false, 0), |way| (way.replicas > 0, way.began))
-            };
-            if comes && told != newest {
-                told = newest;
-                let workload = workload.clone();
-                let _ = self.daemon.send(FromRunner::Wake { workload }).await;
-            }
-            let patience = if comes { WAKES_WITHIN } else { COMES_WITHIN };
-            if timeout_at(began + patience, stirred).await.is_err() {
-                return false;
-            }
-        }
+        self.waking
+            .wake(workload, || self.ready(workload) > 0)
+            .await
     }
 
     async fn handle(
@@ -453,44 +198,6 @@ impl Local for Locals {
             Err(Missing::NotReady) => Err(LocalError::NotHere(request)),
             Err(Missing::Closed) => Err(LocalError::Refused(request)),
         }
-    }
-}
-
-/// Calls over NATS: taken while it rests, and while it is ready.
-pub(super) struct Calls {
-    ready: watch::Sender<bool>,
-    /// The server has confirmed that they are taken.
-    listens: watch::Receiver<bool>,
-    draining: CancellationToken,
-    tasks: JoinSet<()>,
-}
-
-impl Calls {
-    /// Taken from here on, or when it is ready.
-    pub(super) fn begin(life: &Life, at_once: bool) -> Self {
-        let (ready, readiness) = watch::channel(at_once);
-        let (listening, listens) = watch::channel(false);
-        let draining = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(invoke::serve(
-            life.context.clone(),
-            invoke::Callee::of(life),
-            readiness,
-            listening,
-            draining.clone(),
-        ));
-        Self {
-            ready,
-            listens,
-            draining,
-            tasks,
-        }
-    }
-
-    /// Takes none any more, and returns when those in hand are answered.
-    pub(super) async fn end(&mut self) {
-        self.draining.cancel();
-        while self.tasks.join_next().await.is_some() {}
     }
 }
 
@@ -515,14 +222,14 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     };
     if let Some(reason) = failed {
         // The next attempt starts at once: nothing of this one may run beside it.
-        member.stage.store(CLOSED, Ordering::SeqCst);
-        calls.tasks.shutdown().await;
+        member.close();
+        calls.cut_off().await;
         member.guest.stop();
         member.guest.idle().await;
         return End::failed(reason);
     }
     // At once, also while it still leaves.
-    calls.draining.cancel();
+    calls.close();
     let drained = async {
         member.drain().await;
         calls.end().await;
@@ -561,7 +268,7 @@ async fn watched(
         let Some(probe) = &spec.health.ready else {
             // Prepared is all that is asked for.
             member.set_ready(true);
-            life.context.locals.stirred.notify_waiters();
+            life.context.locals.waking.stir();
             ready.send_replace(true);
             until_listening(&mut listens).await;
             return life.health(true, None).await;
@@ -575,7 +282,7 @@ async fn watched(
                 Some(Change::Failing(reason)) => (false, Some(reason)),
             };
             member.set_ready(passing);
-            life.context.locals.stirred.notify_waiters();
+            life.context.locals.waking.stir();
             ready.send_replace(passing);
             if passing {
                 until_listening(&mut listens).await;
@@ -611,45 +318,4 @@ async fn watched(
         () = readiness => {}
     }
     liveness.await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_what_the_gateway_needs_to_know() {
-        let second = Duration::from_secs(1);
-        let busy = Ended::Busy {
-            concurrency: 1,
-            queue: 1,
-            retry_after: second,
-        };
-        assert!(
-            matches!(local_error(busy), LocalError::Busy { retry_after, .. } if retry_after == second)
-        );
-        let late = Ended::Timeout { limit: second };
-        assert!(matches!(local_error(late), LocalError::TimedOut { .. }));
-        let large = |side| {
-            local_error(Ended::BodyTooLarge {
-                side,
-                limit_bytes: 1,
-            })
-        };
-        assert!(matches!(
-            large(BodySide::Request),
-            LocalError::TooLarge { .. }
-        ));
-        assert!(matches!(
-            large(BodySide::Response),
-            LocalError::Failed { .. }
-        ));
-        let trap = Ended::Trap {
-            message: "unreachable".into(),
-            backtrace: String::new(),
-        };
-        assert!(
-            matches!(local_error(trap), LocalError::Failed { reason } if reason.contains("unreachable"))
-        );
-    }
 }

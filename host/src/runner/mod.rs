@@ -26,6 +26,7 @@ pub mod protocol;
 mod allow;
 mod answers;
 mod backlog;
+mod calls;
 mod column;
 mod command;
 mod consume;

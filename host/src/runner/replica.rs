@@ -19,9 +19,9 @@ use wasmorch_runtime::{
 use super::allow::Pattern;
 use super::answers::Tally;
 use super::backlog::Backlog;
+use super::calls::Calls;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
-use super::http::Calls;
 use super::logs::ReplicaLogs;
 use super::messages::GuestMessaging;
 use super::orders::Orders;
@@ -131,7 +131,8 @@ pub(super) async fn live(
     let resources = &launch.spec.resources;
     let most = usize::try_from(resources.concurrency.saturating_add(resources.queue));
     let most = most.unwrap_or(usize::MAX);
-    let _coming = (launch.kind == Kind::Http).then(|| context.locals.comes(workload, most));
+    let _coming =
+        (launch.kind == Kind::Http).then(|| context.locals.waking().comes(workload, most));
     let (mut ending, mut starts) = (orders.clone(), orders.clone());
     let prepared = tokio::select! {
         biased;

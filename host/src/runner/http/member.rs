@@ -1,0 +1,215 @@
+//! One http replica as the gateway meets it: whether it takes requests, and how it is drained.
+//!
+//! Invariants:
+//! - A request that gets [`LocalError::Refused`] was not executed, and is given back whole.
+//! - Whoever closes it and then finds no one entering knows that no one comes after.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tokio::sync::Notify;
+use wasmorch_api::RevisionNumber;
+use wasmorch_gateway::{Body, Deadline, Hops, LocalError};
+use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
+
+use crate::runner::answers::{Counted, Tally};
+use crate::runner::logs;
+
+/// A draining replica goes on answering for so long, so that other gateways hear first that it is
+/// going: a status report, the leader's new table, and its way to them.
+const LEAVING_GRACE: Duration = Duration::from_millis(300);
+
+/// Where a member stands. Order matters: higher is closer to the end.
+pub(super) const UNREADY: u8 = 0;
+pub(super) const SERVING: u8 = 1;
+pub(super) const LEAVING: u8 = 2;
+pub(super) const CLOSED: u8 = 3;
+
+/// One http replica.
+pub(super) struct Member {
+    pub(super) guest: Arc<HttpReplica>,
+    pub(super) revision: RevisionNumber,
+    logs: Arc<dyn LogSink>,
+    tally: Option<Arc<Tally>>,
+    stage: AtomicU8,
+    /// Requests between being let in and the head of their response.
+    entering: AtomicUsize,
+    /// Told when `entering` falls to zero.
+    emptied: Notify,
+}
+
+/// Counts one request as let in.
+struct Entered<'a>(&'a Member);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if self.0.entering.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.emptied.notify_waiters();
+        }
+    }
+}
+
+impl Member {
+    pub(super) fn new(
+        guest: Arc<HttpReplica>,
+        revision: RevisionNumber,
+        logs: Arc<dyn LogSink>,
+        tally: Option<Arc<Tally>>,
+    ) -> Self {
+        Self {
+            guest,
+            revision,
+            logs,
+            tally,
+            stage: AtomicU8::new(UNREADY),
+            entering: AtomicUsize::new(0),
+            emptied: Notify::new(),
+        }
+    }
+
+    pub(super) fn stage(&self) -> u8 {
+        self.stage.load(Ordering::SeqCst)
+    }
+
+    /// Readiness, while it has not begun to leave.
+    pub(super) fn set_ready(&self, ready: bool) {
+        let (from, to) = if ready {
+            (UNREADY, SERVING)
+        } else {
+            (SERVING, UNREADY)
+        };
+        // Failing means that it is there already, or on its way out.
+        let _ = self
+            .stage
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Lets a request in unless the member is closed. Counted before it is looked at, so that
+    /// whoever closes and then finds no one counted knows that no one comes after.
+    fn enter(&self) -> Option<Entered<'_>> {
+        self.entering.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered(self);
+        (self.stage() != CLOSED).then_some(entered)
+    }
+
+    pub(super) fn load(&self) -> usize {
+        let usage = self.guest.usage();
+        usage.in_flight + usage.queued
+    }
+
+    /// Passes a request to the guest.
+    pub(super) async fn handle(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LocalError> {
+        let Some(_entered) = self.enter() else {
+            return Err(LocalError::Refused(request));
+        };
+        let mut request = request;
+        let lineage = lineage(request.extensions());
+        request.extensions_mut().insert(lineage);
+        self.guest.count_request();
+        let counted = self.tally.clone().map(Counted::begin);
+        let mut answered = self.guest.handle(request).await;
+        if let Some(counted) = counted {
+            answered = counted.answered(answered);
+        }
+        answered.map_err(|ended| {
+            if logs::is_the_guests(&ended) {
+                logs::failed(&*self.logs, "a request", &ended);
+            }
+            local_error(ended)
+        })
+    }
+
+    /// Lets nobody in from here on.
+    pub(super) fn close(&self) {
+        self.stage.store(CLOSED, Ordering::SeqCst);
+    }
+
+    /// Takes nothing new after a grace, and returns when nothing is in hand any more.
+    pub(super) async fn drain(&self) {
+        let was_serving = self.stage.fetch_max(LEAVING, Ordering::SeqCst) == SERVING;
+        if was_serving {
+            tokio::time::sleep(LEAVING_GRACE).await;
+        }
+        self.close();
+        loop {
+            let emptied = self.emptied.notified();
+            if self.entering.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            emptied.await;
+        }
+        self.guest.close();
+        self.guest.idle().await;
+    }
+}
+
+/// What the guest's own requests inherit, as the gateway tells it.
+fn lineage(extensions: &http::Extensions) -> Lineage {
+    Lineage {
+        hops: extensions.get::<Hops>().map_or(0, |hops| hops.0),
+        deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
+    }
+}
+
+/// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
+fn local_error(ended: Ended) -> LocalError {
+    let reason = ended.to_string();
+    match ended {
+        Ended::Busy { retry_after, .. } | Ended::HostFull { retry_after, .. } => LocalError::Busy {
+            retry_after,
+            reason,
+        },
+        Ended::Timeout { .. } | Ended::CallerTimeout { .. } => LocalError::TimedOut { reason },
+        Ended::BodyTooLarge {
+            side: BodySide::Request,
+            ..
+        } => LocalError::TooLarge { reason },
+        _ => LocalError::Failed { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_what_the_gateway_needs_to_know() {
+        let second = Duration::from_secs(1);
+        let busy = Ended::Busy {
+            concurrency: 1,
+            queue: 1,
+            retry_after: second,
+        };
+        assert!(
+            matches!(local_error(busy), LocalError::Busy { retry_after, .. } if retry_after == second)
+        );
+        let late = Ended::Timeout { limit: second };
+        assert!(matches!(local_error(late), LocalError::TimedOut { .. }));
+        let large = |side| {
+            local_error(Ended::BodyTooLarge {
+                side,
+                limit_bytes: 1,
+            })
+        };
+        assert!(matches!(
+            large(BodySide::Request),
+            LocalError::TooLarge { .. }
+        ));
+        assert!(matches!(
+            large(BodySide::Response),
+            LocalError::Failed { .. }
+        ));
+        let trap = Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
+        };
+        assert!(
+            matches!(local_error(trap), LocalError::Failed { reason } if reason.contains("unreachable"))
+        );
+    }
+}
