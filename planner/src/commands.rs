@@ -7,6 +7,7 @@
 mod change;
 mod data;
 mod deploy;
+mod differences;
 mod hosts;
 mod quota;
 mod rebalance;
@@ -16,6 +17,7 @@ pub use change::{restart, rm, scale, start, stop};
 pub use data::streams;
 pub use deploy::{DeployInput, deploy};
 pub(crate) use deploy::{Holding, deploy_as, take_runs};
+pub(crate) use differences::{Difference, changes};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use quota::quota;
@@ -139,15 +141,4 @@ fn not_found(cluster: &Cluster, key: &WorkloadKey) -> ApiError {
         "",
         fix,
     )
-}
-
-/// What is different between two specs: path, before, after.
-pub(crate) fn spec_changes(
-    before: &wasmorch_api::WorkloadSpec,
-    after: &wasmorch_api::WorkloadSpec,
-) -> Vec<(String, serde_json::Value, serde_json::Value)> {
-    deploy::changes(before, after)
-        .into_iter()
-        .map(|d| (d.path, d.from, d.to))
-        .collect()
 }

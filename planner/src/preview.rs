@@ -19,6 +19,7 @@ use wasmorch_api::{
 
 use crate::canary;
 use crate::cluster::{Cluster, Reported, Workload};
+use crate::commands::Difference;
 use crate::commands::{self, Call, DeployInput, Holding};
 use crate::plan::{Stop, StopReason};
 use crate::queries::{host_name, index};
@@ -255,9 +256,9 @@ fn changes_of(
     let Some(before) = before else {
         return vec![json!({"op": "add", "path": key.to_string(), "from": null, "to": after})];
     };
-    let mut lines: Vec<Value> = commands::spec_changes(before, after)
+    let mut lines: Vec<Value> = commands::changes(before, after)
         .into_iter()
-        .map(|(path, from, to)| {
+        .map(|Difference { path, from, to }| {
             let op = match (&from, &to) {
                 (Value::Null, _) => "add",
                 (_, Value::Null) => "remove",
