@@ -213,11 +213,8 @@ fn a_deploy_keeps_the_count_and_other_settings_what_is_known() {
     assert_eq!(world.count(), 10);
     // Back to one with bounds: within these.
     let request = RolloutRequest {
-        workload: name("web"),
         to: Some(wasmorch_api::RevisionNumber(4)),
-        action: None,
-        request_id: None,
-        by: None,
+        ..rollout_request("web", None)
     };
     let done = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
     world.store(done.writes);

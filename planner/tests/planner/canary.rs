@@ -1,6 +1,6 @@
 //! Canaries, and a rollout that goes zone by zone.
 
-use wasmorch_api::messages::{RolloutAction, RolloutRequest};
+use wasmorch_api::messages::RolloutAction;
 use wasmorch_api::spec::{Canary, Promote};
 use wasmorch_api::{EventKind, HumanDuration, Slot};
 
@@ -36,13 +36,7 @@ impl World {
     }
 
     fn rollout_call(&mut self, action: RolloutAction) -> Result<(), wasmorch_api::ApiError> {
-        let request = RolloutRequest {
-            workload: name("web"),
-            to: None,
-            action: Some(action),
-            request_id: None,
-            by: None,
-        };
+        let request = rollout_request("web", Some(action));
         let outcome = commands::rollout(&self.cluster, &request, &self.call())?;
         self.store(outcome.writes);
         Ok(())
@@ -217,13 +211,7 @@ fn a_trial_is_gone_back_from_and_stopped() {
     );
     world.change(commands::start, None);
     world.until(RolloutState::Baking);
-    let back = RolloutRequest {
-        workload: name("web"),
-        to: None,
-        action: None,
-        request_id: None,
-        by: None,
-    };
+    let back = rollout_request("web", None);
     let outcome = commands::rollback(&world.cluster, &back, &world.call()).unwrap();
     assert_eq!(outcome.reply.workloads[0].revision.0, 1);
     world.store(outcome.writes);

@@ -1,6 +1,6 @@
 //! What waits for what, and what goes back together.
 
-use wasmorch_api::messages::{RolloutAction, RolloutRequest, RolloutView, WorkloadState};
+use wasmorch_api::messages::{RolloutAction, RolloutView, WorkloadState};
 use wasmorch_api::spec::{Canary, OnFailure, Promote, Replicas, Scale};
 use wasmorch_api::{
     ApiError, Digest, EventKind, HumanDuration, Kind, Record, RolloutState, WorkloadKey,
@@ -9,7 +9,7 @@ use wasmorch_api::{
 use wasmorch_planner::commands::{self, DeployInput};
 use wasmorch_planner::{check, preview, queries, why};
 
-use super::{Command, Fate, World, name};
+use super::{Command, Fate, World, name, rollout_request};
 
 /// Ten seconds for progress, so that tests are short.
 fn of(workload: &str, version: &str, depends_on: &[&str]) -> WorkloadSpec {
@@ -55,13 +55,7 @@ impl World {
         workload: &str,
         action: RolloutAction,
     ) -> Result<(), ApiError> {
-        let request = RolloutRequest {
-            workload: name(workload),
-            to: None,
-            action: Some(action),
-            request_id: None,
-            by: None,
-        };
+        let request = rollout_request(workload, Some(action));
         let outcome = commands::rollout(&self.cluster, &request, &self.call())?;
         self.store(outcome.writes);
         Ok(())
@@ -465,13 +459,7 @@ fn a_held_rollout_can_be_aborted_rolled_back_and_followed_by_another() {
     world.run(2);
     assert_eq!(world.stands("web"), (RolloutState::Aborted, 1));
     held(&mut world, "3");
-    let request = RolloutRequest {
-        workload: name("web"),
-        to: None,
-        action: None,
-        request_id: None,
-        by: None,
-    };
+    let request = rollout_request("web", None);
     let outcome = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
     assert_eq!(outcome.reply.workloads[0].revision.0, 1);
     world.store(outcome.writes);

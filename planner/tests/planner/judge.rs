@@ -46,13 +46,7 @@ impl World {
     }
 
     fn act(&mut self, action: RolloutAction) {
-        let request = RolloutRequest {
-            workload: name("web"),
-            to: None,
-            action: Some(action),
-            request_id: None,
-            by: None,
-        };
+        let request = rollout_request("web", Some(action));
         let outcome = commands::rollout(&self.cluster, &request, &self.call()).unwrap();
         self.store(outcome.writes);
     }

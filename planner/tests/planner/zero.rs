@@ -173,13 +173,7 @@ fn what_goes_back_from_zero_or_is_held_there_is_answered() {
     world.deploy(scaled("2", 0, 20), Kind::Http);
     world.run(80);
     assert_eq!(world.state(), WorkloadState::Idle);
-    let request = wasmorch_api::messages::RolloutRequest {
-        workload: name("web"),
-        to: None,
-        action: None,
-        request_id: None,
-        by: None,
-    };
+    let request = rollout_request("web", None);
     let back = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
     world.store(back.writes);
     world.run(20);

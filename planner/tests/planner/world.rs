@@ -1,0 +1,514 @@
+//! A small world of hosts that do as they are told, and what drives it.
+
+use super::*;
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn web() -> WorkloadKey {
+    WorkloadKey::new(name("default"), name("web"))
+}
+
+/// How hosts treat a revision in this world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Ready,
+    Unready,
+    GivesUp,
+    Completes,
+}
+
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) now: Timestamp,
+    pub(crate) sequence: u64,
+    pub(crate) store: BTreeMap<String, (Write, u64)>,
+    pub(crate) seqs: BTreeMap<HostId, u64>,
+    pub(crate) silent: BTreeSet<HostId>,
+    pub(crate) fates: BTreeMap<u64, Fate>,
+    /// Of one workload's revision; goes before `fates`.
+    pub(crate) own_fates: BTreeMap<(String, u64), Fate>,
+    pub(crate) replicas_max: u64,
+    pub(crate) labels: BTreeMap<HostId, BTreeMap<String, String>>,
+    /// Hosts of an earlier version.
+    pub(crate) old: BTreeSet<HostId>,
+    pub(crate) taints: BTreeMap<HostId, Vec<String>>,
+    pub(crate) plans: Vec<Plan>,
+    /// Hold every plan against one made from scratch.
+    pub(crate) oracle: bool,
+    /// How every replica of a revision has answered.
+    pub(crate) answers: BTreeMap<u64, Answers>,
+    /// What each host has last reported: it speaks when something is different.
+    pub(crate) said: BTreeMap<HostId, Vec<ReplicaStatus>>,
+    /// What all ready replicas of a workload have in hand together.
+    pub(crate) load: BTreeMap<WorkloadKey, u64>,
+    /// Hosts that tell no load.
+    pub(crate) untold: BTreeSet<HostId>,
+    /// Standbys that a request has woken.
+    pub(crate) woken: BTreeSet<(WorkloadKey, PlacementNumber)>,
+    /// Whether it rested when it was last told of, and which start that was.
+    pub(crate) starts: BTreeMap<(WorkloadKey, PlacementNumber), (bool, u32)>,
+}
+
+impl World {
+    pub(crate) fn new(hosts: usize) -> Self {
+        let mut world = Self {
+            cluster: new_cluster(1, Timestamp(1_000_000)),
+            now: Timestamp(1_000_000),
+            sequence: 1,
+            store: BTreeMap::new(),
+            seqs: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            fates: BTreeMap::new(),
+            own_fates: BTreeMap::new(),
+            replicas_max: 100,
+            labels: BTreeMap::new(),
+            old: BTreeSet::new(),
+            taints: BTreeMap::new(),
+            plans: Vec::new(),
+            oracle: true,
+            answers: BTreeMap::new(),
+            said: BTreeMap::new(),
+            load: BTreeMap::new(),
+            untold: BTreeSet::new(),
+            woken: BTreeSet::new(),
+            starts: BTreeMap::new(),
+        };
+        for n in 1..=hosts {
+            world.seqs.insert(host(n), 0);
+        }
+        world.run(1);
+        world
+    }
+
+    pub(crate) fn store(&mut self, writes: Vec<Write>) {
+        self.sequence += writes.len() as u64;
+        let first = self.sequence + 1 - writes.len() as u64;
+        for (write, sequence) in writes.iter().zip(first..) {
+            // What is stored must read back.
+            if let Some(body) = write.body() {
+                assert!(Stored::parse(&write.key(), &body).unwrap().is_some());
+                self.store.insert(write.key(), (write.clone(), sequence));
+            } else {
+                self.store.remove(&write.key());
+            }
+        }
+        self.cluster.commit(writes, self.sequence, self.now);
+    }
+
+    pub(crate) fn plan(&mut self) -> Plan {
+        let before = self.oracle.then(|| self.cluster.clone());
+        let plan = self.cluster.plan(self.now);
+        assert_eq!(check::check(&self.cluster, &plan), vec![], "{plan:#?}");
+        assert_eq!(check::check_touched(&self.cluster, &plan), vec![]);
+        if let Some(mut whole) = before {
+            whole.mark_all_dirty();
+            let scratch = whole.plan(self.now);
+            self.same_as_from_scratch(&plan, scratch, &whole);
+            self.as_ranked(&plan);
+        }
+        let writes = self.cluster.writes(&plan);
+        self.cluster.remember(&plan.events, self.now);
+        self.store(writes);
+        self.plans.push(plan.clone());
+        plan
+    }
+
+    /// What is placed on counts goes where the ranking of single hosts says, and what the ranking
+    /// has a host for is not left unplaced.
+    pub(crate) fn as_ranked(&self, plan: &Plan) {
+        let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
+        // A move goes where it was told to, one on every host has no choice, and a canary is of
+        // another revision, as a rollout by zones has one constraint more. A slot with a store on disk
+        // goes back to it, and one that has just been given such a store stays where it is.
+        let told = |key: &WorkloadKey| {
+            self.cluster.workload(key).is_some_and(|one| {
+                let target = one.target();
+                let by = target.is_some_and(|target| target.spec.update.by.is_some());
+                // Going back goes by zones as well, also when a person has ended the rollout.
+                let record = &one.record;
+                let mut old = one.placements.iter().filter(|(number, placed)| {
+                    placed.revision != record.revision || **number < record.fresh_from
+                });
+                let rolls = record.on_trial().is_some() || by && old.next().is_some();
+                let mut stores = target
+                    .iter()
+                    .flat_map(|target| target.spec.bindings.blobstore.values());
+                let adopts = stores.any(|store| store.backend == "disk");
+                one.per_host()
+                    || adopts && !one.placements.is_empty()
+                    || !record.moves.is_empty()
+                    || !record.homes.is_empty()
+                    || rolls
+            })
+        };
+        let any_told = keys.iter().any(|key| told(key));
+        if any_told || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+            return;
+        }
+        let best = |key: &WorkloadKey| {
+            let why = why::workload(&self.cluster, key).unwrap();
+            why["scores"][0]["host"].as_str().map(str::to_owned)
+        };
+        if let Some(first) = plan.start.first() {
+            let name = self.cluster.hosts()[&first.host].info().name.to_string();
+            assert_eq!(best(&first.key), Some(name), "{plan:#?}");
+        } else {
+            // Neither the ranking nor the filters know these two.
+            let held_up = |filter: &String| {
+                filter.starts_with("may still run") || filter.starts_with("quota")
+            };
+            let unplaced = plan.unplaced.iter();
+            for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
+                let (namespace, workload) = one.workload.split_once('/').unwrap();
+                let key = WorkloadKey::new(name(namespace), name(workload));
+                if told(&key) {
+                    continue;
+                }
+                // What is on a silent host counts there until it has somewhere to go.
+                let silent = self.cluster.workload(&key).unwrap().placements.values();
+                if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
+                    assert_eq!(best(&key), None, "{plan:#?}");
+                }
+            }
+        }
+    }
+
+    /// Every incremental plan equals one that looks at everything and trusts no counter. Standing
+    /// trouble is state, and told in a plan only where it was looked at.
+    pub(crate) fn same_as_from_scratch(&self, plan: &Plan, scratch: Plan, whole: &Cluster) {
+        let trouble = |cluster: &Cluster| -> Vec<(String, u32)> {
+            let keys = cluster.workloads().keys();
+            let status = keys.filter_map(|key| queries::status(cluster, key, false)?.unplaced);
+            status.map(|one| (one.workload, one.slots)).collect()
+        };
+        assert_eq!(trouble(&self.cluster), trouble(whole));
+        let scratch = Plan {
+            unplaced: plan.unplaced.clone(),
+            ..scratch
+        };
+        assert_eq!(*plan, scratch, "incremental (left) and from scratch");
+    }
+
+    pub(crate) fn heartbeat(&mut self, id: &HostId) {
+        let beat = Box::new(self.beat(id));
+        self.cluster.observe(Observation::Heartbeat(beat), self.now);
+    }
+
+    pub(crate) fn beat(&self, id: &HostId) -> Heartbeat {
+        Heartbeat {
+            cluster: self.cluster.cluster.clone(),
+            host: id.clone(),
+            boot: BootId::from_random([1; 10]),
+            term: Term(1),
+            sequence: u64::MAX,
+            status_seq: self.seqs[id],
+            table_seq: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            replicas: 0,
+            loads: self.loads_of(id),
+            leaving: false,
+            at: None,
+            info: HostInfo {
+                name: Name::nearest(id.as_str()).unwrap(),
+                http: "127.0.0.1:8080".into(),
+                domain: "localhost".into(),
+                arch: if id.as_str() == "h6" {
+                    "aarch64"
+                } else {
+                    "x86_64"
+                }
+                .into(),
+                labels: self.labels.get(id).cloned().unwrap_or_default(),
+                taints: self.taints.get(id).cloned().unwrap_or_default(),
+                features: match self.old.contains(id) {
+                    true => Vec::new(),
+                    false => features::ALL.iter().map(|&one| one.to_owned()).collect(),
+                },
+                capacity: Capacity {
+                    memory_bytes: 1 << 30,
+                    cpu_millis: 2000,
+                    replicas: self.replicas_max,
+                },
+                ..HostInfo::default()
+            },
+        }
+    }
+
+    /// The host says all it knows, which is what its fates make of its set.
+    pub(crate) fn report(&mut self, id: &HostId) {
+        let mut replicas = Vec::new();
+        for (key, workload) in self.cluster.workloads() {
+            for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
+                let own = (key.name.to_string(), placed.revision.0);
+                let own = self.own_fates.get(&own);
+                let which = (key.clone(), *number);
+                let rests = placed.standby && !self.woken.contains(&which);
+                // What is told to rest ends, and is prepared anew.
+                let (rested, start) = self.starts.entry(which).or_insert((rests, 1));
+                *start += u32::from(rests && !*rested);
+                *rested = rests;
+                let fate = own
+                    .or(self.fates.get(&placed.revision.0))
+                    .copied()
+                    .unwrap_or(Fate::Ready);
+                replicas.push(ReplicaStatus {
+                    namespace: key.namespace.clone(),
+                    workload: key.name.clone(),
+                    replica: ReplicaId {
+                        slot: placed.slot,
+                        placement: *number,
+                        start: *start,
+                    },
+                    revision: placed.revision,
+                    state: match fate {
+                        _ if rests => ReplicaState::Preparing,
+                        Fate::GivesUp => ReplicaState::Failed,
+                        Fate::Completes => ReplicaState::Completed,
+                        _ => ReplicaState::Running,
+                    },
+                    ready: fate == Fate::Ready && !rests,
+                    since: self.now,
+                    reason: (fate != Fate::Ready && !rests).then(|| format!("{fate:?}")),
+                    exit_code: None,
+                    given_up: fate == Fate::GivesUp && !rests,
+                    standby: placed.standby,
+                    memory_bytes: 0,
+                    cpu_millis: 0,
+                    in_flight: 0,
+                    answers: self
+                        .answers
+                        .get(&placed.revision.0)
+                        .copied()
+                        .unwrap_or_default(),
+                });
+            }
+        }
+        for status in &mut replicas {
+            let known = self.said.get(id).into_iter().flatten();
+            let since = known.filter(|known| known.replica == status.replica);
+            status.since = { since }.next().map_or(self.now, |known| known.since);
+        }
+        if self.said.get(id) == Some(&replicas) && self.cluster.hosts()[id].synced {
+            return;
+        }
+        self.said.insert(id.clone(), replicas.clone());
+        let seq = self.seqs.get_mut(id).unwrap();
+        *seq += 1;
+        let status_seq = *seq;
+        let report = StatusReport {
+            cluster: self.cluster.cluster.clone(),
+            host: id.clone(),
+            boot: BootId::from_random([1; 10]),
+            status_seq,
+            full: true,
+            replicas,
+            next: None,
+        };
+        self.cluster.observe(Observation::Status(report), self.now);
+    }
+
+    /// One round: hosts speak, a tick, a plan, half a second.
+    pub(crate) fn round(&mut self) -> Plan {
+        let hosts: Vec<HostId> = self.seqs.keys().cloned().collect();
+        for id in hosts
+            .iter()
+            .filter(|id| !self.silent.contains(id))
+            .collect::<Vec<_>>()
+        {
+            self.heartbeat(id);
+            self.report(id);
+        }
+        self.cluster.observe(Observation::Tick, self.now);
+        let plan = self.plan();
+        self.now.0 += 500;
+        plan
+    }
+
+    pub(crate) fn run(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.round();
+        }
+    }
+
+    pub(crate) fn call(&self) -> Call {
+        Call {
+            namespace: name("default"),
+            now: self.now,
+            request_id: None,
+            by: "test".into(),
+        }
+    }
+
+    pub(crate) fn deploy(&mut self, spec: WorkloadSpec, kind: Kind) -> bool {
+        let input = DeployInput {
+            workloads: vec![(spec, kind)],
+            if_index: None,
+            ..DeployInput::default()
+        };
+        // Beyond its namespace's quota.
+        let Ok(outcome) = commands::deploy(&self.cluster, &input, &self.call()) else {
+            return false;
+        };
+        let changed = outcome.reply.workloads[0].changed;
+        assert_eq!(changed, !outcome.writes.is_empty());
+        self.store(outcome.writes);
+        changed
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        command: fn(
+            &Cluster,
+            &ChangeRequest,
+            &Call,
+        ) -> Result<
+            commands::Outcome<wasmorch_api::messages::ChangeReply>,
+            wasmorch_api::ApiError,
+        >,
+        desired: Option<u32>,
+    ) {
+        let request = ChangeRequest {
+            workload: name("web"),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        let outcome = command(&self.cluster, &request, &self.call()).unwrap();
+        self.store(outcome.writes);
+    }
+
+    pub(crate) fn state(&self) -> WorkloadState {
+        queries::state(&self.cluster, self.cluster.workload(&web()).unwrap())
+    }
+
+    pub(crate) fn rollout(&self) -> RolloutState {
+        self.cluster
+            .workload(&web())
+            .unwrap()
+            .record
+            .rollout
+            .as_ref()
+            .unwrap()
+            .state
+    }
+
+    pub(crate) fn ready(&self) -> u32 {
+        queries::ready(&self.cluster, self.cluster.workload(&web()).unwrap())
+    }
+
+    pub(crate) fn on(&self, id: &HostId) -> usize {
+        let placements = &self.cluster.workload(&web()).unwrap().placements;
+        placements
+            .values()
+            .filter(|placed| placed.host == *id)
+            .count()
+    }
+
+    /// A new leader that reads the store.
+    pub(crate) fn new_leader(&mut self) {
+        let mut cluster = new_cluster(self.cluster.term.0 + 1, self.now);
+        let mut entries: Vec<_> = self.store.values().cloned().collect();
+        // Records first.
+        entries.sort_by_key(|(write, _)| !matches!(write, Write::Record(_)));
+        for (write, sequence) in entries {
+            let entry = Stored::parse(&write.key(), &write.body().unwrap())
+                .unwrap()
+                .unwrap();
+            cluster.load(entry, sequence);
+        }
+        self.cluster = cluster;
+        self.cluster.observe(Observation::Tick, self.now);
+    }
+
+    pub(crate) fn ask(&mut self, workload: u8, desired: Option<u32>, command: Command) {
+        let request = ChangeRequest {
+            workload: name(&format!("w{workload}")),
+            desired,
+            args: None,
+            data: false,
+            request_id: None,
+            by: None,
+        };
+        if let Ok(outcome) = command(&self.cluster, &request, &self.call()) {
+            self.store(outcome.writes);
+        }
+    }
+}
+
+pub(crate) fn new_cluster(term: u64, now: Timestamp) -> Cluster {
+    Cluster::new(
+        ClusterId::from_random([7; 10]),
+        Term(term),
+        LeaderId::from_random([term as u8; 10]),
+        now,
+    )
+}
+
+pub(crate) fn host(n: usize) -> HostId {
+    format!("h{n}").parse().unwrap()
+}
+
+pub(crate) fn spec(version: &str, replicas: u32) -> WorkloadSpec {
+    WorkloadSpec {
+        name: name("web"),
+        artifact: Some(Digest::of(version.as_bytes())),
+        replicas: Some(Replicas::Count(replicas)),
+        ..WorkloadSpec::default()
+    }
+}
+
+pub(crate) fn one_per_host(spec: WorkloadSpec) -> WorkloadSpec {
+    let mut spec = WorkloadSpec {
+        replicas: Some(Replicas::PerHost(wasmorch_api::spec::PerHost::PerHost)),
+        ..spec
+    };
+    spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+    spec.update.canary = None;
+    spec.update.max_surge = 0;
+    spec.update.max_unavailable = 1;
+    spec
+}
+
+pub(crate) fn stop_first(spec: &mut WorkloadSpec) {
+    spec.update.canary = None;
+    spec.update.order = wasmorch_api::spec::UpdateOrder::StopFirst;
+    spec.update.max_surge = 0;
+    spec.update.max_unavailable = 1;
+}
+
+/// A store: blobs on disk, or keys in Redis.
+pub(crate) fn bind(spec: &mut WorkloadSpec, backend: &str) {
+    let store = StoreBinding {
+        backend: backend.to_owned(),
+        ..StoreBinding::default()
+    };
+    let bindings = &mut spec.bindings;
+    let stores = match backend {
+        "disk" => &mut bindings.blobstore,
+        _ => &mut bindings.keyvalue,
+    };
+    stores.insert("a".to_owned(), store);
+}
+
+pub(crate) type Command =
+    fn(
+        &Cluster,
+        &ChangeRequest,
+        &Call,
+    )
+        -> Result<commands::Outcome<wasmorch_api::messages::ChangeReply>, wasmorch_api::ApiError>;
+
+pub(crate) fn rollout_request(workload: &str, action: Option<RolloutAction>) -> RolloutRequest {
+    RolloutRequest {
+        workload: name(workload),
+        to: None,
+        action,
+        request_id: None,
+        by: None,
+    }
+}
