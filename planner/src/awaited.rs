@@ -81,8 +81,13 @@ impl Pass<'_> {
     }
 
     fn look_again(&mut self, awaited: &mut Awaited, slot: Slot) {
-        let seat = self.seats_of(slot).next().cloned();
-        if self.wants(slot) && !seat.as_ref().is_some_and(|seat| self.available(seat)) {
+        let (seat, mut foreseen) = (self.seats_of(slot).next(), None);
+        let available = seat.is_some_and(|seat| {
+            let due = self.available_at(seat);
+            foreseen = due.filter(|due| self.now < *due);
+            due.is_some() && foreseen.is_none()
+        });
+        if self.wants(slot) && !available {
             let due = seat.and_then(|seat| match seat.standing {
                 Standing::Ready(since) => Some(since.after(judge::ready_for(self))),
                 Standing::Unready(since) => {
@@ -94,6 +99,9 @@ impl Pass<'_> {
             awaited.put(slot, due);
         } else {
             awaited.remove(slot);
+        }
+        if let Some(due) = foreseen {
+            self.foresee(due);
         }
     }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use wasmorch_api::record::Rollout;
 use wasmorch_api::spec::{OnFailure, UpdateOrder};
 use wasmorch_api::status::HostState;
-use wasmorch_api::{EventKind, ReplicaState, RolloutState};
+use wasmorch_api::{EventKind, ReplicaState, RolloutState, Timestamp};
 
 use crate::atomic;
 use crate::hold;
@@ -95,13 +95,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
 
 /// Wanted slots in which something serves.
 fn available_slots(pass: &mut Pass<'_>) -> u64 {
-    let mut slots = std::collections::BTreeSet::new();
-    for seat in wanted_seats(pass) {
-        if pass.available(&seat) {
-            slots.insert(seat.placed.slot);
-        }
-    }
-    slots.len() as u64
+    u64::from(count(pass, |_| true).0)
 }
 
 /// Wanted slots whose fresh placement is available, and whether an old one is left anywhere.
@@ -109,25 +103,35 @@ fn progress(pass: &mut Pass<'_>) -> (u32, bool) {
     if let Some(updated) = pass.count_on() {
         return (updated, false);
     }
-    let mut updated = std::collections::BTreeSet::new();
-    let mut old_left = false;
-    for seat in wanted_seats(pass) {
-        old_left |= !seat.fresh && !pass.passed_over(seat.placed.slot);
-        if seat.fresh && pass.available(&seat) {
-            updated.insert(seat.placed.slot);
-        }
-    }
-    (u32::try_from(updated.len()).unwrap_or(u32::MAX), old_left)
+    count(pass, |seat| seat.fresh)
 }
 
-/// Seats of wanted slots that serve, and old ones: the rest makes no difference to either count.
-fn wanted_seats(pass: &Pass<'_>) -> Vec<Seat> {
-    let seats = pass.seats.values();
-    seats
-        .filter(|seat| pass.wants(seat.placed.slot))
-        .filter(|seat| !seat.fresh || matches!(seat.standing, Standing::Ready(_)))
-        .cloned()
-        .collect()
+/// Wanted slots in which one of these is available, and whether an old one is left in any.
+fn count(pass: &mut Pass<'_>, counts: impl Fn(&Seat) -> bool) -> (u32, bool) {
+    let (mut slots, mut last, mut old_left) = (0, None, false);
+    let mut foreseen: Option<Timestamp> = None;
+    for seat in pass.seats.values() {
+        let slot = seat.placed.slot;
+        // What is fresh and does not serve makes no difference.
+        if seat.fresh && !seat.serves() || !pass.wants(slot) {
+            continue;
+        }
+        old_left |= !seat.fresh && !pass.passed_over(slot);
+        let Some(due) = pass.available_at(seat).filter(|_| counts(seat)) else {
+            continue;
+        };
+        if pass.now < due {
+            foreseen = Some(foreseen.map_or(due, |earlier| earlier.min(due)));
+        } else if last != Some(slot) {
+            // The seats of a slot follow each other.
+            last = Some(slot);
+            slots += 1;
+        }
+    }
+    if let Some(due) = foreseen {
+        pass.foresee(due);
+    }
+    (slots, old_left)
 }
 
 /// Whether a replica of another revision still takes requests: it has been taken out of its host's

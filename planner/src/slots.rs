@@ -542,20 +542,26 @@ impl Pass<'_> {
 
     /// Ready for `min_ready`; asks to be planned again when that is still to come.
     pub(crate) fn available(&mut self, seat: &Seat) -> bool {
-        let Standing::Ready(since) = seat.standing else {
-            return false;
-        };
-        let awaited = self
-            .seats_of(seat.placed.slot)
-            .any(|one| one.leaves.is_some());
-        if !seat.fresh || self.record.active_rollout().is_none() && !awaited {
-            return true;
-        }
-        let due = since.after(judge::ready_for(self));
-        if self.now < due {
+        let due = self.available_at(seat);
+        if let Some(due) = due.filter(|due| self.now < *due) {
             self.foresee(due);
         }
-        self.now >= due
+        due.is_some_and(|due| self.now >= due)
+    }
+
+    /// When it is, or was, ready for as long as it has to be; `None` while it is not ready.
+    pub(crate) fn available_at(&self, seat: &Seat) -> Option<Timestamp> {
+        let Standing::Ready(since) = seat.standing else {
+            return None;
+        };
+        let mut others = self.seats_of(seat.placed.slot);
+        let proves = seat.fresh
+            && (self.record.active_rollout().is_some() || others.any(|one| one.leaves.is_some()));
+        Some(if proves {
+            since.after(judge::ready_for(self))
+        } else {
+            Timestamp(0)
+        })
     }
 
     fn place_empty(&mut self) {

@@ -106,16 +106,19 @@ impl Pass<'_> {
     }
 
     pub(super) fn keep_the_best(&mut self, slot: Slot) {
-        let seats = self.seats_of(slot);
-        let seats = seats.filter(|seat| seat.standing != Standing::Gone);
-        let seats: Vec<Seat> = seats.cloned().collect();
-        if let [seat] = seats.as_slice() {
-            // Nothing to choose.
-            if seat.fresh && seat.leaves.is_none() {
-                self.forgive(seat);
+        let is_there = |seat: &&Seat| seat.standing != Standing::Gone;
+        if self.seats_of(slot).filter(is_there).nth(1).is_none() {
+            // Nothing to choose, as of nearly all.
+            if !self.record.crash_loop.is_empty() {
+                let stays = |seat: &&Seat| seat.fresh && seat.leaves.is_none();
+                let one = self.seats_of(slot).find(is_there).filter(stays);
+                if let Some(seat) = one.cloned() {
+                    self.forgive(&seat);
+                }
             }
             return;
         }
+        let seats: Vec<Seat> = self.seats_of(slot).filter(is_there).cloned().collect();
         let best_first = |fresh: bool| {
             let mut seats: Vec<Seat> = seats
                 .iter()
