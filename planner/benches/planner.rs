@@ -24,8 +24,8 @@ use wasmorch_api::spec::{Affinity, Constraint, LabelTest, Replicas, Sockets};
 use wasmorch_api::status::Capacity;
 use wasmorch_api::{
     BootId, ByteSize, ClusterId, Digest, Heartbeat, HostId, HostInfo, Kind, LeaderId, Name,
-    ReplicaId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp, WorkloadKey,
-    WorkloadSpec,
+    PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
+    WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Write, check};
@@ -109,6 +109,21 @@ fn main() {
     let share = args.iter().position(|arg| arg == "--share");
     let share = share.and_then(|at| args.get(at + 1)?.parse::<usize>().ok());
     let share = share.unwrap_or(1).max(1);
+    if args.iter().any(|arg| arg == "--story") {
+        let kind = if args.iter().any(|arg| arg == "http") {
+            Kind::Http
+        } else {
+            Kind::Service
+        };
+        println!(
+            "{}",
+            story(Scenario {
+                kind,
+                ..scenarios(share)[0]
+            })
+        );
+        return;
+    }
     if let Some(at) = args.first().and_then(|arg| arg.parse::<usize>().ok()) {
         println!("{}", run(scenarios(share)[at], memory));
         return;
@@ -138,6 +153,15 @@ fn main() {
         );
     }
     println!("\n{LEGEND}");
+    for kind in [Kind::Service, Kind::Http] {
+        println!(
+            "{}",
+            story(Scenario {
+                kind,
+                ..scenarios(share)[0]
+            })
+        );
+    }
 }
 
 const LEGEND: &str = "\
@@ -197,6 +221,8 @@ struct World {
     sequence: u64,
     scenario: Scenario,
     seqs: Vec<u64>,
+    /// What each host has told of already.
+    told: Vec<BTreeSet<(Name, PlacementNumber)>>,
     dead: BTreeSet<usize>,
 }
 
@@ -215,7 +241,7 @@ fn run(scenario: Scenario, memory_told: bool) -> String {
         world.report(host);
     }
     mark("hosts");
-    world.deploy();
+    world.deploy(&(0..scenario.workloads).collect::<Vec<_>>());
     mark("deployed");
     let (plan, planned) = timed(|| world.cluster.plan(world.now));
     mark("planned");
@@ -264,6 +290,71 @@ fn run(scenario: Scenario, memory_told: bool) -> String {
     )
 }
 
+/// In how many parts all is deployed.
+const PARTS: usize = 20;
+/// In how many portions hosts report what each part has brought.
+const PORTIONS: usize = 4;
+
+/// All of it deployed part by part, while hosts report what is ready: a plan follows on each.
+fn story(scenario: Scenario) -> String {
+    let mut world = World::new(scenario);
+    for host in 0..scenario.hosts {
+        world.beat(host);
+        world.report(host);
+    }
+    let mut plans = Vec::new();
+    let mut sums = [Duration::ZERO; 5];
+    let numbers: Vec<usize> = (0..scenario.workloads).collect();
+    let mut round = |world: &mut World, sums: &mut [Duration; 5]| {
+        let (plan, planned) = timed(|| world.cluster.plan(world.now));
+        let (broken, checked) = timed(|| check::check_touched(&world.cluster, &plan));
+        assert!(broken.is_empty(), "{:?}", broken.first());
+        let (writes, wrote) = timed(|| world.cluster.writes(&plan));
+        drop(plan);
+        let ((), committed) = timed(|| world.commit(writes));
+        plans.push(planned);
+        for (sum, took) in sums.iter_mut().zip([planned, checked, wrote, committed]) {
+            *sum += took;
+        }
+    };
+    for part in numbers.chunks(scenario.workloads.div_ceil(PARTS)) {
+        world.deploy(part);
+        world.now.0 += 500;
+        round(&mut world, &mut sums);
+        for portion in 0..PORTIONS {
+            let some = (0..scenario.hosts).filter(|host| host % PORTIONS == portion);
+            let ((), heard) = timed(|| some.for_each(|host| world.report(host)));
+            sums[4] += heard;
+            world.now.0 += 500;
+            round(&mut world, &mut sums);
+        }
+    }
+    for _ in 0..10 {
+        world.step();
+        round(&mut world, &mut sums);
+        round(&mut world, &mut sums);
+    }
+    let open = |one: &&WorkloadKey| {
+        world
+            .cluster
+            .workload(one)
+            .is_some_and(|one| one.record.active_rollout().is_some())
+    };
+    let open = world.cluster.workloads().keys().filter(open).count();
+    assert_eq!(open, 0, "rollouts that have not completed");
+    plans.sort();
+    let [planned, checked, wrote, committed, heard] = sums.map(|sum| sum.as_secs_f64());
+    let ms = |took: Duration| took.as_millis();
+    format!(
+        "{:?}: {} plans, {planned:.1} s in all, median {} ms, worst {} ms; check {checked:.1} s, writes {wrote:.1} s, commit {committed:.1} s, reports {heard:.1} s; {} MiB",
+        scenario.kind,
+        plans.len(),
+        ms(plans[plans.len() / 2]),
+        ms(plans[plans.len() - 1]),
+        memory("VmHWM"),
+    )
+}
+
 fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let began = on_core();
     let out = what();
@@ -302,6 +393,7 @@ impl World {
             sequence: 1,
             scenario,
             seqs: vec![0; scenario.hosts],
+            told: vec![BTreeSet::new(); scenario.hosts],
             dead: BTreeSet::new(),
         }
     }
@@ -356,14 +448,19 @@ impl World {
             .observe(Observation::Heartbeat(Box::new(beat)), self.now);
     }
 
-    /// Everything that the host holds is ready.
+    /// Everything that the host holds is ready; what it has told of is not told again.
     fn report(&mut self, n: usize) {
         self.seqs[n] += 1;
+        let told = &mut self.told[n];
         let id = host(n);
         let set = self.cluster.hosts()[&id].set.as_ref();
         let mut replicas = Vec::new();
         for group in set.iter().flat_map(|set| &set.groups) {
-            replicas.extend(group.slots.iter().map(|slot| ReplicaStatus {
+            let new = group
+                .slots
+                .iter()
+                .filter(|slot| told.insert((group.workload.clone(), slot.placement)));
+            replicas.extend(new.map(|slot| ReplicaStatus {
                 namespace: group.namespace.clone(),
                 workload: group.workload.clone(),
                 replica: ReplicaId {
@@ -390,7 +487,7 @@ impl World {
             host: id,
             boot: BootId::from_random([1; 10]),
             status_seq: self.seqs[n],
-            full: true,
+            full: self.seqs[n] == 1,
             replicas,
             next: None,
         };
@@ -417,8 +514,7 @@ impl World {
         }
     }
 
-    fn deploy(&mut self) {
-        let numbers: Vec<usize> = (0..self.scenario.workloads).collect();
+    fn deploy(&mut self, numbers: &[usize]) {
         for some in numbers.chunks(1_000) {
             let workloads = some
                 .iter()
