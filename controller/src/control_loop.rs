@@ -31,9 +31,10 @@ use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write, check};
 use crate::api::{ApiCall, Verb};
 use crate::clock::{Clock, Seldom};
 use crate::dispatch::{self, Batch};
-use crate::ears::{Asker, Heard};
+use crate::ears::Asker;
 use crate::events::Events;
 use crate::guard::{Concern, Guard};
+use crate::inbox::{Heard, Inbox};
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -67,7 +68,7 @@ pub(crate) const FINDINGS_MAX: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Inputs {
     pub(crate) calls: mpsc::Receiver<ApiCall>,
-    pub(crate) heard: mpsc::Receiver<Heard>,
+    pub(crate) heard: Inbox,
     pub(crate) findings: mpsc::Receiver<Finding>,
 }
 
@@ -154,14 +155,14 @@ impl ControlLoop {
         tokio::select! {
             () = stop.cancelled() => return Err(End::Stopped),
             one = inputs.calls.recv() => call = one,
-            one = inputs.heard.recv() => heard = one,
+            one = inputs.heard.take() => heard = Some(one),
             Some(finding) = inputs.findings.recv() => self.found(finding)?,
             () = tokio::time::sleep_until(wake.into()) => {}
         }
         self.begin.metrics.turned();
         // Hosts first: a call is answered, and a plan made, on all that has been heard.
         let mut heard_count = 0;
-        while let Some(one) = heard.take().or_else(|| inputs.heard.try_recv().ok()) {
+        while let Some(one) = heard.take().or_else(|| inputs.heard.take_now()) {
             self.hear(one);
             heard_count += 1;
             if heard_count >= HEARD_A_TURN {
@@ -337,6 +338,8 @@ impl ControlLoop {
         let now = self.begin.clock.now();
         self.pace.begin();
         let mut plan = aside(|| self.begin.cluster.plan(now));
+        let size = plan.size();
+        let planned = began.elapsed();
         let (hosts, workloads) = (
             self.begin.cluster.hosts().len(),
             self.begin.cluster.workloads().len(),
@@ -367,7 +370,8 @@ impl ControlLoop {
         // The rest is in the writes, and a plan for millions is large.
         let events = std::mem::take(&mut plan.events);
         drop(plan);
-        self.begin.metrics.planned(began.elapsed());
+        let decided = began.elapsed();
+        self.begin.metrics.planned(decided);
         let wrote = !writes.is_empty();
         for batch in dispatch::cut(writes) {
             // An acknowledgement can show that the store went back: nothing more reaches it.
@@ -387,7 +391,15 @@ impl ControlLoop {
             }
         }
         self.say(events);
-        self.pace.done(Instant::now(), began.elapsed(), wrote);
+        let (took, ms) = (began.elapsed(), |took: Duration| took.as_millis());
+        tracing::debug!(
+            size,
+            planned_ms = ms(planned),
+            decided_ms = ms(decided),
+            stored_ms = ms(took),
+            "planned"
+        );
+        self.pace.done(Instant::now(), took, wrote);
         if refused {
             self.pace.hold(Instant::now());
         }

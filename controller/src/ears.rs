@@ -1,32 +1,37 @@
 //! What comes from hosts: heartbeats and status reports, and answers to what the leader asks.
 //!
 //! Owns the subscriptions and the questions. Messages are parsed here, off the control loop, and go
-//! to it by a bounded queue; when that is full they are dropped, which the protocol heals: a
+//! to it by a bounded inbox; when that is full they are dropped, which the protocol heals: a
 //! heartbeat comes again in a second, a missed report shows as a gap and the whole is asked for.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::messages::{HeardNote, HeldReply, HeldRequest, HostStatusRequest, SyncRequest};
-use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, Timestamp, subjects};
+use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, subjects};
 use wasmorch_planner::Observation;
 
 use crate::clock::{Clock, Seldom};
+use crate::inbox::{Heard, Inbox};
 use crate::link::{Inbound, Link, LinkError, Subscription};
 use crate::metrics::Metrics;
 
-/// Two seconds of heartbeats from 6,100 hosts.
-pub(crate) const OBSERVATIONS_MAX: usize = 16_384;
 /// Notes to hosts that wait to be sent: more than one turn of the control loop hears heartbeats.
-const NOTES_MAX: usize = OBSERVATIONS_MAX;
-/// Hosts asked at the same time; the planner asks again for those left out.
+const NOTES_MAX: usize = 16_384;
+/// Hosts that are asked for their status at the same time.
 const ASKS_MAX: usize = 64;
+/// Other questions on their way at the same time: to the store, and what hosts hold.
+const QUESTIONS_MAX: usize = 8;
+/// Hosts that wait to be asked for their status: as many as can be in one cluster. A new leader asks all
+/// of them, and none may have to wait for the next turn of a busy control loop.
+const HOSTS_MAX: usize = 65_536;
 /// Pages of one host's status: far beyond what its capacity allows.
 const PAGES_MAX: usize = 1_000;
 /// What a host holds is asked for again so often when it changed meanwhile.
@@ -34,19 +39,12 @@ const HELD_TRIES: usize = 3;
 /// Malformed messages are complained about this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// One observation and when it came.
-#[derive(Debug)]
-pub(crate) struct Heard {
-    pub(crate) what: Observation,
-    pub(crate) at: Timestamp,
-}
-
 /// Subscribes to heartbeats and statuses and reads them until told to stop.
 #[derive(Debug, Clone)]
 pub(crate) struct Ears {
     pub(crate) link: Link,
     pub(crate) clock: Clock,
-    pub(crate) queue: mpsc::Sender<Heard>,
+    pub(crate) inbox: Inbox,
     pub(crate) metrics: Metrics,
 }
 
@@ -99,9 +97,10 @@ impl Ears {
             what,
             at: self.clock.now(),
         };
-        match self.queue.try_send(heard) {
-            Ok(()) => self.metrics.observed(),
-            Err(_) => self.metrics.observation_dropped(),
+        if self.inbox.put(heard) {
+            self.metrics.observed();
+        } else {
+            self.metrics.observation_dropped();
         }
     }
 }
@@ -140,17 +139,21 @@ fn from_itself(message: &Inbound, expected: &str) -> Result<(), String> {
 pub(crate) struct Asker {
     link: Link,
     clock: Clock,
-    queue: mpsc::Sender<Heard>,
+    inbox: Inbox,
     tasks: TaskTracker,
     stop: CancellationToken,
     permits: Arc<Semaphore>,
     notes: mpsc::Sender<(String, Bytes)>,
+    /// Hosts to ask for their status, each once.
+    statuses: mpsc::Sender<HostId>,
+    asked: Arc<Mutex<HashSet<HostId>>>,
     metrics: Metrics,
 }
 
 impl Asker {
     pub(crate) fn new(ears: &Ears, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let (notes, noted) = mpsc::channel(NOTES_MAX);
+        let (statuses, hosts) = mpsc::channel(HOSTS_MAX);
         let (link, token) = (ears.link.clone(), stop.clone());
         tasks.spawn(async move {
             tokio::select! {
@@ -158,45 +161,71 @@ impl Asker {
                 () = tell(link, noted) => {}
             }
         });
-        Self {
+        let asker = Self {
             link: ears.link.clone(),
             clock: ears.clock,
-            queue: ears.queue.clone(),
+            inbox: ears.inbox.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
-            permits: Arc::new(Semaphore::new(ASKS_MAX)),
+            permits: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             notes,
+            statuses,
+            asked: Arc::default(),
             metrics: ears.metrics.clone(),
-        }
+        };
+        let (asking, token) = (asker.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = asking.ask(hosts) => {}
+            }
+        });
+        asker
     }
 
     pub(crate) fn link(&self) -> &Link {
         &self.link
     }
 
-    /// Asks a host for everything it knows; the answer comes as an observation.
+    /// Asks a host for everything it knows, unless it is being asked; the answer comes as an observation.
     pub(crate) fn status(&self, host: HostId) {
-        let asker = self.clone();
-        self.run(async move {
-            let asked_at = asker.clock.now();
-            match full_status(&asker.link, &host).await {
-                Ok(report) => {
-                    let what = Observation::Status(report);
-                    // It waits: an answer that was asked for is worth a place in the queue.
-                    let _ = asker
-                        .queue
-                        .send(Heard {
-                            what,
-                            at: asker.clock.now(),
-                        })
-                        .await;
-                }
-                Err(why) => {
-                    let took_ms = asker.clock.now().since(asked_at).as_millis();
-                    tracing::debug!(%host, why, took_ms, "a host did not tell its status");
-                }
+        if self.asked().insert(host.clone()) && self.statuses.try_send(host.clone()).is_err() {
+            self.asked().remove(&host);
+        }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashSet<HostId>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks one host after the other, as many at a time as there are permits.
+    async fn ask(self, mut hosts: mpsc::Receiver<HostId>) {
+        let permits = Arc::new(Semaphore::new(ASKS_MAX));
+        while let Some(host) = hosts.recv().await {
+            // Nobody closes it.
+            let Ok(permit) = permits.clone().acquire_owned().await else {
+                return;
+            };
+            let asker = self.clone();
+            self.spawn(permit, async move {
+                asker.ask_one(&host).await;
+                asker.asked().remove(&host);
+            });
+        }
+    }
+
+    async fn ask_one(&self, host: &HostId) {
+        let asked_at = self.clock.now();
+        match full_status(&self.link, host).await {
+            Ok(report) => {
+                let (what, at) = (Observation::Status(report), self.clock.now());
+                self.inbox.put_when_room(Heard { what, at }).await;
             }
-        });
+            Err(why) => {
+                let took_ms = self.clock.now().since(asked_at).as_millis();
+                tracing::debug!(%host, why, took_ms, "a host did not tell its status");
+            }
+        }
     }
 
     /// Tells a host to get its placements again.
@@ -224,6 +253,11 @@ impl Asker {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             return false;
         };
+        self.spawn(permit, work);
+        true
+    }
+
+    fn spawn(&self, permit: OwnedSemaphorePermit, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -232,7 +266,6 @@ impl Asker {
             }
             drop(permit);
         });
-        true
     }
 }
 

@@ -24,6 +24,7 @@ mod ears;
 mod error;
 mod events;
 mod guard;
+mod inbox;
 mod leader;
 pub mod lease;
 pub mod link;

@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Leave out the death of a tenth of the hosts
     #[arg(long)]
     no_loss: bool,
+    /// Print what the controller says of each plan, on stderr
+    #[arg(long)]
+    plans: bool,
     /// Only these parts
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
@@ -52,6 +55,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     runs: usize,
 }
+
+/// The filter that lets the controller tell of its plans.
+const PLANS: &str = "warn,wasmorch_controller::control_loop=debug";
 
 /// Parts of `cluster`.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -127,7 +133,7 @@ fn fleet(args: &Args) -> Result<()> {
     command
         .args(["--nats", &nats.url(), "controller", "--json"])
         .args(["--admin", "127.0.0.1:0"])
-        .env("WASMORCH_LOG", "warn");
+        .env("WASMORCH_LOG", if args.plans { PLANS } else { "warn" });
     let controller = Process::start(command, home.path(), "controller");
     let client = Client::connect(&nats.url());
     until("a leader", || {
@@ -178,6 +184,8 @@ fn fleet(args: &Args) -> Result<()> {
         ),
     ));
     facts.extend(bench.rows);
+    let plans = bench.controller.stderr();
+    std::io::stderr().write_all(plans.as_bytes())?;
     print(&facts)
 }
 

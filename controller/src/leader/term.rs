@@ -17,8 +17,9 @@ use super::{Controller, Memory, Won};
 use crate::api::{Api, ApiCall, CALLS_MAX, Identity};
 use crate::clock::Clock;
 use crate::control_loop::{Begin, ControlLoop, End, FINDINGS_MAX, Inputs, Recovery};
-use crate::ears::{Asker, Ears, OBSERVATIONS_MAX};
+use crate::ears::{Asker, Ears};
 use crate::events;
+use crate::inbox::Inbox;
 use crate::lease::LeaseClock;
 use crate::link::LinkError;
 use crate::store::StoreError;
@@ -163,7 +164,7 @@ impl Controller {
         lost: &CancellationToken,
     ) -> Result<Running, StoreError> {
         let (calls_in, calls) = mpsc::channel(CALLS_MAX);
-        let (heard_in, heard) = mpsc::channel(OBSERVATIONS_MAX);
+        let heard = Inbox::default();
         let (findings_in, findings) = mpsc::channel(FINDINGS_MAX);
         let (term, link) = (minted.record.term, self.link.clone());
         let (events, publisher) = events::queue(term, link.clone(), self.metrics.clone());
@@ -173,7 +174,7 @@ impl Controller {
         let ears = Ears {
             link,
             clock,
-            queue: heard_in,
+            inbox: heard.clone(),
             metrics: self.metrics.clone(),
         };
         ears.listen(&hearing, &over).await.map_err(unavailable)?;
