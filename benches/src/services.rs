@@ -2,9 +2,10 @@
 //! gateway, through another host's, through the tunnel over NATS, and through nginx as a plain
 //! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns.
 //!
-//! Then: how long after a replica answers on its own host every other gateway routes to it, and how long
-//! the first request takes that finds a workload at zero.
+//! Then: how long after a replica answers on its own host every other gateway routes to it, and some hundreds
+//! of simulated ones know of it; and how long the first request takes that finds a workload at zero.
 
+mod gateways;
 mod load;
 mod zero;
 
@@ -22,6 +23,7 @@ use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, http, wasmorch};
 
 use crate::machine;
+use gateways::Gateways;
 use load::Found;
 
 /// Each host's name, and what is special about it. The last one says that it can be dialled at a
@@ -53,6 +55,9 @@ pub(crate) struct Args {
     /// Deploys whose way to every gateway is timed
     #[arg(long, default_value_t = 20)]
     deploys: usize,
+    /// Simulated gateways that learn of deploys beside the real ones
+    #[arg(long, default_value_t = 500)]
+    gateways: usize,
     /// How often a workload at zero is woken
     #[arg(long, default_value_t = 20)]
     wakes: usize,
@@ -103,9 +108,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             way.found.add(found.with_context(|| way.what.to_owned())?);
         }
     }
-    let routed = (0..args.deploys)
-        .map(|n| routed_everywhere(&cluster, &gateways, n))
-        .collect::<Result<Vec<_>>>()?;
+    let mut routed = Vec::new();
+    for n in 0..args.deploys {
+        routed.push(routed_everywhere(&cluster, &gateways, n, None)?.0);
+    }
+    let mut known = Vec::new();
+    if args.gateways > 0 {
+        let many = Gateways::start(&cluster.url(), args.gateways)?;
+        for n in args.deploys..2 * args.deploys {
+            known.extend(routed_everywhere(&cluster, &gateways, n, Some(&many))?.1);
+        }
+    }
+    let routed = Routed {
+        everywhere: routed,
+        simulated: args.gateways,
+        known,
+    };
     let gates = (gateways[1].as_str(), gateways[0].as_str());
     let woken = zero::measure(&cluster, gates, "back", args.wakes)?;
     let mut notes = vec![format!(
@@ -169,8 +187,23 @@ fn until_routed(gateway: &str, workload: &str) -> Result<Instant> {
     Ok(Instant::now())
 }
 
-/// From the first answer of the replica's own host to the first of the last gateway, in ms.
-fn routed_everywhere(cluster: &Daemons, gateways: &[String], n: usize) -> Result<f64> {
+/// From the first answer of the replica's own host on, in ms.
+struct Routed {
+    /// To the first of the last gateway.
+    everywhere: Vec<f64>,
+    simulated: usize,
+    /// Until the last of the simulated ones knew of it.
+    known: Vec<f64>,
+}
+
+/// From the first answer of the replica's own host to the first of the last gateway, in ms; and until all
+/// of the simulated ones knew.
+fn routed_everywhere(
+    cluster: &Daemons,
+    gateways: &[String],
+    n: usize,
+    many: Option<&Gateways>,
+) -> Result<(f64, Option<f64>)> {
     let name = format!("new-{n}");
     std::thread::scope(|scope| {
         let watching: Vec<_> = gateways
@@ -185,10 +218,11 @@ fn routed_everywhere(cluster: &Daemons, gateways: &[String], n: usize) -> Result
                 .map_err(|_| anyhow::anyhow!("a watcher panicked"))?;
             times.push(time?);
         }
+        let known = many.map(|many| many.all_know(&name)).transpose()?;
         cluster.run(&["rm", &name]).ok();
-        let ready = times[1];
         let last = times.iter().max().context("three gateways")?;
-        Ok(last.saturating_duration_since(ready).as_secs_f64() * 1000.0)
+        let after = |at: Instant| at.saturating_duration_since(times[1]).as_secs_f64() * 1000.0;
+        Ok((after(*last), known.map(after)))
     })
 }
 
@@ -257,11 +291,12 @@ fn show(
     args: &Args,
     facts: &[(String, String)],
     ways: &mut [Way],
-    (mut routed, woken): (Vec<f64>, &[Vec<f64>; 2]),
+    (mut routed, woken): (Routed, &[Vec<f64>; 2]),
     notes: &[String],
 ) -> Result<()> {
-    routed.sort_by(f64::total_cmp);
-    let at = |percent: usize| percentile(&routed, percent);
+    routed.everywhere.sort_by(f64::total_cmp);
+    routed.known.sort_by(f64::total_cmp);
+    let both = |times: &[f64]| [50, 99].map(|percent| percentile(times, percent));
     let from_zero = ["its own host's gateway", "another host's gateway"];
     let from_zero = from_zero.into_iter().zip(woken);
     let mut out = std::io::stdout();
@@ -270,7 +305,13 @@ fn show(
             .iter_mut()
             .map(|way| way.found.json(way.what))
             .collect();
-        let routed = json!({ "deploys": routed.len(), "p50_ms": at(50), "p99_ms": at(99) });
+        let figures = |times: &[f64]| {
+            let [p50, p99] = both(times);
+            json!({ "deploys": times.len(), "p50_ms": p50, "p99_ms": p99 })
+        };
+        let known = (!routed.known.is_empty()).then(|| figures(&routed.known));
+        let simulated = json!({ "gateways": routed.simulated, "known": known });
+        let routed = figures(&routed.everywhere);
         let from_zero = from_zero.map(|(what, times)| {
             let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
             json!({ "through": what, "wakes": times.len(), "p50_ms": p50, "p99_ms": p99 })
@@ -279,6 +320,7 @@ fn show(
             "machine": machine::json(facts),
             "ways": ways,
             "routed": routed,
+            "simulated": simulated,
             "from_zero": from_zero.collect::<Vec<_>>(),
             "notes": notes,
         });
@@ -301,14 +343,20 @@ fn show(
             way.what
         )?;
     }
+    let [p50, p99] = both(&routed.everywhere);
+    let (all, many) = (HOSTS.len(), routed.everywhere.len());
     writeln!(
         out,
-        "\nfrom ready to routed by all {} gateways: median {:.1} ms, p99 {:.1} ms of {} deploys",
-        HOSTS.len(),
-        at(50),
-        at(99),
-        routed.len()
+        "\nfrom ready to routed by all {all} gateways: median {p50:.1} ms, p99 {p99:.1} ms of {many} deploys"
     )?;
+    if !routed.known.is_empty() {
+        let [p50, p99] = both(&routed.known);
+        let (all, many) = (routed.simulated, routed.known.len());
+        writeln!(
+            out,
+            "from ready to known by {all} simulated gateways: median {p50:.1} ms, p99 {p99:.1} ms of {many} deploys"
+        )?;
+    }
     for (what, times) in from_zero {
         let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
         let many = times.len();

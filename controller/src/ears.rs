@@ -208,8 +208,8 @@ impl Asker {
             };
             let asker = self.clone();
             self.spawn(permit, async move {
-                asker.ask_one(&host).await;
-                asker.asked().remove(&host);
+                let asked = Asked(asker, host);
+                asked.0.ask_one(&asked.1).await;
             });
         }
     }
@@ -266,6 +266,15 @@ impl Asker {
             }
             drop(permit);
         });
+    }
+}
+
+/// A host that is being asked, until this is dropped.
+struct Asked(Asker, HostId);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.asked().remove(&self.1);
     }
 }
 

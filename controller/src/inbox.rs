@@ -1,10 +1,11 @@
 //! What hosts have said and the control loop has not read yet.
 //!
 //! A bounded queue in the order in which messages came, with one rule of its own: of one start of a
-//! host only the newest heartbeat waits. So however long a plan takes, no living host falls silent
+//! host two heartbeats wait, the oldest, which keeps its turn, and the newest. So however long a plan takes, no living host falls silent
 //! for want of room, and heartbeats never crowd out the reports that only a full report could
 //! replace. Knows nothing of what the messages mean.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,8 +15,10 @@ use wasmorch_planner::Observation;
 
 /// Statuses of replicas that wait in reports, an empty report counted as one: some 350 MiB when hosts start
 /// millions while one plan is made. What is dropped costs more: its host tells everything again.
-const STATUSES_MAX: usize = 1 << 20;
-/// Hosts of which a heartbeat may wait.
+const STATUSES_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+/// And so many more in answers that were asked for: others leave them their room.
+const ASKED_MAX: usize = STATUSES_MAX / 4;
+/// Hosts of which heartbeats may wait.
 const HOSTS_MAX: usize = 65_536;
 
 /// One observation and when it came.
@@ -42,15 +45,16 @@ struct Shared {
 struct Waiting {
     next: u64,
     queue: BTreeMap<u64, Heard>,
-    /// Where the heartbeat of a host's start waits. Two hosts under one name keep one each.
-    beats: HashMap<(HostId, BootId), u64>,
+    /// Where the heartbeats of a host's start wait, the oldest and the newest. Two hosts under one name keep
+    /// theirs each.
+    beats: HashMap<(HostId, BootId), (u64, Option<u64>)>,
     statuses: usize,
 }
 
 impl Inbox {
     /// Takes one in; `false`: there is no room for it, and it is dropped.
     pub(crate) fn put(&self, heard: Heard) -> bool {
-        let taken = self.waiting().put(heard).is_ok();
+        let taken = self.waiting().put(heard, STATUSES_MAX).is_ok();
         if taken {
             self.0.came.notify_one();
         }
@@ -61,7 +65,7 @@ impl Inbox {
     pub(crate) async fn put_when_room(&self, mut heard: Heard) {
         loop {
             let went = self.0.went.notified();
-            match self.waiting().put(heard) {
+            match self.waiting().put(heard, STATUSES_MAX + ASKED_MAX) {
                 Ok(()) => break,
                 Err(back) => heard = back,
             }
@@ -74,7 +78,7 @@ impl Inbox {
     pub(crate) fn take_now(&self) -> Option<Heard> {
         let taken = self.waiting().take();
         if taken.is_some() {
-            self.0.went.notify_waiters();
+            self.0.went.notify_one();
         }
         taken
     }
@@ -104,21 +108,26 @@ impl Inbox {
 }
 
 impl Waiting {
-    fn put(&mut self, heard: Heard) -> Result<(), Heard> {
+    fn put(&mut self, heard: Heard, most: usize) -> Result<(), Heard> {
         match &heard.what {
             Observation::Heartbeat(beat) => {
                 let start = (beat.host.clone(), beat.boot.clone());
                 if !self.beats.contains_key(&start) && self.beats.len() >= HOSTS_MAX {
                     return Err(heard);
                 }
-                if let Some(older) = self.beats.insert(start, self.next) {
-                    self.queue.remove(&older);
+                match self.beats.entry(start) {
+                    Entry::Vacant(none) => _ = none.insert((self.next, None)),
+                    Entry::Occupied(mut waits) => {
+                        if let Some(older) = waits.get_mut().1.replace(self.next) {
+                            self.queue.remove(&older);
+                        }
+                    }
                 }
             }
             Observation::Status(report) => {
                 let more = weight(report.replicas.len());
                 // What alone is larger than all of the room passes an empty queue.
-                if self.statuses > 0 && self.statuses + more > STATUSES_MAX {
+                if self.statuses > 0 && self.statuses + more > most {
                     return Err(heard);
                 }
                 self.statuses += more;
@@ -134,7 +143,12 @@ impl Waiting {
         let (_, heard) = self.queue.pop_first()?;
         match &heard.what {
             Observation::Heartbeat(beat) => {
-                self.beats.remove(&(beat.host.clone(), beat.boot.clone()));
+                let start = (beat.host.clone(), beat.boot.clone());
+                if let Some((_, newest)) = self.beats.remove(&start)
+                    && let Some(newest) = newest
+                {
+                    self.beats.insert(start, (newest, None));
+                }
             }
             Observation::Status(report) => self.statuses -= weight(report.replicas.len()),
             Observation::Tick => {}
@@ -178,7 +192,7 @@ mod tests {
     fn report(host: &str, number: u64, statuses: usize) -> Heard {
         let status = serde_json::json!({
             "namespace": "default", "workload": "w", "replica": "1-0-1", "revision": 1,
-            "state": "running", "ready": true,
+            "state": "running", "ready": true, "since": Timestamp(1),
         });
         let status = serde_json::from_value(status).unwrap();
         heard(Observation::Status(StatusReport {
@@ -210,13 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn of_one_start_of_a_host_only_the_newest_heartbeat_waits_and_never_before_an_older_report() {
+    fn of_one_start_of_a_host_the_oldest_and_the_newest_heartbeat_wait_each_in_its_turn() {
         let inbox = Inbox::default();
         let came = [
             beat("h1", "b1", 1),
             beat("h2", "b1", 1),
             report("h1", 1, 1),
             beat("h1", "b1", 2),
+            beat("h1", "b1", 3),
             beat("h1", "b2", 7),
         ];
         for one in came {
@@ -224,11 +239,11 @@ mod tests {
         }
         assert_eq!(
             read(&inbox),
-            ["h2 b1 1", "h1 report 1", "h1 b1 2", "h1 b2 7"]
+            ["h1 b1 1", "h2 b1 1", "h1 report 1", "h1 b1 3", "h1 b2 7"]
         );
         assert!(inbox.is_empty());
-        assert!(inbox.put(beat("h1", "b1", 3)));
-        assert_eq!(read(&inbox), ["h1 b1 3"]);
+        assert!(inbox.put(beat("h1", "b1", 4)));
+        assert_eq!(read(&inbox), ["h1 b1 4"]);
     }
 
     #[test]
@@ -258,6 +273,7 @@ mod tests {
         let limit = Duration::from_secs(30);
         assert!(tokio::time::timeout(limit, read).await.is_ok());
         assert!(inbox.put(report("h1", 2, STATUSES_MAX)));
+        writer.put_when_room(report("h1", 2, ASKED_MAX)).await;
         let waits = tokio::spawn(async move { writer.put_when_room(report("h1", 3, 1)).await });
         tokio::task::yield_now().await;
         assert!(!waits.is_finished());

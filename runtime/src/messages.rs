@@ -157,6 +157,11 @@ impl MessagesReplica {
         handled.map_err(|error| watch.end(Ended::Guest(error)))
     }
 
+    /// Counts a message that has come, before it is handled: it may be tried more than once.
+    pub fn count_request(&self) {
+        self.shared.meter.came.fetch_add(1, Relaxed);
+    }
+
     /// What it uses.
     pub fn usage(&self) -> Usage {
         self.shared

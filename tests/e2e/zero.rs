@@ -1,8 +1,9 @@
 //! To zero and back, with real processes: who rests, and whatever asks wakes it.
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use wasmorch_tests::daemons::{Daemons, says_hello};
 use wasmorch_tests::process::Done;
 use wasmorch_tests::{guest, measured, wait_for};
@@ -142,4 +143,51 @@ fn the_other_standby_answers_when_the_first_is_gone_and_nobody_leads() {
     daemons.controllers[0].take().expect("it leads").kill();
     daemons.hosts[n].take().expect("it runs").kill();
     assert!(says_hello(other, "web"), "it woke its own");
+}
+
+/// What rests listens: a call and what is kept in a stream each have one started, and nothing is lost, on
+/// one host with both standbys.
+#[test]
+fn messages_wake_it_and_none_is_lost() {
+    let daemons = Daemons::start(1, 1);
+    let client = daemons.client();
+    let stream = json!({"name": "SHOP", "subjects": ["shop.orders.*"]});
+    client.json("$JS.API.STREAM.CREATE.SHOP", &stream);
+    let text = format!(
+        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 4, \
+         target = {{ concurrency = 50 }}, window = \"2s\", panic = \"1s\" }}\n\
+         [workload.bindings]\npublish = [\"shop.seen\"]\nsubscribe = [ \
+         {{ subject = \"shop.orders.*\", stream = \"SHOP\" }}]\n",
+        guest("echo-messages").display()
+    );
+    let file = daemons.home.write("worker.toml", text);
+    daemons.run(&["deploy", file.to_str().expect("text")]).ok();
+
+    at_rest(&daemons, "worker");
+    // It lies down, prepared; a moment later it is subscribed.
+    let called = wait_for("a call to be answered", || {
+        client.try_request("wasmorch.v1.invoke.default.worker", b"you")
+    });
+    assert_eq!(called, b"echo: you");
+    wait_for("the leader to adopt it", || {
+        (status(&daemons, "worker")["desired"].as_u64()? > 0).then_some(())
+    });
+
+    let mut seen = client.subscribe("shop.seen");
+    for _ in 0..3 {
+        at_rest(&daemons, "worker");
+        let (began, mut took) = (Instant::now(), None);
+        for n in 0..20 {
+            let stored = client.request("shop.orders.new", format!("tell {n}").as_bytes());
+            assert!(stored.starts_with(b"{\"stream\""), "{stored:?}");
+        }
+        let mut told = BTreeSet::new();
+        wait_for("all twenty to be handled", || {
+            told.insert(seen.next_body(Duration::from_secs(1))?);
+            took.get_or_insert(began.elapsed());
+            (told.len() == 20).then_some(())
+        });
+        measured(&format!("a message from zero: {took:?}"));
+    }
+    at_rest(&daemons, "worker");
 }

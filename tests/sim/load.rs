@@ -116,7 +116,13 @@ impl World {
             let mut all = ups.flat_map(|up| &up.runner);
             let serves = all.any(|(one, run)| one.workload == workload && run.ready);
             if !serves && self.loads.at(&workload, self.now) > 0 {
-                self.agent_event(at, AgentEvent::Runner(FromRunner::Wake { workload }));
+                self.agent_event(
+                    at,
+                    AgentEvent::Runner(FromRunner::Wake {
+                        workload,
+                        holder: None,
+                    }),
+                );
             }
         }
     }

@@ -34,21 +34,26 @@ impl Client {
     /// Request and reply.
     #[track_caller]
     pub fn request(&self, subject: &str, body: &[u8]) -> Vec<u8> {
+        let reply = self.requested(subject, body);
+        reply.unwrap_or_else(|error| panic!("{subject}: {error}"))
+    }
+
+    /// Request and reply; `None` while nobody answers.
+    pub fn try_request(&self, subject: &str, body: &[u8]) -> Option<Vec<u8>> {
+        self.requested(subject, body).ok()
+    }
+
+    fn requested(&self, subject: &str, body: &[u8]) -> Result<Vec<u8>, async_nats::RequestError> {
         let body = bytes::Bytes::copy_from_slice(body);
         let asked = self.client.request(subject.to_owned(), body);
-        let reply = self.runtime.block_on(asked);
-        reply
-            .unwrap_or_else(|error| panic!("{subject}: {error}"))
-            .payload
-            .to_vec()
+        let reply = self.runtime.block_on(asked)?;
+        Ok(reply.payload.to_vec())
     }
 
     /// Request and reply in JSON; `None` while nobody answers.
     pub fn try_json(&self, subject: &str, body: &Value) -> Option<Value> {
-        let body = bytes::Bytes::from(body.to_string());
-        let asked = self.client.request(subject.to_owned(), body);
-        let reply = self.runtime.block_on(asked).ok()?;
-        serde_json::from_slice(&reply.payload).ok()
+        let reply = self.try_request(subject, body.to_string().as_bytes())?;
+        serde_json::from_slice(&reply).ok()
     }
 
     /// Request and reply in JSON.
@@ -127,10 +132,15 @@ pub struct Messages<'a> {
 impl Messages<'_> {
     /// The next message, as JSON.
     pub fn next(&mut self, patience: Duration) -> Option<Value> {
+        serde_json::from_slice(&self.next_body(patience)?).ok()
+    }
+
+    /// The next message, as it came.
+    pub fn next_body(&mut self, patience: Duration) -> Option<Vec<u8>> {
         use futures::StreamExt as _;
         let next = async { tokio::time::timeout(patience, self.messages.next()).await };
         let message = self.client.runtime.block_on(next).ok()??;
-        serde_json::from_slice(&message.payload).ok()
+        Some(message.payload.to_vec())
     }
 }
 

@@ -20,11 +20,14 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
             });
         }
     };
+    let mut subscribed = spec.bindings.subscribe.iter();
     later(
-        spec.scale.as_ref().is_some_and(|scale| scale.min == 0) && kind != Kind::Http,
+        kind == Kind::Messages
+            && spec.scale.as_ref().is_some_and(|scale| scale.min == 0)
+            && subscribed.any(|one| one.stream.is_none()),
         "scale.min",
-        "going to zero of anything but http workloads is",
-        "use min = 1",
+        "going to zero with a subject that no stream keeps (what comes while it lies down would be lost) is",
+        "name a stream in bindings.subscribe, or use min = 1",
     );
     later(
         spec.instance.reuse != 1 && kind != Kind::Http,

@@ -78,6 +78,11 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
             "scale.target",
             "pending is for messages",
         );
+        rule(
+            kind != Kind::Service || scale.min > 0,
+            "scale.min",
+            "is 1 or more for a service: nothing is asked of it that could wake it",
+        );
         let mut subscribed = spec.bindings.subscribe.iter();
         rule(
             !has("pending") || subscribed.any(|one| one.stream.is_some()),

@@ -4,7 +4,7 @@
 //! whether anyone does; it runs then as any other, the leader hears of it and adopts it, and tells it to
 //! rest again when nothing is asked of it for long.
 
-use wasmorch_api::{ReplicaState, Timestamp, WorkloadKey};
+use wasmorch_api::{ReplicaId, ReplicaState, Timestamp, WorkloadKey};
 
 use super::placement::{Placement, Rest};
 use super::{Agent, Effect, PlacementKey};
@@ -34,29 +34,46 @@ impl Agent {
         }
     }
 
-    /// A request has come for a workload of which nothing runs here: one of its standbys starts. Asked
-    /// again it changes nothing.
-    pub(super) fn wake(&mut self, workload: &WorkloadKey, now: Timestamp) {
+    /// A request has come for a workload of which nothing runs here: one of its standbys starts; the one
+    /// that holds the request, whatever else runs. Asked again it changes nothing.
+    pub(super) fn wake(
+        &mut self,
+        workload: &WorkloadKey,
+        holder: Option<ReplicaId>,
+        now: Timestamp,
+    ) {
+        let key = match holder {
+            Some(id) => Some(PlacementKey::of(&ReplicaKey::new(workload.clone(), id))),
+            None => self.to_wake(workload),
+        };
+        let asleep = |placement: &&mut Placement| {
+            placement.wanted && !placement.finished && placement.rest == Some(Rest::Asleep)
+        };
+        let Some(key) = key else { return };
+        if let Some(placement) = self.placements.get_mut(&key).filter(asleep) {
+            tracing::info!(%workload, slot = %key.slot, "a request wakes it");
+            placement.rest = Some(Rest::Woken);
+            self.go(&key, now);
+        }
+    }
+
+    /// Which of the standbys of a workload, one that is prepared before others; `None`: it has none here,
+    /// or something runs.
+    fn to_wake(&self, workload: &WorkloadKey) -> Option<PlacementKey> {
         let mut asleep: Option<(&PlacementKey, bool)> = None;
         for (key, placement) in self.of_workload(workload) {
             if !placement.wanted || placement.finished {
                 continue;
             }
             if placement.rest != Some(Rest::Asleep) {
-                return;
+                return None;
             }
             let prepared = placement.live().is_some_and(|live| live.prepared);
             if asleep.is_none_or(|(_, other)| prepared && !other) {
                 asleep = Some((key, prepared));
             }
         }
-        let Some((key, _)) = asleep else { return };
-        let key = key.clone();
-        if let Some(placement) = self.placements.get_mut(&key) {
-            tracing::info!(%workload, slot = %key.slot, "a request wakes it");
-            placement.rest = Some(Rest::Woken);
-        }
-        self.go(&key, now);
+        asleep.map(|(key, _)| key.clone())
     }
 
     /// Starts what is prepared, unless it sleeps.

@@ -27,6 +27,14 @@ fn prepared(id: &str) -> FromRunner {
 fn wake() -> FromRunner {
     FromRunner::Wake {
         workload: workload("web"),
+        holder: None,
+    }
+}
+
+fn holds(id: &str) -> FromRunner {
+    FromRunner::Wake {
+        workload: workload("web"),
+        holder: Some(id.parse().unwrap()),
     }
 }
 
@@ -110,4 +118,42 @@ fn a_leader_wakes_it_too_and_a_restart_of_the_daemon_does_not() {
     let start = again.status_page(None).expect("a page").replicas[0].replica;
     let effects = again.handle(Event::Runner(prepared(&start.to_string())), stage.now);
     assert_eq!(orders(&effects), [""; 0]);
+}
+
+/// Two standbys on one host: what one of them holds, no other can answer.
+#[test]
+fn the_one_that_holds_the_request_starts_whatever_else_runs() {
+    let mut stage = Stage::new();
+    let mut two = set(1, "l1", &[("web", 1, 7), ("web", 2, 8)]);
+    for group in &mut two.groups {
+        for slot in &mut group.slots {
+            slot.standby = true;
+        }
+    }
+    stage.event(told(two, 10));
+    stage.event(Event::Revision(Arc::new(revision(
+        "web",
+        1,
+        Kind::Messages,
+    ))));
+    stage.event(super::tests::fetched("web"));
+    stage.runner(prepared("1-7-1"));
+    stage.runner(prepared("2-8-1"));
+    assert_eq!(orders(&stage.runner(holds("2-8-1"))), ["start 2-8-1"]);
+    assert_eq!(orders(&stage.runner(holds("2-8-1"))), [""; 0], "once");
+    assert_eq!(orders(&stage.runner(wake())), [""; 0], "one runs");
+    assert_eq!(orders(&stage.runner(holds("1-7-1"))), ["start 1-7-1"]);
+    assert_eq!(
+        orders(&stage.runner(holds("1-7-9"))),
+        [""; 0],
+        "no such start"
+    );
+}
+
+/// What has just come to it is done before it ends.
+#[test]
+fn one_that_ends_at_rest_is_drained() {
+    let mut stage = resting();
+    let effects = stage.event(told(set(1, "l1", &[]), 11));
+    assert_eq!(orders(&effects), ["drain 1-7-1"]);
 }

@@ -76,7 +76,7 @@ impl Agent {
         match message {
             FromRunner::Prepared { replica } => self.prepared(&replica, now),
             FromRunner::Started { replica } => self.started(&replica, now),
-            FromRunner::Wake { workload } => self.wake(&workload, now),
+            FromRunner::Wake { workload, holder } => self.wake(&workload, holder, now),
             FromRunner::Rejected { replica, reason } => self.rejected(&replica, &reason, now),
             FromRunner::Health {
                 replica,
@@ -280,11 +280,9 @@ impl Agent {
                 }
                 return;
             }
-            ReplicaState::Starting | ReplicaState::Running => ToRunner::Drain {
-                replica,
-                deadline_ms: u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
-            },
-            // Not started: nothing is in hand.
+            // What rests is prepared, and may have something in hand that is to wake it.
+            ReplicaState::Starting | ReplicaState::Running => to_drain(replica, drain),
+            _ if live.prepared => to_drain(replica, drain),
             _ => ToRunner::Stop { replica },
         };
         self.advance(key, ReplicaState::Draining, now);
@@ -409,5 +407,12 @@ impl Agent {
             return;
         }
         self.changed.insert(name);
+    }
+}
+
+fn to_drain(replica: ReplicaKey, within: Duration) -> ToRunner {
+    ToRunner::Drain {
+        replica,
+        deadline_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
     }
 }

@@ -413,15 +413,16 @@ impl Replica {
             if !share.lives() {
                 continue;
             }
-            let started = matches!(share, Share::Starting) || share.started();
+            // One that is prepared may rest, and have in hand what is to wake it.
+            let has_work = matches!(share, Share::Prepared | Share::Starting) || share.started();
             *share = Share::Ending;
             let replica = replica.clone();
             let message = match order {
-                Order::Drain { deadline_ms } if started => ToRunner::Drain {
+                Order::Drain { deadline_ms } if has_work => ToRunner::Drain {
                     replica,
                     deadline_ms,
                 },
-                // One that has not started has nothing in hand; one that ended elsewhere by itself
+                // One that is not prepared has nothing in hand; one that ended elsewhere by itself
                 // has failed, and is started anew by policy.
                 _ => ToRunner::Stop { replica },
             };

@@ -30,7 +30,7 @@ use wasmorch_runtime::HttpReplica;
 use super::calls::Calls;
 use super::probe::{Change, Judge, Prober, Verdict};
 use super::protocol::FromRunner;
-use super::replica::{End, Life};
+use super::replica::{End, Life, Resting};
 use member::{CLOSED, LEAVING, Member, SERVING};
 use waking::Waking;
 
@@ -211,8 +211,11 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         .locals
         .join(life.replica.workload.clone(), member.clone());
     life.context.tunnels.listen();
-    let resting = life.calls.take();
-    let mut calls = resting.unwrap_or_else(|| Calls::begin(&life, false));
+    let rested = match life.resting.take() {
+        Some(Resting::Calls(calls)) => Some(calls),
+        _ => None,
+    };
+    let mut calls = rested.unwrap_or_else(|| Calls::begin(&life, false));
     let listens = calls.listens.clone();
     let mut orders = life.orders.clone();
     let failed = tokio::select! {

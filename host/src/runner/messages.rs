@@ -1,10 +1,12 @@
 //! The life of a messages replica, and what guests of any kind may send.
 //!
 //! ```text
-//!   subscribe (one queue group per workload) ──> confirm: a round trip through the server ──> ready
+//!   listen.rs: subscribed, confirmed ──> ready
 //!   delivered ──> intake (bounded) ──> a fresh instance ──> answered, failed (its sender is told)
 //!   streams ──> consume.rs
 //! ```
+//!
+//! One that rests listens as well: the first message has it started, and waits for that.
 //!
 //! Invariants:
 //! - A guest sends only where its allow-list says, or to the reply subject of a message that one
@@ -13,6 +15,8 @@
 //! - Losing NATS changes no readiness: subscriptions come back by themselves, and the leader would
 //!   not hear of it anyway.
 
+mod listen;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,25 +24,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use wasmorch_api::subjects;
 use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, Seat};
 
 use super::allow::{self, AllowList};
-use super::consume::{StreamSubscription, consume};
-use super::intake::take_in;
 use super::invoke;
-use super::link::{Delivery, Durable, Feed, LinkError};
+use super::link::Delivery;
 use super::logs;
-use super::replica::{End, Life};
+use super::replica::{End, Life, Resting};
 use super::supervisor::Context;
+pub(super) use listen::Intake;
+use listen::{RETRY_AFTER, Stands, Start};
 
-/// Before a subscription that was refused is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// A server that is not reached by then is told as the reason for not being ready.
-const TELL_AFTER: Duration = Duration::from_secs(2);
 /// Before a message that found no instance free on this host is tried again.
 const HOST_FULL_AGAIN: Duration = Duration::from_millis(100);
 
@@ -165,131 +163,43 @@ impl Messaging for GuestMessaging {
 
 /// Handles messages until the replica is told to end.
 pub(super) async fn live(mut life: Life, guest: Arc<MessagesReplica>) -> End {
-    let draining = CancellationToken::new();
-    let mut intake = JoinSet::new();
+    let rested = match life.resting.take() {
+        Some(Resting::Intake(intake)) => Some(intake),
+        _ => None,
+    };
+    let mut intake = rested.unwrap_or_else(|| Intake::begin(&life, &guest));
+    intake.start();
+    let mut stands = intake.stands();
     let mut orders = life.orders.clone();
     tokio::select! {
         biased;
         _ = orders.ending() => {}
-        never = listen(&life, &guest, &draining, &mut intake) => match never {},
+        () = tell(&life, &mut stands) => {}
     }
-    draining.cancel();
     tokio::select! {
         biased;
         () = life.orders.cut_off() => {}
-        () = async { while intake.join_next().await.is_some() {} } => {}
+        () = intake.end() => {}
     }
     guest.close();
     // Messages still at work are dropped with the task that has them.
-    intake.shutdown().await;
+    intake.cut_off().await;
     End::Stopped
 }
 
-/// Subscribes, starts the intake, and tells when the server has confirmed; then rests.
-async fn listen(
-    life: &Life,
-    guest: &Arc<MessagesReplica>,
-    draining: &CancellationToken,
-    intake: &mut JoinSet<()>,
-) -> std::convert::Infallible {
-    let link = &life.context.link;
-    let mut told = None;
-    let (feeds, durables) = loop {
-        match subscribe(life).await {
-            Ok(both) => break both,
-            Err(error) => {
-                not_ready(life, &mut told, error.to_string()).await;
-                tokio::time::sleep(RETRY_AFTER).await;
-            }
-        }
-    };
-    let resources = &life.launch.spec.resources;
-    let concurrency = usize::try_from(resources.concurrency).unwrap_or(usize::MAX);
-    let handler = Arc::new(Handler {
-        context: life.context.clone(),
-        guest: guest.clone(),
-        in_hand: life.messaging.in_hand.clone(),
-        logs: life.logs.clone(),
-        invoke: subjects::invoke(&life.replica.workload),
-        dropped: AtomicU64::new(0),
-    });
-    for (durable, subscription) in durables {
-        if let Some(backlog) = life.counts.backlog.clone() {
-            intake.spawn(backlog.follow(durable.clone(), draining.clone()));
-        }
-        let (handler, draining) = (handler.clone(), draining.clone());
-        let consuming = consume(durable, subscription, concurrency, handler, draining);
-        intake.spawn(consuming);
-    }
-    let shedder = handler.clone();
-    let handle = move |message, seat| {
-        let handler = handler.clone();
-        async move { handler.handle(message, seat).await }
-    };
-    let shed = move |message| {
-        let handler = shedder.clone();
-        async move { handler.shed(message).await }
-    };
-    intake.spawn(take_in(
-        feeds,
-        guest.clone(),
-        draining.clone(),
-        handle,
-        shed,
-    ));
+/// Tells whether it is ready, once for each reason; without end.
+async fn tell(life: &Life, stands: &mut watch::Receiver<Stands>) {
     loop {
-        if timeout(TELL_AFTER, link.connected()).await.is_err() {
-            not_ready(life, &mut told, LinkError::Disconnected.to_string()).await;
-            let _ = link.connected().await;
+        let now = stands.borrow_and_update().clone();
+        match now {
+            Stands::Unknown => {}
+            Stands::Ready => life.health(true, None).await,
+            Stands::NotReady(reason) => life.health(false, Some(reason)).await,
         }
-        match link.confirm().await {
-            Ok(()) => break,
-            Err(error) => {
-                let reason = format!("its subscriptions are not confirmed: {error}");
-                not_ready(life, &mut told, reason).await;
-                tokio::time::sleep(RETRY_AFTER).await;
-            }
+        if stands.changed().await.is_err() {
+            std::future::pending().await
         }
     }
-    life.health(true, None).await;
-    std::future::pending().await
-}
-
-/// Tells why it is not ready, once for each reason.
-async fn not_ready(life: &Life, told: &mut Option<String>, reason: String) {
-    if told.as_ref() != Some(&reason) {
-        *told = Some(reason.clone());
-        life.health(false, Some(reason)).await;
-    }
-}
-
-/// Joins the queue group of every subject, and of the workload's own `invoke` subject; finds the
-/// consumer of every stream.
-async fn subscribe(
-    life: &Life,
-) -> Result<(Vec<Feed>, Vec<(Durable, StreamSubscription)>), LinkError> {
-    let link = &life.context.link;
-    let workload = &life.replica.workload;
-    let group = queue_group(workload);
-    let invoke = subjects::invoke(workload);
-    let mut feeds = Vec::with_capacity(life.subscribe.len() + 1);
-    for subject in life
-        .subscribe
-        .iter()
-        .map(|pattern| pattern.as_str())
-        .chain([invoke.as_str()])
-    {
-        feeds.push(link.subscribe(subject, &group).await?);
-    }
-    let mut durables = Vec::with_capacity(life.streams.len());
-    if !life.streams.is_empty() && timeout(TELL_AFTER, link.connected()).await.is_err() {
-        return Err(LinkError::Disconnected);
-    }
-    for subscription in &life.streams {
-        let durable = link.durable(&subscription.config).await?;
-        durables.push((durable, subscription.clone()));
-    }
-    Ok((feeds, durables))
 }
 
 /// What happens to one message.
@@ -300,11 +210,24 @@ pub(super) struct Handler {
     logs: Arc<logs::ReplicaLogs>,
     /// The workload's `invoke` subject.
     invoke: String,
+    start: Start,
     /// Messages that found no room, and whose senders wait for no answer.
     dropped: AtomicU64,
 }
 
 impl Handler {
+    fn of(life: &Life, guest: &Arc<MessagesReplica>, start: Start) -> Self {
+        Self {
+            context: life.context.clone(),
+            guest: guest.clone(),
+            in_hand: life.messaging.in_hand.clone(),
+            logs: life.logs.clone(),
+            invoke: subjects::invoke(&life.replica.workload),
+            start,
+            dropped: AtomicU64::new(0),
+        }
+    }
+
     async fn handle(&self, message: Delivery, seat: Seat) {
         let invoked = message.subject == self.invoke;
         if !invoked && !allow::may_see(&message.subject) {
@@ -314,6 +237,8 @@ impl Handler {
             );
             return;
         }
+        self.guest.count_request();
+        self.start.awaited().await;
         // A reply subject that nobody may write to is none.
         let reply = message.reply.filter(|reply| allow::may_answer(reply));
         let held = reply.as_deref().map(|reply| self.in_hand.hold(reply));
@@ -378,6 +303,8 @@ impl Handler {
             return Ok(());
         }
         let seat = self.guest.seat().await.ok_or(Ended::Stopped)?;
+        self.guest.count_request();
+        self.start.awaited().await;
         let handed = Message {
             subject: message.subject.clone(),
             body: message.body.clone(),

@@ -13,7 +13,8 @@
 //! - Per replica the runner answers `Prepared` or `Rejected`; after `Start` it answers `Started`
 //!   (or `Rejected`), then any number of `Health`, then exactly one of `Ended` and `Stopped`.
 //!   After that (and after `Rejected`) it has forgotten the replica.
-//! - `Wake` names no replica: which one starts is the daemon's to say.
+//! - `Wake` names a replica only where one has the request in hand; else which one starts is the
+//!   daemon's to say.
 //! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
 //!   `Drain` that named a replica it no longer knows.
 //! - When the daemon's side closes, the runner ends every replica at once, and itself.
@@ -260,6 +261,9 @@ pub enum FromRunner {
     Wake {
         /// Which workload.
         workload: WorkloadKey,
+        /// The standby that has the request in hand, where that is so: no other will do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ReplicaId>,
     },
     /// What guests wrote.
     Logs {

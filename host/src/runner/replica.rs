@@ -23,7 +23,7 @@ use super::calls::Calls;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
 use super::logs::ReplicaLogs;
-use super::messages::GuestMessaging;
+use super::messages::{GuestMessaging, Intake};
 use super::orders::Orders;
 use super::protocol::{FromRunner, Launch, Outcome, ReplicaKey};
 use super::supervisor::Context;
@@ -78,8 +78,44 @@ pub(super) struct Life {
     pub(super) streams: Vec<StreamSubscription>,
     pub(super) orders: Orders,
     pub(super) counts: Counts,
-    /// Those that it has taken while it rested.
-    pub(super) calls: Option<Calls>,
+    /// What it has taken in while it rested.
+    pub(super) resting: Option<Resting>,
+}
+
+/// What takes requests in while a replica rests: they have it woken.
+pub(super) enum Resting {
+    /// Of http, over NATS; those to a gateway wait in `http::waking`.
+    Calls(Calls),
+    /// Of messages.
+    Intake(Intake),
+}
+
+impl Resting {
+    /// Begins, if the replica may be told to rest.
+    fn begin(life: &Life, guest: &Guest) -> Option<Self> {
+        match guest {
+            _ if life.launch.spec.standbys() == 0 => None,
+            Guest::Http(_) => Some(Self::Calls(Calls::begin(life, true))),
+            Guest::Messages(guest) => Some(Self::Intake(Intake::begin(life, guest))),
+            Guest::Command(_) => None,
+        }
+    }
+
+    /// Takes none any more, and returns when what it has is done.
+    async fn end(&mut self) {
+        match self {
+            Self::Calls(calls) => calls.end().await,
+            Self::Intake(intake) => intake.end().await,
+        }
+    }
+
+    /// Drops what it has.
+    async fn cut_off(&mut self) {
+        match self {
+            Self::Calls(calls) => calls.cut_off().await,
+            Self::Intake(intake) => intake.cut_off().await,
+        }
+    }
 }
 
 /// What is counted of a replica beside its use, each when that is asked for.
@@ -166,17 +202,15 @@ pub(super) async fn live(
         streams,
         orders,
         counts,
-        calls: None,
+        resting: None,
     };
-    if life.launch.spec.standbys() > 0 && matches!(guest, Guest::Http(_)) {
-        life.calls = Some(Calls::begin(&life, true));
-    }
+    life.resting = Resting::begin(&life, &guest);
     if !starts.start().await {
-        if let Some(calls) = &mut life.calls {
+        if let Some(mut resting) = life.resting.take() {
             tokio::select! {
                 biased;
-                () = life.orders.cut_off() => {}
-                () = calls.end() => {}
+                () = life.orders.cut_off() => resting.cut_off().await,
+                () = resting.end() => {}
             }
         }
         return stopped;

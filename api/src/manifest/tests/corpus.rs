@@ -118,10 +118,11 @@ fn what_a_scale_may_follow() {
             "pending counts what waits in a stream: name one in bindings.subscribe",
         ),
         (
-            "messages",
+            "service",
             "min = 0, max = 9, target = { cpu = 70 }",
-            "scale.min: going to zero of anything but http workloads is not in this version yet",
+            "scale.min: is 1 or more for a service",
         ),
+        ("messages", "min = 0, max = 9, target = { cpu = 70 }", ""),
         (
             "messages",
             "max = 9, target = { requests_per_second = 5 }",

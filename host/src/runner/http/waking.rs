@@ -137,7 +137,13 @@ impl Waking {
             if comes && told != newest {
                 told = newest;
                 let workload = workload.clone();
-                let _ = self.daemon.send(FromRunner::Wake { workload }).await;
+                let _ = self
+                    .daemon
+                    .send(FromRunner::Wake {
+                        workload,
+                        holder: None,
+                    })
+                    .await;
             }
             let patience = if comes { WAKES_WITHIN } else { COMES_WITHIN };
             if timeout_at(began + patience, stirred).await.is_err() {
