@@ -145,7 +145,7 @@ fn the_other_standby_answers_when_the_first_is_gone_and_nobody_leads() {
     assert!(says_hello(other, "web"), "it woke its own");
 }
 
-/// What rests listens: a call and what is kept in a stream each have one started, and nothing is lost, on
+/// With one attempt each, what is taken and not handled would be gone. What rests listens: a call and what is kept in a stream each have one started, and nothing is lost, on
 /// one host with both standbys.
 #[test]
 fn messages_wake_it_and_none_is_lost() {
@@ -157,7 +157,7 @@ fn messages_wake_it_and_none_is_lost() {
         "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 4, \
          target = {{ concurrency = 50 }}, window = \"2s\", panic = \"1s\" }}\n\
          [workload.bindings]\npublish = [\"shop.seen\"]\nsubscribe = [ \
-         {{ subject = \"shop.orders.*\", stream = \"SHOP\" }}]\n",
+         {{ subject = \"shop.orders.*\", stream = \"SHOP\", attempts = 1 }}]\n",
         guest("echo-messages").display()
     );
     let file = daemons.home.write("worker.toml", text);

@@ -38,9 +38,13 @@ impl Client {
         reply.unwrap_or_else(|error| panic!("{subject}: {error}"))
     }
 
-    /// Request and reply; `None` while nobody answers.
+    /// Request and reply; `None` when nobody listens. Whoever listens has to answer.
+    #[track_caller]
     pub fn try_request(&self, subject: &str, body: &[u8]) -> Option<Vec<u8>> {
-        self.requested(subject, body).ok()
+        match self.requested(subject, body) {
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => None,
+            reply => Some(reply.unwrap_or_else(|error| panic!("{subject}: {error}"))),
+        }
     }
 
     fn requested(&self, subject: &str, body: &[u8]) -> Result<Vec<u8>, async_nats::RequestError> {
@@ -52,7 +56,7 @@ impl Client {
 
     /// Request and reply in JSON; `None` while nobody answers.
     pub fn try_json(&self, subject: &str, body: &Value) -> Option<Value> {
-        let reply = self.try_request(subject, body.to_string().as_bytes())?;
+        let reply = self.requested(subject, body.to_string().as_bytes()).ok()?;
         serde_json::from_slice(&reply).ok()
     }
 

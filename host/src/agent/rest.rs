@@ -47,7 +47,10 @@ impl Agent {
             None => self.to_wake(workload),
         };
         let asleep = |placement: &&mut Placement| {
-            placement.wanted && !placement.finished && placement.rest == Some(Rest::Asleep)
+            let sleeps = placement.rest == Some(Rest::Asleep);
+            // Another start of it holds nothing.
+            let holds = |id: ReplicaId| placement.live().is_some_and(|live| live.id == id);
+            placement.wanted && !placement.finished && sleeps && holder.is_none_or(holds)
         };
         let Some(key) = key else { return };
         if let Some(placement) = self.placements.get_mut(&key).filter(asleep) {

@@ -280,10 +280,11 @@ impl Agent {
                 }
                 return;
             }
-            // What rests is prepared, and may have something in hand that is to wake it.
-            ReplicaState::Starting | ReplicaState::Running => to_drain(replica, drain),
-            _ if live.prepared => to_drain(replica, drain),
-            _ => ToRunner::Stop { replica },
+            // One that has not started may rest in some runner, and have in hand what is to wake it.
+            _ => ToRunner::Drain {
+                replica,
+                deadline_ms: u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
+            },
         };
         self.advance(key, ReplicaState::Draining, now);
         self.overdue(key, overdue_at);
@@ -407,12 +408,5 @@ impl Agent {
             return;
         }
         self.changed.insert(name);
-    }
-}
-
-fn to_drain(replica: ReplicaKey, within: Duration) -> ToRunner {
-    ToRunner::Drain {
-        replica,
-        deadline_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
     }
 }

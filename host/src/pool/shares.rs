@@ -413,17 +413,15 @@ impl Replica {
             if !share.lives() {
                 continue;
             }
-            // One that is prepared may rest, and have in hand what is to wake it.
-            let has_work = matches!(share, Share::Prepared | Share::Starting) || share.started();
             *share = Share::Ending;
             let replica = replica.clone();
             let message = match order {
-                Order::Drain { deadline_ms } if has_work => ToRunner::Drain {
+                // Also one that has not started: it may rest, and have in hand what is to wake it.
+                Order::Drain { deadline_ms } => ToRunner::Drain {
                     replica,
                     deadline_ms,
                 },
-                // One that is not prepared has nothing in hand; one that ended elsewhere by itself
-                // has failed, and is started anew by policy.
+                // One that ended elsewhere by itself has failed, and is started anew by policy.
                 _ => ToRunner::Stop { replica },
             };
             moves.to.push((runner, message));

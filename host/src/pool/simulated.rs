@@ -409,6 +409,20 @@ fn code_is_compiled_by_one_runner_before_the_others_load_it() {
     assert_eq!(asked(&world), RUNNERS - 1);
 }
 
+/// One may rest in some runners already, and have in hand what is to wake it.
+#[test]
+fn what_has_not_started_is_drained_too() {
+    let mut world = World::new();
+    world.step(&Step::Prepare(1, Kind::Messages));
+    world.read(0);
+    world.go_on(0, 0, false);
+    world.end(1, true);
+    for runner in &world.runners {
+        let last = runner.inbox.back();
+        assert!(matches!(last, Some(ToRunner::Drain { .. })), "{last:?}");
+    }
+}
+
 #[test]
 fn services_are_shared_out_evenly() {
     let mut world = World::new();

@@ -25,10 +25,11 @@ const FORGET_AFTER: u32 = 5;
 pub(super) struct Backlog(AtomicU64);
 
 impl Backlog {
-    /// One, if the spec goes by it.
+    /// One, if the spec asks for it.
     pub(super) fn of(spec: &WorkloadSpec) -> Option<Arc<Self>> {
         let scale = spec.scale.as_ref()?;
-        let follows = scale.target.contains_key(Measure::Pending.as_str());
+        // What waits keeps it from going to zero, whatever else it goes by.
+        let follows = scale.min == 0 || scale.target.contains_key(Measure::Pending.as_str());
         follows.then(Arc::default)
     }
 

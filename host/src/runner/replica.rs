@@ -167,8 +167,7 @@ pub(super) async fn live(
     let resources = &launch.spec.resources;
     let most = usize::try_from(resources.concurrency.saturating_add(resources.queue));
     let most = most.unwrap_or(usize::MAX);
-    let _coming =
-        (launch.kind == Kind::Http).then(|| context.locals.waking().comes(workload, most));
+    let coming = (launch.kind == Kind::Http).then(|| context.locals.waking().comes(workload, most));
     let (mut ending, mut starts) = (orders.clone(), orders.clone());
     let prepared = tokio::select! {
         biased;
@@ -206,6 +205,8 @@ pub(super) async fn live(
     };
     life.resting = Resting::begin(&life, &guest);
     if !starts.start().await {
+        // Nobody waits for it any more.
+        drop(coming);
         if let Some(mut resting) = life.resting.take() {
             tokio::select! {
                 biased;
@@ -213,6 +214,8 @@ pub(super) async fn live(
                 () = resting.end() => {}
             }
         }
+        // Its last lines before its last word.
+        context.logs.flush().await;
         return stopped;
     }
     let _ = started.set(guest.clone());
