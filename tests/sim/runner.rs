@@ -61,7 +61,15 @@ impl World {
                 replica,
                 deadline_ms,
             } => {
-                let wait = self.rng.between(0, deadline_ms.min(3_000));
+                let up = self.hosts[at].up.as_ref();
+                let run = up.and_then(|up| up.runner.get(&replica));
+                let waits = |run: &Run| matches!(run.there, There::Preparing | There::Prepared);
+                // What has not started has next to nothing in hand.
+                let wait = if run.is_some_and(waits) {
+                    5
+                } else {
+                    self.rng.between(0, deadline_ms.min(3_000))
+                };
                 self.runner_ends(at, &replica, wait);
             }
             ToRunner::Stop { replica } => self.runner_ends(at, &replica, 5),
