@@ -106,6 +106,38 @@ pub struct Record {
 }
 
 impl Record {
+    /// One of which nothing is wanted yet: its first, or the first since it was removed, whose numbers go on.
+    pub fn new(
+        key: &WorkloadKey,
+        kind: Kind,
+        revision: RevisionNumber,
+        removed: Option<&Removed>,
+        at: Timestamp,
+    ) -> Self {
+        Self {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            kind,
+            revision,
+            newest: revision,
+            stable: None,
+            desired: 0,
+            stopped: false,
+            rollout: None,
+            next_placement: removed.map_or(PlacementNumber(1), |removed| removed.next_placement),
+            fresh_from: PlacementNumber(0),
+            run: None,
+            moves: Vec::new(),
+            earlier: Vec::new(),
+            scheduled: None,
+            crash_loop: Vec::new(),
+            homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
+            created: at,
+            updated: at,
+            answered: removed.map_or_else(Vec::new, |removed| removed.answered.clone()),
+        }
+    }
+
     /// The workload's full name.
     pub fn key(&self) -> WorkloadKey {
         WorkloadKey::new(self.namespace.clone(), self.name.clone())

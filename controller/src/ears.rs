@@ -19,7 +19,7 @@ use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, subjects};
 use wasmorch_planner::Observation;
 
 use crate::clock::{Clock, Seldom};
-use crate::inbox::{Heard, Inbox};
+use crate::inbox::{HOSTS_MAX, Heard, Inbox};
 use crate::link::{Inbound, Link, LinkError, Subscription};
 use crate::metrics::Metrics;
 
@@ -29,9 +29,6 @@ const NOTES_MAX: usize = 16_384;
 const ASKS_MAX: usize = 64;
 /// Other questions on their way at the same time: to the store, and what hosts hold.
 const QUESTIONS_MAX: usize = 8;
-/// Hosts that wait to be asked for their status: as many as can be in one cluster. A new leader asks all
-/// of them, and none may have to wait for the next turn of a busy control loop.
-const HOSTS_MAX: usize = 65_536;
 /// Pages of one host's status: far beyond what its capacity allows.
 const PAGES_MAX: usize = 1_000;
 /// What a host holds is asked for again so often when it changed meanwhile.
@@ -153,6 +150,7 @@ pub(crate) struct Asker {
 impl Asker {
     pub(crate) fn new(ears: &Ears, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let (notes, noted) = mpsc::channel(NOTES_MAX);
+        // A new leader asks all of them, and none may have to wait for the next turn of a busy control loop.
         let (statuses, hosts) = mpsc::channel(HOSTS_MAX);
         let (link, token) = (ears.link.clone(), stop.clone());
         tasks.spawn(async move {

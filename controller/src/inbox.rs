@@ -1,9 +1,9 @@
 //! What hosts have said and the control loop has not read yet.
 //!
 //! A bounded queue in the order in which messages came, with one rule of its own: of one start of a
-//! host two heartbeats wait, the oldest, which keeps its turn, and the newest. So however long a plan takes, no living host falls silent
-//! for want of room, and heartbeats never crowd out the reports that only a full report could
-//! replace. Knows nothing of what the messages mean.
+//! host two heartbeats wait, the oldest, which keeps its turn, and the newest. So however long a plan
+//! takes, no living host falls silent for want of room, and heartbeats never crowd out the reports that
+//! only a full report could replace. Knows nothing of what the messages mean.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -18,8 +18,8 @@ use wasmorch_planner::Observation;
 const STATUSES_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 /// And so many more in answers that were asked for: others leave them their room.
 const ASKED_MAX: usize = STATUSES_MAX / 4;
-/// Hosts of which heartbeats may wait.
-const HOSTS_MAX: usize = 65_536;
+/// Hosts of which heartbeats may wait: as many as can be in one cluster.
+pub(crate) const HOSTS_MAX: usize = 65_536;
 
 /// One observation and when it came.
 #[derive(Debug)]

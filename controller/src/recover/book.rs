@@ -277,26 +277,9 @@ fn brought_up(
         newest_held > record.newest || held.next_placement() > record.next_placement
     });
     let mut record = known.unwrap_or_else(|| Record {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        kind: target.kind,
-        revision: newest_held,
-        newest: newest_held,
-        stable: None,
-        desired: 0,
-        stopped: false,
-        rollout: None,
-        next_placement: PlacementNumber(1),
-        fresh_from: PlacementNumber(0),
-        run: None,
-        moves: Vec::new(),
-        earlier: Vec::new(),
-        scheduled: None,
-        crash_loop: Vec::new(),
-        homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
-        created: target.at,
         updated: now,
         answered: Vec::new(),
+        ..Record::new(key, target.kind, newest_held, removed, target.at)
     });
     if later {
         go_on(&mut record, held, revisions, target, now);

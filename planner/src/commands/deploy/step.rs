@@ -1,11 +1,11 @@
 //! What a deploy makes of one workload: its record, its new revision, and what is too old to be kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use wasmorch_api::record::{Hold, Removed, Rollout};
 use wasmorch_api::{
-    ApiError, EventKind, Kind, PlacementNumber, Record, Revision, RevisionNumber, Slot, Timestamp,
-    WorkloadKey, WorkloadSpec,
+    ApiError, EventKind, Kind, Record, Revision, RevisionNumber, Slot, Timestamp, WorkloadKey,
+    WorkloadSpec,
 };
 
 use super::Holding;
@@ -82,7 +82,10 @@ pub(super) fn one(
     };
     let mut record = match known {
         Some(workload) => workload.record.clone(),
-        None => first_record(key, removed, kind, call),
+        None => Record {
+            desired: 1,
+            ..Record::new(key, kind, RevisionNumber(1), removed, call.now)
+        },
     };
     if record.stable.is_none() && known.is_some_and(serves) {
         record.stable = Some(record.revision);
@@ -219,31 +222,6 @@ fn rescale(
         from_nothing: false,
         counted: None,
     })
-}
-
-fn first_record(key: &WorkloadKey, removed: Option<&Removed>, kind: Kind, call: &Call) -> Record {
-    Record {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        kind,
-        revision: RevisionNumber(1),
-        newest: RevisionNumber(1),
-        stable: None,
-        desired: 1,
-        stopped: false,
-        rollout: None,
-        next_placement: removed.map_or(PlacementNumber(1), |removed| removed.next_placement),
-        fresh_from: PlacementNumber(0),
-        run: None,
-        moves: Vec::new(),
-        earlier: Vec::new(),
-        scheduled: None,
-        crash_loop: Vec::new(),
-        homes: removed.map_or_else(BTreeMap::new, |removed| removed.homes.clone()),
-        created: call.now,
-        updated: call.now,
-        answered: removed.map_or_else(Vec::new, |removed| removed.answered.clone()),
-    }
 }
 
 /// What another revision means for what runs: a job begins anew, a cron workload's runs go on and its
