@@ -135,7 +135,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "nginx was left out: it is not on PATH (Debian: apt-get install nginx-light)".into(),
         );
     }
-    let facts = machine::describe(&wasmorch(), &nats_server(), cluster.home.path());
+    let mut facts = machine::describe(&wasmorch(), &nats_server(), cluster.home.path());
+    if args.gateways > 0 {
+        facts.retain(|(label, _)| label != "simulated");
+        let said = format!(
+            "{} gateways, for one figure: real connections, no requests; else real processes, sockets and files",
+            args.gateways
+        );
+        facts.push(("simulated".into(), said));
+    }
     show(args, &facts, &mut ways, (routed, &woken), &notes)
 }
 
