@@ -16,6 +16,8 @@ use wasmorch_api::{
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Stored, Write, check, preview, queries, why};
 
+#[path = "planner/atomic.rs"]
+mod atomic;
 #[path = "planner/autoscale.rs"]
 mod autoscale;
 #[path = "planner/canary.rs"]

@@ -358,20 +358,13 @@ impl World {
         changed
     }
 
-    pub(crate) fn change(
-        &mut self,
-        command: fn(
-            &Cluster,
-            &ChangeRequest,
-            &Call,
-        ) -> Result<
-            commands::Outcome<wasmorch_api::messages::ChangeReply>,
-            wasmorch_api::ApiError,
-        >,
-        desired: Option<u32>,
-    ) {
+    pub(crate) fn change(&mut self, command: Command, desired: Option<u32>) {
+        self.change_of("web", command, desired);
+    }
+
+    pub(crate) fn change_of(&mut self, workload: &str, command: Command, desired: Option<u32>) {
         let request = ChangeRequest {
-            workload: name("web"),
+            workload: name(workload),
             desired,
             args: None,
             data: false,
