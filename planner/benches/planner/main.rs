@@ -115,19 +115,11 @@ fn main() {
     let share = args.iter().position(|arg| arg == "--share");
     let share = share.and_then(|at| args.get(at + 1)?.parse::<usize>().ok());
     let share = share.unwrap_or(1).max(1);
-    if args.iter().any(|arg| arg == "--story") {
-        let kind = if args.iter().any(|arg| arg == "http") {
-            Kind::Http
-        } else {
-            Kind::Service
-        };
-        println!(
-            "{}",
-            story(Scenario {
-                kind,
-                ..scenarios(share)[0]
-            })
-        );
+    if let Some(at) = args.iter().position(|arg| arg == "--story") {
+        let tables = args.get(at + 1).is_some_and(|kind| kind == "http");
+        let kind = if tables { Kind::Http } else { Kind::Service };
+        let scenario = scenarios(share)[0];
+        println!("{}", story(Scenario { kind, ..scenario }));
         return;
     }
     if let Some(at) = args.first().and_then(|arg| arg.parse::<usize>().ok()) {
@@ -142,32 +134,30 @@ fn main() {
     );
     println!("| --- |{}", " --: |".repeat(15));
     for at in 0..scenarios(share).len() {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg(at.to_string());
-        command.args(memory.then_some("--memory"));
-        command.arg("--share").arg(share.to_string());
-        let out = command.output().unwrap();
-        let (said, told) = (out.stdout, out.stderr);
-        if !out.status.success() {
-            println!("{}", String::from_utf8_lossy(&told));
-            std::process::abort();
-        }
-        print!(
-            "{}{}",
-            String::from_utf8_lossy(&said),
-            String::from_utf8_lossy(&told)
-        );
+        let memory = memory.then_some("--memory");
+        apart(share, [at.to_string().as_str()].into_iter().chain(memory));
     }
     println!("\n{LEGEND}");
-    for kind in [Kind::Service, Kind::Http] {
-        println!(
-            "{}",
-            story(Scenario {
-                kind,
-                ..scenarios(share)[0]
-            })
-        );
+    for kind in ["service", "http"] {
+        apart(share, ["--story", kind]);
     }
+}
+
+/// Prints what a process of its own measures.
+fn apart<'a>(share: usize, args: impl IntoIterator<Item = &'a str>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(args).arg("--share").arg(share.to_string());
+    let out = command.output().unwrap();
+    let (said, told) = (out.stdout, out.stderr);
+    if !out.status.success() {
+        println!("{}", String::from_utf8_lossy(&told));
+        std::process::abort();
+    }
+    print!(
+        "{}{}",
+        String::from_utf8_lossy(&said),
+        String::from_utf8_lossy(&told)
+    );
 }
 
 const LEGEND: &str = "\
