@@ -48,6 +48,8 @@ pub struct HostConfig {
     pub data: PathBuf,
     /// Where the gateway answers clients.
     pub http: SocketAddr,
+    /// A port of `http`'s address that is taken instead when nobody has it: the last start's.
+    pub http_port_before: Option<u16>,
     /// Certificates: then `http` speaks TLS only.
     pub tls: Option<TlsSource>,
     /// A load balancer in front tells of clients by the PROXY protocol, version 2.
@@ -330,8 +332,12 @@ impl Sockets {
         let peer = config
             .peer
             .unwrap_or_else(|| SocketAddr::new(config.http.ip(), 0));
+        // Bound at once: to look first whether it is free would leave a moment for another to take it.
+        let before = config
+            .http_port_before
+            .and_then(|port| Bound::bind("--http", SocketAddr::new(config.http.ip(), port)).ok());
         Ok(Self {
-            http: Bound::bind("--http", config.http)?,
+            http: before.map_or_else(|| Bound::bind("--http", config.http), Ok)?,
             peer: Bound::bind("--peer", peer)?,
             admin: Bound::bind("--admin", config.admin)?,
         })

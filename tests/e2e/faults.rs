@@ -45,6 +45,33 @@ fn a_killed_up_leaves_no_orphan_and_comes_back_with_everything() {
 }
 
 #[test]
+fn an_up_whose_last_ports_somebody_has_takes_others() {
+    let mut up = Up::start(2);
+    let ports = |up: &Up| -> (u16, u16) {
+        let noted = std::fs::read(up.home.path().join("data/wasmorch/up/up.json"))
+            .expect("`up` notes its ports");
+        let noted: serde_json::Value = serde_json::from_slice(&noted).expect("they are JSON");
+        let port = |value: &serde_json::Value| {
+            u16::try_from(value.as_u64().expect("a number")).expect("a port")
+        };
+        (port(&noted["nats_port"]), port(&noted["http_ports"]["h2"]))
+    };
+    let first = ports(&up);
+    let mut process = up.process.take().expect("it runs");
+    process.signal(Signal::TERM);
+    assert!(process.wait().success());
+    // A test beside this one may have been faster: then it is somebody's too.
+    let _taken =
+        [first.0, first.1].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok());
+    up.start_again();
+    let second = ports(&up);
+    assert_ne!(second.0, first.0);
+    assert_ne!(second.1, first.1);
+    up.deploy("hello-http", "hello", &["--replicas", "2"]);
+    assert_eq!(up.get("hello", "/").status, 200);
+}
+
+#[test]
 fn a_nats_server_that_dies_is_started_again() {
     let up = Up::start(1);
     up.deploy("hello-http", "hello", &[]);

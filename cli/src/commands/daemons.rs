@@ -73,6 +73,7 @@ fn host_config(
         nats,
         data,
         http: args.http,
+        http_port_before: None,
         tls,
         proxy_protocol: args.front.proxy_protocol,
         peer: args.peer,

@@ -145,8 +145,8 @@ async fn start(
     for number in 1..=args.hosts {
         let name = format!("h{number}");
         let http = match number {
-            1 => args.http,
-            _ => state::port_or_any(
+            1 => (args.http, None),
+            _ => (
                 SocketAddr::new(args.http.ip(), 0),
                 remembered.http_ports.get(&name).copied(),
             ),

@@ -5,7 +5,7 @@
 //! is no moment at which somebody else could take it; after that the port stays the same.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep, timeout};
 use wasmorch_host::Child;
 
 use super::process;
-use super::state::port_or_any;
 use crate::error::{CliError, Exit};
 use crate::serve::bind_error;
 
@@ -50,20 +49,16 @@ impl NatsServer {
         last_port: Option<u16>,
     ) -> Result<Self, CliError> {
         fs::create_dir_all(&folder).map_err(|error| CliError::writing(&folder, &error))?;
-        let wanted = match listen {
+        let (child, address) = match listen {
             Some(address) => {
                 if address.port() != 0 {
-                    std::net::TcpListener::bind(address)
+                    TcpListener::bind(address)
                         .map_err(|error| bind_error("--nats-listen", address, &error))?;
                 }
-                address
+                launch(&program, &folder, address).await?
             }
-            None => port_or_any(
-                SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
-                last_port,
-            ),
+            None => launch_anywhere(&program, &folder, last_port).await?,
         };
-        let (child, address) = launch(&program, &folder, wanted).await?;
         Ok(Self {
             program,
             folder,
@@ -114,6 +109,23 @@ impl NatsServer {
             self.child.ended().await;
         }
     }
+}
+
+/// At this port of loopback when nobody has it, else at any.
+async fn launch_anywhere(
+    program: &Path,
+    folder: &Path,
+    port: Option<u16>,
+) -> Result<(Child, SocketAddr), CliError> {
+    let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    // Another may take it between this look and the server's own bind.
+    if let Some(again) = port.map(at).filter(|at| TcpListener::bind(at).is_ok()) {
+        match launch(program, folder, again).await {
+            Ok(launched) => return Ok(launched),
+            Err(error) => tracing::info!(%again, error = %error, "not at the last port"),
+        }
+    }
+    launch(program, folder, at(0)).await
 }
 
 async fn launch(

@@ -75,7 +75,7 @@ impl Parts {
         nats: &NatsOptions,
         name: &str,
         data: PathBuf,
-        http: SocketAddr,
+        (http, http_port_before): (SocketAddr, Option<u16>),
         (tls, proxy_protocol): (Option<TlsSource>, bool),
         runners_each: u32,
     ) -> Result<(), CliError> {
@@ -85,6 +85,7 @@ impl Parts {
             nats: nats.clone(),
             data,
             http,
+            http_port_before,
             tls,
             proxy_protocol,
             // Hosts of one machine forward to each other there; until peers are authenticated, the

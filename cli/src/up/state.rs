@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -80,14 +79,6 @@ impl Remembered {
     }
 }
 
-/// This port again when it is free now, else any.
-pub(crate) fn port_or_any(address: SocketAddr, port: Option<u16>) -> SocketAddr {
-    let again = port.map(|port| SocketAddr::new(address.ip(), port));
-    again
-        .filter(|again| TcpListener::bind(again).is_ok())
-        .unwrap_or_else(|| SocketAddr::new(address.ip(), 0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_taken_again_when_free() {
+    fn ports_of_the_last_start_are_remembered() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Remembered::read(folder.path()), Remembered::default());
         let noted = Remembered {
@@ -117,11 +108,5 @@ mod tests {
         };
         noted.write(folder.path()).unwrap();
         assert_eq!(Remembered::read(folder.path()), noted);
-
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap();
-        assert_eq!(port_or_any(address, Some(address.port())).port(), 0);
-        drop(taken);
-        assert_eq!(port_or_any(address, Some(address.port())), address);
     }
 }
