@@ -111,6 +111,9 @@ pub struct ReplicaStatus {
     /// Its placement is told to rest: what starts or runs in spite of that was woken by a request.
     #[serde(default, skip_serializing_if = "crate::is_default")]
     pub standby: bool,
+    /// It rests, and hears what comes for it.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub listens: bool,
     /// Memory of its instances now.
     #[serde(default)]
     pub memory_bytes: u64,

@@ -3,8 +3,10 @@
 //! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns.
 //!
 //! Then: how long after a replica answers on its own host every other gateway routes to it, and some hundreds
-//! of simulated ones know of it; and how long the first request takes that finds a workload at zero.
+//! of simulated ones know of it; how long the first request takes that finds a workload at zero; and how long
+//! requests fail after a host has died.
 
+mod death;
 mod gateways;
 mod load;
 mod zero;
@@ -20,9 +22,10 @@ use wasmorch_tests::daemons::{Daemons, says_hello};
 use wasmorch_tests::nats::{Nats, binary as nats_server};
 use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Home;
-use wasmorch_tests::{guest, http, wasmorch};
+use wasmorch_tests::{guest, http, ports, wasmorch};
 
 use crate::machine;
+use death::Deaths;
 use gateways::Gateways;
 use load::Found;
 
@@ -61,6 +64,9 @@ pub(crate) struct Args {
     /// How often a workload at zero is woken
     #[arg(long, default_value_t = 20)]
     wakes: usize,
+    /// How often a host is killed, and how often one is frozen
+    #[arg(long, default_value_t = 5)]
+    deaths: usize,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -126,6 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let gates = (gateways[1].as_str(), gateways[0].as_str());
     let woken = zero::measure(&cluster, gates, "back", args.wakes)?;
+    let deaths = death::measure(&mut cluster, &gateways[0], HOSTS.len(), args.deaths)?;
     let mut notes = vec![format!(
         "{} connections, one request at a time each, {} turns of {} s, client and cluster on one machine",
         args.connections, args.turns, args.seconds
@@ -144,7 +151,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         facts.push(("simulated".into(), said));
     }
-    show(args, &facts, &mut ways, (routed, &woken), &notes)
+    show(args, &facts, &mut ways, (routed, &woken, &deaths), &notes)
 }
 
 fn way(what: &'static str, address: &str, workload: &'static str) -> Way {
@@ -261,9 +268,7 @@ impl Nginx {
         };
         let folder = folder.join("nginx");
         std::fs::create_dir_all(folder.join("logs"))?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = ports::free();
         let config = format!(
             "daemon off; worker_processes auto; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 1024; }}\n\
@@ -299,7 +304,7 @@ fn show(
     args: &Args,
     facts: &[(String, String)],
     ways: &mut [Way],
-    (mut routed, woken): (Routed, &[Vec<f64>; 2]),
+    (mut routed, woken, deaths): (Routed, &[Vec<f64>; 2], &[Deaths]),
     notes: &[String],
 ) -> Result<()> {
     routed.everywhere.sort_by(f64::total_cmp);
@@ -330,6 +335,7 @@ fn show(
             "routed": routed,
             "simulated": simulated,
             "from_zero": from_zero.collect::<Vec<_>>(),
+            "deaths": deaths.iter().map(Deaths::json).collect::<Vec<_>>(),
             "notes": notes,
         });
         return Ok(writeln!(out, "{all:#}")?);
@@ -371,6 +377,19 @@ fn show(
         writeln!(
             out,
             "from zero, through {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many} requests"
+        )?;
+    }
+    for one in deaths.iter().filter(|one| one.asked > 0) {
+        let [last, most] = [50, 100].map(|percent| percentile(&one.last_failed, percent));
+        let [slow, slowest] = [50, 100].map(|percent| percentile(&one.slowest, percent));
+        writeln!(
+            out,
+            "a host is {}, of {} times: last failed request median {last:.0} ms after, at most {most:.0} ms; {} of {}\n  \
+             failed; slowest answer median {slow:.0} ms, at most {slowest:.0} ms",
+            one.how,
+            one.slowest.len(),
+            one.failed,
+            one.asked
         )?;
     }
     for note in notes {

@@ -54,9 +54,10 @@ const TICK: Duration = Duration::from_millis(200);
 /// Under a flood of messages it passes all the same after so long; the planner then takes the gap
 /// for the leader's own stall.
 const TICK_LATE_MAX: Duration = Duration::from_secs(1);
-/// Taken from the queues in one turn, before planning gets its turn.
+/// Taken from the queues in one turn, before planning gets its turn: calls, and statuses of replicas in what
+/// hosts say (a heartbeat counts as one): some 60 ms.
 const CALLS_A_TURN: usize = 16;
-const HEARD_A_TURN: usize = 4_096;
+const HEARD_A_TURN: usize = 16_384;
 /// A store that is not ready is tried again so often, after so long each time.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -162,11 +163,11 @@ impl ControlLoop {
         }
         self.begin.metrics.turned();
         // Hosts first: a call is answered, and a plan made, on all that has been heard.
-        let mut heard_count = 0;
+        let mut statuses = 0;
         while let Some(one) = heard.take().or_else(|| inputs.heard.take_now()) {
+            statuses += one.weight();
             self.hear(one);
-            heard_count += 1;
-            if heard_count >= HEARD_A_TURN {
+            if statuses >= HEARD_A_TURN {
                 break;
             }
         }

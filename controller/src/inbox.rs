@@ -28,6 +28,16 @@ pub(crate) struct Heard {
     pub(crate) at: Timestamp,
 }
 
+impl Heard {
+    /// How many statuses of replicas it holds; whatever holds none counts as one.
+    pub(crate) fn weight(&self) -> usize {
+        match &self.what {
+            Observation::Status(report) => report.replicas.len().max(1),
+            Observation::Heartbeat(_) | Observation::Tick => 1,
+        }
+    }
+}
+
 /// The queue, shared by those who listen and the one who reads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inbox(Arc<Shared>);
@@ -124,8 +134,8 @@ impl Waiting {
                     }
                 }
             }
-            Observation::Status(report) => {
-                let more = weight(report.replicas.len());
+            Observation::Status(_) => {
+                let more = heard.weight();
                 // What alone is larger than all of the room passes an empty queue.
                 if self.statuses > 0 && self.statuses + more > most {
                     return Err(heard);
@@ -150,15 +160,11 @@ impl Waiting {
                     self.beats.insert(start, (newest, None));
                 }
             }
-            Observation::Status(report) => self.statuses -= weight(report.replicas.len()),
+            Observation::Status(_) => self.statuses -= heard.weight(),
             Observation::Tick => {}
         }
         Some(heard)
     }
-}
-
-fn weight(statuses: usize) -> usize {
-    statuses.max(1)
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ use leader::Controller;
 use lease::LeaseTimes;
 use link::Link;
 use metrics::Metrics;
-use store::Store;
+use store::{Store, StoreError};
 
 /// What is still on its way at the end has so long to leave.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -147,9 +147,19 @@ pub async fn run(
     Ok(())
 }
 
-/// A store that does not answer at the start is asked for so long, this often.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
+/// A store that does not answer at the start is asked for so long: several of the link's time-outs, for servers
+/// that choose their leader meanwhile drop what they are asked.
+const SILENT_STORE_MAX: Duration = Duration::from_secs(60);
+/// One that refuses may still be finding its peers.
+const REFUSED_MAX: Duration = Duration::from_secs(10);
 const STORE_AGAIN: Duration = Duration::from_millis(500);
+
+const fn patience(error: &StoreError) -> Duration {
+    match error {
+        StoreError::Unavailable(_) | StoreError::NotReady(_) => SILENT_STORE_MAX,
+        _ => REFUSED_MAX,
+    }
+}
 
 struct Parts {
     link: Link,
@@ -169,7 +179,7 @@ async fn start(config: &ControllerConfig, leader: &LeaderId) -> Result<Parts, Co
     let store = loop {
         match Store::open(&link, config.nats.js_domain.as_deref()).await {
             // Servers that start together with this need a while to choose their leader.
-            Err(ControllerError::Store(error)) if began.elapsed() < STORE_PATIENCE => {
+            Err(ControllerError::Store(error)) if began.elapsed() < patience(&error) => {
                 tracing::info!(%error, "waiting for the store");
                 tokio::time::sleep(STORE_AGAIN).await;
             }

@@ -227,6 +227,7 @@ fn as_if_ready(after: &mut Cluster, key: &WorkloadKey) -> usize {
                 exit_code: None,
                 given_up: false,
                 standby: false,
+                listens: false,
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,

@@ -5,7 +5,7 @@
 //! one without anybody's leave, and says so: the count follows that, so that its slot is wanted, and
 //! from then on it is a replica like any other. How many the load asks for is `scaler`'s.
 
-use wasmorch_api::{EventKind, ReplicaState};
+use wasmorch_api::{EventKind, PlacementNumber, ReplicaState};
 
 use crate::plan::Shift;
 use crate::slots::{Pass, Seat, Standing};
@@ -33,6 +33,33 @@ impl Pass<'_> {
         true
     }
 
+    /// Who serves until another one listens at rest: between running and resting nobody is there, and a
+    /// message to a plain subject would be lost. Alone it goes all the same when nothing can be lost, for a
+    /// gateway holds a request and a stream a message.
+    fn last_to_listen(&self) -> Option<PlacementNumber> {
+        let mut fresh = self.seats.values().filter(|seat| seat.fresh);
+        let listens = |seat: &Seat| seat.placed.standby && self.listens_at_rest(seat);
+        if fresh.clone().any(listens) {
+            return None;
+        }
+        let last = fresh
+            .clone()
+            .find(|seat| !seat.placed.standby && seat.serves())?;
+        let comes = |seat: &Seat| seat.number != last.number && seat.standing != Standing::Gone;
+        (fresh.any(comes) || self.target.spec.bindings.hears_plain_subjects())
+            .then_some(last.number)
+    }
+
+    fn listens_at_rest(&self, seat: &Seat) -> bool {
+        let report = self.workload.reports.get(&seat.number);
+        let report = report.filter(|known| known.host == seat.placed.host);
+        let lives = !matches!(
+            seat.standing,
+            Standing::Gone | Standing::Unheard | Standing::Away
+        );
+        lives && report.is_some_and(|known| known.status.listens)
+    }
+
     /// Its host knows that it is to rest, and has started it.
     fn is_woken(&self, seat: &Seat) -> bool {
         let report = self.workload.reports.get(&seat.number);
@@ -43,8 +70,8 @@ impl Pass<'_> {
         })
     }
 
-    /// At zero what stays is told to rest; otherwise nothing of the wanted revision rests. What another
-    /// revision has left resting ends when its successor is there.
+    /// At zero what stays is told to rest, one after the other; otherwise nothing of the wanted revision
+    /// rests. What another revision has left resting ends when its successor is there.
     pub(crate) fn shift_standbys(&mut self) {
         let rests = self.record.rests(&self.target.spec);
         let other = |seat: &&Seat| seat.placed.standby != rests && seat.fresh;
@@ -52,6 +79,8 @@ impl Pass<'_> {
             let heard = !matches!(seat.standing, Standing::Unheard | Standing::Gone);
             heard && self.wants(seat.placed.slot)
         });
+        let last = rests.then(|| self.last_to_listen()).flatten();
+        let told = told.filter(|seat| last != Some(seat.number));
         let shifts = told.map(|seat| Shift {
             key: self.key.clone(),
             placement: seat.number,

@@ -9,23 +9,15 @@ use wasmorch_tests::up::Up;
 use wasmorch_tests::{guest, wait_for};
 
 /// The nats-server of this `up`, from the process table.
-fn nats_of(up: &Up) -> Option<u32> {
-    let parent = up.process.as_ref()?.id();
-    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let mut threads: Vec<u32> = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{parent}/task")).ok()? {
-        let children = std::fs::read_to_string(task.ok()?.path().join("children")).ok()?;
-        threads.extend(
-            children
-                .split_whitespace()
-                .filter_map(|id| id.parse::<u32>().ok()),
-        );
-    }
-    drop(children);
-    threads.into_iter().find(|id| {
-        std::fs::read_to_string(format!("/proc/{id}/comm"))
-            .is_ok_and(|name| name.contains("nats-server"))
-    })
+fn nats_of(up: &Up) -> Option<i32> {
+    let children = up.process.as_ref()?.children();
+    children
+        .into_iter()
+        .map(|pid| pid.as_raw_nonzero().get())
+        .find(|id| {
+            std::fs::read_to_string(format!("/proc/{id}/comm"))
+                .is_ok_and(|name| name.contains("nats-server"))
+        })
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
-use wasmorch_tests::guest;
 use wasmorch_tests::nats::Nats;
 use wasmorch_tests::up::{Home, Up};
+use wasmorch_tests::{guest, ports};
 
 /// A component in text: imports and exports nothing that any host knows.
 const NO_KNOWN_EXPORT: &[u8] = b"\0asm\x0d\0\x01\0";
@@ -125,9 +125,7 @@ fn a_port_in_use_and_a_locked_folder() {
 fn a_server_that_is_not_there_too_old_or_without_jetstream() {
     let home = Home::new();
     home.run(&["ps"]).refused(69, &["wasmorch up"]);
-    let free = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let nobody = format!("nats://{}", free.local_addr().expect("bound"));
-    drop(free);
+    let nobody = format!("nats://127.0.0.1:{}", ports::free());
     home.run(&["--nats", &nobody, "ps"]).refused(69, &[&nobody]);
     home.run(&["--nats", &nobody, "controller"])
         .refused(69, &[&nobody]);

@@ -191,3 +191,37 @@ fn messages_wake_it_and_none_is_lost() {
     }
     at_rest(&daemons, "worker");
 }
+
+/// A subject that no stream keeps: whoever asks while it lies down is answered too.
+#[test]
+fn a_plain_subject_is_never_without_a_listener() {
+    let daemons = Daemons::start(1, 1);
+    let client = daemons.client();
+    let text = format!(
+        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 4, \
+         target = {{ concurrency = 50 }}, window = \"1s\", panic = \"1s\" }}\n\
+         [workload.bindings]\nsubscribe = [{{ subject = \"shop.asks\" }}]\n",
+        guest("echo-messages").display()
+    );
+    let file = daemons.home.write("worker.toml", text);
+    daemons.run(&["deploy", file.to_str().expect("text")]).ok();
+    let asks = |n: usize| {
+        let answer = client.try_request("shop.asks", format!("{n}").as_bytes());
+        let text = answer.map(|answer| String::from_utf8_lossy(&answer).into_owned());
+        assert_eq!(text, Some(format!("echo: {n}")), "asked while it lies down");
+    };
+    for round in 0..3 {
+        wait_for("one that lies down", || {
+            let status = status(&daemons, "worker");
+            (status["desired"] == 0).then_some(())
+        });
+        let until = Instant::now() + Duration::from_secs(1);
+        let mut n = round * 1000;
+        while Instant::now() < until {
+            asks(n);
+            n += 1;
+        }
+        at_rest(&daemons, "worker");
+        asks(n);
+    }
+}

@@ -444,7 +444,7 @@ fn placed(set: &wasmorch_api::PlacementSet) -> String {
 
 fn said_in_short(said: &FromRunner) -> String {
     match said {
-        FromRunner::Prepared { replica } => format!("prepared {replica}"),
+        FromRunner::Prepared { replica, .. } => format!("prepared {replica}"),
         FromRunner::Rejected { replica, reason } => format!("rejected {replica}: {reason}"),
         FromRunner::Started { replica } => format!("started {replica}"),
         FromRunner::Health { replica, ready, .. } => format!("{replica} ready: {ready}"),

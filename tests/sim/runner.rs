@@ -202,7 +202,10 @@ impl World {
             Step::Answers => return self.runner_answers(at, replica),
             Step::Prepared => {
                 run.there = There::Prepared;
-                FromRunner::Prepared { replica }
+                FromRunner::Prepared {
+                    replica,
+                    listens: true,
+                }
             }
             Step::Started => {
                 run.there = There::Running;

@@ -9,6 +9,7 @@ pub mod http;
 pub mod namespace;
 pub mod nats;
 pub mod nats_client;
+pub mod ports;
 pub mod process;
 pub mod rolls;
 pub mod up;

@@ -1,9 +1,9 @@
 //! A nats-server of the test's own, or three of them as one cluster.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::ports;
 use crate::process::Process;
 use crate::wait_for;
 
@@ -40,22 +40,15 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// A server with JetStream in `folder`, on a port the system picks.
+    /// A server with JetStream in `folder`.
     pub fn start(folder: &Path) -> Self {
         Self::begin(folder, Some(""), "")
     }
 
     /// `count` servers with JetStream that form one cluster.
     pub fn cluster(folder: &Path, count: usize) -> Vec<Self> {
-        // Routes must be known beforehand. All are held at once, so that they differ.
-        let held: Vec<TcpListener> = (0..count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free"))
-            .collect();
-        let ports: Vec<u16> = held
-            .iter()
-            .map(|listener| listener.local_addr().expect("it is bound").port())
-            .collect();
-        drop(held);
+        // Routes must be known beforehand.
+        let ports: Vec<u16> = (0..count).map(|_| ports::free()).collect();
         let routes: Vec<String> = ports
             .iter()
             .map(|port| format!("\"nats://127.0.0.1:{port}\""))
@@ -99,7 +92,7 @@ impl Nats {
         let mut nats = Self {
             process: None,
             folder: folder.to_path_buf(),
-            port: 0,
+            port: ports::free(),
             jetstream: jetstream.map(str::to_owned),
             more: more.to_owned(),
             address,
@@ -149,26 +142,26 @@ impl Nats {
         } else {
             String::new()
         };
-        let port = if self.port == 0 {
-            -1
-        } else {
-            i32::from(self.port)
-        };
         let text = format!(
-            "listen: \"{}:{port}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
+            "listen: \"{}:{}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
             self.address,
+            self.port,
             ports.display(),
             self.more
         );
         std::fs::write(&config, text).expect("the test's own folder is writable");
         let mut command = Command::new(binary());
         command.arg("-c").arg(&config);
-        self.process = Some(Process::start(command, &self.folder, "nats-server"));
-        self.port = wait_for("nats-server to tell its port", || {
+        let process = self
+            .process
+            .insert(Process::start(command, &self.folder, "nats-server"));
+        wait_for("nats-server to listen", || {
+            if let Some(status) = process.ended() {
+                panic!("nats-server ended with {status}:\n{}", process.stderr());
+            }
             let file = std::fs::read_dir(&ports).ok()?.next()?.ok()?.path();
-            let told: serde_json::Value =
-                serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
-            told["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
+            let told = std::fs::read_to_string(file).ok()?;
+            serde_json::from_str::<serde_json::Value>(&told).ok()
         });
     }
 }

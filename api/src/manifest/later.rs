@@ -4,7 +4,7 @@
 //! to change.
 
 use crate::error::Problem;
-use crate::spec::{Kind, WorkloadSpec};
+use crate::spec::{Kind, Scale, WorkloadSpec};
 
 /// What this spec asks for that this version does not run. `at` is the key within the workload.
 pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
@@ -20,14 +20,14 @@ pub fn not_yet(spec: &WorkloadSpec, kind: Kind) -> Vec<Problem> {
             });
         }
     };
-    let mut subscribed = spec.bindings.subscribe.iter();
+    let alone = |scale: &Scale| scale.min == 0 && scale.max == 1;
     later(
         kind == Kind::Messages
-            && spec.scale.as_ref().is_some_and(|scale| scale.min == 0)
-            && subscribed.any(|one| one.stream.is_none()),
-        "scale.min",
-        "going to zero with a subject that no stream keeps (what comes while it lies down would be lost) is",
-        "name a stream in bindings.subscribe, or use min = 1",
+            && spec.scale.as_ref().is_some_and(alone)
+            && spec.bindings.hears_plain_subjects(),
+        "scale.max",
+        "going to zero alone with a subject that no stream keeps (what comes while it lies down would be lost) is",
+        "use max = 2 or more, so that one listens while the other lies down, or name a stream in bindings.subscribe",
     );
     later(
         spec.instance.reuse != 1 && kind != Kind::Http,

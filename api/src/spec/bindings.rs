@@ -50,6 +50,12 @@ impl Bindings {
         sockets.is_some_and(|sockets| !sockets.listen.is_empty())
     }
 
+    /// Whether it handles a subject whose messages nobody keeps: what comes while nobody listens is lost.
+    #[must_use]
+    pub fn hears_plain_subjects(&self) -> bool {
+        self.subscribe.iter().any(|one| one.stream.is_none())
+    }
+
     /// Whether nothing is granted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -312,7 +312,10 @@ impl Fleet {
         let host = &mut self.hosts[at];
         match order {
             ToRunner::Prepare { replica, .. } => {
-                events.push(Event::Runner(FromRunner::Prepared { replica }));
+                events.push(Event::Runner(FromRunner::Prepared {
+                    replica,
+                    listens: true,
+                }));
             }
             ToRunner::Start { replica } => {
                 host.ready += 1;

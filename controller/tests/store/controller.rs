@@ -239,6 +239,7 @@ impl Voice {
                 exit_code: None,
                 given_up: false,
                 standby: false,
+                listens: false,
                 memory_bytes: 0,
                 cpu_millis: 0,
                 in_flight: 0,

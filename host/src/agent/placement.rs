@@ -67,6 +67,8 @@ pub(super) struct Replica {
     pub(super) with_runner: bool,
     /// The runner has prepared it: it could start.
     pub(super) prepared: bool,
+    /// And what comes for it finds it there.
+    pub(super) listens: bool,
     /// When its drain is over at the latest, grace included.
     pub(super) overdue_at: Option<Timestamp>,
     pub(super) usage: Usage,
@@ -240,6 +242,12 @@ impl Placement {
         ))
     }
 
+    /// It rests, and what comes for it wakes it.
+    fn listens(&self, replica: &Replica) -> bool {
+        let waits = replica.state == ReplicaState::Preparing && replica.prepared;
+        self.rest.is_some() && waits && replica.listens
+    }
+
     /// A replica of this placement as the leader sees it.
     pub(super) fn status(&self, key: &PlacementKey, replica: &Replica) -> ReplicaStatus {
         ReplicaStatus {
@@ -254,6 +262,7 @@ impl Placement {
             exit_code: replica.exit_code,
             given_up: replica.given_up,
             standby: self.rest.is_some(),
+            listens: self.listens(replica),
             memory_bytes: replica.usage.memory_bytes,
             cpu_millis: replica.usage.cpu_millis,
             in_flight: replica.usage.in_flight,
@@ -282,6 +291,7 @@ impl Replica {
             given_up: false,
             with_runner: false,
             prepared: false,
+            listens: false,
             overdue_at: None,
             usage: Usage::default(),
             usage_told: Usage::default(),

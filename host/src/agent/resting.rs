@@ -21,6 +21,7 @@ fn runs() -> PlacementSet {
 fn prepared(id: &str) -> FromRunner {
     FromRunner::Prepared {
         replica: replica("web", id),
+        listens: true,
     }
 }
 
@@ -71,6 +72,32 @@ fn a_request_starts_what_rests_and_the_leader_hears_of_it() {
     let effects = stage.event(told(runs(), 12));
     assert_eq!(orders(&effects), [""; 0]);
     assert!(!status(&effects, "1-7-1").standby);
+}
+
+#[test]
+fn the_leader_hears_when_what_rests_begins_to_listen() {
+    let mut stage = Stage::new();
+    stage.event(told(rests(), 10));
+    stage.event(Event::Revision(Arc::new(revision(
+        "web",
+        1,
+        Kind::Messages,
+    ))));
+    stage.event(super::tests::fetched("web"));
+    let prepared = |listens: bool| FromRunner::Prepared {
+        replica: replica("web", "1-7-1"),
+        listens,
+    };
+    stage.runner(prepared(false));
+    let effects = stage.runner(prepared(true));
+    assert_eq!(orders(&effects), [""; 0], "it rests");
+    let says = status(&effects, "1-7-1");
+    assert_eq!((says.state, says.listens), (ReplicaState::Preparing, true));
+    let effects = stage.runner(prepared(false));
+    assert!(!status(&effects, "1-7-1").listens, "it listens no more");
+    stage.runner(prepared(true));
+    let effects = stage.runner(wake());
+    assert!(!status(&effects, "1-7-1").listens, "it starts");
 }
 
 #[test]

@@ -276,6 +276,7 @@ impl World {
             (There::Preparing, true) => (
                 FromRunner::Prepared {
                     replica: replica.clone(),
+                    listens: true,
                 },
                 Some(There::Prepared),
             ),
@@ -353,7 +354,10 @@ impl World {
             return;
         };
         let message = match what % 5 {
-            0 => FromRunner::Prepared { replica },
+            0 => FromRunner::Prepared {
+                replica,
+                listens: true,
+            },
             1 => FromRunner::Started { replica },
             2 => FromRunner::Health {
                 replica,

@@ -183,6 +183,7 @@ impl Stage {
         self.event(fetched(name));
         self.runner(FromRunner::Prepared {
             replica: replica(name, id),
+            listens: true,
         });
         self.runner(FromRunner::Started {
             replica: replica(name, id),
@@ -234,6 +235,7 @@ fn a_placement_goes_all_the_way_to_ready() {
 
     let effects = stage.runner(FromRunner::Prepared {
         replica: replica("web", "1-7-1"),
+        listens: true,
     });
     assert!(matches!(to_runner(&effects)[..], [ToRunner::Start { .. }]));
     assert_eq!(status(&effects, "1-7-1").state, ReplicaState::Starting);

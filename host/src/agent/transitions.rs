@@ -74,7 +74,7 @@ impl Agent {
 
     pub(super) fn runner_said(&mut self, message: FromRunner, now: Timestamp) {
         match message {
-            FromRunner::Prepared { replica } => self.prepared(&replica, now),
+            FromRunner::Prepared { replica, listens } => self.prepared(&replica, listens, now),
             FromRunner::Started { replica } => self.started(&replica, now),
             FromRunner::Wake { workload, holder } => self.wake(&workload, holder, now),
             FromRunner::Rejected { replica, reason } => self.rejected(&replica, &reason, now),
@@ -92,11 +92,18 @@ impl Agent {
         }
     }
 
-    fn prepared(&mut self, replica: &ReplicaKey, now: Timestamp) {
-        if let Some(live) = self.with_runner(replica) {
-            live.prepared = true;
-            self.go(&PlacementKey::of(replica), now);
+    fn prepared(&mut self, replica: &ReplicaKey, listens: bool, now: Timestamp) {
+        let Some(live) = self.with_runner(replica) else {
+            return;
+        };
+        live.prepared = true;
+        let other = std::mem::replace(&mut live.listens, listens) != listens;
+        let key = PlacementKey::of(replica);
+        let rests = { self.placements.get(&key) }.is_some_and(|one| one.rest.is_some());
+        if other && rests {
+            self.changed.insert(replica.clone());
         }
+        self.go(&key, now);
     }
 
     fn started(&mut self, replica: &ReplicaKey, now: Timestamp) {

@@ -51,7 +51,9 @@ enum Share {
     /// The runner knows nothing of it.
     None,
     Preparing,
-    Prepared,
+    Prepared {
+        listens: bool,
+    },
     Starting,
     Started,
     /// It has said whether it is ready.
@@ -73,6 +75,10 @@ impl Share {
 
     fn prepared(&self) -> bool {
         self.lives() && *self != Self::Preparing
+    }
+
+    fn listens(&self) -> bool {
+        self.prepared() && *self != Self::Prepared { listens: false }
     }
 
     fn started(&self) -> bool {
@@ -97,7 +103,8 @@ struct Replica {
     shares: Vec<Share>,
     /// The only runner that has it; `None`: every runner has a share, or none was chosen yet.
     alone_in: Option<RunnerIndex>,
-    prepared_told: bool,
+    /// And whether it listens.
+    prepared_told: Option<bool>,
     started_told: bool,
     health_told: Option<(bool, Option<String>)>,
     /// Runners that ended while they prepared it, since one has prepared it.
@@ -188,7 +195,7 @@ impl Shares {
                     order: Order::Prepare,
                     shares,
                     alone_in: None,
-                    prepared_told: false,
+                    prepared_told: None,
                     started_told: false,
                     health_told: None,
                     ended_preparing: 0,
@@ -233,7 +240,7 @@ impl Shares {
     pub(crate) fn said(&mut self, runner: RunnerIndex, message: FromRunner) -> Moves {
         let mut moves = Moves::default();
         let replica = match &message {
-            FromRunner::Prepared { replica }
+            FromRunner::Prepared { replica, .. }
             | FromRunner::Rejected { replica, .. }
             | FromRunner::Started { replica }
             | FromRunner::Health { replica, .. }
@@ -253,8 +260,10 @@ impl Shares {
             return moves;
         };
         match message {
-            FromRunner::Prepared { .. } if *share == Share::Preparing => {
-                *share = Share::Prepared;
+            FromRunner::Prepared { listens, .. }
+                if matches!(share, Share::Preparing | Share::Prepared { .. }) =>
+            {
+                *share = Share::Prepared { listens };
                 held.ended_preparing = 0;
             }
             FromRunner::Started { .. } if *share == Share::Starting => *share = Share::Started,
@@ -450,7 +459,7 @@ impl Replica {
                         .to
                         .push((runner, ToRunner::Prepare { replica, launch }));
                 }
-                Share::Prepared if starts => {
+                Share::Prepared { .. } if starts => {
                     *share = Share::Starting;
                     moves.to.push((runner, ToRunner::Start { replica }));
                 }
@@ -471,9 +480,17 @@ impl Replica {
         };
         let (prepared, started) = (all(Share::prepared), all(Share::started));
         let replica = || replica.clone();
-        if prepared && !self.prepared_told {
-            self.prepared_told = true;
-            said.push(FromRunner::Prepared { replica: replica() });
+        // One is enough: what comes goes to whoever listens.
+        let listens = self.shares.iter().any(Share::listens);
+        let news = match self.prepared_told {
+            None => prepared,
+            // Nobody asks any more once it is told to start or to end.
+            Some(told) => told != listens && self.order == Order::Prepare,
+        };
+        if news {
+            self.prepared_told = Some(listens);
+            let replica = replica();
+            said.push(FromRunner::Prepared { replica, listens });
         }
         if started && !self.started_told {
             self.started_told = true;

@@ -99,7 +99,10 @@ impl Runner {
         match (*stage, bad) {
             (Stage::Preparing, false) => {
                 *stage = Stage::Prepared;
-                vec![FromRunner::Prepared { replica }]
+                vec![FromRunner::Prepared {
+                    replica,
+                    listens: true,
+                }]
             }
             (Stage::Preparing, true) => {
                 self.replicas.remove(&replica);
@@ -182,7 +185,7 @@ impl World {
     fn hear(&mut self, message: FromRunner) {
         let over = |known: &Known| known.ended + known.rejected > 0 || known.stopped > 0;
         match message {
-            FromRunner::Prepared { replica } => {
+            FromRunner::Prepared { replica, .. } => {
                 let known = self.known.get_mut(&replica).unwrap();
                 assert!(!known.prepared && !over(known), "{known:?}");
                 (known.prepared, known.start_sent) = (true, !known.end_sent);
@@ -421,6 +424,37 @@ fn what_has_not_started_is_drained_too() {
         let last = runner.inbox.back();
         assert!(matches!(last, Some(ToRunner::Drain { .. })), "{last:?}");
     }
+}
+
+/// What is prepared everywhere listens when one runner does, and no more when that one is gone.
+#[test]
+fn it_listens_where_one_runner_does() {
+    let mut world = World::new();
+    world.step(&Step::Prepare(1, Kind::Messages));
+    let listens = |moves: Moves| -> Vec<bool> {
+        let said = moves.said.into_iter().map(|said| match said {
+            FromRunner::Prepared { listens, .. } => listens,
+            other => panic!("{other:?}"),
+        });
+        said.collect()
+    };
+    let says = |world: &mut World, runner: usize, yes: bool| {
+        let (replica, listens_there) = (key(1), yes);
+        let prepared = FromRunner::Prepared {
+            replica,
+            listens: listens_there,
+        };
+        listens(world.shares.said(runner, prepared))
+    };
+    let last = RUNNERS - 1;
+    assert_eq!(says(&mut world, 0, true), [false; 0]);
+    for runner in 1..last {
+        assert_eq!(says(&mut world, runner, false), [false; 0]);
+    }
+    assert_eq!(says(&mut world, last, false), [true]);
+    assert_eq!(listens(world.shares.died(0, "killed")), [false]);
+    assert_eq!(says(&mut world, last, false), [false; 0], "once");
+    assert_eq!(says(&mut world, last, true), [true]);
 }
 
 #[test]

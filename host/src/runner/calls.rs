@@ -38,6 +38,12 @@ impl Calls {
         }
     }
 
+    /// Whether the server has confirmed that they are taken, once that is `news`.
+    pub(super) async fn listens(&mut self, news: impl Fn(bool) -> bool) -> Option<bool> {
+        let now = self.listens.wait_for(|now| news(*now)).await;
+        now.ok().map(|now| *now)
+    }
+
     /// Takes none any more; those in hand go on.
     pub(super) fn close(&self) {
         self.draining.cancel();

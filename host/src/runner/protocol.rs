@@ -219,10 +219,12 @@ pub struct Usage {
 /// Runner to daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromRunner {
-    /// Ready to be started.
+    /// Ready to be started; told again when `listens` changes.
     Prepared {
         /// Which replica.
         replica: ReplicaKey,
+        /// What comes for it would find it, and wake it if it is to rest.
+        listens: bool,
     },
     /// It could not be started. What would make it pass, in words.
     Rejected {

@@ -7,6 +7,7 @@
 //!
 //! Failing before the start is `Rejected`, after it `Ended`.
 
+use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -101,6 +102,20 @@ impl Resting {
         }
     }
 
+    /// Whether the server has confirmed that it listens, once that is not what was told.
+    async fn listens(&mut self, told: Option<bool>) -> bool {
+        let news = |now: bool| told != Some(now);
+        let now = match self {
+            Self::Calls(calls) => calls.listens(news).await,
+            Self::Intake(intake) => intake.listens(news).await,
+        };
+        match now {
+            Some(now) => now,
+            // Whoever could tell is gone.
+            None => std::future::pending().await,
+        }
+    }
+
     /// Takes none any more, and returns when what it has is done.
     async fn end(&mut self) {
         match self {
@@ -128,6 +143,22 @@ pub(super) struct Counts {
 }
 
 impl Life {
+    /// Tells that it is prepared, and again when it begins to listen.
+    async fn tell_prepared(&mut self) -> Infallible {
+        let mut told = None;
+        loop {
+            let listens = match &mut self.resting {
+                Some(resting) => resting.listens(told).await,
+                None if told.is_none() => true,
+                None => std::future::pending().await,
+            };
+            told = Some(listens);
+            let replica = self.replica.clone();
+            let prepared = FromRunner::Prepared { replica, listens };
+            self.context.tell(prepared).await;
+        }
+    }
+
     /// Tells the daemon about its readiness.
     pub(super) async fn health(&self, ready: bool, reason: Option<String>) {
         let replica = self.replica.clone();
@@ -157,7 +188,7 @@ pub(super) async fn live(
     replica: ReplicaKey,
     launch: Launch,
     (orders, counts): (Orders, Counts),
-    started: Arc<OnceLock<Guest>>,
+    known: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
     let stopped = FromRunner::Stopped {
         replica: replica.clone(),
@@ -186,11 +217,6 @@ pub(super) async fn live(
             return FromRunner::Rejected { replica, reason };
         }
     };
-    context
-        .tell(FromRunner::Prepared {
-            replica: replica.clone(),
-        })
-        .await;
     let mut life = Life {
         context: context.clone(),
         replica: replica.clone(),
@@ -204,7 +230,12 @@ pub(super) async fn live(
         resting: None,
     };
     life.resting = Resting::begin(&life, &guest);
-    if !starts.start().await {
+    let started = tokio::select! {
+        biased;
+        started = starts.start() => started,
+        never = life.tell_prepared() => match never {},
+    };
+    if !started {
         // Nobody waits for it any more.
         drop(coming);
         if let Some(mut resting) = life.resting.take() {
@@ -218,7 +249,7 @@ pub(super) async fn live(
         context.logs.flush().await;
         return stopped;
     }
-    let _ = started.set(guest.clone());
+    let _ = known.set(guest.clone());
     context
         .tell(FromRunner::Started {
             replica: replica.clone(),

@@ -278,7 +278,7 @@ impl Bench {
         .await;
         let prepared = self
             .wait("end of preparing", |message| match message {
-                FromRunner::Prepared { replica: of } if *of == replica => Some(Ok(())),
+                FromRunner::Prepared { replica: of, .. } if *of == replica => Some(Ok(())),
                 FromRunner::Rejected {
                     replica: of,
                     reason,

@@ -120,6 +120,7 @@ impl World {
                 reason: None,
                 exit_code: None,
                 given_up: false,
+                listens: false,
                 standby: false,
                 memory_bytes: 0,
                 cpu_millis: 0,

@@ -275,6 +275,7 @@ impl World {
                     exit_code: None,
                     given_up: fate == Fate::GivesUp && !rests,
                     standby: placed.standby,
+                    listens: rests,
                     memory_bytes: 0,
                     cpu_millis: 0,
                     in_flight: 0,

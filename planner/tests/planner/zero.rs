@@ -1,6 +1,8 @@
 //! To zero and back: who rests, what gateways are told of it, and what a request that wakes one changes.
 
-use wasmorch_api::{EventKind, HostEndpoint};
+use wasmorch_api::spec::Subscription;
+use wasmorch_api::{ByteSize, EventKind, HostEndpoint, PlacementNumber};
+use wasmorch_planner::Placed;
 
 use super::autoscale::scaled;
 use super::*;
@@ -77,6 +79,65 @@ fn what_nobody_asks_for_rests_on_two_hosts_and_gateways_know_where() {
     world.run(40);
     assert_eq!(world.standing(), before);
     assert!(world.plans.iter().all(|plan| plan.shift.is_empty()));
+}
+
+/// Between running and resting nobody is there: what comes on a plain subject then would be lost.
+#[test]
+fn one_listens_while_another_lies_down() {
+    let plain = |max: u32| {
+        let mut spec = scaled("1", 0, max);
+        spec.bindings.subscribe = vec![Subscription {
+            subject: "asks".into(),
+            ..Subscription::default()
+        }];
+        spec
+    };
+    let mut world = World::new(3);
+    world.deploy(plain(20), Kind::Messages);
+    let (mut shared, mut proven) = (0, false);
+    for _ in 0..50 {
+        world.run(1);
+        let workload = world.cluster.workload(&web()).unwrap();
+        let listens = |number: &PlacementNumber, placed: &Placed| {
+            let report = workload.reports.get(number);
+            report.is_some_and(|known| {
+                let (status, told) = (&known.status, placed.standby);
+                if told { status.listens } else { status.ready }
+            })
+        };
+        let placements = &workload.placements;
+        let count = placements.iter().filter(|(n, one)| listens(n, one)).count();
+        let (rest, run) = world.standing();
+        assert!(
+            count > 0 || !proven,
+            "nobody listens: {rest:?} rest, {run:?} run"
+        );
+        proven |= count > 0;
+        shared += usize::from(!rest.is_empty() && !run.is_empty());
+    }
+    assert!(shared > 0, "they went one after the other");
+    assert_eq!(
+        (world.standing().0.len(), world.state()),
+        (2, WorkloadState::Idle)
+    );
+
+    // Where there is room for one only, it does not lie down: nobody would listen meanwhile.
+    let mut large = plain(20);
+    large.resources.reserve.memory = ByteSize::mib(700);
+    let mut kept = large.clone();
+    kept.bindings.subscribe[0].stream = Some("ASKS".into());
+    // What a stream keeps waits there.
+    for (spec, runs) in [(large, 1), (kept, 0)] {
+        let mut world = World::new(1);
+        world.deploy(spec, Kind::Messages);
+        world.run(60);
+        let (rest, run) = world.standing();
+        assert_eq!(
+            (rest.len(), run.len()),
+            (1 - runs, runs),
+            "{rest:?} {run:?}"
+        );
+    }
 }
 
 #[test]

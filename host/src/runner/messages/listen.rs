@@ -117,6 +117,15 @@ impl Intake {
         self.stands.clone()
     }
 
+    /// Whether the server has confirmed that all comes here, once that is `news`.
+    pub(in crate::runner) async fn listens(&mut self, news: impl Fn(bool) -> bool) -> Option<bool> {
+        let now = self
+            .stands
+            .wait_for(|stands| news(*stands == Stands::Ready))
+            .await;
+        now.ok().map(|stands| *stands == Stands::Ready)
+    }
+
     /// What has come is handled from here on.
     pub(super) fn start(&self) {
         self.started.send_replace(true);

@@ -1,0 +1,162 @@
+//! A host dies: how long requests through the gateway of another fail, and how slow they get.
+//!
+//! One workload with a replica on each of two hosts, asked through a third one's gateway. Killed: its sockets
+//! are closed by the kernel. Frozen: they take what is sent and answer nothing, as a machine without power
+//! looks from afar until something gives up waiting.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use wasmorch_tests::daemons::Daemons;
+use wasmorch_tests::{guest, http};
+
+const NAME: &str = "mourned";
+const HOST: &str = "mourned.default.localhost";
+/// Where its replicas may be; the second one dies.
+const FLAGS: [&str; 2] = ["--label", "place=pair"];
+const CLIENTS: usize = 8;
+/// Between two requests of one client.
+const PACE: Duration = Duration::from_millis(5);
+/// So many answers of both first.
+const BEFORE: usize = 500;
+/// After the death it is asked for so long: the planner replaces what was there after 5 s.
+const AFTER: Duration = Duration::from_secs(8);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_secs(60);
+
+/// What one way to die does to requests.
+#[derive(Default)]
+pub(super) struct Deaths {
+    pub(super) how: &'static str,
+    /// From each death to the end of the last request that failed, in ms; 0 when none did.
+    pub(super) last_failed: Vec<f64>,
+    /// The slowest answer of each, in ms.
+    pub(super) slowest: Vec<f64>,
+    pub(super) failed: usize,
+    pub(super) asked: usize,
+}
+
+impl Deaths {
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "how": self.how, "deaths": self.last_failed.len(), "asked": self.asked, "failed": self.failed,
+            "last_failed_ms": self.last_failed, "slowest_ms": self.slowest,
+        })
+    }
+}
+
+/// Hosts `first` and `first + 1` are started for it. Times are sorted.
+pub(super) fn measure(
+    cluster: &mut Daemons,
+    gateway: &str,
+    first: usize,
+    turns: usize,
+) -> Result<[Deaths; 2]> {
+    let doomed = first + 1;
+    cluster.start_host_with(first, &FLAGS);
+    cluster.start_host_with(doomed, &FLAGS);
+    cluster.wait_for_hosts(doomed + 1);
+    let text = format!(
+        "[workload]\nname = \"{NAME}\"\ncomponent = \"{}\"\nreplicas = 2\n\
+         constraints = [{{ label = \"place\", eq = \"pair\" }}, {{ distinct = \"host\" }}]\n",
+        guest("hello-http").display()
+    );
+    let file = cluster.home.write("mourned.toml", text);
+    let file = file.to_str().context("the temp folder is text")?.to_owned();
+    cluster.run(&["deploy", &file]).ok();
+    let mut both = ["killed", "frozen"].map(|how| Deaths {
+        how,
+        ..Deaths::default()
+    });
+    for _ in 0..turns {
+        for deaths in &mut both {
+            until_on_two_hosts(cluster)?;
+            one(cluster, gateway, doomed, deaths)?;
+            cluster.start_host_with(doomed, &FLAGS);
+        }
+    }
+    cluster.run(&["rm", NAME]).ok();
+    for deaths in &mut both {
+        deaths.last_failed.sort_by(f64::total_cmp);
+        deaths.slowest.sort_by(f64::total_cmp);
+    }
+    Ok(both)
+}
+
+/// Both replicas are ready, each on its host, and both answer.
+fn until_on_two_hosts(cluster: &Daemons) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let status = cluster.run(&["status", NAME, "--json"]).ok().json();
+        if status["ready"] == 2 {
+            return Ok(());
+        }
+        ensure!(
+            began.elapsed() < LOOK_MAX,
+            "{NAME} is not on two hosts: {status}"
+        );
+        std::thread::park_timeout(LOOK_EVERY);
+    }
+}
+
+/// When a request began and ended, and whether it was answered.
+type Asked = (Instant, Instant, bool);
+
+fn one(cluster: &mut Daemons, gateway: &str, doomed: usize, deaths: &mut Deaths) -> Result<()> {
+    let host = cluster.hosts[doomed].take().context("it runs")?;
+    let (asked, enough) = (Mutex::new(Vec::<Asked>::new()), AtomicBool::new(false));
+    let died = std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let answer = http::get(gateway, HOST, "/");
+                    let good = answer.is_ok_and(|answer| answer.status == 200);
+                    let one = (began, Instant::now(), good);
+                    if let Ok(mut asked) = asked.lock() {
+                        asked.push(one);
+                    }
+                    std::thread::park_timeout(PACE);
+                }
+            });
+        }
+        let count = || asked.lock().map_or(0, |asked| asked.len());
+        while count() < BEFORE {
+            std::thread::park_timeout(PACE);
+        }
+        let died = Instant::now();
+        let frozen = deaths.how == "frozen";
+        let kept = if frozen {
+            host.freeze();
+            Some(host)
+        } else {
+            host.kill();
+            None
+        };
+        while died.elapsed() < AFTER {
+            std::thread::park_timeout(AFTER.saturating_sub(died.elapsed()));
+        }
+        enough.store(true, Ordering::Relaxed);
+        (died, kept)
+    });
+    let (died, kept) = died;
+    drop(kept);
+    let asked = asked.into_inner().unwrap_or_default();
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let failed = asked.iter().filter(|(_, _, good)| !good);
+    let last = failed.clone().map(|(_, ended, _)| *ended).max();
+    deaths
+        .last_failed
+        .push(last.map_or(0.0, |last| ms(last.saturating_duration_since(died))));
+    let good = asked
+        .iter()
+        .filter(|(_, ended, good)| *good && *ended > died);
+    let slowest = good.map(|(began, ended, _)| *ended - *began).max();
+    deaths.slowest.push(slowest.map_or(0.0, ms));
+    deaths.failed += failed.count();
+    deaths.asked += asked.len();
+    Ok(())
+}
