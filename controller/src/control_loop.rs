@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{ApiError, EventKind, Timestamp};
-use wasmorch_planner::{Ask, Cluster, EventDraft, Observation};
+use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write};
 
 use crate::api::{ApiCall, Verb};
 use crate::clock::{Clock, Seldom};
@@ -54,7 +54,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// Under a flood of messages it passes all the same after so long; the planner then takes the gap
 /// for the leader's own stall.
 const TICK_LATE_MAX: Duration = Duration::from_secs(1);
-/// Taken from the queues in one turn, before planning gets its turn: calls, and statuses of replicas in what
+/// A plan that is due waits so long for what hosts have said to be heard.
+const PLAN_LATE_MAX: Duration = Duration::from_secs(2);
+/// Taken from the queues in one turn: calls, and statuses of replicas in what
 /// hosts say (a heartbeat counts as one): some 60 ms.
 const CALLS_A_TURN: usize = 16;
 const HEARD_A_TURN: usize = 16_384;
@@ -90,6 +92,9 @@ pub(crate) struct Begin {
     pub(crate) findings: mpsc::Sender<Finding>,
     pub(crate) metrics: Metrics,
 }
+
+/// How what is stored is folded in: as a user's writes, or as the last plan's.
+type Commit = fn(&mut Cluster, Vec<Write>, u64, Timestamp);
 
 /// The loop.
 #[derive(Debug)]
@@ -162,7 +167,7 @@ impl ControlLoop {
             () = tokio::time::sleep_until(wake.into()) => {}
         }
         self.begin.metrics.turned();
-        // Hosts first: a call is answered, and a plan made, on all that has been heard.
+        // Hosts first, but no call waits for a flood of them.
         let mut statuses = 0;
         while let Some(one) = heard.take().or_else(|| inputs.heard.take_now()) {
             statuses += one.weight();
@@ -191,8 +196,12 @@ impl ControlLoop {
             self.settle_doubt()?;
             self.gather_when_due();
         }
-        if self.pace.due().is_some_and(|due| due <= Instant::now()) {
-            self.plan().await?;
+        if let Some(due) = self.pace.due() {
+            // On all that has been heard: what thousands of hosts say at once is not planned host by host.
+            let now = Instant::now();
+            if due <= now && (inputs.heard.is_empty() || due + PLAN_LATE_MAX <= now) {
+                self.plan().await?;
+            }
         }
         self.say_frozen();
         Ok(())
@@ -303,7 +312,7 @@ impl ControlLoop {
         }
         if wrote {
             let batch = dispatch::whole(done.writes).and(kept);
-            if let Err(error) = self.store(batch).await {
+            if let Err(error) = self.store(batch, Cluster::commit).await {
                 if let Some(end) = ending(error, |refusal| send(call, Err(refusal))) {
                     return Err(end);
                 }
@@ -331,7 +340,7 @@ impl ControlLoop {
     // What both need.
 
     /// Stores one batch and folds it in.
-    async fn store(&mut self, batch: Batch) -> Result<(), StoreError> {
+    async fn store(&mut self, batch: Batch, commit: Commit) -> Result<(), StoreError> {
         let began = Instant::now();
         let mut tries = 0;
         let ack = loop {
@@ -361,7 +370,7 @@ impl ControlLoop {
                     .stored(batch.writes.len(), began.elapsed());
                 self.begin.guard.stored(ack.last_sequence);
                 let cluster = &mut self.begin.cluster;
-                aside(|| cluster.commit(batch.writes, ack.last_sequence, now));
+                aside(|| commit(cluster, batch.writes, ack.last_sequence, now));
                 Ok(())
             }
             Err(error) => {

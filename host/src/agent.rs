@@ -86,6 +86,7 @@ enum Timer {
     Lease(PlacementKey),
     Revision(WorkloadKey, RevisionNumber),
     Artifact(Digest),
+    Report,
 }
 
 /// The agent. See the module's head.
@@ -106,6 +107,8 @@ pub struct Agent {
     status_seq: u64,
     /// Replicas to tell about in the next report.
     changed: BTreeSet<ReplicaKey>,
+    /// When those are told that are only on their way.
+    tell_at: Option<Timestamp>,
     /// Placements to forget once that report is made.
     forget: BTreeSet<PlacementKey>,
     persist: bool,
@@ -130,6 +133,7 @@ impl Agent {
             timers: BTreeSet::new(),
             status_seq: 0,
             changed: BTreeSet::new(),
+            tell_at: None,
             forget: BTreeSet::new(),
             persist: false,
             shutting_down: false,
@@ -163,7 +167,7 @@ impl Agent {
             effects.extend(self.held().map(|held| Effect::Persist(Box::new(held))));
         }
         effects.append(&mut self.effects);
-        effects.extend(self.reports().into_iter().map(Effect::Report));
+        effects.extend(self.reports(now).into_iter().map(Effect::Report));
         self.forget_ended();
         effects
     }
@@ -231,6 +235,8 @@ impl Agent {
                 Timer::Lease(key) => self.lease_due(&key, now),
                 Timer::Revision(workload, number) => self.revision_due(workload, number, at),
                 Timer::Artifact(digest) => self.artifact_due(digest, at),
+                // Looked at when reports are made.
+                Timer::Report => {}
             }
         }
     }

@@ -27,6 +27,14 @@ pub(crate) enum Dirt {
     },
 }
 
+impl Dirt {
+    /// No slot and no host: only its record and tables.
+    pub(crate) fn nothing() -> Self {
+        let (slots, hosts) = (BTreeSet::new(), BTreeSet::new());
+        Self::Part { slots, hosts }
+    }
+}
+
 /// The work that waits.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Agenda {
@@ -36,11 +44,18 @@ pub(crate) struct Agenda {
     waiting: BTreeSet<WorkloadKey>,
     wakes: BTreeSet<(Timestamp, WorkloadKey)>,
     room: bool,
+    /// The last plan writes all that there is to write of these, if it is stored.
+    through: BTreeSet<WorkloadKey>,
+    /// What is marked follows from that plan's own writes.
+    follows_plan: bool,
 }
 
 impl Agenda {
     /// Look at all of it.
     pub(crate) fn whole(&mut self, key: &WorkloadKey) {
+        if self.is_foreseen(key) {
+            return;
+        }
         if self.dirty.get(key) != Some(&Dirt::Whole) {
             self.dirty.insert(key.clone(), Dirt::Whole);
         }
@@ -48,9 +63,11 @@ impl Agenda {
 
     /// Look at a slot, and at what is ready on a host.
     pub(crate) fn part(&mut self, key: &WorkloadKey, slot: Option<Slot>, host: Option<&HostId>) {
+        if self.is_foreseen(key) {
+            return;
+        }
         if !self.dirty.contains_key(key) {
-            let (slots, hosts) = (BTreeSet::new(), BTreeSet::new());
-            self.dirty.insert(key.clone(), Dirt::Part { slots, hosts });
+            self.dirty.insert(key.clone(), Dirt::nothing());
         }
         if let Some(Dirt::Part { slots, hosts }) = self.dirty.get_mut(key) {
             slots.extend(slot);
@@ -59,6 +76,32 @@ impl Agenda {
             {
                 hosts.insert(host.clone());
             }
+        }
+    }
+
+    fn is_foreseen(&self, key: &WorkloadKey) -> bool {
+        self.follows_plan && self.through.contains(key)
+    }
+
+    /// The plan that is being made writes all that there is to write of it.
+    pub(crate) fn planned_through(&mut self, key: &WorkloadKey) {
+        self.through.insert(key.clone());
+    }
+
+    /// That plan's writes are being committed, or not any more.
+    pub(crate) fn follow_plan(&mut self, follows: bool) {
+        self.follows_plan = follows;
+    }
+
+    /// All of it is stored.
+    pub(crate) fn carried_out(&mut self) {
+        self.through.clear();
+    }
+
+    /// Nobody has said that it is: those are looked at whole.
+    pub(crate) fn doubt_plan(&mut self) {
+        for key in std::mem::take(&mut self.through) {
+            self.whole(&key);
         }
     }
 

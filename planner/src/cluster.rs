@@ -220,6 +220,13 @@ impl Cluster {
         }
     }
 
+    /// The same with writes of the last plan, which knows what follows from them.
+    pub fn commit_planned(&mut self, writes: Vec<Write>, last_sequence: u64, now: Timestamp) {
+        self.agenda.follow_plan(true);
+        self.commit(writes, last_sequence, now);
+        self.agenda.follow_plan(false);
+    }
+
     fn commit_one(&mut self, write: Write, sequence: u64, now: Timestamp) {
         match write {
             Write::Record(record) => self.put_record(*record, sequence),

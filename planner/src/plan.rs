@@ -228,6 +228,7 @@ impl Cluster {
         if std::mem::take(&mut self.stale) {
             self.recount();
         }
+        self.agenda.doubt_plan();
         let mut plan = Plan::default();
         for host in self.hosts.values() {
             if let Some(record) = host.now_drained() {
@@ -275,6 +276,13 @@ impl Cluster {
         self.pool = pool;
         plan.wake_at = self.agenda.next_wake();
         plan
+    }
+
+    /// All that the last plan writes is stored and committed: whatever it has planned through, to where
+    /// nothing but readiness is awaited, need not be looked at again. Whoever does not say so, as after a plan
+    /// that was refused or stored in part, has the next plan look at all of it.
+    pub fn carried_out(&mut self) {
+        self.agenda.carried_out();
     }
 
     fn turn(&self, key: &WorkloadKey) -> Turn {
@@ -338,7 +346,18 @@ impl Cluster {
             plan.unplaced.push(trouble.clone());
         }
         workload.unplaced = passed.unplaced;
-        let again = wrote.then_some(if passed.whole { Dirt::Whole } else { dirt });
+        // What has been ended may make room for its successor, and where workloads depend on each other
+        // others look at what it has become.
+        let through = passed.through && plan.stop.len() == stops && self.bound.is_empty();
+        let again = match wrote {
+            false => None,
+            true if !passed.whole => Some(dirt),
+            true if through => {
+                self.agenda.planned_through(key);
+                None
+            }
+            true => Some(Dirt::Whole),
+        };
         self.agenda.planned(key, again, passed.waits, wakes);
     }
 

@@ -28,6 +28,7 @@ use crate::canary;
 use crate::cluster::{Cluster, Workload};
 use crate::explain;
 use crate::fill::{Delta, Fill, Ground};
+use crate::homes;
 use crate::judge;
 use crate::moves;
 use crate::per_host::Seating;
@@ -110,6 +111,8 @@ pub(crate) struct Passed {
     pub(crate) awaited: Option<Awaited>,
     /// All of it was looked at.
     pub(crate) whole: bool,
+    /// And it looks the same once what this pass wants is stored.
+    pub(crate) through: bool,
 }
 
 /// So many events of one kind for one workload in one plan; the rest are summed up.
@@ -302,14 +305,27 @@ impl Pass<'_> {
                 .seats
                 .values()
                 .all(|seat| seat.fresh && seat.leaves.is_none() && seat.standing != Standing::Gone);
+        let rolled = self.workload.record.active_rollout().is_some();
+        if rolled && self.record.active_rollout().is_none() {
+            // It has ended in this very pass: nobody waits for what was to become available.
+            self.foreseen = None;
+        }
         let wakes = self.wake.into_iter().chain(self.foreseen);
+        let awaited = { self.awaited.take() }.filter(|_| calm && self.only_awaits());
+        let steady = calm && !moves && self.foreseen.is_none();
+        // What is stored and what is placed is looked at again for these.
+        let follows = !self.record.moves.is_empty()
+            || !self.record.homes.is_empty()
+            || homes::has_data(&self.target.spec)
+            || self.workload.may_rest();
         let passed = Passed {
-            steady: calm && !moves && self.foreseen.is_none(),
+            through: (steady || awaited.is_some()) && !follows,
+            steady,
             waits: self.waits || unplaced.is_some(),
             unplaced,
             wake: wakes.min(),
             whole: self.scope.is_none(),
-            awaited: { self.awaited.take() }.filter(|_| calm && self.only_awaits()),
+            awaited,
         };
         if self.record.held_bare() {
             self.record.stopped = self.workload.record.stopped;

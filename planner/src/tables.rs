@@ -10,7 +10,7 @@ use wasmorch_api::{
 
 use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Workload};
-use crate::plan::{Plan, Stop};
+use crate::plan::{Plan, Shift, Stop};
 
 /// The label by which gateways keep requests near.
 const ZONE: &str = "zone";
@@ -31,12 +31,16 @@ pub(crate) fn plan_tables(
         return false;
     }
     let stops = &plan.stop[stops_from..];
-    let standbys = Standbys::of(workload, key, plan);
+    // This workload's are the last, for it has just been planned.
+    let shifted = plan.shift.iter().rev();
+    let shifted = shifted.take_while(|shift| shift.key == *key);
+    let standbys = Standbys::of(workload, shifted.clone());
     let mut awaits = false;
     let changed = match (dirt, &workload.endpoints) {
         (Dirt::Part { hosts, .. }, Some(stored)) if partly => {
             let stopped = stops.iter().map(|stop| &stop.host);
-            let hosts: BTreeSet<&HostId> = hosts.iter().chain(stopped).collect();
+            let shifted = shifted.map(|shift| &shift.host);
+            let hosts: BTreeSet<&HostId> = hosts.iter().chain(stopped).chain(shifted).collect();
             patched(cluster, (key, workload), (stops, &standbys), stored, &hosts)
         }
         (_, stored) => {
@@ -219,12 +223,9 @@ struct Standbys<'a> {
 }
 
 impl<'a> Standbys<'a> {
-    fn of(workload: &'a Workload, key: &WorkloadKey, plan: &Plan) -> Self {
-        // What an earlier revision has left at rest is woken as well.
-        let mut kept = workload.revisions.values();
-        let rests = kept.any(|revision| revision.spec.standbys() > 0);
-        let told = plan.shift.iter();
-        let told = told.filter(|shift| rests && shift.standby && shift.key == *key);
+    fn of<'p>(workload: &'a Workload, shifted: impl Iterator<Item = &'p Shift>) -> Self {
+        let rests = workload.may_rest();
+        let told = shifted.filter(|shift| rests && shift.standby);
         Self {
             workload: Some(workload).filter(|_| rests),
             told: told.map(|shift| shift.placement).collect(),

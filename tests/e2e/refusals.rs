@@ -96,7 +96,7 @@ update = { max_surge = 0, max_unavailable = 0 }
 fn what_comes_later_says_not_yet() {
     let up = Up::start(1);
     let text = format!(
-        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 3, target = {{ concurrency = 5 }} }}\n\
+        "[workload]\nname = \"worker\"\ncomponent = \"{}\"\nscale = {{ min = 0, max = 1, target = {{ concurrency = 5 }} }}\n\
          bindings = {{ subscribe = [\"work.*\"] }}\n",
         guest("echo-messages").display()
     );

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use wasmorch_api::EventKind;
-use wasmorch_planner::{EventDraft, Write, check};
+use wasmorch_planner::{Cluster, EventDraft, Write, check};
 
 use super::{ControlLoop, End, aside, ending};
 use crate::dispatch;
@@ -59,7 +59,7 @@ impl ControlLoop {
             if self.begin.guard.frozen().is_some() {
                 return Ok(());
             }
-            if let Err(error) = self.store(batch).await {
+            if let Err(error) = self.store(batch, Cluster::commit_planned).await {
                 let mut refusal = None;
                 if let Some(end) = ending(error, |why| refusal = Some(why)) {
                     return Err(end);
@@ -70,6 +70,9 @@ impl ControlLoop {
                 self.pace.hold(Instant::now());
                 return Ok(());
             }
+        }
+        if !refused {
+            self.begin.cluster.carried_out();
         }
         self.say(events);
         let (took, ms) = (began.elapsed(), |took: Duration| took.as_millis());

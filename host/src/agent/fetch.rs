@@ -98,7 +98,7 @@ impl Fetches {
                 self.revisions.get_mut(&(workload.clone(), *number))
             }
             Timer::Artifact(digest) => self.artifacts.get_mut(digest).map(|(fetch, _)| fetch),
-            Timer::Start(_) | Timer::DrainOverdue(_) | Timer::Lease(_) => None,
+            Timer::Start(_) | Timer::DrainOverdue(_) | Timer::Lease(_) | Timer::Report => None,
         };
         if let Some(fetch) = fetch {
             fetch.retry_at = Some(now);

@@ -4,16 +4,23 @@
 //! heartbeat carries the last number, and a leader that missed one asks for everything.
 
 use std::ops::Bound;
+use std::time::Duration;
 
 use wasmorch_api::messages::HeldReply;
 use wasmorch_api::status::{Load, WorkloadLoad};
-use wasmorch_api::{Heartbeat, HostInfo, ReplicaStatus, StatusReport, Term, Timestamp};
+use wasmorch_api::{
+    Heartbeat, HostInfo, ReplicaState, ReplicaStatus, StatusReport, Term, Timestamp,
+};
 
-use super::{Agent, PlacementKey};
+use super::placement::Replica;
+use super::{Agent, PlacementKey, Timer};
 use crate::runner::protocol::ReplicaKey;
 
 /// A message may be 512 KiB by contract; this leaves room for what is round the replicas.
 const REPLICAS_BYTES_MAX: usize = 400 * 1024;
+/// How far a start is on its way is told after so long (as Nomad's clients do, `allocSyncIntv`): most have ended
+/// or run by then, and that is told at once. Otherwise a leader would hear of each of them four times more.
+const TELL_AFTER: Duration = Duration::from_millis(200);
 
 /// What a heartbeat says besides what the host is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,11 +43,23 @@ pub struct Pulse {
 
 impl Agent {
     /// The reports of what has changed since the last, each under the size limit.
-    pub(super) fn reports(&mut self) -> Vec<StatusReport> {
-        let changed = std::mem::take(&mut self.changed);
+    pub(super) fn reports(&mut self, now: Timestamp) -> Vec<StatusReport> {
+        let mut changed = std::mem::take(&mut self.changed);
         if self.identity.cluster.is_none() {
             // Nobody to tell; the leader asks for everything when it first hears of the host.
             return Vec::new();
+        }
+        if self.tell_at.is_some_and(|at| at <= now) {
+            self.tell_at = None;
+        } else {
+            self.changed = changed
+                .extract_if(.., |key| self.is_on_its_way(key))
+                .collect();
+            if !self.changed.is_empty() && self.tell_at.is_none() {
+                let at = now.after(TELL_AFTER);
+                self.tell_at = Some(at);
+                self.timers.insert((at, Timer::Report));
+            }
         }
         let mut pages: Vec<Vec<ReplicaStatus>> = Vec::new();
         let mut room = 0;
@@ -232,6 +251,16 @@ impl Agent {
         }
     }
 
+    /// It starts, and there is nothing else to say of it.
+    fn is_on_its_way(&self, key: &ReplicaKey) -> bool {
+        let placement = self.placements.get(&PlacementKey::of(key));
+        placement.is_some_and(|placement| {
+            let current = placement.current.as_ref().filter(|one| one.id == key.id);
+            let starts = |one: &Replica| one.state < ReplicaState::Running && one.reason.is_none();
+            placement.rest.is_none() && current.is_some_and(starts)
+        })
+    }
+
     fn note_told(&mut self, key: &ReplicaKey) {
         let placement = self.placements.get_mut(&PlacementKey::of(key));
         if let Some(current) = placement.and_then(|placement| placement.current.as_mut()) {
@@ -267,8 +296,6 @@ fn parse_cursor(cursor: &str) -> Option<PlacementKey> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use wasmorch_api::spec::{Scale, scale_panic, scale_tolerance, scale_window};
     use wasmorch_api::{Answers, HostInfo, Kind};
 

@@ -231,7 +231,7 @@ fn run(scenario: Scenario, memory_told: bool) -> String {
     let (writes, wrote) = timed(|| world.cluster.writes(&plan));
     mark("writes");
     drop(plan);
-    let ((), committed) = timed(|| world.commit(writes));
+    let ((), committed) = timed(|| world.carry_out(writes));
     mark("committed");
     let peak = memory("VmHWM");
     world.step();

@@ -23,7 +23,7 @@ pub(crate) fn story(scenario: Scenario) -> String {
         assert!(broken.is_empty(), "{:?}", broken.first());
         let (writes, wrote) = timed(|| world.cluster.writes(&plan));
         drop(plan);
-        let ((), committed) = timed(|| world.commit(writes));
+        let ((), committed) = timed(|| world.carry_out(writes));
         plans.push(planned);
         for (sum, took) in sums.iter_mut().zip([planned, checked, wrote, committed]) {
             *sum += took;

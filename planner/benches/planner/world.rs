@@ -48,10 +48,17 @@ impl World {
         self.cluster.commit(writes, self.sequence, self.now);
     }
 
+    /// The same with those of the last plan, all of them.
+    pub(crate) fn carry_out(&mut self, writes: Vec<Write>) {
+        self.sequence += writes.len() as u64;
+        self.cluster.commit_planned(writes, self.sequence, self.now);
+        self.cluster.carried_out();
+    }
+
     pub(crate) fn plan(&mut self) -> (Plan, Duration) {
         let (plan, took) = timed(|| self.cluster.plan(self.now));
         let writes = self.cluster.writes(&plan);
-        self.commit(writes);
+        self.carry_out(writes);
         (plan, took)
     }
 
@@ -249,7 +256,7 @@ impl World {
         assert!(broken.is_empty(), "{:?}", broken.first());
         let (writes, wrote) = timed(|| self.cluster.writes(&plan));
         let touched: BTreeSet<HostId> = plan.start.iter().map(|one| one.host.clone()).collect();
-        self.commit(writes);
+        self.carry_out(writes);
         for n in 0..self.scenario.hosts {
             if touched.contains(&host(n)) {
                 self.report(n);

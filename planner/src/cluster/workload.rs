@@ -170,6 +170,12 @@ impl Workload {
             && before.is_none_or(|known| known.host == *host && on_its_way(&known.status))
     }
 
+    /// Whether any of it may be at rest: what an earlier revision has left is woken as well.
+    pub(crate) fn may_rest(&self) -> bool {
+        let mut kept = self.revisions.values();
+        kept.any(|revision| revision.spec.standbys() > 0)
+    }
+
     /// Why a placement ends is kept until its replica has ended.
     pub(crate) fn told_to_end(&mut self, number: PlacementNumber, why: StopReason) {
         if self.told.len() >= TOLD_KEPT {

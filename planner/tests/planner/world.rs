@@ -83,6 +83,11 @@ impl World {
     }
 
     pub(crate) fn store(&mut self, writes: Vec<Write>) {
+        self.keep(&writes);
+        self.cluster.commit(writes, self.sequence, self.now);
+    }
+
+    fn keep(&mut self, writes: &[Write]) {
         self.sequence += writes.len() as u64;
         let first = self.sequence + 1 - writes.len() as u64;
         for (write, sequence) in writes.iter().zip(first..) {
@@ -94,7 +99,6 @@ impl World {
                 self.store.remove(&write.key());
             }
         }
-        self.cluster.commit(writes, self.sequence, self.now);
     }
 
     pub(crate) fn plan(&mut self) -> Plan {
@@ -110,7 +114,9 @@ impl World {
         }
         let writes = self.cluster.writes(&plan);
         self.cluster.remember(&plan.events, self.now);
-        self.store(writes);
+        self.keep(&writes);
+        self.cluster.commit_planned(writes, self.sequence, self.now);
+        self.cluster.carried_out();
         self.plans.push(plan.clone());
         plan
     }
