@@ -107,8 +107,9 @@ pub struct Agent {
     status_seq: u64,
     /// Replicas to tell about in the next report.
     changed: BTreeSet<ReplicaKey>,
-    /// When those are told that are only on their way.
+    /// When those are told that are only on their way, and how long they wait.
     tell_at: Option<Timestamp>,
+    tell_after: Duration,
     /// Placements to forget once that report is made.
     forget: BTreeSet<PlacementKey>,
     persist: bool,
@@ -134,6 +135,7 @@ impl Agent {
             status_seq: 0,
             changed: BTreeSet::new(),
             tell_at: None,
+            tell_after: report::TELL_AFTER,
             forget: BTreeSet::new(),
             persist: false,
             shutting_down: false,

@@ -77,8 +77,9 @@ fn patched(
             continue;
         }
         let lives = host.filter(|host| host.state != HostState::Dead);
-        let slots = lives.into_iter().flat_map(|host| host.groups_of(key));
-        let slots = slots.flat_map(|group| &group.slots);
+        // Looked for once: a host may hold hundreds of workloads.
+        let groups = lives.map_or(&[][..], |host| host.groups_of(key));
+        let slots = groups.iter().flat_map(|group| &group.slots);
         let rests = |slot: &&PlacedSlot| standbys.rests(slot.placement, slot.standby);
         let standby = slots.clone().filter(rests).map(|slot| slot.slot).min();
         let ready = slots.filter(|slot| {

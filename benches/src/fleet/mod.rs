@@ -329,18 +329,27 @@ impl Bench {
         Ok(())
     }
 
-    /// Until the leader says of the last workload, and then of every one, that it is ready.
+    /// Until the leader's list says of every workload that it is ready. It is asked twice a second: each list
+    /// has the leader count all replicas.
     fn ready(&self, args: &Args, each: u64) -> Result<()> {
-        for n in (0..args.workloads).rev() {
-            let asked = json!({"workload": format!("w{n}")});
-            until("the leader to know", || {
-                let status = self
-                    .client
-                    .try_json("wasmorch.v1.api.default.status", &asked)?;
-                (status["ready"] == each).then_some(())
-            })?;
-        }
-        Ok(())
+        until("the leader to know", || {
+            let (mut ready, mut cursor) = (0, serde_json::Value::Null);
+            loop {
+                let asked = json!({"limit": 1000, "cursor": cursor});
+                let page = { &self.client }.try_json("wasmorch.v1.api.default.list", &asked);
+                let Some(page) = page else { break };
+                let items = page["items"].as_array().into_iter().flatten();
+                ready += items.filter(|one| one["ready"] == each).count() as u64;
+                cursor = page["next"].clone();
+                if cursor.is_null() {
+                    break;
+                }
+            }
+            if ready < args.workloads {
+                std::thread::park_timeout(Duration::from_millis(500));
+            }
+            (ready >= args.workloads).then_some(())
+        })
     }
 
     fn steady(&mut self) -> Result<()> {

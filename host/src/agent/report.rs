@@ -20,7 +20,7 @@ use crate::runner::protocol::ReplicaKey;
 const REPLICAS_BYTES_MAX: usize = 400 * 1024;
 /// How far a start is on its way is told after so long (as Nomad's clients do, `allocSyncIntv`): most have ended
 /// or run by then, and that is told at once. Otherwise a leader would hear of each of them four times more.
-const TELL_AFTER: Duration = Duration::from_millis(200);
+pub(super) const TELL_AFTER: Duration = Duration::from_millis(200);
 
 /// What a heartbeat says besides what the host is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,12 +51,12 @@ impl Agent {
         }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
-        } else {
+        } else if !self.tell_after.is_zero() {
             self.changed = changed
                 .extract_if(.., |key| self.is_on_its_way(key))
                 .collect();
             if !self.changed.is_empty() && self.tell_at.is_none() {
-                let at = now.after(TELL_AFTER);
+                let at = now.after(self.tell_after);
                 self.tell_at = Some(at);
                 self.timers.insert((at, Timer::Report));
             }
@@ -296,11 +296,15 @@ fn parse_cursor(cursor: &str) -> Option<PlacementKey> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use wasmorch_api::spec::{Scale, scale_panic, scale_tolerance, scale_window};
     use wasmorch_api::{Answers, HostInfo, Kind};
 
+    use super::super::Event;
     use super::super::REASON_BYTES_MAX;
-    use super::super::tests::{Stage, replica, reports, revision, set, status, told};
+    use super::super::tests::{Stage, fetched, replica, reports, revision, set, status, told};
     use super::Load;
     use crate::runner::protocol::{FromRunner, Outcome, ReplicaUsage, Usage};
 
@@ -455,6 +459,34 @@ mod tests {
             }
         }
         assert_eq!(replicas, 3000);
+    }
+
+    /// A start that is quick is told of once; a slow one is told of while it lasts.
+    #[test]
+    fn how_far_a_start_is_on_its_way_is_told_when_it_takes_long() {
+        let begun = || {
+            let mut stage = Stage::new();
+            stage.agent.tell_after = super::TELL_AFTER;
+            let effects = stage.event(told(set(1, "l1", &[("web", 1, 7)]), 10));
+            assert!(reports(&effects).is_empty(), "{effects:?}");
+            stage
+        };
+        let of = || replica("web", "1-7-1");
+        let mut quick = begun();
+        quick.event(Event::Revision(Arc::new(revision("web", 1, Kind::Http))));
+        quick.event(fetched("web"));
+        let (replica, listens) = (of(), true);
+        let prepared = FromRunner::Prepared { replica, listens };
+        assert!(reports(&quick.runner(prepared)).is_empty());
+        let started = FromRunner::Started { replica: of() };
+        assert_eq!(reports(&quick.runner(started)).len(), 1, "at once");
+        assert_eq!(quick.agent.pulse().status_seq, 1);
+
+        let mut slow = begun();
+        slow.now = slow.agent.wake_at().expect("it is to be told");
+        let effects = slow.event(Event::Tick);
+        assert!(!status(&effects, "1-7-1").state.ended());
+        assert!(reports(&slow.event(Event::Tick)).is_empty(), "once");
     }
 
     #[test]
