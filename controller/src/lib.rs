@@ -154,10 +154,14 @@ const SILENT_STORE_MAX: Duration = Duration::from_secs(60);
 const REFUSED_MAX: Duration = Duration::from_secs(10);
 const STORE_AGAIN: Duration = Duration::from_millis(500);
 
-const fn patience(error: &StoreError) -> Duration {
+/// Whether it is asked again. A refusal counts from the first in a row on: servers may have been silent before.
+fn is_patient(error: &StoreError, began: Instant, refused: &mut Option<Instant>) -> bool {
     match error {
-        StoreError::Unavailable(_) | StoreError::NotReady(_) => SILENT_STORE_MAX,
-        _ => REFUSED_MAX,
+        StoreError::Unavailable(_) | StoreError::NotReady(_) => {
+            *refused = None;
+            began.elapsed() < SILENT_STORE_MAX
+        }
+        _ => refused.get_or_insert_with(Instant::now).elapsed() < REFUSED_MAX,
     }
 }
 
@@ -176,10 +180,11 @@ async fn start(config: &ControllerConfig, leader: &LeaderId) -> Result<Parts, Co
     let name = format!("wasmorch controller {leader}");
     let link = Link::connect(&config.nats, &name).await?;
     let began = Instant::now();
+    let mut refused = None;
     let store = loop {
         match Store::open(&link, config.nats.js_domain.as_deref()).await {
             // Servers that start together with this need a while to choose their leader.
-            Err(ControllerError::Store(error)) if began.elapsed() < patience(&error) => {
+            Err(ControllerError::Store(error)) if is_patient(&error, began, &mut refused) => {
                 tracing::info!(%error, "waiting for the store");
                 tokio::time::sleep(STORE_AGAIN).await;
             }

@@ -259,13 +259,13 @@ impl Pass<'_> {
         } else {
             self.end_unwanted();
         }
-        self.shift_standbys();
         moves::settle(self);
         moves::end_overdue(self);
         for slot in self.wanted() {
             self.keep_the_best(slot);
         }
         self.place_empty();
+        self.shift_standbys();
         if self.scope.is_none() {
             moves::replace(self);
             rollout::replace(self);

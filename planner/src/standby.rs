@@ -45,7 +45,8 @@ impl Pass<'_> {
         let last = fresh
             .clone()
             .find(|seat| !seat.placed.standby && seat.serves())?;
-        let comes = |seat: &Seat| seat.number != last.number && seat.standing != Standing::Gone;
+        let lives = |seat: &Seat| seat.is_there() && seat.leaves.is_none();
+        let comes = |seat: &Seat| seat.number != last.number && lives(seat);
         (fresh.any(comes) || self.target.spec.bindings.hears_plain_subjects())
             .then_some(last.number)
     }
@@ -53,11 +54,8 @@ impl Pass<'_> {
     fn listens_at_rest(&self, seat: &Seat) -> bool {
         let report = self.workload.reports.get(&seat.number);
         let report = report.filter(|known| known.host == seat.placed.host);
-        let lives = !matches!(
-            seat.standing,
-            Standing::Gone | Standing::Unheard | Standing::Away
-        );
-        lives && report.is_some_and(|known| known.status.listens)
+        let stays = seat.is_there() && seat.leaves.is_none();
+        stays && report.is_some_and(|known| known.status.listens)
     }
 
     /// Its host knows that it is to rest, and has started it.

@@ -435,8 +435,13 @@ impl World {
             Answer::Stored(last) => {
                 leading.guard.stored(*last);
                 leading.batches += 1;
-                leading.cluster.commit(busy.now.to_vec(), *last, now);
-                if leading.guard.frozen().is_some() {
+                let commit = match busy.what {
+                    InHand::Plan(_) => Cluster::commit_planned,
+                    InHand::Call(..) => Cluster::commit,
+                };
+                commit(&mut leading.cluster, busy.now.to_vec(), *last, now);
+                let frozen = leading.guard.frozen().is_some();
+                if frozen {
                     busy.rest.clear();
                 }
                 if let Some(next) = busy.rest.pop_front() {
@@ -450,6 +455,9 @@ impl World {
                 };
                 match done.what {
                     InHand::Plan(plan) => {
+                        if !frozen {
+                            leading.cluster.carried_out();
+                        }
                         leading.cluster.remember(&plan.events, now);
                         leading.pace.done(instant, Duration::ZERO, true);
                     }

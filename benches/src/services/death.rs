@@ -73,7 +73,7 @@ pub(super) fn measure(
     });
     for _ in 0..turns {
         for deaths in &mut both {
-            until_on_two_hosts(cluster)?;
+            until_ready(cluster, 2)?;
             one(cluster, gateway, doomed, deaths)?;
             cluster.start_host_with(doomed, &FLAGS);
         }
@@ -86,17 +86,17 @@ pub(super) fn measure(
     Ok(both)
 }
 
-/// Both replicas are ready, each on its host, and both answer.
-fn until_on_two_hosts(cluster: &Daemons) -> Result<()> {
+/// So many of its replicas are ready, each on a host of its own.
+fn until_ready(cluster: &Daemons, count: u64) -> Result<()> {
     let began = Instant::now();
     loop {
         let status = cluster.run(&["status", NAME, "--json"]).ok().json();
-        if status["ready"] == 2 {
+        if status["ready"] == count {
             return Ok(());
         }
         ensure!(
             began.elapsed() < LOOK_MAX,
-            "{NAME} is not on two hosts: {status}"
+            "{NAME} is not ready on {count} hosts: {status}"
         );
         std::thread::park_timeout(LOOK_EVERY);
     }
@@ -146,17 +146,16 @@ fn one(cluster: &mut Daemons, gateway: &str, doomed: usize, deaths: &mut Deaths)
     drop(kept);
     let asked = asked.into_inner().unwrap_or_default();
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    let failed = asked.iter().filter(|(_, _, good)| !good);
+    let after: Vec<Asked> = asked.into_iter().filter(|one| one.1 > died).collect();
+    let failed = after.iter().filter(|(_, _, good)| !good);
     let last = failed.clone().map(|(_, ended, _)| *ended).max();
     deaths
         .last_failed
         .push(last.map_or(0.0, |last| ms(last.saturating_duration_since(died))));
-    let good = asked
-        .iter()
-        .filter(|(_, ended, good)| *good && *ended > died);
+    let good = after.iter().filter(|(_, _, good)| *good);
     let slowest = good.map(|(began, ended, _)| *ended - *began).max();
     deaths.slowest.push(slowest.map_or(0.0, ms));
     deaths.failed += failed.count();
-    deaths.asked += asked.len();
-    Ok(())
+    deaths.asked += after.len();
+    until_ready(cluster, 1)
 }

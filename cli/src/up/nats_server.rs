@@ -121,8 +121,10 @@ async fn launch_anywhere(
     // Another may take it between this look and the server's own bind.
     if let Some(again) = port.map(at).filter(|at| TcpListener::bind(at).is_ok()) {
         match launch(program, folder, again).await {
-            Ok(launched) => return Ok(launched),
+            // Anything else would fail elsewhere too.
+            Err(error) if TcpListener::bind(again).is_ok() => return Err(error),
             Err(error) => tracing::info!(%again, error = %error, "not at the last port"),
+            launched => return launched,
         }
     }
     launch(program, folder, at(0)).await

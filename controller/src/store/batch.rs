@@ -253,7 +253,7 @@ fn read_ack(body: &[u8]) -> Result<Ack, StoreError> {
 }
 
 /// JetStream's error codes, by what to do about them.
-fn refusal(code: u64, what: String) -> StoreError {
+pub(super) fn refusal(code: u64, what: String) -> StoreError {
     match code {
         // Wrong last sequence, in its two forms.
         10071 | 10164 => StoreError::Fenced,

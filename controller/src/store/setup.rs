@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    AccountErrorKind, CreateObjectStoreError, CreateStreamError, CreateStreamErrorKind,
+    GetStreamError, GetStreamErrorKind,
+};
 use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType, Stream,
@@ -17,6 +20,7 @@ use wasmorch_api::error::chain;
 use wasmorch_api::subjects;
 
 use super::StoreError;
+use super::batch::refusal;
 use crate::error::ControllerError;
 use crate::link::Link;
 
@@ -231,10 +235,7 @@ pub(super) async fn ensure(
             );
             Ok(found)
         }
-        Err(error) => Err(ControllerError::WrongStream {
-            stream: wanted.name,
-            why: error.to_string(),
-        }),
+        Err(error) => Err(not_made(wanted.name, &error)),
     }
 }
 
@@ -259,14 +260,7 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, Contr
         Err(error) => match js.get_stream(&name).await {
             // Another controller came first.
             Ok(stream) => Ok(stream),
-            Err(_) => Err(match error.kind() {
-                // Another stream has our subjects, or this server does not know our settings.
-                CreateStreamErrorKind::JetStream(answer) if answer.code() == 400 => {
-                    let why = answer.to_string();
-                    ControllerError::WrongStream { stream: name, why }
-                }
-                _ => store_failed(&error),
-            }),
+            Err(_) => Err(not_made(name, &error)),
         },
     }
 }
@@ -298,7 +292,10 @@ pub(super) async fn ensure_objects(
         ..Default::default()
     };
     let mut made = js.create_object_store(config(replicas)).await;
-    if made.is_err() && replicas > 1 {
+    let peers = |error: &CreateObjectStoreError| {
+        answer(error).is_some_and(|answer| lacks_peers(&CreateStreamErrorKind::JetStream(answer)))
+    };
+    if replicas > 1 && made.as_ref().is_err_and(peers) {
         made = js.create_object_store(config(1)).await;
     }
     match made {
@@ -306,18 +303,46 @@ pub(super) async fn ensure_objects(
         Err(error) => js
             .get_object_store(subjects::ARTIFACT_BUCKET)
             .await
-            .map_err(|_| {
-                let stream = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
-                ControllerError::WrongStream {
-                    stream,
-                    why: chain(&error),
-                }
-            }),
+            .map_err(|_| not_made(format!("OBJ_{}", subjects::ARTIFACT_BUCKET), &error)),
     }
 }
 
+/// What JetStream has answered; `None`: nothing, as while its servers choose their leader.
+fn answer(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::Error> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|cause| {
+        let made = cause.downcast_ref().map(CreateStreamError::kind);
+        let got = cause.downcast_ref().map(GetStreamError::kind);
+        match (made, got) {
+            (Some(CreateStreamErrorKind::JetStream(answer)), _)
+            | (_, Some(GetStreamErrorKind::JetStream(answer))) => Some(answer),
+            _ => None,
+        }
+    })
+}
+
+/// Why a stream is not as wanted: for good when another stream has our subjects or this server does not know
+/// our settings.
+fn not_made(stream: String, error: &(dyn std::error::Error + 'static)) -> ControllerError {
+    match answer(error) {
+        Some(answer) if answer.code() == 400 && !is_full(&answer) => ControllerError::WrongStream {
+            stream,
+            why: answer.to_string(),
+        },
+        _ => store_failed(error),
+    }
+}
+
+fn is_full(answer: &jetstream::Error) -> bool {
+    let refused = refusal(answer.error_code().0, String::new());
+    matches!(refused, StoreError::Full(_))
+}
+
 fn store_failed(error: &(dyn std::error::Error + 'static)) -> ControllerError {
-    ControllerError::Store(StoreError::Unavailable(chain(error)))
+    ControllerError::Store(match answer(error) {
+        Some(answer) => refusal(answer.error_code().0, answer.to_string()),
+        None => StoreError::Unavailable(chain(error)),
+    })
 }
 
 #[cfg(test)]

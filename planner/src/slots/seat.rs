@@ -45,6 +45,14 @@ impl Seat {
     pub(crate) fn serves(&self) -> bool {
         matches!(self.standing, Standing::Ready(_))
     }
+
+    /// Its host lives and has it on its way, or up.
+    pub(crate) fn is_there(&self) -> bool {
+        matches!(
+            self.standing,
+            Standing::Starting | Standing::Unready(_) | Standing::Ready(_)
+        )
+    }
 }
 
 pub(super) fn standing(

@@ -22,6 +22,7 @@ pub(crate) enum Busy {
     Quota(u8),
     NewLeader,
     Lose,
+    Torn(u8),
     Fate(u8, u8),
     /// A request for a workload wakes what rests on a host.
     Wake(u8, u8),
@@ -47,6 +48,7 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         1 => (0..12u8).prop_map(Busy::Quota),
         1 => Just(Busy::NewLeader),
         2 => Just(Busy::Lose),
+        2 => (0u8..6).prop_map(Busy::Torn),
         1 => (1..6u8, 0..3u8).prop_map(|(r, f)| Busy::Fate(r, f)),
         2 => (0..5u8, 1..7u8).prop_map(|(w, h)| Busy::Wake(w, h)),
         6 => (1..12u8).prop_map(Busy::Rounds),
@@ -219,6 +221,13 @@ impl World {
             Busy::NewLeader => self.new_leader(),
             // A plan that is made and never stored.
             Busy::Lose => drop(self.cluster.plan(self.now)),
+            // One of which only the first writes are stored.
+            Busy::Torn(n) => {
+                let plan = self.cluster.plan(self.now);
+                let mut writes = self.cluster.writes(&plan);
+                writes.truncate(n as usize);
+                self.store_planned(writes);
+            }
             Busy::Fate(revision, fate) => {
                 let fate = [Fate::Ready, Fate::Unready, Fate::GivesUp][fate as usize];
                 self.fates.insert(u64::from(revision), fate);

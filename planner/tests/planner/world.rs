@@ -87,6 +87,12 @@ impl World {
         self.cluster.commit(writes, self.sequence, self.now);
     }
 
+    /// Those of the last plan, or the first of them.
+    pub(crate) fn store_planned(&mut self, writes: Vec<Write>) {
+        self.keep(&writes);
+        self.cluster.commit_planned(writes, self.sequence, self.now);
+    }
+
     fn keep(&mut self, writes: &[Write]) {
         self.sequence += writes.len() as u64;
         let first = self.sequence + 1 - writes.len() as u64;
@@ -114,8 +120,7 @@ impl World {
         }
         let writes = self.cluster.writes(&plan);
         self.cluster.remember(&plan.events, self.now);
-        self.keep(&writes);
-        self.cluster.commit_planned(writes, self.sequence, self.now);
+        self.store_planned(writes);
         self.cluster.carried_out();
         self.plans.push(plan.clone());
         plan
