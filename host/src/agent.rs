@@ -107,7 +107,8 @@ pub struct Agent {
     status_seq: u64,
     /// Replicas to tell about in the next report.
     changed: BTreeSet<ReplicaKey>,
-    /// When those are told that are only on their way, and how long they wait.
+    /// Of many starts at once those that are only on their way, when they are told, and how long they wait.
+    told_late: BTreeSet<ReplicaKey>,
     tell_at: Option<Timestamp>,
     tell_after: Duration,
     /// Placements to forget once that report is made.
@@ -134,6 +135,7 @@ impl Agent {
             timers: BTreeSet::new(),
             status_seq: 0,
             changed: BTreeSet::new(),
+            told_late: BTreeSet::new(),
             tell_at: None,
             tell_after: report::TELL_AFTER,
             forget: BTreeSet::new(),

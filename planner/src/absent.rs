@@ -205,7 +205,11 @@ impl Pass<'_> {
         } else {
             (replacement, original)
         };
-        if winner.serves() {
+        // At zero one that listens is as good as can be.
+        let stands =
+            |seat: &Seat| seat.serves() || seat.placed.standby && self.listens_at_rest(seat);
+        let (winner_stands, loser_stands) = (stands(winner), stands(loser));
+        if winner_stands {
             self.stop(loser, StopReason::Duplicate);
             return;
         }
@@ -215,7 +219,7 @@ impl Pass<'_> {
         let due = back.after(self.target.spec.update.progress_deadline.0);
         if self.now < due {
             self.wake(due);
-        } else if loser.serves() {
+        } else if loser_stands {
             self.stop(winner, StopReason::Duplicate);
         }
     }

@@ -51,7 +51,8 @@ impl Pass<'_> {
             .then_some(last.number)
     }
 
-    fn listens_at_rest(&self, seat: &Seat) -> bool {
+    /// It rests, has said that it hears what comes, and stays where it is.
+    pub(crate) fn listens_at_rest(&self, seat: &Seat) -> bool {
         let report = self.workload.reports.get(&seat.number);
         let report = report.filter(|known| known.host == seat.placed.host);
         let stays = seat.is_there() && seat.leaves.is_none();

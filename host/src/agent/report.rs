@@ -3,6 +3,7 @@
 //! Owns the numbering of reports and their size. A report that is lost costs time only: the
 //! heartbeat carries the last number, and a leader that missed one asks for everything.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use crate::runner::protocol::ReplicaKey;
 
 /// A message may be 512 KiB by contract; this leaves room for what is round the replicas.
 const REPLICAS_BYTES_MAX: usize = 400 * 1024;
-/// How far a start is on its way is told after so long (as Nomad's clients do, `allocSyncIntv`): most have ended
-/// or run by then, and that is told at once. Otherwise a leader would hear of each of them four times more.
+/// Of so many starts at once how far each is on its way is told as it comes.
+const TOLD_AT_ONCE: usize = if cfg!(test) { 0 } else { 32 };
+/// Of more it is told after so long (as Nomad's clients do, `allocSyncIntv`): most run or have ended by then, and
+/// that is told at once. A leader would hear of each of millions four times more.
 pub(super) const TELL_AFTER: Duration = Duration::from_millis(200);
 
 /// What a heartbeat says besides what the host is.
@@ -51,11 +54,14 @@ impl Agent {
         }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
-        } else if !self.tell_after.is_zero() {
-            self.changed = changed
-                .extract_if(.., |key| self.is_on_its_way(key))
-                .collect();
-            if !self.changed.is_empty() && self.tell_at.is_none() {
+            let mut late = std::mem::take(&mut self.told_late);
+            late.retain(|key| self.is_on_its_way(key));
+            changed.append(&mut late);
+        } else if changed.len() > TOLD_AT_ONCE && !self.tell_after.is_zero() {
+            let late = changed.extract_if(.., |key| self.is_on_its_way(key));
+            let mut late: BTreeSet<ReplicaKey> = late.collect();
+            self.told_late.append(&mut late);
+            if !self.told_late.is_empty() && self.tell_at.is_none() {
                 let at = now.after(self.tell_after);
                 self.tell_at = Some(at);
                 self.timers.insert((at, Timer::Report));
@@ -461,7 +467,7 @@ mod tests {
         assert_eq!(replicas, 3000);
     }
 
-    /// A start that is quick is told of once; a slow one is told of while it lasts.
+    /// Of many starts one that is quick is told of once; a slow one is told of while it lasts.
     #[test]
     fn how_far_a_start_is_on_its_way_is_told_when_it_takes_long() {
         let begun = || {
