@@ -56,8 +56,8 @@ const TICK: Duration = Duration::from_millis(200);
 const TICK_LATE_MAX: Duration = Duration::from_secs(1);
 /// A plan that is due waits so long for what hosts have said to be heard.
 const PLAN_LATE_MAX: Duration = Duration::from_secs(2);
-/// Taken from the queues in one turn: calls, and statuses of replicas in what
-/// hosts say (a heartbeat counts as one): some 60 ms.
+/// Taken from the queues in one turn: calls, and statuses of replicas in what hosts say (a heartbeat
+/// counts as one), some 8 µs each.
 const CALLS_A_TURN: usize = 16;
 const HEARD_A_TURN: usize = 16_384;
 /// A store that is not ready is tried again so often, after so long each time.
@@ -204,6 +204,11 @@ impl ControlLoop {
             }
         }
         self.say_frozen();
+        if !inputs.heard.is_empty() {
+            // Nothing above waits during a flood: what else is to run on this thread, perhaps the renewal of
+            // the lease, runs now.
+            tokio::task::yield_now().await;
+        }
         Ok(())
     }
 
@@ -291,7 +296,8 @@ impl ControlLoop {
         let frozen = self.begin.guard.frozen();
         let consumers = execute::consumers(&self.begin.cluster, &call);
         let streams = execute::streams(&self.begin.cluster, &call);
-        let done = match execute::execute(&self.begin.cluster, frozen, &call, now) {
+        let done = aside(|| execute::execute(&self.begin.cluster, frozen, &call, now));
+        let done = match done {
             Ok(done) => done,
             Err(refusal) => {
                 send(call, Err(refusal));

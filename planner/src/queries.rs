@@ -7,7 +7,7 @@ use wasmorch_api::messages::{
 use wasmorch_api::record::Run;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    HostId, Kind, PlacementNumber, Record, ReplicaId, ReplicaState, RolloutState, Timestamp,
+    HostId, Kind, PlacementNumber, Record, ReplicaId, ReplicaState, RolloutState, Slot, Timestamp,
     WorkloadKey, WorkloadSpec,
 };
 
@@ -38,14 +38,19 @@ fn ready_of(cluster: &Cluster, workload: &Workload, wanted: u32) -> u32 {
         let host = cluster.hosts().get(host);
         host.is_some_and(|host| host.state != HostState::Dead)
     };
-    let slots: std::collections::BTreeSet<_> = workload
-        .placements
-        .iter()
-        .filter(|(number, placed)| placed.slot.0 <= last && workload.is_ready(**number))
-        .filter(|(_, placed)| lives(&placed.host))
-        .map(|(_, placed)| placed.slot)
-        .collect();
-    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+    let (mut count, mut counted) = (0, None);
+    let to = (Slot(last), PlacementNumber(u64::MAX));
+    for (slot, number) in workload.slots.range(..=to) {
+        // The placements of a slot follow each other.
+        if counted == Some(*slot) || !workload.is_ready(*number) {
+            continue;
+        }
+        let placed = workload.placements.get(number);
+        if placed.is_some_and(|placed| lives(&placed.host)) {
+            (count, counted) = (count + 1, Some(*slot));
+        }
+    }
+    count
 }
 
 /// How a workload stands.
@@ -55,6 +60,12 @@ pub fn state(cluster: &Cluster, workload: &Workload) -> WorkloadState {
 
 /// How it would stand with this record.
 pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) -> WorkloadState {
+    let ready = ready_of(cluster, workload, record.wanted());
+    state_with(cluster, record, ready)
+}
+
+/// The same when it has been counted how many slots are ready.
+fn state_with(cluster: &Cluster, record: &Record, ready: u32) -> WorkloadState {
     if record.stopped {
         return WorkloadState::Stopped;
     }
@@ -65,19 +76,16 @@ pub(crate) fn state_of(cluster: &Cluster, workload: &Workload, record: &Record) 
     if record.kind.ends() {
         let cron = record.kind == Kind::Cron;
         return match record.run.as_ref().and_then(|run| run.outcome.as_ref()) {
-            _ if record.runs().next().is_some() => {
-                match ready_of(cluster, workload, record.wanted()) {
-                    0 => WorkloadState::Pending,
-                    _ => WorkloadState::Ready,
-                }
-            }
+            _ if record.runs().next().is_some() => match ready {
+                0 => WorkloadState::Pending,
+                _ => WorkloadState::Ready,
+            },
             Some(outcome) if !outcome.completed => WorkloadState::Failed,
             Some(_) if !cron => WorkloadState::Completed,
             _ if cron => WorkloadState::Idle,
             _ => WorkloadState::Pending,
         };
     }
-    let ready = ready_of(cluster, workload, record.wanted());
     let failed_first =
         rollout.is_some_and(|one| one.state == RolloutState::Failed && one.from.is_none());
     let looping = |one: &wasmorch_api::record::CrashLoop| one.until > cluster.ticked;
@@ -134,6 +142,8 @@ pub fn urls(cluster: &Cluster, key: &WorkloadKey, kind: Kind, spec: &WorkloadSpe
 /// One workload of a list.
 pub fn summary(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> WorkloadSummary {
     let record = &workload.record;
+    // Counted once: a list looks at every replica there is.
+    let ready = ready(cluster, workload);
     let urls = workload
         .target()
         .map(|target| urls(cluster, key, record.kind, &target.spec))
@@ -147,8 +157,8 @@ pub fn summary(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> Wor
             Kind::Cron => record.runs().map(Run::wanted).sum(),
             _ => record.wanted(),
         },
-        ready: ready(cluster, workload),
-        state: state(cluster, workload),
+        ready,
+        state: state_with(cluster, record, ready),
         scale: workload.target().and_then(|target| {
             let scale = target.spec.scale.as_ref()?;
             let (min, max) = (scale.min, scale.max);

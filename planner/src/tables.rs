@@ -167,15 +167,14 @@ fn endpoint_table(
         host.is_some_and(|host| host.state != HostState::Dead) && !unheard.contains_key(*id)
     });
     // Shares are of all: what is unheard weighs by the same measure.
+    let placed = workload.placements.values();
+    let mut on_trial: BTreeMap<&HostId, u32> = BTreeMap::new();
+    for placed in placed.filter(|placed| trial == Some(placed.revision)) {
+        *on_trial.entry(&placed.host).or_default() += 1;
+    }
     for (id, endpoint) in &unheard {
-        let placed = workload.placements.values();
-        let placed = placed.filter(|placed| placed.host == **id);
-        let canaries = placed
-            .filter(|placed| trial == Some(placed.revision))
-            .count();
-        let canaries = u32::try_from(canaries)
-            .unwrap_or(u32::MAX)
-            .min(endpoint.ready);
+        let canaries = on_trial.get(id).copied().unwrap_or_default();
+        let canaries = canaries.min(endpoint.ready);
         ready.insert(*id, (endpoint.ready - canaries, canaries));
     }
     let shares = Shares::of(workload, &ready);
