@@ -174,6 +174,33 @@ impl Answers {
 }
 
 impl ReplicaStatus {
+    /// One in this state, of which nothing else is known: not ready, nothing used.
+    pub fn new(
+        workload: &WorkloadKey,
+        replica: ReplicaId,
+        revision: RevisionNumber,
+        (state, since): (ReplicaState, Timestamp),
+    ) -> Self {
+        Self {
+            namespace: workload.namespace.clone(),
+            workload: workload.name.clone(),
+            replica,
+            revision,
+            state,
+            ready: false,
+            since,
+            reason: None,
+            exit_code: None,
+            given_up: false,
+            standby: false,
+            listens: false,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            in_flight: 0,
+            answers: Answers::default(),
+        }
+    }
+
     /// The workload's full name.
     pub fn key(&self) -> WorkloadKey {
         WorkloadKey::new(self.namespace.clone(), self.workload.clone())
@@ -340,6 +367,28 @@ pub struct Heartbeat {
     pub loads: Vec<WorkloadLoad>,
     /// What it is.
     pub info: HostInfo,
+}
+
+impl Heartbeat {
+    /// Of a host that holds nothing and has nothing to say but that it lives.
+    pub fn new(cluster: ClusterId, host: HostId, boot: BootId, term: Term) -> Self {
+        Self {
+            cluster,
+            host,
+            boot,
+            term,
+            sequence: 0,
+            status_seq: 0,
+            table_seq: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
+            replicas: 0,
+            leaving: false,
+            at: None,
+            loads: Vec::new(),
+            info: HostInfo::default(),
+        }
+    }
 }
 
 /// Whether the leader believes a host lives.

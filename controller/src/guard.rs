@@ -167,26 +167,19 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use wasmorch_api::{HostInfo, Term};
+    use wasmorch_api::Term;
 
     use super::*;
 
     fn beat(cluster: &str, sequence: u64) -> Heartbeat {
         Heartbeat {
-            cluster: cluster.parse().unwrap(),
-            host: "h1".parse().unwrap(),
-            boot: "b1".parse().unwrap(),
-            term: Term(1),
             sequence,
-            status_seq: 0,
-            table_seq: 0,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
-            loads: Vec::new(),
-            leaving: false,
-            at: None,
-            info: HostInfo::default(),
+            ..Heartbeat::new(
+                cluster.parse().unwrap(),
+                "h1".parse().unwrap(),
+                "b1".parse().unwrap(),
+                Term(1),
+            )
         }
     }
 

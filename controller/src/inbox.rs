@@ -171,26 +171,19 @@ impl Waiting {
 mod tests {
     use std::time::Duration;
 
-    use wasmorch_api::{Heartbeat, HostInfo, StatusReport, Term};
+    use wasmorch_api::{Heartbeat, StatusReport, Term};
 
     use super::*;
 
     fn beat(host: &str, boot: &str, sequence: u64) -> Heard {
         let beat = Heartbeat {
-            cluster: "c1".parse().unwrap(),
-            host: host.parse().unwrap(),
-            boot: boot.parse().unwrap(),
-            term: Term(1),
             sequence,
-            status_seq: 0,
-            table_seq: 0,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
-            leaving: false,
-            at: None,
-            loads: Vec::new(),
-            info: HostInfo::default(),
+            ..Heartbeat::new(
+                "c1".parse().unwrap(),
+                host.parse().unwrap(),
+                boot.parse().unwrap(),
+                Term(1),
+            )
         };
         heard(Observation::Heartbeat(Box::new(beat)))
     }

@@ -212,26 +212,17 @@ fn as_if_ready(after: &mut Cluster, key: &WorkloadKey) -> usize {
         .map(|(number, placed)| Reported {
             host: placed.host.clone(),
             status: ReplicaStatus {
-                namespace: key.namespace.clone(),
-                workload: key.name.clone(),
-                replica: ReplicaId {
-                    slot: placed.slot,
-                    placement: *number,
-                    start: 1,
-                },
-                revision: placed.revision,
-                state: ReplicaState::Running,
                 ready: true,
-                since: Timestamp(0),
-                reason: None,
-                exit_code: None,
-                given_up: false,
-                standby: false,
-                listens: false,
-                memory_bytes: 0,
-                cpu_millis: 0,
-                in_flight: 0,
-                answers: wasmorch_api::Answers::default(),
+                ..ReplicaStatus::new(
+                    key,
+                    ReplicaId {
+                        slot: placed.slot,
+                        placement: *number,
+                        start: 1,
+                    },
+                    placed.revision,
+                    (ReplicaState::Running, Timestamp(0)),
+                )
             },
             ready_at: Some(Timestamp(0)),
             running_at: Some(Timestamp(0)),

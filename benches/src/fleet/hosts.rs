@@ -179,20 +179,16 @@ impl Fleet {
             }
             let pulse = host.agent.pulse();
             let beat = Heartbeat {
-                cluster: self.term.cluster.clone(),
-                host: host.id.clone(),
-                boot: host.boot.clone(),
-                term: pulse.term,
                 sequence: pulse.sequence,
                 status_seq: pulse.status_seq,
-                table_seq: 0,
-                memory_bytes: 0,
-                cpu_millis: 0,
                 replicas: pulse.replicas,
-                loads: Vec::new(),
-                leaving: false,
-                at: None,
                 info: host.info.clone(),
+                ..Heartbeat::new(
+                    self.term.cluster.clone(),
+                    host.id.clone(),
+                    host.boot.clone(),
+                    pulse.term,
+                )
             };
             let body = serde_json::to_vec(&beat)?;
             self.client

@@ -44,24 +44,20 @@ fn host(id: &str, cluster: &str, placed: &[(&str, u64, u64, u64)]) -> Told {
         .map(|(name, number, ..)| revision(name, *number));
     Told {
         beat: Heartbeat {
-            cluster: cluster.clone(),
-            host: host.clone(),
-            boot: "b1".parse().unwrap(),
-            term: Term(7),
             sequence: 400,
             status_seq: 1,
             table_seq: 500,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
-            loads: Vec::new(),
-            leaving: false,
-            at: None,
             info: HostInfo {
                 name: id.parse().unwrap(),
                 peer: Some(format!("{id}:1")),
                 ..HostInfo::default()
             },
+            ..Heartbeat::new(
+                cluster.clone(),
+                host.clone(),
+                "b1".parse().unwrap(),
+                Term(7),
+            )
         },
         held: serde_json::from_value(json!({"cluster": cluster, "host": host, "sequence": 400,
             "groups": groups.collect::<Vec<_>>(), "revisions": revisions.collect::<Vec<_>>()}))

@@ -9,8 +9,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{
-    AccountErrorKind, CreateObjectStoreError, CreateStreamError, CreateStreamErrorKind,
-    GetStreamError, GetStreamErrorKind,
+    AccountErrorKind, CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind,
 };
 use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{
@@ -220,7 +219,7 @@ pub(super) async fn ensure(
             .map_err(|error| store_failed(&error)),
         // More replicas than there are servers now: the stream is sound as it is.
         Err(error)
-            if lacks_peers(&error.kind())
+            if lacks_peers(&error)
                 && merged(
                     &config,
                     &Config {
@@ -242,7 +241,7 @@ pub(super) async fn ensure(
 async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, ControllerError> {
     let name = wanted.name.clone();
     let created = match js.create_stream(wanted.clone()).await {
-        Err(error) if wanted.num_replicas > 1 && lacks_peers(&error.kind()) => {
+        Err(error) if wanted.num_replicas > 1 && lacks_peers(&error) => {
             tracing::warn!(
                 stream = name,
                 "too few NATS servers for three replicas: keeping one"
@@ -265,15 +264,14 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<Stream, Contr
     }
 }
 
-fn lacks_peers(kind: &CreateStreamErrorKind) -> bool {
-    match kind {
-        CreateStreamErrorKind::JetStream(answer) => [
+fn lacks_peers(error: &(dyn std::error::Error + 'static)) -> bool {
+    answer(error).is_some_and(|answer| {
+        [
             ErrorCode::CLUSTER_NO_PEERS,
             ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED,
         ]
-        .contains(&answer.error_code()),
-        _ => false,
-    }
+        .contains(&answer.error_code())
+    })
 }
 
 pub(super) async fn ensure_objects(
@@ -292,10 +290,7 @@ pub(super) async fn ensure_objects(
         ..Default::default()
     };
     let mut made = js.create_object_store(config(replicas)).await;
-    let peers = |error: &CreateObjectStoreError| {
-        answer(error).is_some_and(|answer| lacks_peers(&CreateStreamErrorKind::JetStream(answer)))
-    };
-    if replicas > 1 && made.as_ref().is_err_and(peers) {
+    if replicas > 1 && made.as_ref().is_err_and(|error| lacks_peers(error)) {
         made = js.create_object_store(config(1)).await;
     }
     match made {

@@ -187,19 +187,8 @@ impl Voice {
 
     async fn beat(&self) {
         let beat = Heartbeat {
-            cluster: self.cluster.clone(),
-            host: self.host.clone(),
-            boot: "b1".parse().unwrap(),
-            term: Term(1),
             sequence: self.applied,
             status_seq: self.status_seq,
-            table_seq: 0,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
-            loads: Vec::new(),
-            leaving: false,
-            at: None,
             info: HostInfo {
                 name: self.host.as_str().parse().unwrap(),
                 arch: "x86_64".into(),
@@ -210,6 +199,12 @@ impl Voice {
                 },
                 ..HostInfo::default()
             },
+            ..Heartbeat::new(
+                self.cluster.clone(),
+                self.host.clone(),
+                "b1".parse().unwrap(),
+                Term(1),
+            )
         };
         let body = serde_json::to_vec(&beat).unwrap();
         self.client
@@ -224,26 +219,17 @@ impl Voice {
         let replicas = groups
             .flat_map(|group| group.slots.iter().map(move |slot| (group, slot)))
             .map(|(group, slot)| ReplicaStatus {
-                namespace: group.namespace.clone(),
-                workload: group.workload.clone(),
-                replica: ReplicaId {
-                    slot: slot.slot,
-                    placement: slot.placement,
-                    start: 1,
-                },
-                revision: group.revision,
-                state: ReplicaState::Running,
                 ready: true,
-                since: Timestamp(0),
-                reason: None,
-                exit_code: None,
-                given_up: false,
-                standby: false,
-                listens: false,
-                memory_bytes: 0,
-                cpu_millis: 0,
-                in_flight: 0,
-                answers: wasmorch_api::Answers::default(),
+                ..ReplicaStatus::new(
+                    &group.key(),
+                    ReplicaId {
+                        slot: slot.slot,
+                        placement: slot.placement,
+                        start: 1,
+                    },
+                    group.revision,
+                    (ReplicaState::Running, Timestamp(0)),
+                )
             })
             .collect();
         let report = StatusReport {

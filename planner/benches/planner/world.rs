@@ -70,19 +70,8 @@ impl World {
         let labels = labels.map(|(label, value)| (label.to_owned(), value));
         let odd = if self.scenario.distinct { n as u64 } else { 0 };
         let beat = Heartbeat {
-            cluster: self.cluster.cluster.clone(),
-            host: host(n),
-            boot: BootId::from_random([1; 10]),
-            term: Term(1),
             sequence: u64::MAX,
             status_seq: self.seqs[n],
-            table_seq: 0,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
-            loads: Vec::new(),
-            leaving: false,
-            at: None,
             info: HostInfo {
                 name: Name::nearest(host(n).as_str()).unwrap(),
                 http: "10.0.0.1:8080".into(),
@@ -95,6 +84,12 @@ impl World {
                 },
                 ..HostInfo::default()
             },
+            ..Heartbeat::new(
+                self.cluster.cluster.clone(),
+                host(n),
+                BootId::from_random([1; 10]),
+                Term(1),
+            )
         };
         self.cluster
             .observe(Observation::Heartbeat(Box::new(beat)), self.now);
@@ -113,26 +108,17 @@ impl World {
                 .iter()
                 .filter(|slot| told.insert((group.workload.clone(), slot.placement)));
             replicas.extend(new.map(|slot| ReplicaStatus {
-                namespace: group.namespace.clone(),
-                workload: group.workload.clone(),
-                replica: ReplicaId {
-                    slot: slot.slot,
-                    placement: slot.placement,
-                    start: 1,
-                },
-                revision: group.revision,
-                state: ReplicaState::Running,
                 ready: true,
-                since: self.now,
-                reason: None,
-                exit_code: None,
-                given_up: false,
-                listens: false,
-                standby: false,
-                memory_bytes: 0,
-                cpu_millis: 0,
-                in_flight: 0,
-                answers: wasmorch_api::Answers::default(),
+                ..ReplicaStatus::new(
+                    &group.key(),
+                    ReplicaId {
+                        slot: slot.slot,
+                        placement: slot.placement,
+                        start: 1,
+                    },
+                    group.revision,
+                    (ReplicaState::Running, self.now),
+                )
             }));
         }
         let report = StatusReport {

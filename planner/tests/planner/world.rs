@@ -209,19 +209,9 @@ impl World {
 
     pub(crate) fn beat(&self, id: &HostId) -> Heartbeat {
         Heartbeat {
-            cluster: self.cluster.cluster.clone(),
-            host: id.clone(),
-            boot: BootId::from_random([1; 10]),
-            term: Term(1),
             sequence: u64::MAX,
             status_seq: self.seqs[id],
-            table_seq: 0,
-            memory_bytes: 0,
-            cpu_millis: 0,
-            replicas: 0,
             loads: self.loads_of(id),
-            leaving: false,
-            at: None,
             info: HostInfo {
                 name: Name::nearest(id.as_str()).unwrap(),
                 http: "127.0.0.1:8080".into(),
@@ -245,6 +235,12 @@ impl World {
                 },
                 ..HostInfo::default()
             },
+            ..Heartbeat::new(
+                self.cluster.cluster.clone(),
+                id.clone(),
+                BootId::from_random([1; 10]),
+                Term(1),
+            )
         }
     }
 
@@ -266,35 +262,34 @@ impl World {
                     .copied()
                     .unwrap_or(Fate::Ready);
                 replicas.push(ReplicaStatus {
-                    namespace: key.namespace.clone(),
-                    workload: key.name.clone(),
-                    replica: ReplicaId {
-                        slot: placed.slot,
-                        placement: *number,
-                        start: *start,
-                    },
-                    revision: placed.revision,
-                    state: match fate {
-                        _ if rests => ReplicaState::Preparing,
-                        Fate::GivesUp => ReplicaState::Failed,
-                        Fate::Completes => ReplicaState::Completed,
-                        _ => ReplicaState::Running,
-                    },
                     ready: fate == Fate::Ready && !rests,
-                    since: self.now,
                     reason: (fate != Fate::Ready && !rests).then(|| format!("{fate:?}")),
-                    exit_code: None,
                     given_up: fate == Fate::GivesUp && !rests,
                     standby: placed.standby,
                     listens: rests,
-                    memory_bytes: 0,
-                    cpu_millis: 0,
-                    in_flight: 0,
                     answers: self
                         .answers
                         .get(&placed.revision.0)
                         .copied()
                         .unwrap_or_default(),
+                    ..ReplicaStatus::new(
+                        key,
+                        ReplicaId {
+                            slot: placed.slot,
+                            placement: *number,
+                            start: *start,
+                        },
+                        placed.revision,
+                        (
+                            match fate {
+                                _ if rests => ReplicaState::Preparing,
+                                Fate::GivesUp => ReplicaState::Failed,
+                                Fate::Completes => ReplicaState::Completed,
+                                _ => ReplicaState::Running,
+                            },
+                            self.now,
+                        ),
+                    )
                 });
             }
         }
