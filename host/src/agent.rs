@@ -107,10 +107,9 @@ pub struct Agent {
     status_seq: u64,
     /// Replicas to tell about in the next report.
     changed: BTreeSet<ReplicaKey>,
-    /// Of many starts at once those that are only on their way, when they are told, and how long they wait.
+    /// Of many starts at once those that are only on their way, and when they are told.
     told_late: BTreeSet<ReplicaKey>,
     tell_at: Option<Timestamp>,
-    tell_after: Duration,
     /// Placements to forget once that report is made.
     forget: BTreeSet<PlacementKey>,
     persist: bool,
@@ -137,7 +136,6 @@ impl Agent {
             changed: BTreeSet::new(),
             told_late: BTreeSet::new(),
             tell_at: None,
-            tell_after: report::TELL_AFTER,
             forget: BTreeSet::new(),
             persist: false,
             shutting_down: false,

@@ -118,7 +118,7 @@ fn a_restarted_host_starts_offline_what_may_run_twice_and_nothing_else() {
         stage.event(heard(stage.now, 10));
         let effects = stage.event(Event::Revision(Arc::new(leased(exclusive))));
         let held = persisted(&effects);
-        let mut again = super::tests::agent(identity(), held);
+        let mut again = Agent::new(identity(), held);
         let effects = again.handle(Event::Tick, stage.now);
         assert_eq!(fetches(&effects), !exclusive);
         again.handle(fetched("web"), stage.now);

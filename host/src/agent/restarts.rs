@@ -82,7 +82,7 @@ fn a_job_ends_once() {
     assert_eq!(stage.agent.wake_at(), None);
 
     // Not even a restart of the daemon runs it again, and its result is still told.
-    let mut again = super::tests::agent(identity(), persisted(&effects));
+    let mut again = Agent::new(identity(), persisted(&effects));
     assert!(again.handle(Event::Tick, stage.now).is_empty());
     assert_eq!(
         again.status_page(None).unwrap().replicas[0].state,
@@ -130,7 +130,7 @@ fn a_restarted_host_starts_what_it_held_without_nats() {
     let json = serde_json::to_vec(&held).unwrap();
     let held: Held = serde_json::from_slice(&json).unwrap();
 
-    let mut again = super::tests::agent(identity(), Some(held));
+    let mut again = Agent::new(identity(), Some(held));
     assert!(!again.settled());
     let effects = again.handle(Event::Tick, stage.now);
     assert_eq!(status(&effects, "1-7-2").state, ReplicaState::Preparing);

@@ -137,7 +137,7 @@ fn a_leader_wakes_it_too_and_a_restart_of_the_daemon_does_not() {
     let mut stage = Stage::new();
     let effects = stage.event(told(rests(), 10));
     let held = persisted(&effects).expect("the set is kept");
-    let mut again = super::tests::agent(identity(), Some(held));
+    let mut again = Agent::new(identity(), Some(held));
     again.handle(Event::Tick, stage.now);
     let web = Arc::new(revision("web", 1, Kind::Http));
     again.handle(Event::Revision(web), stage.now);

@@ -136,17 +136,10 @@ pub(super) struct Stage {
     pub(super) now: Timestamp,
 }
 
-/// One that tells of every step of a start at once.
-pub(super) fn agent(identity: Identity, held: Option<Held>) -> Agent {
-    let mut agent = Agent::new(identity, held);
-    agent.tell_after = std::time::Duration::ZERO;
-    agent
-}
-
 impl Stage {
     pub(super) fn new() -> Self {
         Self {
-            agent: agent(identity(), None),
+            agent: Agent::new(identity(), None),
             now: Timestamp(1_000),
         }
     }
@@ -412,7 +405,7 @@ fn sets_that_are_not_obeyed() {
 
 #[test]
 fn a_host_joins_the_first_cluster_that_it_meets_and_no_other() {
-    let mut agent = agent(
+    let mut agent = Agent::new(
         Identity {
             cluster: None,
             ..identity()
