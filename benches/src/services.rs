@@ -379,18 +379,8 @@ fn show(
             "from zero, through {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many} requests"
         )?;
     }
-    for one in deaths.iter().filter(|one| one.asked > 0) {
-        let [last, most] = [50, 100].map(|percent| percentile(&one.last_failed, percent));
-        let [slow, slowest] = [50, 100].map(|percent| percentile(&one.slowest, percent));
-        writeln!(
-            out,
-            "a host is {}, of {} times: last failed request median {last:.0} ms after, at most {most:.0} ms; {} of {}\n  \
-             failed; slowest answer median {slow:.0} ms, at most {slowest:.0} ms",
-            one.how,
-            one.slowest.len(),
-            one.failed,
-            one.asked
-        )?;
+    for line in deaths.iter().filter_map(Deaths::line) {
+        writeln!(out, "{line}")?;
     }
     for note in notes {
         writeln!(out, "note: {note}")?;

@@ -4,20 +4,17 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use wasmorch_tests::nats_client::Client;
-use wasmorch_tests::process::{Done, Process};
+use wasmorch_tests::process::{Done, Process, children};
 use wasmorch_tests::up::Up;
 use wasmorch_tests::{guest, wait_for};
 
 /// The nats-server of this `up`, from the process table.
 fn nats_of(up: &Up) -> Option<i32> {
-    let children = up.process.as_ref()?.children();
-    children
-        .into_iter()
-        .map(|pid| pid.as_raw_nonzero().get())
-        .find(|id| {
-            std::fs::read_to_string(format!("/proc/{id}/comm"))
-                .is_ok_and(|name| name.contains("nats-server"))
-        })
+    let mut children = children(up.process.as_ref()?.id()).into_iter();
+    children.find(|id| {
+        std::fs::read_to_string(format!("/proc/{id}/comm"))
+            .is_ok_and(|name| name.contains("nats-server"))
+    })
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use wasmorch_tests::daemons::{Daemons, leader, says_hello};
 use wasmorch_tests::nats::Nats;
 use wasmorch_tests::nats_client::Client;
+use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Home;
 use wasmorch_tests::{measured, wait_for};
 
@@ -282,6 +283,30 @@ fn die_after(
     next_leader(client, term, Instant::now());
     daemons.start_controller(n);
     daemons.controller_id(n);
+}
+
+/// Servers that have not chosen their leader yet drop what they are asked: whoever starts with them waits.
+#[test]
+fn a_controller_waits_for_servers_that_choose_their_leader() {
+    let home = Home::new();
+    let mut nats = Nats::cluster(&home.path().join("nats"), 3);
+    // One of three has no majority.
+    nats[1].kill();
+    nats[2].kill();
+    let url = nats[0].url();
+    let command = home.command(&["--nats", &url, "controller", "--admin", "127.0.0.1:0"]);
+    let mut controller = Process::start(command, home.path(), "controller");
+    wait_for("it to be asked again and again", || {
+        assert_eq!(controller.ended(), None, "{}", controller.stderr());
+        (controller.stderr().matches("waiting for the store").count() >= 3).then_some(())
+    });
+    nats[1].start_again();
+    nats[2].start_again();
+    wait_for("a leader", || {
+        assert_eq!(controller.ended(), None, "{}", controller.stderr());
+        let asked = home.run(&["--nats", &url, "hosts", "--json"]);
+        (asked.code == 0).then_some(())
+    });
 }
 
 #[test]

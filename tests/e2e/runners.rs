@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use wasmorch_tests::daemons::Daemons;
 use wasmorch_tests::http;
+use wasmorch_tests::process::children;
 use wasmorch_tests::up::Up;
 use wasmorch_tests::wait_for;
 
@@ -16,29 +17,21 @@ const LOAD: usize = 4;
 /// time between the clock and the signal.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// Whether the process is a zombie, and its parent.
-fn stat(pid: i32) -> Option<(bool, i32)> {
+/// Whether the process is a zombie; `None`: it is gone.
+fn is_zombie(pid: i32) -> Option<bool> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(") ")?;
-    let mut words = rest.split(' ');
-    Some((words.next()? == "Z", words.next()?.parse().ok()?))
+    Some(rest.starts_with("Z "))
 }
 
 /// The children of a process that are runners, zombies too.
 fn runners(host: u32) -> Vec<i32> {
-    let processes = std::fs::read_dir("/proc").expect("/proc is there");
-    let numbers = processes
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let is_runner = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let zombie = stat(*pid).is_some_and(|(zombie, _)| zombie);
+        let zombie = is_zombie(*pid) == Some(true);
         zombie || line.split(|byte| *byte == 0).any(|arg| arg == b"runner")
     };
-    numbers
-        .filter(|pid| stat(*pid).is_some_and(|(_, parent)| i64::from(parent) == i64::from(host)))
-        .filter(is_runner)
-        .collect()
+    children(host).into_iter().filter(is_runner).collect()
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -149,7 +142,7 @@ fn a_runner_that_freezes_or_dies_takes_only_its_own_requests() {
     });
     let zombies = runners(host)
         .into_iter()
-        .filter(|pid| stat(*pid).is_some_and(|(z, _)| z));
+        .filter(|pid| is_zombie(*pid) == Some(true));
     assert_eq!(zombies.count(), 0);
     wait_for("what the dead had open to be closed", || {
         (descriptors(host) <= open).then_some(())
@@ -185,7 +178,7 @@ fn runners_die_with_a_killed_up_and_end_with_a_stopped_one() {
     wait_for("the runners to be gone", || {
         before
             .iter()
-            .all(|pid| stat(*pid).is_none_or(|(zombie, _)| zombie))
+            .all(|pid| is_zombie(*pid) != Some(false))
             .then_some(())
     });
     up.start_again();
@@ -195,7 +188,7 @@ fn runners_die_with_a_killed_up_and_end_with_a_stopped_one() {
     wait_for("the runners to have ended", || {
         again
             .iter()
-            .all(|pid| stat(*pid).is_none_or(|(zombie, _)| zombie))
+            .all(|pid| is_zombie(*pid) != Some(false))
             .then_some(())
     });
 }

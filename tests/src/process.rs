@@ -54,25 +54,11 @@ impl Process {
         kill_process(pid, signal).expect("an unreaped child can be signalled");
     }
 
-    /// Its children, from the process table.
-    pub fn children(&self) -> Vec<Pid> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
-        let tasks = tasks.into_iter().flatten().flatten();
-        let lists =
-            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        let mut children = Vec::new();
-        for list in lists {
-            let ids = list.split_whitespace().filter_map(|id| id.parse().ok());
-            children.extend(ids.filter_map(Pid::from_raw));
-        }
-        children
-    }
-
     /// Stops it and its children where they are: like a machine without power, they take connections (the
     /// kernel does) and answer nothing. Only a kill ends them.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
-        for child in self.children() {
+        for child in children(self.id()).into_iter().filter_map(Pid::from_raw) {
             // One that has just ended is as silent.
             let _ = kill_process(child, Signal::STOP);
         }
@@ -117,6 +103,21 @@ impl Drop for Process {
             .ok();
         }
     }
+}
+
+/// The children of a process, zombies too.
+pub fn children(parent: u32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let mut children = Vec::new();
+    for list in lists {
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|id| id.parse::<i32>().ok()),
+        );
+    }
+    children
 }
 
 /// A finished command.

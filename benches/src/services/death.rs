@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use wasmorch_tests::daemons::Daemons;
 use wasmorch_tests::{guest, http};
 
+use super::percentile;
+
 const NAME: &str = "mourned";
 const HOST: &str = "mourned.default.localhost";
 /// Where its replicas may be; the second one dies.
@@ -27,22 +29,63 @@ const AFTER: Duration = Duration::from_secs(8);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(60);
 
+/// How a host dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Killed,
+    Frozen,
+}
+
+impl How {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
 /// What one way to die does to requests.
-#[derive(Default)]
 pub(super) struct Deaths {
-    pub(super) how: &'static str,
+    how: How,
     /// From each death to the end of the last request that failed, in ms; 0 when none did.
-    pub(super) last_failed: Vec<f64>,
+    last_failed: Vec<f64>,
     /// The slowest answer of each, in ms.
-    pub(super) slowest: Vec<f64>,
-    pub(super) failed: usize,
-    pub(super) asked: usize,
+    slowest: Vec<f64>,
+    failed: usize,
+    asked: usize,
 }
 
 impl Deaths {
+    fn of(how: How) -> Self {
+        Self {
+            how,
+            last_failed: Vec::new(),
+            slowest: Vec::new(),
+            failed: 0,
+            asked: 0,
+        }
+    }
+
+    /// For people; `None` when no host has died.
+    pub(super) fn line(&self) -> Option<String> {
+        let [last, most] = [50, 100].map(|percent| percentile(&self.last_failed, percent));
+        let [slow, slowest] = [50, 100].map(|percent| percentile(&self.slowest, percent));
+        (self.asked > 0).then(|| {
+            format!(
+                "a host is {}, of {} times: last failed request median {last:.0} ms after, at most {most:.0} ms; \
+                 {} of {}\n  failed; slowest answer median {slow:.0} ms, at most {slowest:.0} ms",
+                self.how.name(),
+                self.slowest.len(),
+                self.failed,
+                self.asked
+            )
+        })
+    }
+
     pub(super) fn json(&self) -> Value {
         json!({
-            "how": self.how, "deaths": self.last_failed.len(), "asked": self.asked, "failed": self.failed,
+            "how": self.how.name(), "deaths": self.last_failed.len(), "asked": self.asked, "failed": self.failed,
             "last_failed_ms": self.last_failed, "slowest_ms": self.slowest,
         })
     }
@@ -67,10 +110,7 @@ pub(super) fn measure(
     let file = cluster.home.write("mourned.toml", text);
     let file = file.to_str().context("the temp folder is text")?.to_owned();
     cluster.run(&["deploy", &file]).ok();
-    let mut both = ["killed", "frozen"].map(|how| Deaths {
-        how,
-        ..Deaths::default()
-    });
+    let mut both = [How::Killed, How::Frozen].map(Deaths::of);
     for _ in 0..turns {
         for deaths in &mut both {
             until_ready(cluster, 2)?;
@@ -108,7 +148,7 @@ type Asked = (Instant, Instant, bool);
 fn one(cluster: &mut Daemons, gateway: &str, doomed: usize, deaths: &mut Deaths) -> Result<()> {
     let host = cluster.hosts[doomed].take().context("it runs")?;
     let (asked, enough) = (Mutex::new(Vec::<Asked>::new()), AtomicBool::new(false));
-    let died = std::thread::scope(|scope| {
+    let (died, frozen) = std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 while !enough.load(Ordering::Relaxed) {
@@ -128,22 +168,24 @@ fn one(cluster: &mut Daemons, gateway: &str, doomed: usize, deaths: &mut Deaths)
             std::thread::park_timeout(PACE);
         }
         let died = Instant::now();
-        let frozen = deaths.how == "frozen";
-        let kept = if frozen {
-            host.freeze();
-            Some(host)
-        } else {
-            host.kill();
-            None
+        // One that is frozen is kept, for to drop it kills it.
+        let frozen = match deaths.how {
+            How::Killed => {
+                host.kill();
+                None
+            }
+            How::Frozen => {
+                host.freeze();
+                Some(host)
+            }
         };
         while died.elapsed() < AFTER {
             std::thread::park_timeout(AFTER.saturating_sub(died.elapsed()));
         }
         enough.store(true, Ordering::Relaxed);
-        (died, kept)
+        (died, frozen)
     });
-    let (died, kept) = died;
-    drop(kept);
+    drop(frozen);
     let asked = asked.into_inner().unwrap_or_default();
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let after: Vec<Asked> = asked.into_iter().filter(|one| one.1 > died).collect();
