@@ -3,11 +3,14 @@
 //! Owns their grammar and how they are shown. It must not know how ids are made: randomness is
 //! the caller's (the host's data folder, the controller's start), passed in as bytes.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -38,11 +41,25 @@ macro_rules! serde_as_text {
         }
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                deserializer.deserialize_str(Text(str::parse::<Self>))
             }
         }
     };
+}
+
+/// Reads an id from the text that is being read, without a copy of it.
+struct Text<F>(F);
+
+impl<T, F: FnOnce(&str) -> Result<T, IdError>> Visitor<'_> for Text<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).map_err(E::custom)
+    }
 }
 
 /// A workload, namespace or host name: a DNS label (RFC 1123): 1 to 63 of `[a-z0-9-]`, no hyphen
@@ -115,7 +132,41 @@ impl fmt::Display for Name {
         f.pad(&self.0)
     }
 }
-serde_as_text!(Name);
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text(Self::read))
+    }
+}
+
+/// So many names are kept for each thread.
+const READ_MOST: usize = 1_024;
+
+thread_local! {
+    static READ: RefCell<Vec<Option<Name>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Name {
+    /// The name in a message that is being read: millions of statuses that name a thousand workloads share
+    /// their names.
+    fn read(text: &str) -> Result<Self, IdError> {
+        READ.with_borrow_mut(|read| {
+            read.resize(READ_MOST, None);
+            let mut hasher = DefaultHasher::new();
+            text.hash(&mut hasher);
+            let known = &mut read[hasher.finish() as usize % READ_MOST];
+            match known {
+                Some(name) if name.as_str() == text => Ok(name.clone()),
+                _ => Ok(known.insert(text.parse()?).clone()),
+            }
+        })
+    }
+}
 
 impl Default for Name {
     /// The namespace `default`.

@@ -4,6 +4,7 @@
 //! state may move.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -251,7 +252,7 @@ pub struct HostInfo {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tls: bool,
     /// Where other hosts reach its gateway; `None`: it cannot be dialled.
-    pub peer: Option<String>,
+    pub peer: Option<Arc<str>>,
     /// Health and metrics.
     pub admin: String,
     /// The domain of automatic names: `<name>.<namespace>.<domain>`.

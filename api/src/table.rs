@@ -4,6 +4,8 @@
 //! knows no HTTP words, so that other protocols can use it. Both are complete: each replaces the
 //! one before.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Slot, Term, WorkloadKey};
@@ -138,7 +140,7 @@ pub struct HostEndpoint {
     pub host: HostId,
     /// Where its gateway answers other hosts; `None`: it cannot be dialled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
+    pub peer: Option<Arc<str>>,
     /// Ready replicas there.
     pub ready: u32,
     /// The lowest slot that rests there, or is on its way: while nothing is ready anywhere, a request
@@ -154,7 +156,7 @@ pub struct HostEndpoint {
     pub canary: u32,
     /// Its label `zone`, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
 }
 
 #[cfg(test)]

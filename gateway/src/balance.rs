@@ -45,7 +45,7 @@ pub(crate) struct Candidate {
     pub(crate) address: Option<Arc<str>>,
     /// The host at this address, as connections are kept by.
     pub(crate) way: Arc<str>,
-    zone: Option<Box<str>>,
+    zone: Option<Arc<str>>,
     /// Outlives the table: a host keeps it as long as it serves the workload.
     pub(crate) health: Arc<Health>,
     weight: u64,
@@ -76,9 +76,9 @@ impl Endpoints {
             let seen = before.and_then(|before| before.seen(&host.host));
             Candidate {
                 host: host.host.clone(),
-                address: address.map(Arc::from),
+                address: host.peer.clone(),
                 way: format!("{}@{}", host.host, address.unwrap_or_default()).into(),
-                zone: host.zone.as_deref().map(Box::from),
+                zone: host.zone.clone(),
                 health: seen.map_or_else(Arc::default, |seen| seen.health.clone()),
                 weight,
                 canary: u64::from(host.canary),
@@ -262,13 +262,13 @@ mod tests {
                 .iter()
                 .map(|(host, ready, weight, dialled)| HostEndpoint {
                     host: host.parse().unwrap(),
-                    peer: dialled.then(|| format!("{host}:1")),
+                    peer: dialled.then(|| format!("{host}:1").into()),
                     ready: *ready,
                     standby: None,
                     weight: *weight,
                     canary: 0,
                     // The first letter.
-                    zone: host.get(..1).map(str::to_owned),
+                    zone: host.get(..1).map(Into::into),
                 })
                 .collect(),
             canary: None,

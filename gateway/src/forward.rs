@@ -337,7 +337,7 @@ mod tests {
         let name = |text: &str| text.parse::<Name>().unwrap();
         let host = |host: &str, weight| HostEndpoint {
             host: host.parse().unwrap(),
-            peer: Some(format!("{host}:1")),
+            peer: Some(format!("{host}:1").into()),
             ready: 1,
             standby: None,
             weight,

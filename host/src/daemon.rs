@@ -413,7 +413,7 @@ async fn info(config: &HostConfig, listening: &HostStarted) -> HostInfo {
         version: VERSION.to_owned(),
         http: reach_http.unwrap_or(http).to_string(),
         tls: config.tls.is_some(),
-        peer,
+        peer: peer.map(Into::into),
         admin: listening.admin.to_string(),
         domain: config.domain.clone(),
         heartbeat_ms: u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX),

@@ -33,6 +33,44 @@ impl Dirt {
         let (slots, hosts) = (BTreeSet::new(), BTreeSet::new());
         Self::Part { slots, hosts }
     }
+
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (
+                Self::Part {
+                    mut slots,
+                    mut hosts,
+                },
+                Self::Part { slots: s, hosts: h },
+            ) => {
+                slots.extend(s);
+                hosts.extend(h);
+                Self::Part { slots, hosts }
+            }
+            _ => Self::Whole,
+        }
+    }
+}
+
+/// How a plan leaves a workload that it has looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing was written.
+    InOrder,
+    /// What was written may ask for more: this is looked at again.
+    Open(Dirt),
+    /// Nothing but what gateways know was written, of this much: in order once that is stored.
+    Told(Dirt),
+    /// All that there is to write of it was written, and what follows from that was counted on.
+    Through,
+}
+
+/// What a plan that is not carried out has to look at again.
+#[derive(Debug, Clone)]
+struct Written {
+    of: Dirt,
+    /// What its writes mark has been planned on already.
+    foreseen: bool,
 }
 
 /// The work that waits.
@@ -44,8 +82,8 @@ pub(crate) struct Agenda {
     waiting: BTreeSet<WorkloadKey>,
     wakes: BTreeSet<(Timestamp, WorkloadKey)>,
     room: bool,
-    /// The last plan writes all that there is to write of these, if it is stored.
-    through: BTreeSet<WorkloadKey>,
+    /// What the last plan leaves in order, if all of it is stored; looked at again if not.
+    written: BTreeMap<WorkloadKey, Written>,
     /// What is marked follows from that plan's own writes.
     follows_plan: bool,
 }
@@ -80,29 +118,44 @@ impl Agenda {
     }
 
     fn is_foreseen(&self, key: &WorkloadKey) -> bool {
-        self.follows_plan && self.through.contains(key)
+        self.follows_plan && self.written.get(key).is_some_and(|one| one.foreseen)
     }
 
-    /// The plan that is being made writes all that there is to write of it.
-    pub(crate) fn planned_through(&mut self, key: &WorkloadKey) {
-        self.through.insert(key.clone());
-    }
-
-    /// That plan's writes are being committed, or not any more.
+    /// The last plan's writes are being committed, or not any more.
     pub(crate) fn follow_plan(&mut self, follows: bool) {
         self.follows_plan = follows;
     }
 
     /// All of it is stored.
     pub(crate) fn carried_out(&mut self) {
-        self.through.clear();
+        self.written.clear();
     }
 
-    /// Nobody has said that it is: those are looked at whole.
+    /// Nobody has said that it is: what it left in order is looked at again.
     pub(crate) fn doubt_plan(&mut self) {
-        for key in std::mem::take(&mut self.through) {
-            self.whole(&key);
+        for (key, written) in std::mem::take(&mut self.written) {
+            self.look_at(&key, written.of);
         }
+    }
+
+    fn look_at(&mut self, key: &WorkloadKey, dirt: Dirt) {
+        let dirt = match self.dirty.remove(key) {
+            Some(before) => before.and(dirt),
+            None => dirt,
+        };
+        self.dirty.insert(key.clone(), dirt);
+    }
+
+    /// A plan looks at some workloads twice: what it has to look at again then is both.
+    fn note_written(&mut self, key: &WorkloadKey, of: Dirt, foreseen: bool) {
+        let written = match self.written.remove(key) {
+            None => Written { of, foreseen },
+            Some(before) => Written {
+                of: before.of.and(of),
+                foreseen: before.foreseen && foreseen,
+            },
+        };
+        self.written.insert(key.clone(), written);
     }
 
     /// There may be more room than before.
@@ -146,25 +199,20 @@ impl Agenda {
         &self.waiting
     }
 
-    /// What a plan found: `wrote` keeps it here until the store has acknowledged and a plan finds
-    /// nothing more, so that a plan that is never stored is made again.
+    /// What a plan found. What it wrote keeps a workload here until the store has acknowledged, so that
+    /// a plan that is never stored is made again.
     pub(crate) fn planned(
         &mut self,
         key: &WorkloadKey,
-        dirt: Option<Dirt>,
+        left: Left,
         waits: bool,
         wakes: (Option<Timestamp>, Option<Timestamp>),
     ) {
-        match dirt {
-            Some(Dirt::Whole) => self.whole(key),
-            Some(Dirt::Part { slots, hosts }) => {
-                self.part(key, None, None);
-                if let Some(Dirt::Part { slots: s, hosts: h }) = self.dirty.get_mut(key) {
-                    s.extend(slots);
-                    h.extend(hosts);
-                }
-            }
-            None => {}
+        match left {
+            Left::InOrder => {}
+            Left::Open(dirt) => self.look_at(key, dirt),
+            Left::Told(dirt) => self.note_written(key, dirt, false),
+            Left::Through => self.note_written(key, Dirt::Whole, true),
         }
         if waits {
             self.waiting.insert(key.clone());

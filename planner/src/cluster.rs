@@ -460,7 +460,7 @@ impl Cluster {
 
 /// Whether a record has only counted on, from which nothing new follows: a plan placed something, a
 /// change that changed nothing was answered, a rollout has come further.
-fn only_counted(mut before: Record, after: &Record) -> bool {
+pub(crate) fn only_counted(mut before: Record, after: &Record) -> bool {
     before.next_placement = after.next_placement;
     before.updated = after.updated;
     before.answered.clone_from(&after.answered);

@@ -14,6 +14,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
+use crate::observe::ASK_EVERY;
 use crate::pool::Booked;
 
 impl Host {
@@ -88,6 +89,7 @@ impl Cluster {
             host.set = Some(set);
             host.set_sequence = sequence;
             host.set_at = now;
+            host.sync_due = now.after(ASK_EVERY);
         }
     }
 

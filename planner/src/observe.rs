@@ -66,7 +66,9 @@ pub struct Observed {
 }
 
 /// A host that lags is asked again no sooner than this.
-const ASK_EVERY_MS: u64 = 1_000;
+pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
+/// And at the latest after this.
+const SYNC_EVERY_MOST: Duration = Duration::from_secs(16);
 
 impl Cluster {
     /// Folds in one observation.
@@ -95,6 +97,7 @@ impl Cluster {
         let known = (host.known(), host.state);
         let window = self.detection.dead(&beat.info);
         let boot = beat.boot.clone();
+        let tells_nothing = tells_of_nothing(&beat);
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
         host.heard = host.heard.max(now);
@@ -110,8 +113,9 @@ impl Cluster {
             out.changed = true;
         }
         if host.boot.as_ref() != Some(&beat.boot) {
+            // All that a host runs which has nothing to tell is known: thousands may join at once.
+            host.synced = host.holds_nothing() && tells_nothing;
             host.boot = Some(beat.boot);
-            host.synced = false;
             host.status_seq = 0;
             host.asked = Timestamp(0);
             out.changed = true;
@@ -158,16 +162,20 @@ impl Cluster {
                 sequence: host.set_sequence,
             });
         }
-        let may_ask = now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS;
+        let may_ask = now.since(host.asked) >= ASK_EVERY;
         if may_ask && (!host.synced || beat.status_seq > host.status_seq) {
             host.asked = now;
             out.asks.push(Ask::Status(beat.host.clone()));
         }
         if host.set.is_some()
             && beat.sequence < host.set_sequence
-            && now.0.saturating_sub(host.set_at.0) >= ASK_EVERY_MS
+            && now >= host.sync_due
             && !planted::is(Bug::SyncNotAsked)
         {
+            // Each time after twice as long: one that is slow to take its set is not made slower.
+            let lag = now.since(host.set_at);
+            let again = lag.clamp(ASK_EVERY, SYNC_EVERY_MOST);
+            host.sync_due = now.after(again);
             out.asks.push(Ask::Sync {
                 host: beat.host.clone(),
                 sequence: host.set_sequence,
@@ -218,7 +226,7 @@ impl Cluster {
             if !host.synced || gap {
                 // A gap: what was missed may matter more than this. Only a full report mends it.
                 host.synced = false;
-                if now.0.saturating_sub(host.asked.0) >= ASK_EVERY_MS / 10 {
+                if now.since(host.asked) >= ASK_EVERY / 10 {
                     host.asked = now;
                     out.asks.push(Ask::Status(report.host.clone()));
                 }
@@ -259,6 +267,11 @@ impl Cluster {
         status.workload = workload.record.name.clone();
         workload.tally.hear(&workload.record, &status);
         let number = status.replica.placement;
+        let known = workload.reports.get(&number);
+        if known.is_some_and(|known| known.host == *host && known.status == status) {
+            // A full report tells everything again.
+            return;
+        }
         // Most reports of a start say how far it is on its way, which nothing depends on.
         if !self.bound.is_empty() || !workload.still_starts(host, &status) {
             self.agenda
@@ -400,6 +413,11 @@ impl Cluster {
             self.host_changed(&id);
         }
     }
+}
+
+/// It holds no set, runs nothing, and has reported nothing in this boot.
+fn tells_of_nothing(beat: &Heartbeat) -> bool {
+    beat.sequence == 0 && beat.replicas == 0 && beat.status_seq == 0
 }
 
 fn fell_silent(kind: EventKind, host: &Host, now: Timestamp) -> EventDraft {

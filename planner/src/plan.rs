@@ -14,8 +14,8 @@ use wasmorch_api::{
     Record, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
-use crate::agenda::Dirt;
-use crate::cluster::Cluster;
+use crate::agenda::{Dirt, Left};
+use crate::cluster::{Cluster, only_counted};
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::slots;
@@ -207,12 +207,12 @@ impl Plan {
     /// How much it would write.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.start.len()
-            + self.stop.len()
-            + self.shift.len()
-            + self.update.len()
-            + self.endpoints.len()
-            + self.routes.len()
+        self.decided() + self.endpoints.len() + self.routes.len()
+    }
+
+    /// The same without what gateways know.
+    fn decided(&self) -> usize {
+        self.start.len() + self.stop.len() + self.shift.len() + self.update.len()
     }
 }
 
@@ -300,7 +300,8 @@ impl Cluster {
         now: Timestamp,
         plan: &mut Plan,
     ) {
-        let before = plan.size();
+        let before = (plan.size(), plan.decided());
+        let updates = plan.update.len();
         let mut stops = plan.stop.len();
         if pool.preempted.of(key).is_some() {
             // What others have ended of it is not in its tables any more either.
@@ -317,7 +318,8 @@ impl Cluster {
         plan.stop[stops..].sort_by_key(own);
         stops += plan.stop[stops..].partition_point(|stop| !own(stop));
         let awaits = tables::plan_tables(self, (key, &dirt), partly, stops, plan);
-        let wrote = plan.size() != before;
+        let wrote = plan.size() != before.0;
+        let decided = plan.decided() - before.1 - usize::from(self.only_counts(key, updates, plan));
         if partly && matches!(dirt, Dirt::Part { .. }) {
             // Looked at in part only: what the rest awaits has not changed.
         } else if awaits {
@@ -349,34 +351,30 @@ impl Cluster {
         // What has been ended may make room for its successor, and where workloads depend on each other
         // others look at what it has become.
         let through = passed.through && plan.stop.len() == stops && self.bound.is_empty();
-        let again = match wrote {
-            false => None,
-            true if !passed.whole => Some(dirt),
-            true if through => {
-                self.agenda.planned_through(key);
-                None
-            }
-            true => Some(Dirt::Whole),
+        let looked_at = || if passed.whole { Dirt::Whole } else { dirt };
+        let left = match wrote {
+            false => Left::InOrder,
+            // Only reports say what is ready: no table leads to another.
+            true if decided == 0 => Left::Told(looked_at()),
+            true if passed.whole && through => Left::Through,
+            true => Left::Open(looked_at()),
         };
-        self.agenda.planned(key, again, passed.waits, wakes);
+        self.agenda.planned(key, left, passed.waits, wakes);
+    }
+
+    /// Whether all that the plan writes to a record from there on is how far its rollout has come.
+    fn only_counts(&self, key: &WorkloadKey, from: usize, plan: &Plan) -> bool {
+        let before = self.workloads.get(key).map(|one| &one.record);
+        match (before, &plan.update[from..]) {
+            (Some(before), [after]) => only_counted(before.clone(), after),
+            _ => false,
+        }
     }
 
     /// The store writes of a plan, in the order in which they may take effect: records first, then
     /// what hosts run, then what gateways know.
-    pub fn writes(&self, plan: &Plan) -> Vec<Write> {
-        let mut writes = Vec::new();
-        writes.extend(
-            plan.hosts
-                .iter()
-                .cloned()
-                .map(|host| Write::Host(Box::new(host))),
-        );
-        writes.extend(
-            plan.update
-                .iter()
-                .cloned()
-                .map(|record| Write::Record(Box::new(record))),
-        );
+    pub fn writes(&self, plan: Plan) -> Vec<Write> {
+        let mut writes: Vec<Write> = Vec::new();
         let mut touched: BTreeSet<&HostId> = plan
             .start
             .iter()
@@ -388,12 +386,18 @@ impl Cluster {
         // explicit one it would run that for ever.
         let forgotten = self.hosts.iter().filter(|(_, host)| host.holds_unkept());
         touched.extend(forgotten.map(|(id, _)| id));
-        let changes = Changes::of(plan);
-        for host in touched {
-            writes.push(Write::Placements(self.set_after(host, &changes)));
-        }
-        writes.extend(plan.routes.iter().cloned().map(Write::Routes));
-        writes.extend(plan.endpoints.iter().cloned().map(Write::Endpoints));
+        let changes = Changes::of(&plan);
+        let sets = touched.into_iter();
+        let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes)));
+        let sets: Vec<Write> = sets.collect();
+        let hosts = plan.hosts.into_iter().map(Box::new);
+        writes.extend(hosts.map(Write::Host));
+        let records = plan.update.into_iter().map(Box::new);
+        writes.extend(records.map(Write::Record));
+        writes.extend(sets);
+        writes.extend(plan.routes.into_iter().map(Write::Routes));
+        // A table names every host there is: not copied.
+        writes.extend(plan.endpoints.into_iter().map(Write::Endpoints));
         writes
     }
 

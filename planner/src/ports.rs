@@ -188,7 +188,11 @@ fn has(
 
 /// What the host listens on itself.
 fn own(info: &HostInfo) -> impl Iterator<Item = u16> + '_ {
-    let addresses = [Some(&info.http), Some(&info.admin), info.peer.as_ref()];
+    let addresses = [
+        Some(info.http.as_str()),
+        Some(&info.admin),
+        info.peer.as_deref(),
+    ];
     let ports = addresses.into_iter().flatten();
     ports.filter_map(|address| address.rsplit_once(':')?.1.parse().ok())
 }

@@ -172,8 +172,9 @@ fn play(after: &mut Cluster, keys: &[WorkloadKey], writes: Vec<Write>, now: Time
         let mine = |key: &WorkloadKey| keys.contains(key);
         let moves = plan.start.iter().any(|start| mine(&start.key))
             || plan.stop.iter().any(|stop| mine(&stop.key));
-        let writes = after.writes(&plan);
-        if writes.is_empty() || !moves && plan.update.is_empty() {
+        let updates = !plan.update.is_empty();
+        let writes = after.writes(plan);
+        if writes.is_empty() || !moves && !updates {
             return played;
         }
         sequence += writes.len() as u64;

@@ -106,13 +106,10 @@ pub fn urls(cluster: &Cluster, key: &WorkloadKey, kind: Kind, spec: &WorkloadSpe
     if kind != Kind::Http {
         return Vec::new();
     }
-    let mut hosts: Vec<&Host> = cluster
-        .hosts()
-        .values()
+    let infos = { cluster.hosts().values() }
         .filter(|host| host.state == HostState::Alive && !host.info().http.is_empty())
-        .collect();
-    hosts.sort_by_key(|host| host.info().name.clone());
-    let Some(info) = hosts.first().map(|host| host.info()) else {
+        .map(Host::info);
+    let Some(info) = infos.min_by(|a, b| a.name.cmp(&b.name)) else {
         return Vec::new();
     };
     let (scheme, usual) = if info.tls {

@@ -96,7 +96,11 @@ fn patched(
                 standby,
                 weight: ready,
                 canary: 0,
-                zone: host.info().labels.get(ZONE).cloned(),
+                zone: host
+                    .info()
+                    .labels
+                    .get(ZONE)
+                    .map(|zone| zone.as_str().into()),
             });
         if before != after.as_ref() {
             changes.push(((*id).clone(), after));
@@ -199,7 +203,11 @@ fn endpoint_table(
             standby: standbys.get(id).copied(),
             weight,
             canary,
-            zone: host.info().labels.get(ZONE).cloned(),
+            zone: host
+                .info()
+                .labels
+                .get(ZONE)
+                .map(|zone| zone.as_str().into()),
         })
     });
     let mut hosts: Vec<HostEndpoint> = hosts.collect();

@@ -643,7 +643,7 @@ fn one_broken_part_bars_nobody_else() {
     let rest = plan.without(&out);
     assert_eq!((rest.start.len(), wanted), (2, 4));
     assert_eq!(check::check_touched(&world.cluster, &rest), vec![]);
-    let writes = world.cluster.writes(&rest);
+    let writes = world.cluster.writes(rest);
     world.store(writes);
     let again = world.cluster.plan(world.now);
     assert_eq!(again.start.len(), 2, "what was left out is planned again");

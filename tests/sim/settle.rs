@@ -149,7 +149,7 @@ impl World {
         if self.all_good() {
             let mut cluster = leading.cluster.clone();
             let plan = cluster.plan(self.controller_clock(at));
-            let writes = cluster.writes(&plan);
+            let writes = cluster.writes(plan.clone());
             if !writes.is_empty() {
                 let keys: Vec<String> = writes.iter().map(wasmorch_planner::Write::key).collect();
                 return Some(format!("the plan is not empty: {}", keys.join(" ")));

@@ -360,7 +360,7 @@ impl World {
             leading.pace.wake(instant + wait, instant);
         }
         let broken = check::check(&leading.cluster, &plan);
-        let writes = leading.cluster.writes(&plan);
+        let writes = leading.cluster.writes(plan.clone());
         if writes.is_empty() {
             leading.cluster.remember(&plan.events, now);
             leading.pace.done(instant, Duration::ZERO, false);

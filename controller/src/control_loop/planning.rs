@@ -19,7 +19,7 @@ impl ControlLoop {
         let now = self.begin.clock.now();
         self.pace.begin();
         let mut plan = aside(|| self.begin.cluster.plan(now));
-        let size = plan.size();
+        let (size, unplaced) = (plan.size(), plan.unplaced.len());
         let planned = began.elapsed();
         let (hosts, workloads) = (
             self.begin.cluster.hosts().len(),
@@ -47,10 +47,8 @@ impl ControlLoop {
                 return Ok(());
             }
         }
-        let writes: Vec<Write> = aside(|| self.begin.cluster.writes(&plan));
-        // The rest is in the writes, and a plan for millions is large.
         let events = std::mem::take(&mut plan.events);
-        drop(plan);
+        let writes: Vec<Write> = aside(|| self.begin.cluster.writes(plan));
         let decided = began.elapsed();
         self.begin.metrics.planned(decided);
         let wrote = !writes.is_empty();
@@ -78,6 +76,7 @@ impl ControlLoop {
         let (took, ms) = (began.elapsed(), |took: Duration| took.as_millis());
         tracing::debug!(
             size,
+            unplaced,
             planned_ms = ms(planned),
             decided_ms = ms(decided),
             stored_ms = ms(took),

@@ -49,7 +49,7 @@ fn host(id: &str, cluster: &str, placed: &[(&str, u64, u64, u64)]) -> Told {
             table_seq: 500,
             info: HostInfo {
                 name: id.parse().unwrap(),
-                peer: Some(format!("{id}:1")),
+                peer: Some(format!("{id}:1").into()),
                 ..HostInfo::default()
             },
             ..Heartbeat::new(

@@ -218,7 +218,7 @@ pub(crate) fn endpoints(hosts: Vec<HostEndpoint>) -> EndpointTable {
 pub(crate) fn endpoint(host: &str, peer: SocketAddr) -> HostEndpoint {
     HostEndpoint {
         host: host.parse().unwrap(),
-        peer: Some(peer.to_string()),
+        peer: Some(peer.to_string().into()),
         ready: 1,
         standby: None,
         weight: 1,

@@ -228,9 +228,8 @@ fn run(scenario: Scenario, memory_told: bool) -> String {
     let (broken, checked) = timed(|| check::check_touched(&world.cluster, &plan));
     assert!(broken.is_empty(), "{:?}", broken.first());
     mark("checked");
-    let (writes, wrote) = timed(|| world.cluster.writes(&plan));
+    let (writes, wrote) = timed(|| world.cluster.writes(plan));
     mark("writes");
-    drop(plan);
     let ((), committed) = timed(|| world.carry_out(writes));
     mark("committed");
     let peak = memory("VmHWM");

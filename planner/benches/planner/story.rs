@@ -21,8 +21,7 @@ pub(crate) fn story(scenario: Scenario) -> String {
         let (plan, planned) = timed(|| world.cluster.plan(world.now));
         let (broken, checked) = timed(|| check::check_touched(&world.cluster, &plan));
         assert!(broken.is_empty(), "{:?}", broken.first());
-        let (writes, wrote) = timed(|| world.cluster.writes(&plan));
-        drop(plan);
+        let (writes, wrote) = timed(|| world.cluster.writes(plan));
         let ((), committed) = timed(|| world.carry_out(writes));
         plans.push(planned);
         for (sum, took) in sums.iter_mut().zip([planned, checked, wrote, committed]) {

@@ -57,7 +57,7 @@ impl World {
 
     pub(crate) fn plan(&mut self) -> (Plan, Duration) {
         let (plan, took) = timed(|| self.cluster.plan(self.now));
-        let writes = self.cluster.writes(&plan);
+        let writes = self.cluster.writes(plan.clone());
         self.carry_out(writes);
         (plan, took)
     }
@@ -240,8 +240,8 @@ impl World {
         assert_eq!((plan.start.len(), plan.stop.len()), (held, held));
         let (broken, checked) = timed(|| check::check_touched(&self.cluster, &plan));
         assert!(broken.is_empty(), "{:?}", broken.first());
-        let (writes, wrote) = timed(|| self.cluster.writes(&plan));
         let touched: BTreeSet<HostId> = plan.start.iter().map(|one| one.host.clone()).collect();
+        let (writes, wrote) = timed(|| self.cluster.writes(plan));
         self.carry_out(writes);
         for n in 0..self.scenario.hosts {
             if touched.contains(&host(n)) {

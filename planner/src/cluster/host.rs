@@ -29,6 +29,8 @@ pub struct Host {
     pub set_sequence: u64,
     /// When the set was written.
     pub(crate) set_at: Timestamp,
+    /// When to ask for it to be taken up, if it has not been by then.
+    pub(crate) sync_due: Timestamp,
     /// The sequence it says it holds.
     pub applied: u64,
     /// The last status report that was folded in.
@@ -76,6 +78,7 @@ impl Host {
             set: None,
             set_sequence: 0,
             set_at: since,
+            sync_due: since,
             applied: 0,
             status_seq: 0,
             synced: false,
@@ -122,6 +125,11 @@ impl Host {
     /// It runs by a set that the store no longer has: it was removed, and came back.
     pub(crate) fn holds_unkept(&self) -> bool {
         self.known() && self.set.is_none() && self.applied > 0
+    }
+
+    /// No set names it, and nothing that it ran is waited for.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.set.is_none() && self.leaving.is_empty() && self.unsure.is_empty()
     }
 
     /// Neither cordoned nor drained.

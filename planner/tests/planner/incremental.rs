@@ -224,7 +224,7 @@ impl World {
             // One of which only the first writes are stored.
             Busy::Torn(n) => {
                 let plan = self.cluster.plan(self.now);
-                let mut writes = self.cluster.writes(&plan);
+                let mut writes = self.cluster.writes(plan);
                 writes.truncate(n as usize);
                 self.store_planned(writes);
             }

@@ -204,7 +204,7 @@ fn a_completion_is_counted_once_though_its_batch_was_cut() {
         world.report(&id);
     }
     let plan = world.cluster.plan(world.now);
-    let writes = world.cluster.writes(&plan);
+    let writes = world.cluster.writes(plan);
     let records = writes
         .into_iter()
         .filter(|write| matches!(write, Write::Record(_)));

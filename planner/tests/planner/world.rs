@@ -118,7 +118,7 @@ impl World {
             self.same_as_from_scratch(&plan, scratch, &whole);
             self.as_ranked(&plan);
         }
-        let writes = self.cluster.writes(&plan);
+        let writes = self.cluster.writes(plan.clone());
         self.cluster.remember(&plan.events, self.now);
         self.store_planned(writes);
         self.cluster.carried_out();
