@@ -184,7 +184,8 @@ impl World {
         self.say("store", || format!("is put back from {from} to {to}"));
         self.store.restore(copy);
         self.user.oracle.void = true;
-        self.laws.store_regressed();
+        let revisions = self.store.revisions();
+        self.laws.store_regressed(&revisions);
     }
 
     /// A set that the store would never have taken: hosts are the second line.

@@ -9,8 +9,8 @@ use wasmorch_api::record::TermRecord;
 use wasmorch_api::status::{HostRecord, HostState};
 use wasmorch_api::subjects::key;
 use wasmorch_api::{
-    HostId, LeaderId, PlacementNumber, PlacementSet, Record, RevisionNumber, RolloutState, Slot,
-    Term, WorkloadKey, WorkloadSpec,
+    HostId, LeaderId, PlacementNumber, PlacementSet, Record, Revision, RevisionNumber,
+    RolloutState, Slot, Term, WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::{Plan, StopReason, Write};
 
@@ -71,8 +71,27 @@ fn placed(set: &PlacementSet) -> BTreeSet<Placed> {
 
 impl Laws {
     /// The store is an older one: its books with it, and numbers may come again.
-    pub(crate) fn store_regressed(&mut self) {
+    /// It holds these now, and has given some of their numbers to others meanwhile.
+    pub(crate) fn store_regressed(&mut self, revisions: &[Revision]) {
         self.regressed = true;
+        for revision in revisions {
+            self.know(revision);
+        }
+    }
+
+    fn know(&mut self, revision: &Revision) {
+        let may = u64::from(revision.spec.update.max_unavailable);
+        let most = self.may_lack.entry(revision.key()).or_default();
+        *most = (*most).max(may);
+        self.runs.note(revision);
+        let one = (revision.key(), revision.number);
+        if revision.spec.per_host() {
+            self.per_host.insert(one.clone());
+        } else {
+            // A store that went back gives a number a second time.
+            self.per_host.remove(&one);
+        }
+        self.specs.insert(one, revision.spec.clone());
     }
 
     pub(crate) fn record(&self, key: &WorkloadKey) -> Option<&Record> {
@@ -193,21 +212,7 @@ impl World {
                     self.laws.runs.removed(key);
                     touched.insert(key.clone());
                 }
-                Write::Revision(revision) => {
-                    let may = u64::from(revision.spec.update.max_unavailable);
-                    let most = self.laws.may_lack.entry(revision.key()).or_default();
-                    *most = (*most).max(may);
-                    self.laws.runs.note(revision);
-                    let one = (revision.key(), revision.number);
-                    self.laws.specs.insert(one, revision.spec.clone());
-                    let one = (revision.key(), revision.number);
-                    if revision.spec.per_host() {
-                        self.laws.per_host.insert(one);
-                    } else {
-                        // A store that went back gives a number a second time.
-                        self.laws.per_host.remove(&one);
-                    }
-                }
+                Write::Revision(revision) => self.laws.know(revision),
                 Write::Namespace(_) => self.laws.limited = true,
                 Write::DeleteNamespace(_) => self.laws.limited = false,
                 Write::Host(record) => {

@@ -199,6 +199,19 @@ impl World {
         let panics = self.ready_slots(key, u64::MAX) * 2 <= u64::from(needed);
         let fits = fits || full && (desired < needed || panics);
         let leading = self.controllers.iter().find_map(|one| one.leads());
+        // A host tells no load of a revision without `scale`: while a paused rollout leaves some of them,
+        // nobody knows what they carry, and nothing is lowered.
+        let untold = leading
+            .and_then(|one| one.cluster.workload(key))
+            .is_some_and(|one| {
+                let of = |number| one.revisions.get(number);
+                let mut placed = one
+                    .placements
+                    .values()
+                    .filter_map(|placed| of(&placed.revision));
+                placed.any(|revision| revision.spec.scale.is_none())
+            });
+        let fits = fits || untold && desired > needed;
         (!fits).then(|| {
             let why = leading.and_then(|one| wasmorch_planner::why::workload(&one.cluster, key));
             let found = why.map(|why| why["scale"].to_string()).unwrap_or_default();

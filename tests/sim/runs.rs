@@ -28,12 +28,15 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) fn note(&mut self, revision: &Revision) {
+        let key = (revision.key(), revision.number);
         let every = match revision.spec.schedule.as_deref() {
             Some("*/2 * * * *") => 2,
             Some(_) => 1,
-            None => return,
+            None => {
+                self.every.remove(&key);
+                return;
+            }
         };
-        let key = (revision.key(), revision.number);
         self.every.insert(key, every * MINUTE);
     }
 

@@ -311,7 +311,8 @@ impl World {
         }
         let state = record.rollout.as_ref().map(|one| one.state);
         let failed = state == Some(RolloutState::Failed);
-        let mut there = 0;
+        let room = self.weather.room as usize;
+        let (mut there, mut without) = (0, 0);
         for (at, host) in self.hosts.iter().enumerate() {
             let Some(up) = &host.up else { continue };
             let runs = up.runner.iter();
@@ -321,7 +322,13 @@ impl World {
             let known = self.laws.host(&host.id);
             let cordoned = known.is_some_and(|known| known.cordoned || known.drain.is_some());
             let as_wanted = match runs.as_slice() {
-                [] => cordoned || !self.can_run(at, key),
+                [] if cordoned || !self.can_run(at, key) => true,
+                // What came first has taken all the room there is on it, and is not moved for this.
+                [] if up.runner.len() >= room => {
+                    without += 1;
+                    true
+                }
+                [] => false,
                 // Of a first rollout that has failed, for want of room for a successor, the old ones serve.
                 [(_, run)] => cordoned || good(run) || failed && run.ready,
                 _ => false,
@@ -330,7 +337,7 @@ impl World {
                 return Some(format!("{key}: {} has {} replicas", host.id, runs.len()));
             }
         }
-        (there != wanted).then(|| format!("{key} counts {wanted} and {there} are there"))
+        (there + without != wanted).then(|| format!("{key} counts {wanted} and {there} are there"))
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::subjects::key;
-use wasmorch_api::{HostId, LeaderId, PlacementSet};
+use wasmorch_api::{HostId, LeaderId, PlacementSet, Revision};
 use wasmorch_planner::Write;
 
 use super::bent::Bent;
@@ -106,6 +106,15 @@ impl Store {
     }
 
     /// Put back to an older copy: what came after is gone, the lease too.
+    /// All revisions that it holds.
+    pub(crate) fn revisions(&self) -> Vec<Revision> {
+        let entries = self.bucket.entries().into_iter();
+        let revisions = entries.filter(|(key, ..)| key.starts_with("revision."));
+        revisions
+            .map(|(_, value, _)| serde_json::from_slice(&value).expect("what was written"))
+            .collect()
+    }
+
     pub(crate) fn restore(&mut self, copy: Bucket) {
         self.bucket = copy;
         self.lease = None;
