@@ -133,7 +133,11 @@ impl World {
         if rollout.hold.is_some() {
             let mut on = self.laws.dependencies(record).into_iter();
             return match rollout.state {
-                RolloutState::Rolling => on.any(|on| self.waits_for_a_person(on)),
+                RolloutState::Rolling => on.any(|on| {
+                    // Nor does what has no host to run on ever become ready.
+                    let none = || self.cannot_be_placed(&on.key(), u64::from(on.wanted().max(1)));
+                    self.waits_for_a_person(on) || none()
+                }),
                 RolloutState::Paused => true,
                 _ => on.any(|on| self.is_in_trouble(on)),
             };
