@@ -421,6 +421,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_that_are_read_share_their_text() {
+        let read = |text: &str| serde_json::from_str::<Vec<Name>>(text);
+        let names = read(r#"["web", "api", "web"]"#).unwrap();
+        assert!(Arc::ptr_eq(&names[0].0, &names[2].0));
+        assert_eq!(names[1].as_str(), "api");
+        // More than are kept at a time, with an escape, and what is no name.
+        for n in 0..3 * READ_MOST {
+            let text = format!(r#"["w{n}", "\u0077{n}"]"#);
+            let names = read(&text).unwrap();
+            assert_eq!(names[0].as_str(), format!("w{n}"));
+            assert_eq!(names[0], names[1]);
+        }
+        assert!(read(r#"["Web"]"#).is_err());
+        assert!(read("[7]").is_err());
+    }
+
+    #[test]
     fn names_are_dns_labels() {
         for good in ["a", "web", "a-b", "0x9", &"a".repeat(63)] {
             assert_eq!(good.parse::<Name>().unwrap().as_str(), good);

@@ -12,7 +12,8 @@
 //!
 //! What must not run twice (`runs_once`) is never beside another: its slot is filled in a plan of its
 //! own, and only when no host can still run it: every host has told this leader, with all reports
-//! heard, that it has its set; nothing reported is still ending; and what was taken out of a set unheard
+//! heard, that it has its set (one of which nothing is stored, that it holds none); nothing reported is still
+//! ending; and what was taken out of a set unheard
 //! has been left behind by a later set. A host that cannot be asked counts as silent for certain when
 //! it has been dead for `lost_after`: by then it has ended everything by itself (`stop_after`, the
 //! agent's `lease`). A host that was removed (`host-rm`) is its remover's promise.

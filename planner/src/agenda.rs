@@ -146,16 +146,9 @@ impl Agenda {
         self.dirty.insert(key.clone(), dirt);
     }
 
-    /// A plan looks at some workloads twice: what it has to look at again then is both.
     fn note_written(&mut self, key: &WorkloadKey, of: Dirt, foreseen: bool) {
-        let written = match self.written.remove(key) {
-            None => Written { of, foreseen },
-            Some(before) => Written {
-                of: before.of.and(of),
-                foreseen: before.foreseen && foreseen,
-            },
-        };
-        self.written.insert(key.clone(), written);
+        let before = self.written.insert(key.clone(), Written { of, foreseen });
+        debug_assert!(before.is_none(), "a plan looks at each workload once");
     }
 
     /// There may be more room than before.
@@ -280,5 +273,59 @@ impl Workload {
         self.slots
             .range((slot, first)..=(slot, last))
             .map(|(_, number)| *number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> WorkloadKey {
+        WorkloadKey::new("default".parse().unwrap(), "web".parse().unwrap())
+    }
+
+    fn part(slot: u64) -> Dirt {
+        let hosts = BTreeSet::from([HostId::from_random([slot as u8; 10])]);
+        let slots = BTreeSet::from([Slot(slot)]);
+        Dirt::Part { slots, hosts }
+    }
+
+    fn take(agenda: &mut Agenda) -> Option<Dirt> {
+        agenda.take(Timestamp(0), |_| false).remove(&key())
+    }
+
+    fn planned(left: Left) -> Agenda {
+        let mut agenda = Agenda::default();
+        agenda.planned(&key(), left, false, (None, None));
+        agenda
+    }
+
+    #[test]
+    fn what_was_told_is_looked_at_again_only_if_it_was_not_stored() {
+        let mut agenda = planned(Left::Told(part(1)));
+        agenda.carried_out();
+        agenda.doubt_plan();
+        assert_eq!(take(&mut agenda), None);
+
+        let mut agenda = planned(Left::Told(part(1)));
+        agenda.part(&key(), Some(Slot(2)), None);
+        agenda.doubt_plan();
+        let Some(Dirt::Part { slots, hosts }) = take(&mut agenda) else {
+            panic!("a part");
+        };
+        assert_eq!(slots, BTreeSet::from([Slot(1), Slot(2)]));
+        assert_eq!(hosts.len(), 1);
+    }
+
+    #[test]
+    fn what_follows_from_a_plan_that_was_through_is_not_looked_at() {
+        let mut agenda = planned(Left::Through);
+        agenda.follow_plan(true);
+        agenda.part(&key(), Some(Slot(3)), None);
+        agenda.whole(&key());
+        agenda.follow_plan(false);
+        assert_eq!(take(&mut agenda), None);
+        agenda.doubt_plan();
+        assert_eq!(take(&mut agenda), Some(Dirt::Whole));
     }
 }

@@ -390,6 +390,9 @@ impl Cluster {
 
     /// What a host is has changed: name, labels, capacity, cordon.
     pub(crate) fn host_reshaped(&mut self, id: &HostId) {
+        if let Some(host) = self.hosts.get_mut(id) {
+            host.note_zone();
+        }
         self.classify(id);
         self.pool.rebuild();
         self.host_changed(id);

@@ -90,6 +90,7 @@ impl Cluster {
             host.set_sequence = sequence;
             host.set_at = now;
             host.sync_due = now.after(ASK_EVERY);
+            host.sync_wait = ASK_EVERY;
         }
     }
 

@@ -113,9 +113,10 @@ impl Cluster {
             out.changed = true;
         }
         if host.boot.as_ref() != Some(&beat.boot) {
-            // All that a host runs which has nothing to tell is known: thousands may join at once.
+            // There is nothing to ask one that has just come to be: thousands may join at once.
             host.synced = host.holds_nothing() && tells_nothing;
             host.boot = Some(beat.boot);
+            host.sync_wait = ASK_EVERY;
             host.status_seq = 0;
             host.asked = Timestamp(0);
             out.changed = true;
@@ -143,8 +144,10 @@ impl Cluster {
             if host.state == HostState::Dead {
                 self.host_is_back(&beat.host, beat.status_seq, now);
             }
-            if let Some(host) = self.hosts.get_mut(&beat.host) {
-                host.state = HostState::Alive;
+            if let Some(host) = self.hosts.get_mut(&beat.host)
+                && std::mem::replace(&mut host.state, HostState::Alive) != HostState::Alive
+            {
+                host.sync_wait = ASK_EVERY;
             }
         }
         let Some(host) = self.hosts.get_mut(&beat.host) else {
@@ -173,9 +176,8 @@ impl Cluster {
             && !planted::is(Bug::SyncNotAsked)
         {
             // Each time after twice as long: one that is slow to take its set is not made slower.
-            let lag = now.since(host.set_at);
-            let again = lag.clamp(ASK_EVERY, SYNC_EVERY_MOST);
-            host.sync_due = now.after(again);
+            host.sync_due = now.after(host.sync_wait);
+            host.sync_wait = (host.sync_wait * 2).min(SYNC_EVERY_MOST);
             out.asks.push(Ask::Sync {
                 host: beat.host.clone(),
                 sequence: host.set_sequence,

@@ -354,9 +354,9 @@ impl Cluster {
         let looked_at = || if passed.whole { Dirt::Whole } else { dirt };
         let left = match wrote {
             false => Left::InOrder,
+            true if passed.whole && through => Left::Through,
             // Only reports say what is ready: no table leads to another.
             true if decided == 0 => Left::Told(looked_at()),
-            true if passed.whole && through => Left::Through,
             true => Left::Open(looked_at()),
         };
         self.agenda.planned(key, left, passed.waits, wakes);

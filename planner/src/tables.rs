@@ -12,9 +12,6 @@ use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Shift, Stop};
 
-/// The label by which gateways keep requests near.
-const ZONE: &str = "zone";
-
 /// Adds a workload's tables if they differ from what is stored once `plan` is carried out. Tells
 /// whether its endpoints name a host that has not spoken and holds nothing of it.
 pub(crate) fn plan_tables(
@@ -96,11 +93,7 @@ fn patched(
                 standby,
                 weight: ready,
                 canary: 0,
-                zone: host
-                    .info()
-                    .labels
-                    .get(ZONE)
-                    .map(|zone| zone.as_str().into()),
+                zone: host.zone.clone(),
             });
         if before != after.as_ref() {
             changes.push(((*id).clone(), after));
@@ -203,11 +196,7 @@ fn endpoint_table(
             standby: standbys.get(id).copied(),
             weight,
             canary,
-            zone: host
-                .info()
-                .labels
-                .get(ZONE)
-                .map(|zone| zone.as_str().into()),
+            zone: host.zone.clone(),
         })
     });
     let mut hosts: Vec<HostEndpoint> = hosts.collect();

@@ -30,6 +30,8 @@ mod deps;
 mod disconnect;
 #[path = "planner/drain.rs"]
 mod drain;
+#[path = "planner/heard.rs"]
+mod heard;
 #[path = "planner/incremental.rs"]
 mod incremental;
 #[path = "planner/judge.rs"]

@@ -135,8 +135,10 @@ impl World {
             return match rollout.state {
                 RolloutState::Rolling => on.any(|on| {
                     // Nor does what has no host to run on ever become ready.
-                    let none = || self.cannot_be_placed(&on.key(), u64::from(on.wanted().max(1)));
-                    self.waits_for_a_person(on) || none()
+                    let wanted = u64::from(on.wanted().max(1));
+                    let ready = || self.ready_slots(&on.key(), u64::MAX);
+                    let lacks = on.active_rollout().is_some() || ready() < wanted;
+                    self.waits_for_a_person(on) || lacks && self.cannot_be_placed(&on.key(), wanted)
                 }),
                 RolloutState::Paused => true,
                 _ => on.any(|on| self.is_in_trouble(on)),

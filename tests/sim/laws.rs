@@ -71,7 +71,7 @@ fn placed(set: &PlacementSet) -> BTreeSet<Placed> {
 
 impl Laws {
     /// The store is an older one: its books with it, and numbers may come again.
-    /// It holds these now, and has given some of their numbers to others meanwhile.
+    /// `revisions`: what the older store holds; their numbers may have named others since.
     pub(crate) fn store_regressed(&mut self, revisions: &[Revision]) {
         self.regressed = true;
         for revision in revisions {

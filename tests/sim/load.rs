@@ -199,18 +199,15 @@ impl World {
         let panics = self.ready_slots(key, u64::MAX) * 2 <= u64::from(needed);
         let fits = fits || full && (desired < needed || panics);
         let leading = self.controllers.iter().find_map(|one| one.leads());
-        // A host tells no load of a revision without `scale`: while a paused rollout leaves some of them,
-        // nobody knows what they carry, and nothing is lowered.
-        let untold = leading
-            .and_then(|one| one.cluster.workload(key))
-            .is_some_and(|one| {
-                let of = |number| one.revisions.get(number);
-                let mut placed = one
-                    .placements
-                    .values()
-                    .filter_map(|placed| of(&placed.revision));
-                placed.any(|revision| revision.spec.scale.is_none())
-            });
+        // A host tells no load of a revision without `scale`: while a rollout, perhaps a paused one, leaves
+        // some of them alone on a host, nobody knows what they carry, and nothing is lowered.
+        let scales = |revision| { self.laws.spec_of(key, revision) }.is_some_and(|one| one.scale.is_some());
+        let untold = self.hosts.iter().filter_map(|host| host.up.as_ref()).any(|up| {
+            let runs = up.runner.iter().filter(|(one, _)| one.workload == *key);
+            let mut runs = runs.map(|(_, run)| run.revision).peekable();
+            runs.peek().is_some() && !runs.any(scales)
+        });
+        let untold = untold && record.active_rollout().is_some();
         let fits = fits || untold && desired > needed;
         (!fits).then(|| {
             let why = leading.and_then(|one| wasmorch_planner::why::workload(&one.cluster, key));

@@ -9,7 +9,9 @@ use wasmorch_api::spec::{Bindings, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::subjects::key;
 use wasmorch_api::{Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
+use wasmorch_planner::queries;
 
+use super::host::Up;
 use super::world::{Fate, World};
 
 /// Virtual time within which everything comes right: crash loops wait up to five minutes.
@@ -246,7 +248,7 @@ impl World {
         }
         let leading = self.controllers.iter().find_map(|one| one.leads());
         let why = leading.and_then(|leading| {
-            let status = wasmorch_planner::queries::status(&leading.cluster, key, false)?;
+            let status = queries::status(&leading.cluster, key, false)?;
             Some(status.unplaced?.filtered)
         });
         Some(format!(
@@ -324,7 +326,7 @@ impl World {
             let as_wanted = match runs.as_slice() {
                 [] if cordoned || !self.can_run(at, key) => true,
                 // What came first has taken all the room there is on it, and is not moved for this.
-                [] if up.runner.len() >= room => {
+                [] if up.runner.len() >= room && self.is_kept_out(key, up) => {
                     without += 1;
                     true
                 }
@@ -337,7 +339,25 @@ impl World {
                 return Some(format!("{key}: {} has {} replicas", host.id, runs.len()));
             }
         }
-        (there + without != wanted).then(|| format!("{key} counts {wanted} and {there} are there"))
+        (there + without != wanted).then(|| {
+            format!("{key} counts {wanted}, {there} are there, {without} hosts have no room")
+        })
+    }
+
+    /// On a host that is full: nothing there could be ended for it, and the leader says that it waits.
+    fn is_kept_out(&self, key: &WorkloadKey, up: &Up) -> bool {
+        let Some(mine) = self.laws.spec(key) else {
+            return false;
+        };
+        let makes_room = |other: &WorkloadKey| {
+            let theirs = self.laws.spec(other);
+            theirs.is_some_and(|one| one.priority < mine.priority && one.min_available == 0)
+        };
+        let unplaced = self.controllers.iter().find_map(|one| one.leads());
+        let unplaced = unplaced.and_then(|leading| queries::status(&leading.cluster, key, false));
+        let unplaced = unplaced.is_some_and(|status| status.unplaced.is_some());
+        let binds = mine.bindings != Bindings::default();
+        unplaced && (binds || !up.runner.keys().any(|one| makes_room(&one.workload)))
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.

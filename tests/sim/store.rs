@@ -105,7 +105,6 @@ impl Store {
             .map(|(leader, _)| leader)
     }
 
-    /// Put back to an older copy: what came after is gone, the lease too.
     /// All revisions that it holds.
     pub(crate) fn revisions(&self) -> Vec<Revision> {
         let entries = self.bucket.entries().into_iter();
@@ -115,6 +114,7 @@ impl Store {
             .collect()
     }
 
+    /// Put back to an older copy: what came after is gone, the lease too.
     pub(crate) fn restore(&mut self, copy: Bucket) {
         self.bucket = copy;
         self.lease = None;

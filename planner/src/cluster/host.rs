@@ -1,12 +1,18 @@
 //! One host as the leader knows it: what is stored of it, and what it says.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{BootId, HostInfo, PlacementNumber, PlacementSet, Slot, Timestamp, WorkloadKey};
 
 use super::Line;
+use crate::observe::ASK_EVERY;
 use crate::pool::Booked;
+
+/// The label by which gateways keep requests near.
+const ZONE: &str = "zone";
 
 /// One host.
 #[derive(Debug, Clone)]
@@ -31,11 +37,14 @@ pub struct Host {
     pub(crate) set_at: Timestamp,
     /// When to ask for it to be taken up, if it has not been by then.
     pub(crate) sync_due: Timestamp,
+    /// And how long after that to ask again.
+    pub(crate) sync_wait: Duration,
     /// The sequence it says it holds.
     pub applied: u64,
     /// The last status report that was folded in.
     pub(crate) status_seq: u64,
-    /// Everything it runs is known: a full report came in this boot.
+    /// Everything it runs is known: a full report came in this boot, or its first heartbeat said that it
+    /// holds nothing, and the store names nothing there.
     pub synced: bool,
     /// When its full status was last asked for.
     pub(crate) asked: Timestamp,
@@ -50,6 +59,8 @@ pub struct Host {
     /// The hosts that are like it.
     pub(crate) class: u32,
     pub(crate) number: u32,
+    /// Its label `zone`, as all tables that name it share it.
+    pub(crate) zone: Option<Arc<str>>,
     /// Its reports of replicas that its set does not hold (any more).
     pub(crate) leaving: BTreeSet<(WorkloadKey, PlacementNumber)>,
     /// Events of it in this term, newest last.
@@ -79,6 +90,7 @@ impl Host {
             set_sequence: 0,
             set_at: since,
             sync_due: since,
+            sync_wait: ASK_EVERY,
             applied: 0,
             status_seq: 0,
             synced: false,
@@ -89,6 +101,7 @@ impl Host {
             booked: Booked::default(),
             class: u32::MAX,
             number: 0,
+            zone: None,
             leaving: BTreeSet::new(),
             story: VecDeque::new(),
             dead_since: None,
@@ -108,6 +121,7 @@ impl Host {
             leaving: BTreeSet::new(),
             story: VecDeque::new(),
             unsure: self.unsure.clone(),
+            zone: self.zone.clone(),
             ..*self
         }
     }
@@ -115,6 +129,12 @@ impl Host {
     /// What it last said of itself.
     pub fn info(&self) -> &HostInfo {
         &self.record.info
+    }
+
+    /// Follows what it last said of itself.
+    pub(crate) fn note_zone(&mut self) {
+        let zone = self.record.info.labels.get(ZONE);
+        self.zone = zone.map(|zone| zone.as_str().into());
     }
 
     /// What may be booked on it.

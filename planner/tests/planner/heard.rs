@@ -1,0 +1,169 @@
+//! What a heartbeat alone tells, and what is asked of a host because of it.
+
+use std::time::Duration;
+
+use wasmorch_api::EventKind;
+use wasmorch_planner::Ask;
+
+use super::*;
+
+/// Of a host's first start.
+fn first(world: &World, id: &HostId) -> Heartbeat {
+    Heartbeat {
+        sequence: 0,
+        status_seq: 0,
+        boot: BootId::from_random([7; 10]),
+        ..world.beat(id)
+    }
+}
+
+fn hear(world: &mut World, beat: Heartbeat) -> Vec<Ask> {
+    let beat = Observation::Heartbeat(Box::new(beat));
+    world.cluster.observe(beat, world.now).asks
+}
+
+fn asks_status(asks: &[Ask]) -> bool {
+    asks.iter().any(|ask| matches!(ask, Ask::Status(_)))
+}
+
+fn asks_sync(asks: &[Ask]) -> bool {
+    asks.iter().any(|ask| matches!(ask, Ask::Sync { .. }))
+}
+
+#[test]
+fn a_host_that_holds_nothing_is_placed_on_at_its_first_heartbeat() {
+    let mut world = World::new(0);
+    world.seqs.insert(host(1), 0);
+    let beat = first(&world, &host(1));
+    let asks = hear(&mut world, beat);
+    assert!(!asks_status(&asks), "{asks:?}");
+    world.deploy(spec("1", 2), Kind::Service);
+    assert_eq!(world.plan().start.len(), 2);
+}
+
+#[test]
+fn a_host_that_may_run_something_is_asked_what_before_anything_is_placed_on_it() {
+    let tells = [
+        |beat: &mut Heartbeat| beat.replicas = 1,
+        |beat: &mut Heartbeat| beat.status_seq = 1,
+        |beat: &mut Heartbeat| beat.sequence = 1,
+    ];
+    for tell in tells {
+        let mut world = World::new(0);
+        world.seqs.insert(host(1), 0);
+        let mut beat = first(&world, &host(1));
+        tell(&mut beat);
+        let asks = hear(&mut world, beat);
+        assert!(asks_status(&asks), "{asks:?}");
+        world.deploy(spec("1", 2), Kind::Service);
+        assert_eq!(world.plan().start.len(), 0);
+    }
+}
+
+/// Its disk is new, and it knows nothing of its set: what ran there before is not known to be gone until
+/// it has said so.
+#[test]
+fn a_host_that_has_a_set_is_asked_even_if_it_says_nothing_of_one() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 2), Kind::Service);
+    world.run(3);
+    let beat = first(&world, &host(1));
+    let asks = hear(&mut world, beat);
+    assert!(asks_status(&asks), "{asks:?}");
+}
+
+/// When the host is asked to take its set, in tenths of a second from now, while all its heartbeats of a minute
+/// say that it has not.
+fn asked_to_sync(world: &mut World) -> Vec<u64> {
+    let from = world.now;
+    let mut asked = Vec::new();
+    for tenth in 1..=600 {
+        world.now = from.after(Duration::from_millis(tenth * 100));
+        let behind = Heartbeat {
+            sequence: 1,
+            ..world.beat(&host(1))
+        };
+        if asks_sync(&hear(world, behind)) {
+            asked.push(tenth);
+        }
+    }
+    asked
+}
+
+#[test]
+fn a_host_that_is_behind_is_told_so_after_one_second_and_then_ever_later() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 2), Kind::Service);
+    world.plan();
+    assert_eq!(asked_to_sync(&mut world), [10, 20, 40, 80, 160, 320, 480]);
+    let held = world.beat(&host(1));
+    assert!(!asks_sync(&hear(&mut world, held)));
+}
+
+#[test]
+fn a_host_that_comes_back_behind_is_asked_again_after_one_second() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 2), Kind::Service);
+    world.plan();
+    asked_to_sync(&mut world);
+    for _ in 0..60 {
+        world.now = world.now.after(Duration::from_secs(1));
+        world.cluster.observe(Observation::Tick, world.now);
+    }
+    assert_eq!(world.cluster.hosts()[&host(1)].state, HostState::Dead);
+    assert_eq!(asked_to_sync(&mut world)[..4], [1, 11, 31, 71]);
+}
+
+/// The host says once more all that it said last; what is made of it.
+fn tell_again(world: &mut World) -> Vec<EventKind> {
+    let id = host(1);
+    *world.seqs.get_mut(&id).unwrap() += 1;
+    let report = StatusReport {
+        cluster: world.cluster.cluster.clone(),
+        host: id.clone(),
+        boot: BootId::from_random([1; 10]),
+        status_seq: world.seqs[&id],
+        full: true,
+        replicas: world.said[&id].clone(),
+        next: None,
+    };
+    let heard = world.cluster.observe(Observation::Status(report), world.now);
+    heard.events.into_iter().map(|event| event.kind).collect()
+}
+
+#[test]
+fn what_was_told_before_says_nothing_new() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 2), Kind::Http);
+    world.run(4);
+    let before = world.cluster.workload(&web()).unwrap().reports.clone();
+    assert_eq!(before.len(), 2);
+    world.now = world.now.after(Duration::from_secs(1));
+    assert_eq!(tell_again(&mut world), []);
+    assert_eq!(world.cluster.workload(&web()).unwrap().reports, before);
+    assert_eq!(world.plan().size(), 0);
+}
+
+/// A host that died with what waits for its return: what it says then is what it said before.
+#[test]
+fn what_is_told_again_after_a_death_counts() {
+    let mut world = World::new(1);
+    let mut away = spec("1", 2);
+    away.disconnect.replace = false;
+    world.deploy(away, Kind::Http);
+    world.run(4);
+    let ready = |world: &World| {
+        let web = world.cluster.workload(&web()).unwrap();
+        queries::summary(&world.cluster, &self::web(), web).ready
+    };
+    assert_eq!(ready(&world), 2);
+    for _ in 0..10 {
+        world.now = world.now.after(Duration::from_secs(1));
+        world.cluster.observe(Observation::Tick, world.now);
+    }
+    assert_eq!(ready(&world), 0);
+    world.heartbeat(&host(1));
+    assert_eq!(ready(&world), 0, "not before it has said so");
+    tell_again(&mut world);
+    assert_eq!(ready(&world), 2);
+}
