@@ -115,7 +115,9 @@ impl Cluster {
         if host.boot.as_ref() != Some(&beat.boot) {
             // There is nothing to ask one that has just come to be: thousands may join at once.
             host.synced = host.holds_nothing() && tells_nothing;
-            host.boot = Some(beat.boot);
+            if host.boot.replace(beat.boot).is_some() {
+                self.silence.restarted(&beat.host);
+            }
             host.sync_wait = ASK_EVERY;
             host.status_seq = 0;
             host.asked = Timestamp(0);

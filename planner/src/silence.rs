@@ -30,7 +30,7 @@ pub(crate) struct Silent {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Silence {
     /// When hosts that were called dead lately had last been heard.
-    lately: Vec<Timestamp>,
+    lately: Vec<(Timestamp, HostId)>,
     mass: bool,
     replaced: Option<Timestamp>,
 }
@@ -62,7 +62,7 @@ impl Silence {
         let from = first.heard;
         let until = from.after(TOGETHER);
         self.lately
-            .retain(|heard| from.since(*heard) <= TOGETHER || *heard > from);
+            .retain(|(heard, _)| from.since(*heard) <= TOGETHER || *heard > from);
         if !self.mass {
             let together = silent.iter().filter(|one| one.heard <= until).count();
             let (many, of) = (together + self.lately.len(), living + self.lately.len());
@@ -79,11 +79,16 @@ impl Silence {
             (true, false) => 0,
         };
         for one in due.take(allowed) {
-            self.lately.push(one.heard);
+            self.lately.push((one.heard, one.host.clone()));
             self.replaced = Some(now);
             verdict.dead.push(one.host);
         }
         verdict
+    }
+
+    /// The host has been started anew: its silence was its own and not the network's.
+    pub(crate) fn restarted(&mut self, host: &HostId) {
+        self.lately.retain(|(_, one)| one != host);
     }
 }
 
@@ -155,8 +160,14 @@ mod tests {
                 1
             );
         }
-        let verdict = silence.look(silent([(3, 12_000)], 17_000), 7, Timestamp(17_000));
+        let mut restarted = silence.clone();
+        let third = silent([(3, 12_000)], 17_000);
+        let verdict = silence.look(third.clone(), 7, Timestamp(17_000));
         assert_eq!(verdict.alarm, Some((3, 9)));
         assert_eq!(verdict.dead, vec![], "one was replaced seconds ago");
+        // Unless one of them has come back since, with a start of its own.
+        restarted.restarted(&host(1));
+        let verdict = restarted.look(third, 8, Timestamp(17_000));
+        assert_eq!((verdict.dead, verdict.alarm), (vec![host(3)], None));
     }
 }

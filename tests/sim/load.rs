@@ -201,12 +201,17 @@ impl World {
         let leading = self.controllers.iter().find_map(|one| one.leads());
         // A host tells no load of a revision without `scale`: while a rollout, perhaps a paused one, leaves
         // some of them alone on a host, nobody knows what they carry, and nothing is lowered.
-        let scales = |revision| { self.laws.spec_of(key, revision) }.is_some_and(|one| one.scale.is_some());
-        let untold = self.hosts.iter().filter_map(|host| host.up.as_ref()).any(|up| {
-            let runs = up.runner.iter().filter(|(one, _)| one.workload == *key);
-            let mut runs = runs.map(|(_, run)| run.revision).peekable();
-            runs.peek().is_some() && !runs.any(scales)
-        });
+        let scales =
+            |revision| { self.laws.spec_of(key, revision) }.is_some_and(|one| one.scale.is_some());
+        let untold = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.up.as_ref())
+            .any(|up| {
+                let runs = up.runner.iter().filter(|(one, _)| one.workload == *key);
+                let mut runs = runs.map(|(_, run)| run.revision).peekable();
+                runs.peek().is_some() && !runs.any(scales)
+            });
         let untold = untold && record.active_rollout().is_some();
         let fits = fits || untold && desired > needed;
         (!fits).then(|| {

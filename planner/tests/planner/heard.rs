@@ -127,7 +127,9 @@ fn tell_again(world: &mut World) -> Vec<EventKind> {
         replicas: world.said[&id].clone(),
         next: None,
     };
-    let heard = world.cluster.observe(Observation::Status(report), world.now);
+    let heard = world
+        .cluster
+        .observe(Observation::Status(report), world.now);
     heard.events.into_iter().map(|event| event.kind).collect()
 }
 
