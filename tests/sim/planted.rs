@@ -61,7 +61,6 @@ fn bugs_of_the_planner_are_caught() {
         Bug::ExclusiveNotAwaited,
         Bug::ReconcileKeepsBoth,
         Bug::JoinedForgotten,
-        Bug::CompletionCountedTwice,
         Bug::ScheduledForgotten,
         Bug::CanaryNotWatched,
         Bug::EqualPreempted,
