@@ -34,6 +34,9 @@ pub enum IdError {
 /// Serialises through `Display`, reads through `FromStr`: the text is the one form of an id.
 macro_rules! serde_as_text {
     ($type:ty) => {
+        serde_as_text!($type, str::parse::<$type>);
+    };
+    ($type:ty, $read:expr) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -41,7 +44,7 @@ macro_rules! serde_as_text {
         }
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_str(Text(str::parse::<Self>))
+                deserializer.deserialize_str(Text($read))
             }
         }
     };
@@ -132,17 +135,7 @@ impl fmt::Display for Name {
         f.pad(&self.0)
     }
 }
-impl Serialize for Name {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text(Self::read))
-    }
-}
+serde_as_text!(Name, Name::read);
 
 /// So many names are kept for each thread.
 const READ_MOST: usize = 1_024;

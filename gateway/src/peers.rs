@@ -15,19 +15,17 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmorch_api::HostId;
 use wasmorch_api::error::chain;
 
 use crate::balance::Candidate;
@@ -36,6 +34,12 @@ use crate::health::{ms, now_ms};
 use crate::replay::Attempt;
 use crate::stats::Counters;
 use crate::tunnel::{Pipe, Tunnel};
+
+mod keeper;
+mod peer;
+
+use keeper::{Keeper, direct};
+pub(crate) use peer::Peer;
 
 /// Unread data of one response. Small beside the connection's, so that a few clients that do not
 /// read cannot stop all others.
@@ -96,98 +100,6 @@ pub(crate) struct Peers {
     eject_for: Duration,
 }
 
-/// One other host.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    host: HostId,
-    /// `None`: it cannot be dialled.
-    address: Option<Arc<str>>,
-    /// Dialling failed so often in a row, while the tunnel worked.
-    undialled: AtomicU32,
-    /// When to dial again, after that; on the clock of `now_ms`.
-    dial_at: AtomicU64,
-    in_flight: AtomicU32,
-    /// Which connection is next.
-    turn: AtomicUsize,
-    slots: Box<[Slot]>,
-    /// Failures to connect in a row.
-    failures: AtomicU32,
-    /// Milliseconds after the pool's start.
-    ejected_until: AtomicU64,
-}
-
-/// A place for one connection.
-#[derive(Debug, Default)]
-struct Slot {
-    sender: Mutex<Option<http2::SendRequest<Attempt>>>,
-    /// One request connects, the others wait for it.
-    connecting: tokio::sync::Mutex<()>,
-    /// Attempts to connect so far.
-    attempts: AtomicU64,
-    /// Requests so far.
-    used: AtomicU64,
-}
-
-impl Slot {
-    fn open(&self) -> Option<http2::SendRequest<Attempt>> {
-        let mut held = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_some_and(http2::SendRequest::is_closed) {
-            *held = None;
-        }
-        held.clone()
-    }
-
-    fn set(&self, sender: Option<http2::SendRequest<Attempt>>) {
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = sender;
-    }
-}
-
-impl Peer {
-    /// For people: where it is, or which it is.
-    pub(crate) fn name(&self) -> &str {
-        self.address.as_deref().unwrap_or(self.host.as_str())
-    }
-
-    /// Dialling failed, and the tunnel worked: until when it is not dialled.
-    fn went_through_tunnel(&self, (first, last): (Duration, Duration)) {
-        let times = self.undialled.fetch_add(1, Relaxed).min(16);
-        if times == 0 && self.address.is_some() {
-            tracing::info!(host = %self.host, peer = self.name(), "reached through the tunnel");
-        }
-        let pause = first.saturating_mul(1 << times).min(last);
-        self.dial_at
-            .store(now_ms().saturating_add(ms(pause)), Relaxed);
-    }
-
-    fn went_directly(&self) {
-        if self.undialled.swap(0, Relaxed) > 0 {
-            tracing::info!(host = %self.host, peer = self.name(), "reached directly again");
-        }
-        self.dial_at.store(0, Relaxed);
-    }
-
-    /// How long it is not dialled from now on.
-    fn dials_in(&self) -> Duration {
-        Duration::from_millis(self.dial_at.load(Relaxed).saturating_sub(now_ms()))
-    }
-
-    pub(crate) fn request_began(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn request_ended(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
-    }
-
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
-    }
-
-    fn is_used(&self) -> bool {
-        self.in_flight() > 0 || self.slots.iter().any(|slot| slot.open().is_some())
-    }
-}
-
 impl Peers {
     pub(crate) fn new(
         limits: &Limits,
@@ -245,20 +157,9 @@ impl Peers {
         if known.len() >= PEERS_MAX {
             known.retain(|_, peer| peer.is_used());
         }
-        let peer = || Peer {
-            host: candidate.host.clone(),
-            address: candidate.address.clone(),
-            undialled: AtomicU32::new(0),
-            dial_at: AtomicU64::new(0),
-            in_flight: AtomicU32::new(0),
-            turn: AtomicUsize::new(0),
-            slots: (0..self.connections).map(|_| Slot::default()).collect(),
-            failures: AtomicU32::new(0),
-            ejected_until: AtomicU64::new(0),
-        };
         known
             .entry(candidate.way.clone())
-            .or_insert_with(|| Arc::new(peer()))
+            .or_insert_with(|| Arc::new(Peer::new(candidate, self.connections)))
             .clone()
     }
 
@@ -426,73 +327,6 @@ impl Peers {
         self.tasks.end.cancel();
         self.tasks.tracker.close();
         self.tasks.tracker.wait().await;
-    }
-}
-
-/// Dials.
-async fn direct(address: &str) -> Result<Pipe, String> {
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|e| e.to_string())?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    Ok(Pipe::new(stream))
-}
-
-/// Drives one connection.
-struct Keeper {
-    peer: Arc<Peer>,
-    turn: usize,
-    idle: Duration,
-    /// For a tunnelled one: how long dialling may take, and how often it is tried.
-    redial: Option<(Duration, (Duration, Duration))>,
-}
-
-impl Keeper {
-    /// Until the connection ends; lets it end when it is not used for a while, or when the host can
-    /// be dialled again. Without a sender it ends by itself, after what is in hand.
-    async fn keep(self, connection: impl Future<Output = hyper::Result<()>>) {
-        let slot = &self.peer.slots[self.turn];
-        let mut connection = pin!(connection);
-        let mut answers = pin!(self.answers_directly());
-        let mut direct = false;
-        let mut used = slot.used.load(Relaxed);
-        loop {
-            tokio::select! {
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        let (peer, error) = (self.peer.name(), chain(&error));
-                        tracing::debug!(peer, error, "connection ended");
-                    }
-                    return;
-                }
-                () = &mut answers, if !direct => {
-                    direct = true;
-                    self.peer.went_directly();
-                    slot.set(None);
-                }
-                () = tokio::time::sleep(self.idle) => {
-                    let now = slot.used.load(Relaxed);
-                    if now == used && self.peer.in_flight() == 0 {
-                        slot.set(None);
-                    }
-                    used = now;
-                }
-            }
-        }
-    }
-
-    /// Returns once the host has answered on its own address; never when it is reached there.
-    async fn answers_directly(&self) {
-        let (Some((connect, pauses)), Some(address)) = (self.redial, &self.peer.address) else {
-            return std::future::pending().await;
-        };
-        loop {
-            tokio::time::sleep(self.peer.dials_in().max(pauses.0)).await;
-            if matches!(timeout(connect, direct(address)).await, Ok(Ok(_))) {
-                return;
-            }
-            self.peer.went_through_tunnel(pauses);
-        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Dirt {
 }
 
 /// How a plan leaves a workload that it has looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Left {
     /// Nothing was written.
     InOrder,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod controller;
+mod fake_host;
 mod server;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,81 @@
+//! What every plan of a world is held against: one made from scratch, and the ranking of single hosts.
+
+use super::*;
+
+impl World {
+    /// What is placed on counts goes where the ranking of single hosts says, and what the ranking
+    /// has a host for is not left unplaced.
+    pub(crate) fn as_ranked(&self, plan: &Plan) {
+        let keys: BTreeSet<&WorkloadKey> = plan.start.iter().map(|start| &start.key).collect();
+        // A move goes where it was told to, one on every host has no choice, and a canary is of
+        // another revision, as a rollout by zones has one constraint more. A slot with a store on disk
+        // goes back to it, and one that has just been given such a store stays where it is.
+        let told = |key: &WorkloadKey| {
+            self.cluster.workload(key).is_some_and(|one| {
+                let target = one.target();
+                let by = target.is_some_and(|target| target.spec.update.by.is_some());
+                // Going back goes by zones as well, also when a person has ended the rollout.
+                let record = &one.record;
+                let mut old = one.placements.iter().filter(|(number, placed)| {
+                    placed.revision != record.revision || **number < record.fresh_from
+                });
+                let rolls = record.on_trial().is_some() || by && old.next().is_some();
+                let mut stores = target
+                    .iter()
+                    .flat_map(|target| target.spec.bindings.blobstore.values());
+                let adopts = stores.any(|store| store.backend == "disk");
+                one.per_host()
+                    || adopts && !one.placements.is_empty()
+                    || !record.moves.is_empty()
+                    || !record.homes.is_empty()
+                    || rolls
+            })
+        };
+        let any_told = keys.iter().any(|key| told(key));
+        if any_told || !plan.stop.is_empty() || !self.fates.is_empty() || keys.len() > 1 {
+            return;
+        }
+        let best = |key: &WorkloadKey| {
+            let why = why::workload(&self.cluster, key).unwrap();
+            why["scores"][0]["host"].as_str().map(str::to_owned)
+        };
+        if let Some(first) = plan.start.first() {
+            let name = self.cluster.hosts()[&first.host].info().name.to_string();
+            assert_eq!(best(&first.key), Some(name), "{plan:#?}");
+        } else {
+            // Neither the ranking nor the filters know these two.
+            let held_up = |filter: &String| {
+                filter.starts_with("may still run") || filter.starts_with("quota")
+            };
+            let unplaced = plan.unplaced.iter();
+            for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
+                let (namespace, workload) = one.workload.split_once('/').unwrap();
+                let key = WorkloadKey::new(name(namespace), name(workload));
+                if told(&key) {
+                    continue;
+                }
+                // What is on a silent host counts there until it has somewhere to go.
+                let silent = self.cluster.workload(&key).unwrap().placements.values();
+                if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
+                    assert_eq!(best(&key), None, "{plan:#?}");
+                }
+            }
+        }
+    }
+
+    /// Every incremental plan equals one that looks at everything and trusts no counter. Standing
+    /// trouble is state, and told in a plan only where it was looked at.
+    pub(crate) fn same_as_from_scratch(&self, plan: &Plan, scratch: Plan, whole: &Cluster) {
+        let trouble = |cluster: &Cluster| -> Vec<(String, u32)> {
+            let keys = cluster.workloads().keys();
+            let status = keys.filter_map(|key| queries::status(cluster, key, false)?.unplaced);
+            status.map(|one| (one.workload, one.slots)).collect()
+        };
+        assert_eq!(trouble(&self.cluster), trouble(whole));
+        let scratch = Plan {
+            unplaced: plan.unplaced.clone(),
+            ..scratch
+        };
+        assert_eq!(*plan, scratch, "incremental (left) and from scratch");
+    }
+}

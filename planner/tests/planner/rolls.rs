@@ -1,0 +1,148 @@
+//! Rollouts: what serves meanwhile, and what becomes of a bad revision.
+
+use super::*;
+
+#[test]
+fn a_roll_never_has_fewer_ready_than_wanted() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 4), Kind::Http);
+    world.run(8);
+    world.deploy(spec("2", 4), Kind::Http);
+    for _ in 0..40 {
+        world.round();
+        assert_eq!(world.ready(), 4);
+        let placed = world.cluster.workload(&web()).unwrap().placements.len();
+        assert!(placed <= 5, "desired + surge");
+    }
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    let workload = world.cluster.workload(&web()).unwrap();
+    assert!(
+        workload
+            .placements
+            .values()
+            .all(|placed| placed.revision.0 == 2)
+    );
+}
+
+#[test]
+fn a_bad_revision_reverts_and_says_why() {
+    for fate in [Fate::GivesUp, Fate::Unready] {
+        let mut world = World::new(2);
+        world.deploy(spec("1", 2), Kind::Http);
+        world.run(8);
+        world.fates.insert(2, fate);
+        world.deploy(spec("2", 2), Kind::Http);
+        for _ in 0..60 {
+            world.round();
+            assert_eq!(world.ready(), 2, "the old ones serve throughout");
+        }
+        assert_eq!(world.rollout(), RolloutState::Reverted, "{fate:?}");
+        let record = &world.cluster.workload(&web()).unwrap().record;
+        assert_eq!((record.revision.0, record.newest.0), (1, 2));
+        let reason = record.rollout.as_ref().unwrap().reason.clone().unwrap();
+        assert!(reason.contains(&format!("{fate:?}")), "{reason}");
+        assert!(world.plan().is_empty());
+    }
+}
+
+#[test]
+fn a_bad_first_revision_stays_failed_until_it_lives() {
+    let mut world = World::new(1);
+    world.fates.insert(1, Fate::GivesUp);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(4);
+    assert_eq!(world.state(), WorkloadState::Failed);
+    world.fates.clear();
+    world.run(80);
+    assert_eq!(
+        (world.state(), world.rollout()),
+        (WorkloadState::Ready, RolloutState::Completed)
+    );
+}
+
+#[test]
+fn several_failures_at_once_still_revert() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    world.change(commands::stop, None);
+    world.run(2);
+    world.fates.insert(2, Fate::GivesUp);
+    world.deploy(spec("2", 3), Kind::Http);
+    world.run(10);
+    assert_eq!(world.rollout(), RolloutState::Reverted);
+    assert_eq!(
+        world.ready(),
+        3,
+        "the good revision waits for no crash loop of the bad one"
+    );
+}
+
+#[test]
+fn what_becomes_ready_only_to_fail_is_not_started_without_a_pause() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(8);
+    let starts = |world: &World| -> usize {
+        let plans = world.plans.iter();
+        plans.map(|plan| plan.start.len()).sum()
+    };
+    let before = starts(&world);
+    // Two minutes of a second's good service each.
+    for _ in 0..60 {
+        world.fates.insert(1, Fate::GivesUp);
+        world.run(2);
+        world.fates.insert(1, Fate::Ready);
+        world.run(2);
+    }
+    let again = starts(&world) - before;
+    assert!((3..=6).contains(&again), "{again} starts");
+    // After the pause, and a good while, its failures are behind it.
+    world.run(400);
+    assert_eq!(world.state(), WorkloadState::Ready);
+    assert_eq!(
+        world.cluster.workload(&web()).unwrap().record.crash_loop,
+        []
+    );
+}
+
+#[test]
+fn a_host_dies_while_a_successor_becomes_ready() {
+    let mut world = World::new(3);
+    world.deploy(spec("1", 3), Kind::Http);
+    world.run(8);
+    world.deploy(spec("2", 3), Kind::Http);
+    world.round();
+    world.silent.insert(host(3));
+    // Long enough without a plan that both things are found in one.
+    world.now.0 += 900;
+    for _ in 0..6 {
+        for n in 1..=2 {
+            world.heartbeat(&host(n));
+            world.report(&host(n));
+        }
+        world.cluster.observe(Observation::Tick, world.now);
+        world.now.0 += 900;
+    }
+    world.run(40);
+    assert_eq!(
+        (world.rollout(), world.ready()),
+        (RolloutState::Completed, 3)
+    );
+}
+
+#[test]
+fn rollback_goes_to_the_revision_before() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(6);
+    world.deploy(spec("2", 1), Kind::Http);
+    world.run(10);
+    let request = rollout_request("web", None);
+    let outcome = commands::rollback(&world.cluster, &request, &world.call()).unwrap();
+    assert_eq!(outcome.reply.workloads[0].revision.0, 1);
+    world.store(outcome.writes);
+    world.run(10);
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    assert_eq!(world.cluster.workload(&web()).unwrap().record.revision.0, 1);
+}
