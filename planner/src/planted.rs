@@ -40,6 +40,8 @@ pub enum Bug {
     ReconcileKeepsBoth,
     /// What has one replica on every host does not follow the hosts.
     JoinedForgotten,
+    /// A completion is counted again when its set could not be stored with the count.
+    CompletionCountedTwice,
     /// A namespace may have whatever it wants.
     QuotaIgnored,
     /// An equal priority is pre-empted.

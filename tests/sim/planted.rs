@@ -61,6 +61,7 @@ fn bugs_of_the_planner_are_caught() {
         Bug::ExclusiveNotAwaited,
         Bug::ReconcileKeepsBoth,
         Bug::JoinedForgotten,
+        Bug::CompletionCountedTwice,
         Bug::ScheduledForgotten,
         Bug::CanaryNotWatched,
         Bug::EqualPreempted,
