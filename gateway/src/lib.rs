@@ -35,6 +35,7 @@ mod proxy_protocol;
 mod refusals;
 mod replay;
 mod server;
+mod socket;
 mod stats;
 mod tables;
 mod tls;

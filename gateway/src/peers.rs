@@ -49,7 +49,8 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// A peer that has said nothing for this long while requests wait is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// One that does not answer for this long is gone: without this, a host that lost its power would hold
-/// requests until TCP gives up. The answer may stand behind megabytes on a slow link.
+/// requests until TCP gives up. The answer may stand behind what a slow link has in its buffers: see
+/// `socket.rs`.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Known hosts above which the unused ones are forgotten.
 const PEERS_MAX: usize = 1024;

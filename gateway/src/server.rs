@@ -37,6 +37,7 @@ use crate::gateway::Gateway;
 use crate::headers::Client;
 use crate::local::Local;
 use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::socket;
 use crate::stats::{CounterGauge, Gauge};
 use crate::tables::Tables;
 use crate::tunnel::Pipe;
@@ -331,7 +332,7 @@ impl Port {
         let Some((place, open)) = self.admit() else {
             return refuse(&stream, &self.shared);
         };
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = socket::prepare(&stream) {
             tracing::debug!(%error, "connection is gone already");
             return;
         }

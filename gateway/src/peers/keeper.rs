@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use wasmorch_api::error::chain;
 
 use super::Peer;
+use crate::socket;
 use crate::tunnel::Pipe;
 
 /// Dials.
@@ -17,7 +18,7 @@ pub(super) async fn direct(address: &str) -> Result<Pipe, String> {
     let stream = TcpStream::connect(address)
         .await
         .map_err(|e| e.to_string())?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    socket::prepare(&stream).map_err(|e| e.to_string())?;
     Ok(Pipe::new(stream))
 }
 

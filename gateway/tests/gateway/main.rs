@@ -7,6 +7,7 @@
 
 mod bounds;
 mod forwarding;
+mod links;
 mod protocol;
 mod public;
 mod secure;
