@@ -325,7 +325,8 @@ impl Pair {
     }
 }
 
-fn large_component() -> Option<PathBuf> {
+/// A component that carries a whole interpreter, where somebody has made one.
+pub(crate) fn large_component() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("WASMORCH_BENCH_LARGE") {
         return Some(path.into());
     }

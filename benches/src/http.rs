@@ -1,9 +1,10 @@
 //! `http`: requests a second, their latency and what they cost, of the same component behind
-//! wasmorch's gateway and behind `wasmtime serve`, and of bare hyper, in one run with one load
-//! generator.
+//! `wasmtime serve`, `wasmorch run` and wasmorch's gateway, and of bare hyper, in one run with one
+//! load generator.
 //!
 //! The generator runs on one thread and keeps so many connections busy, each with one request at a
-//! time. Every answer is checked: status and length.
+//! time. Every answer is checked: status and length. All servers of a case stand side by side, and
+//! are measured by turns: a machine that gets slower gets slower for all.
 
 mod bare;
 mod load;
@@ -19,7 +20,7 @@ use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Home;
 
 use crate::cluster::{Cluster, binary};
-use crate::{machine, memory};
+use crate::{deploy, machine, memory};
 use load::{Load, Measured};
 
 pub(crate) use bare::serve as serve_bare;
@@ -27,22 +28,38 @@ pub(crate) use bare::serve as serve_bare;
 /// Bytes of the echoed body.
 const ECHO_BYTES: usize = 64 << 10;
 /// A server that does not answer in this time has failed.
-const READY_MAX: Duration = Duration::from_secs(30);
+const READY_MAX: Duration = Duration::from_secs(120);
+/// Requests that one instance may serve where it is used again.
+const REUSE: u32 = 1000;
 
 /// Flags of `http`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Seconds of each measurement; a fifth of it comes before, unmeasured
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Connections kept busy
     #[arg(long, default_value_t = 32)]
     connections: usize,
+    /// How often each server is measured; the table has the medians
+    #[arg(long, default_value_t = 3)]
+    turns: usize,
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+/// What is served, and whether by instances that are used again.
+struct Case {
+    name: &'static str,
+    component: PathBuf,
+    requests_per_instance: u32,
+    echoes: bool,
 }
 
 /// One server under load.
 struct Server {
-    name: String,
+    name: &'static str,
     address: SocketAddr,
     host: &'static str,
     pid: u32,
@@ -56,6 +73,28 @@ enum Keep {
     Process { _process: Process, _home: Home },
 }
 
+fn cases() -> Vec<Case> {
+    let hello = wasmorch_tests::guest("hello-http");
+    let hello_p3 = wasmorch_tests::guest("hello-http-p3");
+    let mut cases = Vec::new();
+    let mut add = |fresh, reused, component: PathBuf, echoes| {
+        for (name, requests_per_instance) in [(fresh, 1), (reused, REUSE)] {
+            cases.push(Case {
+                name,
+                component: component.clone(),
+                requests_per_instance,
+                echoes,
+            });
+        }
+    };
+    add("0.2 fresh", "0.2 reused", hello, true);
+    add("0.3 fresh", "0.3 reused", hello_p3, true);
+    if let Some(large) = deploy::large_component() {
+        add("large fresh", "large reused", large, false);
+    }
+    cases
+}
+
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let wasmorch = binary()?;
@@ -65,60 +104,94 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out += &format!("{label:<13}{fact}\n");
     }
     out += &format!(
-        "\n{:<28} {:<10} {:>10} {:>9} {:>9} {:>12} {:>8}\n",
-        "server", "request", "requests/s", "p50", "p99", "cpu/request", "memory"
+        "\n{:<13} {:<10} {:<15} {:>10} {:>6} {:>9} {:>9} {:>11} {:>8}\n",
+        "case", "request", "server", "requests/s", "peer", "p50", "p99", "cpu/request", "memory"
     );
-    let mut notes = Vec::new();
-    let starts: [fn() -> Result<Option<Server>>; 4] =
-        [bare_hyper, wasmtime_serve, wasmorch_run, wasmorch_up];
-    for start in starts {
-        let Some(server) = start()? else {
-            notes.push(
-                "no wasmtime: name one with WASMORCH_BENCH_WASMTIME, or `cargo install wasmtime-cli@48.0.8`",
-            );
-            continue;
-        };
-        for (what, body) in [("hello", 0), ("echo 64KB", ECHO_BYTES)] {
-            let load = Load {
-                address: server.address,
-                host: server.host,
-                path: if body == 0 { "/" } else { "/echo" },
-                body,
-                connections: args.connections,
-            };
-            let measured = load
-                .run(Duration::from_secs(args.seconds), server.pid)
-                .with_context(|| format!("{what} by {}", server.name))?;
-            let held = memory::resident(server.pid)?.total;
-            out += &row(&server.name, what, &measured, held);
+    say(&mut out)?;
+    if args.only.is_empty() {
+        measure(args, "no guest", &[bare_hyper()?], true)?;
+    }
+    let mut has_peer = true;
+    for case in cases().iter().filter(|case| case.name.contains(&args.only)) {
+        let peer = wasmtime_serve(case)?;
+        has_peer = peer.is_some();
+        let mut servers: Vec<_> = peer.into_iter().collect();
+        if case.requests_per_instance == 1 {
+            servers.push(wasmorch_run(case)?);
         }
-        if let Keep::Cluster(mut cluster) = server.keep {
-            cluster.stop()?;
+        servers.push(wasmorch_up(case)?);
+        measure(args, case.name, &servers, case.echoes)?;
+        for server in servers {
+            if let Keep::Cluster(mut cluster) = server.keep {
+                cluster.stop()?;
+            }
         }
     }
     out.push('\n');
-    for note in notes {
-        out += &format!("note: {note}\n");
+    if !has_peer {
+        out += "note: no wasmtime: name one with WASMORCH_BENCH_WASMTIME, or `cargo install wasmtime-cli@48.0.8`\n";
     }
+    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000\n";
     out += "note: the load generator has a thread of its own on the same machine; memory is Pss after the load, of wasmorch up with nats-server and controller\n";
-    Ok(std::io::stdout().write_all(out.as_bytes())?)
+    say(&mut out)
 }
 
-fn row(server: &str, what: &str, measured: &Measured, held: u64) -> String {
-    let micros = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1000.0);
+/// All servers of a case, by turns.
+fn measure(args: &Args, case: &str, servers: &[Server], echoes: bool) -> Result<()> {
+    let requests: &[(&str, usize)] = match echoes {
+        true => &[("hello", 0), ("echo 64KB", ECHO_BYTES)],
+        false => &[("hello", 0)],
+    };
+    for (what, body) in requests {
+        let mut measured: Vec<Vec<Measured>> = servers.iter().map(|_| Vec::new()).collect();
+        for _ in 0..args.turns.max(1) {
+            for (server, measured) in servers.iter().zip(&mut measured) {
+                let load = Load {
+                    address: server.address,
+                    host: server.host,
+                    path: if *body == 0 { "/" } else { "/echo" },
+                    body: *body,
+                    connections: args.connections,
+                };
+                let one = load.run(Duration::from_secs(args.seconds), server.pid);
+                measured.push(one.with_context(|| format!("{case}: {what} by {}", server.name))?);
+            }
+        }
+        let mut first = None;
+        let mut out = String::new();
+        for (server, measured) in servers.iter().zip(&mut measured) {
+            let median = Measured::median(measured);
+            let part = median.per_second / *first.get_or_insert(median.per_second);
+            let held = memory::resident(server.pid)?.total;
+            out += &row(case, what, server.name, &median, part, held);
+        }
+        say(&mut out)?;
+    }
+    Ok(())
+}
+
+/// Prints as it comes: a whole run takes minutes.
+fn say(out: &mut String) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(std::mem::take(out).as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+fn row(case: &str, what: &str, server: &str, median: &Measured, part: f64, held: u64) -> String {
+    let millis = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1000.0);
     format!(
-        "{server:<28} {what:<10} {:>10.0} {:>9} {:>9} {:>9.0} µs {:>5.0} MiB\n",
-        measured.per_second,
-        micros(measured.p50),
-        micros(measured.p99),
-        measured.cpu_micros,
+        "{case:<13} {what:<10} {server:<15} {:>10.0} {part:>6.2} {:>9} {:>9} {:>8.0} µs {:>4.0} MiB\n",
+        median.per_second,
+        millis(median.p50),
+        millis(median.p99),
+        median.cpu_micros,
         held as f64 / f64::from(1 << 20),
     )
 }
 
 /// Starts a program that prints where it listens, and waits until it answers.
 fn program(
-    name: &str,
+    name: &'static str,
     mut command: Command,
     address: impl Fn(&str) -> Option<SocketAddr>,
 ) -> Result<Server> {
@@ -138,7 +211,7 @@ fn program(
         std::thread::park_timeout(Duration::from_millis(10));
     };
     Ok(Server {
-        name: name.to_owned(),
+        name,
         address,
         host: "localhost",
         pid: process.id(),
@@ -155,13 +228,14 @@ fn listens(line: &str) -> Option<SocketAddr> {
     rest.split(['/', ' ']).next()?.parse().ok()
 }
 
-fn bare_hyper() -> Result<Option<Server>> {
+fn bare_hyper() -> Result<Server> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("serve-bare");
-    program("bare hyper", command, listens).map(Some)
+    program("bare hyper", command, listens)
 }
 
-fn wasmtime_serve() -> Result<Option<Server>> {
+/// `None`: there is none.
+fn wasmtime_serve(case: &Case) -> Result<Option<Server>> {
     let named = std::env::var_os("WASMORCH_BENCH_WASMTIME").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join("wasmtime"));
@@ -169,37 +243,49 @@ fn wasmtime_serve() -> Result<Option<Server>> {
         return Ok(None);
     };
     let mut command = Command::new(peer);
+    // By default it runs up to 16 requests of 0.3 in one instance at once, and this project one.
     command
-        .args(["serve", "--addr", "127.0.0.1:0", "-Scli"])
-        .arg(wasmorch_tests::guest("hello-http"));
+        .args([
+            "serve",
+            "--addr",
+            "127.0.0.1:0",
+            "-Scli",
+            "-Wcomponent-model-async",
+        ])
+        .args(["--max-instance-concurrent-reuse-count", "1"])
+        .arg("--max-instance-reuse-count")
+        .arg(case.requests_per_instance.to_string())
+        .arg(&case.component);
     program("wasmtime serve", command, listens).map(Some)
 }
 
-fn wasmorch_run() -> Result<Option<Server>> {
+fn wasmorch_run(case: &Case) -> Result<Server> {
     let mut command = Command::new(binary()?);
     command
         .args(["run", "--http", "127.0.0.1:0"])
-        .arg(wasmorch_tests::guest("hello-http"));
-    program("wasmorch run --http", command, listens).map(Some)
+        .arg(&case.component);
+    program("wasmorch run", command, listens)
 }
 
-fn wasmorch_up() -> Result<Option<Server>> {
+fn wasmorch_up(case: &Case) -> Result<Server> {
     let mut cluster = Cluster::new(&binary()?);
     cluster.up()?;
     let manifest = format!(
         // All of the machine: by default a replica has one core.
         "[workload]\nname = \"hello\"\ncomponent = \"{}\"\n\
-         [workload.resources]\ncpu = \"64000m\"\nmemory = \"1GiB\"\nconcurrency = 1000\n",
-        wasmorch_tests::guest("hello-http").display()
+         [workload.resources]\ncpu = \"64000m\"\nmemory = \"1GiB\"\nconcurrency = 1000\n\
+         [workload.instance]\nreuse = {}\n",
+        case.component.display(),
+        case.requests_per_instance,
     );
     let file = cluster.home().write("hello.toml", manifest);
     cluster.run(&["deploy", file.to_str().context("the temp folder is text")?])?;
     let address = cluster.gateway().parse().context("the gateway's address")?;
-    Ok(Some(Server {
-        name: "wasmorch up, gateway".to_owned(),
+    Ok(Server {
+        name: "wasmorch up",
         address,
         host: "hello.default.localhost",
         pid: cluster.id()?,
         keep: Keep::Cluster(Box::new(cluster)),
-    }))
+    })
 }

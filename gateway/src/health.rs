@@ -5,8 +5,7 @@
 //! ejects it again, one success forgets them all. The floor: never more than half of a workload's
 //! hosts, so that a request that makes every replica fail does not take them all away.
 //!
-//! Known limit: hosts are told apart, replicas of one host are not; a host with several chooses
-//! among them by itself.
+//! A host does the same with several replicas of its own: it chooses among them by itself.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -29,9 +28,9 @@ pub(crate) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// One host's fare with one workload.
+/// One host's fare with one workload, or one replica's.
 #[derive(Debug, Default)]
-pub(crate) struct Health {
+pub struct Health {
     failures: AtomicU32,
     ejected_until: AtomicU64,
     load: AtomicU32,
@@ -39,13 +38,15 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    pub(crate) fn is_ejected(&self) -> bool {
+    /// Whether it is left alone for now.
+    pub fn is_ejected(&self) -> bool {
         let until = self.ejected_until.load(Relaxed);
         // Most hosts never were: no look at the clock.
         until > 0 && now_ms() < until
     }
 
-    pub(crate) fn succeeded(&self) {
+    /// A request was answered.
+    pub fn succeeded(&self) {
         // A store only when there is something to forget: the line stays shared.
         if self.failures.load(Relaxed) > 0 {
             self.failures.store(0, Relaxed);
@@ -53,12 +54,13 @@ impl Health {
         }
     }
 
-    /// Whether it has now failed too often.
-    pub(crate) fn failed(&self) -> bool {
+    /// A request failed. Whether it has now failed too often.
+    pub fn failed(&self) -> bool {
         self.failures.fetch_add(1, Relaxed).saturating_add(1) >= FAILURES_MAX
     }
 
-    pub(crate) fn eject(&self, length: Duration) {
+    /// Leaves it alone for a while.
+    pub fn eject(&self, length: Duration) {
         let until = now_ms().saturating_add(ms(length));
         self.ejected_until.store(until, Relaxed);
     }

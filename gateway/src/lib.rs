@@ -46,6 +46,7 @@ use bytes::Bytes;
 pub use config::{GatewayConfig, GatewayError, Limits};
 pub use crowd::Crowd;
 pub use gateway::{Canary, Deadline, Gateway, Hops};
+pub use health::Health;
 pub use local::{Local, LocalError};
 pub use server::{Server, serve};
 pub use stats::{ErrorClass, Stats};

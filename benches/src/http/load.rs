@@ -35,6 +35,22 @@ pub(super) struct Measured {
     pub(super) cpu_micros: f64,
 }
 
+impl Measured {
+    /// Each figure's own median.
+    pub(super) fn median(turns: &mut [Self]) -> Self {
+        let mut of = |figure: fn(&Self) -> f64| {
+            turns.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
+            turns.get(turns.len() / 2).map_or(0.0, figure)
+        };
+        Self {
+            per_second: of(|turn| turn.per_second),
+            p50: Duration::from_secs_f64(of(|turn| turn.p50.as_secs_f64())),
+            p99: Duration::from_secs_f64(of(|turn| turn.p99.as_secs_f64())),
+            cpu_micros: of(|turn| turn.cpu_micros),
+        }
+    }
+}
+
 impl Load {
     /// Warms up for a fifth of the time, then measures.
     pub(super) fn run(&self, time: Duration, server: u32) -> Result<Measured> {

@@ -12,11 +12,11 @@
 //! - The lock is held for a look-up only, never while a guest runs.
 //! - A member leaves the table when its [`Membership`] is dropped, however its task ended.
 
+mod choice;
 mod member;
 mod waking;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -24,22 +24,22 @@ use async_trait::async_trait;
 use http::{Request, Response};
 use tokio::sync::{mpsc, watch};
 use wasmorch_api::WorkloadKey;
-use wasmorch_gateway::{Body, Canary, Local, LocalError};
+use wasmorch_gateway::{Body, Canary, Deadline, Local, LocalError};
 use wasmorch_runtime::HttpReplica;
 
 use super::calls::Calls;
 use super::probe::{Change, Judge, Prober, Verdict};
 use super::protocol::FromRunner;
 use super::replica::{End, Life, Resting};
-use member::{CLOSED, LEAVING, Member, SERVING};
+use choice::{Candidate as _, Choice, Missing};
+use member::{LEAVING, Member, SERVING};
 use waking::Waking;
 
 /// All http replicas of this runner.
 pub(super) struct Locals {
     members: RwLock<HashMap<WorkloadKey, Vec<Arc<Member>>>>,
     waking: Arc<Waking>,
-    /// Breaks ties between equally loaded members.
-    turn: AtomicUsize,
+    choice: Choice,
 }
 
 /// A member's place in the table.
@@ -72,7 +72,7 @@ impl Locals {
         Self {
             members: RwLock::default(),
             waking: Arc::new(Waking::new(daemon)),
-            turn: AtomicUsize::new(0),
+            choice: Choice::default(),
         }
     }
 
@@ -100,53 +100,26 @@ impl Locals {
         f(members.get(workload).map_or(&[], Vec::as_slice))
     }
 
-    /// The member for a request: serving before leaving, of the revision whose turn it is before
-    /// others, then the least loaded, in turn.
-    fn choose(
+    /// Takes down how a member has answered.
+    fn fared(
         &self,
         workload: &WorkloadKey,
-        canary: Option<Canary>,
-    ) -> Result<Arc<Member>, Missing> {
-        self.look(workload, |members| {
-            let at = |stage| members.iter().filter(move |member| member.stage() == stage);
-            let turns = |member: &&Arc<Member>| {
-                let canary = canary
-                    .is_none_or(|canary| (member.revision == canary.revision) == canary.chosen);
-                member.stage() == SERVING && canary
-            };
-            let turn = self.pick(|| members.iter().filter(turns));
-            // One that is full gives its turn away: another may have room.
-            let turn = turn.filter(|member| member.guest.has_room());
-            let any = || self.pick(|| at(SERVING));
-            match turn.or_else(any).or_else(|| self.pick(|| at(LEAVING))) {
-                Some(member) => Ok(member.clone()),
-                None if at(CLOSED).next().is_some() => Err(Missing::Closed),
-                None => Err(Missing::NotReady),
+        member: &Member,
+        answered: &Result<Response<Body>, LocalError>,
+        patient: bool,
+    ) {
+        match answered {
+            Ok(_) => member.health.succeeded(),
+            // A caller's own deadline says nothing of whoever missed it.
+            Err(LocalError::TimedOut { .. }) if !patient => {}
+            Err(LocalError::TimedOut { .. } | LocalError::Failed { .. }) => {
+                if self.look(workload, |members| choice::failed(members, member)) {
+                    tracing::warn!(%workload, revision = %member.revision, "replica ejected: it failed many times in a row");
+                }
             }
-        })
-    }
-
-    /// The least loaded of some, in turn.
-    fn pick<'m, I>(&self, some: impl Fn() -> I) -> Option<&'m Arc<Member>>
-    where
-        I: Iterator<Item = &'m Arc<Member>>,
-    {
-        match some().count() {
-            0 => None,
-            1 => some().next(),
-            count => {
-                let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
-                let rotated = some().skip(start).chain(some().take(start));
-                rotated.min_by_key(|member| member.load())
-            }
+            Err(_) => {}
         }
     }
-}
-
-/// Why there is no member for a request.
-enum Missing {
-    NotReady,
-    Closed,
 }
 
 #[async_trait]
@@ -193,8 +166,16 @@ impl Local for Locals {
         request: Request<Body>,
     ) -> Result<Response<Body>, LocalError> {
         let canary = request.extensions().get::<Canary>().copied();
-        match self.choose(workload, canary) {
-            Ok(member) => member.handle(request).await,
+        let chosen = self.look(workload, |members| {
+            self.choice.choose(members, canary).cloned()
+        });
+        match chosen {
+            Ok(member) => {
+                let patient = request.extensions().get::<Deadline>().is_none();
+                let answered = member.handle(request).await;
+                self.fared(workload, &member, &answered, patient);
+                answered
+            }
             Err(Missing::NotReady) => Err(LocalError::NotHere(request)),
             Err(Missing::Closed) => Err(LocalError::Refused(request)),
         }

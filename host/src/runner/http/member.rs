@@ -11,9 +11,10 @@ use std::time::Duration;
 use http::{Request, Response};
 use tokio::sync::Notify;
 use wasmorch_api::RevisionNumber;
-use wasmorch_gateway::{Body, Deadline, Hops, LocalError};
+use wasmorch_gateway::{Body, Deadline, Health, Hops, LocalError};
 use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
 
+use super::choice::Candidate;
 use crate::runner::answers::{Counted, Tally};
 use crate::runner::logs;
 
@@ -33,6 +34,7 @@ pub(super) struct Member {
     pub(super) revision: RevisionNumber,
     logs: Arc<dyn LogSink>,
     tally: Option<Arc<Tally>>,
+    pub(super) health: Health,
     stage: AtomicU8,
     /// Requests between being let in and the head of their response.
     entering: AtomicUsize,
@@ -63,14 +65,11 @@ impl Member {
             revision,
             logs,
             tally,
+            health: Health::default(),
             stage: AtomicU8::new(UNREADY),
             entering: AtomicUsize::new(0),
             emptied: Notify::new(),
         }
-    }
-
-    pub(super) fn stage(&self) -> u8 {
-        self.stage.load(Ordering::SeqCst)
     }
 
     /// Readiness, while it has not begun to leave.
@@ -92,11 +91,6 @@ impl Member {
         self.entering.fetch_add(1, Ordering::SeqCst);
         let entered = Entered(self);
         (self.stage() != CLOSED).then_some(entered)
-    }
-
-    pub(super) fn load(&self) -> usize {
-        let usage = self.guest.usage();
-        usage.in_flight + usage.queued
     }
 
     /// Passes a request to the guest.
@@ -145,6 +139,29 @@ impl Member {
         }
         self.guest.close();
         self.guest.idle().await;
+    }
+}
+
+impl Candidate for Member {
+    fn stage(&self) -> u8 {
+        self.stage.load(Ordering::SeqCst)
+    }
+
+    fn revision(&self) -> RevisionNumber {
+        self.revision
+    }
+
+    fn has_room(&self) -> bool {
+        self.guest.has_room()
+    }
+
+    fn load(&self) -> usize {
+        let usage = self.guest.usage();
+        usage.in_flight + usage.queued
+    }
+
+    fn health(&self) -> &Health {
+        &self.health
     }
 }
 
