@@ -94,6 +94,10 @@ pub(crate) async fn serve(
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
+                // An answer in several small pieces would wait 40 ms for the client's delayed ACK.
+                if stream.set_nodelay(true).is_err() {
+                    continue;
+                }
                 let replica = replica.clone();
                 let service = service_fn(move |request| answer(replica.clone(), request));
                 let io = TokioIo::new(stream);

@@ -31,6 +31,8 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     let mut bench = project.cargo();
     bench.args(["run", "--quiet", "--package", "wasmorch-benches"]);
     ready.apply(&mut bench);
+    // It makes errors slower, and those of the servers beside ours too.
+    bench.env_remove("RUST_BACKTRACE");
     if args.release {
         build.arg("--release");
         bench.arg("--release");

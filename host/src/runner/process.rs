@@ -80,6 +80,11 @@ pub(crate) fn spawn(
         // What guests print goes to their logs; our own stdout is for answers.
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
+    // With RUST_BACKTRACE set, each request's end would walk the stack: wasmtime ends a guest's fiber
+    // by an error that nobody sees. Panics still tell theirs.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        process.env("RUST_LIB_BACKTRACE", "0");
+    }
     let child = Child::spawn(process).map_err(RunnerError::Spawn)?;
     let descriptors: Vec<_> = std::iter::once(config.http.as_fd())
         .chain(config.peer.as_ref().map(|peer| peer.as_fd()))
