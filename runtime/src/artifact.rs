@@ -48,14 +48,9 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    pub(crate) fn new(
-        engine: &Engine,
-        digest: Digest,
-        compiled: Compiled,
-        compile_time: Option<Duration>,
-    ) -> Self {
+    pub(crate) fn new(digest: Digest, compiled: Compiled, compile_time: Option<Duration>) -> Self {
         let shape = match &compiled {
-            Compiled::Component(component) => Shape::Component(exports_of(engine, component)),
+            Compiled::Component(component) => Shape::Component(exports_of(component)),
             Compiled::Module(_) => Shape::CoreModule,
         };
         Self {
@@ -86,6 +81,14 @@ impl Artifact {
         self.compile_time
     }
 
+    /// The engine that it was compiled for.
+    pub(crate) fn engine(&self) -> &Engine {
+        match &self.compiled {
+            Compiled::Component(component) => component.engine(),
+            Compiled::Module(module) => module.engine(),
+        }
+    }
+
     pub(crate) fn component(&self) -> Option<&Component> {
         match &self.compiled {
             Compiled::Component(component) => Some(component),
@@ -108,9 +111,9 @@ impl std::fmt::Debug for Artifact {
     }
 }
 
-fn exports_of(engine: &Engine, component: &Component) -> Exports {
+fn exports_of(component: &Component) -> Exports {
     let mut found = Exports::default();
-    for (name, _) in component.component_type().exports(engine) {
+    for (name, _) in component.component_type().exports(component.engine()) {
         match name.split_once('@') {
             Some(("wasi:http/incoming-handler", v)) if v.starts_with("0.2.") => {
                 found.http_p2 = true

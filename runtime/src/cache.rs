@@ -24,12 +24,13 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use crate::artifact::Compiled;
+use crate::engines::Engines;
 use crate::files::write_atomic;
 
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
 
-/// The compiled code that this host keeps for one engine.
+/// The compiled code that this host keeps for its engines, by the fingerprint of the plain one.
 pub(crate) struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
@@ -37,7 +38,7 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the folder for this engine, making it and the key where they are missing.
+    /// Opens the folder for the engines, of which this is the plain one, making it and the key where they are missing.
     pub(crate) fn open(root: &Path, engine: &Engine) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let key = load_or_make_key(&root.join("key"))?;
@@ -51,7 +52,7 @@ impl Cache {
     }
 
     /// The code kept for a digest, verified and mapped; `None` when there is none to be trusted.
-    pub(crate) fn get(&self, engine: &Engine, digest: &Digest) -> Option<Compiled> {
+    pub(crate) fn get(&self, engines: &Engines, digest: &Digest) -> Option<Compiled> {
         let (code, mark) = self.paths(digest);
         let verified = match self.verify(digest, &code, &mark) {
             Ok(verified) => verified,
@@ -66,7 +67,7 @@ impl Cache {
             self.forget(digest);
             return None;
         }
-        match map(engine, &code) {
+        match map(engines, &code) {
             Ok(compiled) => Some(compiled),
             Err(error) => {
                 tracing::warn!(%digest, error = format!("{error:#}"), "compiled code cannot be mapped");
@@ -138,18 +139,21 @@ impl Cache {
     unsafe_code,
     reason = "mapping compiled code trusts its bytes; the caller has verified them by a keyed hash"
 )]
-fn map(engine: &Engine, code: &Path) -> wasmtime::Result<Compiled> {
+fn map(engines: &Engines, code: &Path) -> wasmtime::Result<Compiled> {
     match Engine::detect_precompiled_file(code)? {
         Some(Precompiled::Component) => {
-            // SAFETY: the file holds what `Component::serialize` of this very engine (its
-            // fingerprint is in the path) gave, unchanged: `Cache::get` has just verified its
-            // HMAC by the key that only this host has. It is never written in place, only replaced
-            // by rename, so the mapping cannot change.
-            unsafe { Component::deserialize_file(engine, code) }.map(Compiled::Component)
+            // SAFETY: the file holds what `Component::serialize` of one of these very engines (the
+            // fingerprint of the plain one is in the path) gave, unchanged: `Cache::get` has just
+            // verified its HMAC by the key that only this host has. It is never written in place, only
+            // replaced by rename, so the mapping cannot change. An engine refuses what the other made.
+            unsafe { Component::deserialize_file(engines.plain(), code) }
+                // SAFETY: as above.
+                .or_else(|_| unsafe { Component::deserialize_file(engines.concurrent(), code) })
+                .map(Compiled::Component)
         }
         Some(Precompiled::Module) => {
             // SAFETY: as above, with `Module::serialize`.
-            unsafe { Module::deserialize_file(engine, code) }.map(Compiled::Module)
+            unsafe { Module::deserialize_file(engines.plain(), code) }.map(Compiled::Module)
         }
         None => Err(wasmtime::format_err!("not compiled code")),
     }

@@ -123,7 +123,7 @@ impl CommandReplica {
                 }
             }
             Compiled::Module(module) => {
-                volume::check(None, runtime, &config.preopens)?;
+                volume::check(None, &config.preopens)?;
                 if module.get_export("_start").is_none() {
                     return Err(WRONG);
                 }
@@ -136,7 +136,7 @@ impl CommandReplica {
         let (account, limits) = (config.account.clone(), &config.limits);
         let gate = Gate::new(account, concurrency, limits.queue);
         Ok(Self {
-            shared: ReplicaShared::new(runtime, config)?,
+            shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
             pre,
             gate,
         })
@@ -249,7 +249,7 @@ fn exit_code(ended: wasmtime::Result<i32>) -> wasmtime::Result<i32> {
 }
 
 fn module_linker(runtime: &Runtime) -> wasmtime::Result<Linker<ModuleState>> {
-    let mut linker = Linker::new(runtime.engine());
+    let mut linker = Linker::new(runtime.engines().plain());
     p1::add_to_linker_async(&mut linker, |state: &mut ModuleState| &mut state.wasi)?;
     Ok(linker)
 }

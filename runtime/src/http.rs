@@ -103,7 +103,7 @@ impl HttpReplica {
         };
         Ok(Self {
             waiting: Pool::new(config.reuse, runtime),
-            shared: ReplicaShared::new(runtime, config)?,
+            shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
             pre,
             gate,
             tasks: TaskTracker::new(),

@@ -31,6 +31,7 @@ mod compile;
 mod config;
 mod ended;
 mod engine;
+mod engines;
 mod files;
 mod gate;
 mod guest;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
-use crate::engine::TABLE_ELEMENTS_MAX;
+use crate::engines::TABLE_ELEMENTS_MAX;
 use crate::guest::Watch;
 use crate::holdings::{HANDLES_MAX, Held, Looks};
 use crate::ledger::{Account, Field};

@@ -4,6 +4,7 @@
 //! component may import it at all is checked when it is deployed. [`wasi_imports`] and
 //! [`granted_imports`] name what is linked here, so that check can be held equal to it.
 
+use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime_wasi_config::WasiConfig;
 
@@ -11,7 +12,8 @@ use crate::bindings::{logging, messaging};
 use crate::blobstore;
 use crate::config::{Limits, ReplicaConfig};
 use crate::ended::PrepareError;
-use crate::engine::{Runtime, TABLES_PER_INSTANCE};
+use crate::engine::Runtime;
+use crate::engines::TABLES_PER_INSTANCE;
 use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
 use crate::state::GuestState;
@@ -37,8 +39,9 @@ pub(crate) fn pre(
     component: &Component,
     config: &ReplicaConfig,
 ) -> Result<InstancePre<GuestState>, PrepareError> {
-    volume::check(Some(component), runtime, &config.preopens)?;
-    let linker = linker(runtime).and_then(|mut linker| {
+    volume::check(Some(component), &config.preopens)?;
+    let engine = component.engine();
+    let linker = linker(engine, runtime.engines().is_concurrent(engine)).and_then(|mut linker| {
         if volume::is_limited(&config.preopens) {
             volume::add_to_linker(&mut linker)?;
         }
@@ -49,12 +52,14 @@ pub(crate) fn pre(
         .map_err(|error| PrepareError::Link(format!("{error:#}")))
 }
 
-fn linker(runtime: &Runtime) -> wasmtime::Result<Linker<GuestState>> {
-    let mut linker = Linker::new(runtime.engine());
+fn linker(engine: &Engine, concurrent: bool) -> wasmtime::Result<Linker<GuestState>> {
+    let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    if concurrent {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
     wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| {
         WasiConfig::from(&state.shared.variables)
     })?;
@@ -195,7 +200,7 @@ mod tests {
             ..Default::default()
         })
         .unwrap();
-        let mut linker = linker(&runtime).unwrap();
+        let mut linker = linker(runtime.engines().concurrent(), true).unwrap();
         let interfaces = interfaces();
         let granted = granted_imports().iter().map(|(name, _)| *name);
         let mut checked = 0;

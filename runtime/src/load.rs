@@ -11,11 +11,11 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared};
 use tokio::sync::oneshot;
 use wasmorch_api::Digest;
-use wasmtime::component::Component;
-use wasmtime::{Engine, Module};
+use wasmtime::Module;
 
 use crate::artifact::{Artifact, Compiled};
 use crate::engine::{Inner, Runtime};
+use crate::engines::Engines;
 
 /// Why bytes could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -171,7 +171,7 @@ impl Inner {
             return Ok(artifact);
         }
         let started = Instant::now();
-        let compiled = compile(&self.engine, bytes)?;
+        let compiled = compile(&self.engines, bytes)?;
         let took = started.elapsed();
         tracing::info!(%digest, bytes = bytes.len(), ms = took.as_millis() as u64, "compiled");
         if let Some(cache) = &self.cache {
@@ -182,13 +182,13 @@ impl Inner {
                 }
             }
         }
-        let artifact = Artifact::new(&self.engine, digest.clone(), compiled, Some(took));
+        let artifact = Artifact::new(digest.clone(), compiled, Some(took));
         Ok(self.remember(artifact))
     }
 
     fn map_kept(&self, digest: &Digest) -> Option<Arc<Artifact>> {
-        let compiled = self.cache.as_ref()?.get(&self.engine, digest)?;
-        Some(self.remember(Artifact::new(&self.engine, digest.clone(), compiled, None)))
+        let compiled = self.cache.as_ref()?.get(&self.engines, digest)?;
+        Some(self.remember(Artifact::new(digest.clone(), compiled, None)))
     }
 
     fn remember(&self, artifact: Artifact) -> Arc<Artifact> {
@@ -211,7 +211,7 @@ fn serialize(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
 }
 
 /// The bytes after the magic: version and layer. A component's layer is 1, a module's 0.
-fn compile(engine: &Engine, bytes: &[u8]) -> Result<Compiled, LoadError> {
+fn compile(engines: &Engines, bytes: &[u8]) -> Result<Compiled, LoadError> {
     let Some(header) = bytes.strip_prefix(b"\0asm") else {
         return Err(LoadError::NotWasm(format!(
             "they begin with `{}`, not with \\0asm",
@@ -220,10 +220,11 @@ fn compile(engine: &Engine, bytes: &[u8]) -> Result<Compiled, LoadError> {
     };
     let invalid = |error: wasmtime::Error| LoadError::Invalid(format!("{error:#}"));
     match header.get(2) {
-        Some(1) => Component::from_binary(engine, bytes)
+        Some(1) => engines
+            .compile(bytes)
             .map(Compiled::Component)
             .map_err(invalid),
-        _ => Module::from_binary(engine, bytes)
+        _ => Module::from_binary(engines.plain(), bytes)
             .map(Compiled::Module)
             .map_err(invalid),
     }

@@ -82,7 +82,7 @@ impl MessagesReplica {
         let pre = link::pre(runtime, component, &config)?;
         let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;
         Ok(Self {
-            shared: ReplicaShared::new(runtime, config)?,
+            shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
             pre,
             gate,
         })

@@ -27,7 +27,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use wasmtime::{Engine, UpdateDeadline};
+use wasmtime::UpdateDeadline;
 
 use crate::share::CpuShare;
 use crate::ticker::Ticker;
@@ -45,9 +45,12 @@ pub(crate) struct Pacer {
 }
 
 impl Pacer {
-    pub(crate) fn start(engine: &Engine, turns: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        tick: impl FnMut() -> bool + Send + 'static,
+        turns: usize,
+    ) -> std::io::Result<Self> {
         Ok(Self {
-            ticker: Ticker::start(engine)?,
+            ticker: Ticker::start(tick)?,
             turns: Semaphore::new(turns.clamp(1, Semaphore::MAX_PERMITS)),
         })
     }
@@ -246,8 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn long_guests_take_turns_in_order_and_a_short_one_runs_between() {
-        let engine = Engine::default();
-        let pacer = Pacer::start(&engine, 1).unwrap();
+        let pacer = Pacer::start(|| true, 1).unwrap();
         let order = std::sync::Mutex::new(Vec::new());
         let long = |name: &'static str| {
             let (pacer, order) = (&pacer, &order);
@@ -282,8 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_its_host_keeps_no_turn() {
-        let engine = Engine::default();
-        let pacer = Pacer::start(&engine, 1).unwrap();
+        let pacer = Pacer::start(|| true, 1).unwrap();
         let (tx, rx) = tokio::sync::oneshot::channel::<()>();
         let pace = Pace::default();
         let waiting = async {

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_config::WasiConfigVariables;
@@ -35,6 +35,7 @@ type AtTick<T> = fn(&mut T) -> wasmtime::Result<UpdateDeadline>;
 /// What every store of a replica shares.
 pub(crate) struct ReplicaShared {
     pub(crate) runtime: Runtime,
+    engine: Engine,
     pub(crate) config: ReplicaConfig,
     pub(crate) variables: WasiConfigVariables,
     pub(crate) volumes: Volumes,
@@ -43,13 +44,18 @@ pub(crate) struct ReplicaShared {
 
 impl ReplicaShared {
     /// Checks what can be checked once: that the directories open.
-    pub(crate) fn new(runtime: &Runtime, config: ReplicaConfig) -> Result<Arc<Self>, PrepareError> {
+    pub(crate) fn new(
+        runtime: &Runtime,
+        engine: &Engine,
+        config: ReplicaConfig,
+    ) -> Result<Arc<Self>, PrepareError> {
         let volumes = Volumes::open(&config.preopens)?;
         let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);
         Ok(Arc::new(Self {
             runtime: runtime.clone(),
+            engine: engine.clone(),
             config,
             variables,
             volumes,
@@ -125,7 +131,7 @@ impl ReplicaShared {
             places: Places::default(),
             shared: self.clone(),
         };
-        let mut store = Store::new(self.runtime.engine(), state);
+        let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limiter);
         // Lists may name the same bytes again and again: what is copied out of the guest in one call
         // is no more than what it may have.
@@ -151,7 +157,7 @@ impl ReplicaShared {
             wasi,
             limiter: self.limiter(watch),
         };
-        let mut store = Store::new(self.runtime.engine(), state);
+        let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limiter);
         self.begin(&mut store, |state| {
             state.limiter.at_tick(state.wasi.ctx().table)

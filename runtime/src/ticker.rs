@@ -1,4 +1,4 @@
-//! The epoch ticker: a thread of its own that advances the engine's epoch while guests run.
+//! The epoch ticker: a thread of its own that advances the engines' epochs while guests run.
 //!
 //! A guest looks at the epoch again and again, and is asked whether it may go on whenever that has
 //! advanced (see `pace.rs`): the tick bounds how long a guest can hold its thread unasked. The
@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-use wasmtime::Engine;
 
 /// How long a guest may hold its thread unasked. Shorter costs wake-ups (1,000 a second are half a
 /// per cent of a core), longer costs neighbours latency.
@@ -28,14 +26,15 @@ struct Shared {
     asleep: AtomicBool,
 }
 
-/// Advances the epoch of one engine.
+/// Lets time pass for guests.
 pub(crate) struct Ticker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
-    pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
+    /// Calls `tick` at every tick, until it says that there is nothing to tick for.
+    pub(crate) fn start(mut tick: impl FnMut() -> bool + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             running: AtomicUsize::new(0),
@@ -45,8 +44,6 @@ impl Ticker {
             .name("wasmorch-epoch".into())
             .spawn({
                 let shared = shared.clone();
-                // A weak engine: the thread must not keep what the last owner drops.
-                let engine = engine.weak();
                 move || {
                     let mut idle = 0;
                     while !shared.stop.load(SeqCst) {
@@ -56,10 +53,9 @@ impl Ticker {
                             continue;
                         }
                         pass(TICK);
-                        let Some(engine) = engine.upgrade() else {
+                        if !tick() {
                             return;
-                        };
-                        engine.increment_epoch();
+                        }
                         let runs = shared.running.load(SeqCst) > 0;
                         idle = if runs { 0 } else { idle + 1 };
                     }

@@ -67,7 +67,6 @@ pub(crate) fn is_limited(preopens: &[Preopen]) -> bool {
 /// Refuses a limit where nothing would hold it: better no start than a limit that is none.
 pub(crate) fn check(
     component: Option<&Component>,
-    runtime: &crate::Runtime,
     preopens: &[Preopen],
 ) -> Result<(), PrepareError> {
     if !is_limited(preopens) {
@@ -76,8 +75,9 @@ pub(crate) fn check(
     let Some(component) = component else {
         return Err(PrepareError::UncountedVolume { by: "core modules" });
     };
+    let engine = component.engine();
     let component = component.component_type();
-    let mut imports = component.imports(runtime.engine());
+    let mut imports = component.imports(engine);
     if imports.any(|(name, _)| name.starts_with(UNCOUNTED)) {
         return Err(PrepareError::UncountedVolume {
             by: "wasi:filesystem 0.3",

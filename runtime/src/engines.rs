@@ -1,0 +1,163 @@
+//! The two engines of a runtime, and their settings.
+//!
+//! What uses nothing of the component model's concurrency (all of WASI 0.2, core modules) runs in an
+//! engine without it: wasmtime then keeps no books of tasks for each call between host and guest. For a
+//! small http component that is a quarter of the processor time of a request.
+//!
+//! ```text
+//!   plain        core modules; components of 0.2
+//!   concurrent   components that name an interface of 0.3, or use async functions, streams, futures
+//! ```
+//!
+//! Code compiled for one does not load in the other: wasmtime refuses it. Each has a pool of its own.
+
+use wasmtime::component::Component;
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+};
+
+use crate::config::RuntimeConfig;
+use crate::engine::RuntimeError;
+
+/// How deep a guest may recurse. Half of its stack: host calls run on the rest.
+const WASM_STACK_BYTES: usize = 512 << 10;
+/// The whole stack of a guest, host calls included.
+const STACK_BYTES: usize = 1 << 20;
+/// Memory that a free slot of the pool keeps, so that its next user faults on no page.
+const MEMORY_KEEP_RESIDENT_BYTES: usize = 512 << 10;
+/// The same for tables.
+const TABLE_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// The same for stacks.
+const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// The largest table. Components made from Python or JavaScript have tens of thousands of
+/// functions; wasmtime's default of 20,000 is too small for some.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 64 << 10;
+
+/// Tables in the pool for each instance in it: adapters and shims have one each.
+pub(crate) const TABLES_PER_INSTANCE: u32 = 4;
+
+/// Both engines.
+pub(crate) struct Engines {
+    plain: Engine,
+    concurrent: Engine,
+    pooled: bool,
+}
+
+impl Engines {
+    pub(crate) fn new(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
+        let (plain, plain_pooled) = build(config, false)?;
+        let (concurrent, concurrent_pooled) = build(config, true)?;
+        Ok(Self {
+            plain,
+            concurrent,
+            pooled: plain_pooled && concurrent_pooled,
+        })
+    }
+
+    /// For core modules, and what uses nothing of 0.3.
+    pub(crate) fn plain(&self) -> &Engine {
+        &self.plain
+    }
+
+    /// For all others.
+    pub(crate) fn concurrent(&self) -> &Engine {
+        &self.concurrent
+    }
+
+    /// Whether instances of both come from pools reserved ahead.
+    pub(crate) fn pooled(&self) -> bool {
+        self.pooled
+    }
+
+    /// Whether an engine is the one for 0.3.
+    pub(crate) fn is_concurrent(&self, engine: &Engine) -> bool {
+        Engine::same(&self.concurrent, engine)
+    }
+
+    /// Compiles a component for the engine that it needs.
+    pub(crate) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        // The plain engine refuses the concurrency it does not have while it reads types, so before
+        // anything is compiled. What the other says of bytes that are wrong is then the answer.
+        match Component::from_binary(&self.plain, bytes) {
+            Ok(component) if !names_concurrent(&component) => Ok(component),
+            _ => Component::from_binary(&self.concurrent, bytes),
+        }
+    }
+
+    /// What advances the epochs of both, for as long as either lives; it keeps neither alive.
+    pub(crate) fn ticks(&self) -> impl FnMut() -> bool + Send + 'static {
+        let engines = [&self.plain, &self.concurrent].map(Engine::weak);
+        move || {
+            let live = engines.iter().filter_map(wasmtime::EngineWeak::upgrade);
+            live.map(|engine| engine.increment_epoch()).count() > 0
+        }
+    }
+}
+
+/// Whether it names an interface of WASI 0.3: those are linked in the concurrent engine only, also where
+/// a component uses nothing of them that is async.
+fn names_concurrent(component: &Component) -> bool {
+    let (engine, kind) = (component.engine(), component.component_type());
+    let is_concurrent = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
+    kind.imports(engine).any(|(name, _)| is_concurrent(name))
+        || kind.exports(engine).any(|(name, _)| is_concurrent(name))
+}
+
+/// An engine, and whether it is pooled.
+fn build(config: &RuntimeConfig, concurrent: bool) -> Result<(Engine, bool), RuntimeError> {
+    if config.pooling {
+        let mut pooled = base_config(concurrent);
+        pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool_config(config)));
+        match Engine::new(&pooled) {
+            Ok(engine) => return Ok((engine, true)),
+            Err(error) => tracing::warn!(
+                instances = config.instances_max,
+                memory_max = config.memory_max,
+                error = format!("{error:#}"),
+                "the pool of instances cannot be reserved; instances are mapped on demand, slower",
+            ),
+        }
+    }
+    let engine = Engine::new(&base_config(concurrent))
+        .map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+    Ok((engine, false))
+}
+
+/// What `wasmtime serve` has, and interruption on top.
+fn base_config(concurrent: bool) -> Config {
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .concurrency_support(concurrent)
+        .wasm_component_model_async(concurrent)
+        .cranelift_opt_level(OptLevel::Speed)
+        .parallel_compilation(true)
+        .memory_init_cow(true)
+        .epoch_interruption(true)
+        .max_wasm_stack(WASM_STACK_BYTES)
+        .async_stack_size(STACK_BYTES);
+    config
+}
+
+fn pool_config(config: &RuntimeConfig) -> PoolingAllocationConfig {
+    let instances = config.instances_max.max(1);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        // A component has several core instances: adapters, shims, shared libraries. Counted, not
+        // reserved, so there may be plenty.
+        .total_core_instances(instances.saturating_mul(64))
+        .total_memories(instances)
+        .total_tables(instances.saturating_mul(TABLES_PER_INSTANCE))
+        // A 0.3 component has a stack per task.
+        .total_stacks(instances.saturating_mul(4))
+        .total_gc_heaps(instances)
+        .max_memory_size(usize::try_from(config.memory_max).unwrap_or(usize::MAX))
+        .max_memories_per_module(4)
+        .max_tables_per_module(8)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
+        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
+        .async_stack_keep_resident(STACK_KEEP_RESIDENT_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    pool
+}
