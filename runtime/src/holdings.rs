@@ -29,14 +29,17 @@ pub(crate) const RESOURCES_MAX: usize = 4 << 10;
 /// Files, sockets and streams that a replica may hold open, all its instances in all runners
 /// together: far from what a process may have, which is thousands at the least.
 pub(crate) const HANDLES_MAX: u64 = 2048;
-/// What a guest may write to an outgoing body at once; two of these wait between it and the reader.
-pub(crate) const BODY_CHUNK_BYTES: usize = 64 << 10;
+/// What a guest may write to an outgoing body at once.
+pub(crate) const BODY_CHUNK_BYTES: usize = 16 << 10;
+/// So many of these wait between it and the reader: enough that neither waits for the other at each, and
+/// that several leave in one call of the system.
+pub(crate) const BODY_CHUNKS: usize = 8;
 
 /// Any resource: its entry in the table and what is around it.
 const ENTRY_BYTES: u64 = 256;
 /// One header besides its name and value.
 const HEADER_BYTES: u64 = 128;
-const BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
+const BODY_BYTES: u64 = (BODY_CHUNKS * BODY_CHUNK_BYTES) as u64;
 /// What nobody counts: what an ordinary guest needs, so that one at its memory limit is not ended
 /// for a header.
 const FREE_BYTES: u64 = 512 << 10;

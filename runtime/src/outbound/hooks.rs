@@ -7,7 +7,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 use super::client::{DEFAULT_TIMEOUT, Paced};
 use super::{InternalRoute, Lineage, OutboundHttp, RouteError};
 use crate::body::BodyError;
-use crate::holdings::BODY_CHUNK_BYTES;
+use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
 
 /// The hooks of one store.
 pub(crate) struct Hooks {
@@ -33,6 +33,11 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Answer = Result<(http::Response<WasiBody>, Io), Error>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        // It adds one.
+        BODY_CHUNKS - 1
+    }
+
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         BODY_CHUNK_BYTES
     }
