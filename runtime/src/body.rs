@@ -1,5 +1,6 @@
 //! Bodies in both directions: streamed, bounded, and tied to the guest that reads or writes them.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,6 +14,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::ended::{BodySide, Ended};
 use crate::guest::Watch;
+use crate::holdings::{BODY_BYTES, BODY_CHUNKS};
 
 /// Why a body broke off. That of a response is an [`Ended`] when the guest is the reason.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -83,10 +85,24 @@ pub(crate) struct ResponseBody {
     watch: Arc<Watch>,
     guest: Option<AbortHandle>,
     limit: u64,
-    delivered: u64,
+    /// What was taken from the guest before anybody asked for it, and then its end, if that was seen.
+    ahead: VecDeque<Frame<Bytes>>,
+    ahead_bytes: u64,
+    /// Of the guest's, what lies ahead included.
+    taken: u64,
     /// The content length, when the guest gave one.
     expected: Option<u64>,
     finished: bool,
+    /// The guest gives no more.
+    ended: bool,
+}
+
+/// What [`ResponseBody::take_ahead`] came to.
+pub(crate) enum Ahead {
+    /// Nothing more, for now or at all.
+    Nothing,
+    /// Something, and there is room for more.
+    Some,
 }
 
 impl ResponseBody {
@@ -95,18 +111,84 @@ impl ResponseBody {
         expected: Option<u64>,
         limit: u64,
         watch: Arc<Watch>,
-        guest: Option<AbortHandle>,
     ) -> Self {
         let finished = expected == Some(0) || body.is_end_stream();
         Self {
             body,
             watch,
-            guest,
+            guest: None,
             limit,
-            delivered: 0,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            taken: 0,
             expected,
             finished,
+            ended: false,
         }
+    }
+
+    /// Whoever writes it from now on.
+    pub(crate) fn written_by(&mut self, guest: AbortHandle) {
+        self.guest = Some(guest);
+    }
+
+    /// Takes what is there, to be sent together with the head.
+    ///
+    /// # Errors
+    ///
+    /// Why the guest ended in the middle of it: nothing was sent yet.
+    pub(crate) fn take_ahead(&mut self, cx: &mut Context<'_>) -> Result<Ahead, Ended> {
+        let mut found = Ahead::Nothing;
+        loop {
+            if self.ended || self.ahead_bytes >= BODY_BYTES || self.ahead.len() >= BODY_CHUNKS {
+                return Ok(Ahead::Nothing);
+            }
+            match self.poll_guest(cx) {
+                Poll::Pending => return Ok(found),
+                Poll::Ready(None) => return Ok(Ahead::Nothing),
+                Poll::Ready(Some(frame)) => {
+                    let frame = frame?;
+                    self.ahead_bytes += bytes_of(&frame);
+                    self.ahead.push_back(frame);
+                    found = Ahead::Some;
+                }
+            }
+        }
+    }
+
+    /// The guest's next frame, within its limits.
+    fn poll_guest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let failed = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.taken += bytes_of(&frame);
+                if self.taken <= self.limit {
+                    self.finished |= self.expected == Some(self.taken) || frame.is_trailers();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                let (side, limit_bytes) = (BodySide::Response, self.limit);
+                self.watch.end(Ended::BodyTooLarge { side, limit_bytes })
+            }
+            // A guest that ended early looks like the end of the body: ask how it ended.
+            Poll::Ready(None) => match self.watch.ended().cloned() {
+                Some(ended) if !self.finished => ended,
+                _ => {
+                    self.finished = true;
+                    self.ended = true;
+                    return Poll::Ready(None);
+                }
+            },
+            Poll::Ready(Some(Err(error))) => {
+                let ended = self.watch.ended().cloned();
+                ended.unwrap_or_else(|| Ended::Guest(error.to_string()))
+            }
+        };
+        self.ended = true;
+        self.stop_guest();
+        Poll::Ready(Some(Err(failed)))
     }
 
     fn stop_guest(&mut self) {
@@ -114,11 +196,10 @@ impl ResponseBody {
             guest.abort();
         }
     }
+}
 
-    fn fail(&mut self, ended: Ended) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.stop_guest();
-        Poll::Ready(Some(Err(Box::new(ended))))
-    }
+fn bytes_of(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.len() as u64)
 }
 
 impl http_body::Body for ResponseBody {
@@ -129,42 +210,27 @@ impl http_body::Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => {
-                self.delivered += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if self.delivered > self.limit {
-                    let limit_bytes = self.limit;
-                    let side = BodySide::Response;
-                    let ended = self.watch.end(Ended::BodyTooLarge { side, limit_bytes });
-                    return self.fail(ended);
-                }
-                self.finished |= self.expected == Some(self.delivered) || frame.is_trailers();
-                Poll::Ready(Some(Ok(frame)))
-            }
-            // A guest that ended early looks like the end of the body: ask how it ended.
-            Poll::Ready(None) => match self.watch.ended().cloned() {
-                Some(ended) if !self.finished => self.fail(ended),
-                _ => {
-                    self.finished = true;
-                    Poll::Ready(None)
-                }
-            },
-            Poll::Ready(Some(Err(error))) => {
-                let ended = self.watch.ended().cloned();
-                self.fail(ended.unwrap_or_else(|| Ended::Guest(error.to_string())))
-            }
+        if let Some(frame) = self.ahead.pop_front() {
+            self.ahead_bytes -= bytes_of(&frame);
+            return Poll::Ready(Some(Ok(frame)));
         }
+        self.poll_guest(cx)
+            .map(|next| next.map(|frame| frame.map_err(BodyError::from)))
     }
 
     fn is_end_stream(&self) -> bool {
         // Not before it is known how the guest ended.
-        self.finished && self.body.is_end_stream()
+        self.finished && self.ahead.is_empty() && (self.ended || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
+        let delivered = self.taken - self.ahead_bytes;
         match self.expected {
-            Some(expected) => SizeHint::with_exact(expected.saturating_sub(self.delivered)),
+            Some(expected) => SizeHint::with_exact(expected.saturating_sub(delivered)),
+            // All of it is here, so its length need not stay unknown.
+            None if self.ended && !self.ahead.iter().any(Frame::is_trailers) => {
+                SizeHint::with_exact(self.ahead_bytes)
+            }
             None => SizeHint::default(),
         }
     }

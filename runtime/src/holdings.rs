@@ -39,7 +39,8 @@ pub(crate) const BODY_CHUNKS: usize = 8;
 const ENTRY_BYTES: u64 = 256;
 /// One header besides its name and value.
 const HEADER_BYTES: u64 = 128;
-const BODY_BYTES: u64 = (BODY_CHUNKS * BODY_CHUNK_BYTES) as u64;
+/// What one body may have on the way.
+pub(crate) const BODY_BYTES: u64 = (BODY_CHUNKS * BODY_CHUNK_BYTES) as u64;
 /// What nobody counts: what an ordinary guest needs, so that one at its memory limit is not ended
 /// for a header.
 const FREE_BYTES: u64 = 512 << 10;

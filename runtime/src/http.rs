@@ -3,13 +3,15 @@
 //! ```text
 //!   handle ── a seat ──> guest future, polled by the caller until the head of the response is set
 //!                          |                     |
-//!                          | done by then        | still writing its body
+//!                          | done by then        | polled once more: what it writes without
+//!                          |                     | waiting goes along with the head
+//!                          |<──── done by then ──|
 //!                          v                     v
 //!                        response             spawned, owned by the response body
 //! ```
 //!
 //! Polling the guest in the caller's own task saves a task and two wake-ups for every small
-//! response. Whoever drops the future of `handle`, or the body before its end, drops the store.
+//! response, and calls of the system. Whoever drops the future of `handle`, or the body before its end, drops the store.
 //!
 //! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances. Only
 //! probes have none: whoever probes asks one at a time.
@@ -34,7 +36,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::artifact::Artifact;
-use crate::body::{Body, RequestBody, ResponseBody};
+use crate::body::{Ahead, Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
 use crate::ended::{BodySide, Ended, PrepareError};
 use crate::engine::Runtime;
@@ -182,13 +184,13 @@ impl HttpReplica {
             return Err(ended);
         }
         match head {
-            Some(Ok(response)) => self.respond(response, guest, watch),
+            Some(Ok(response)) => self.respond(response, guest, watch).await,
             Some(Err(code)) => Err(watch.end(Ended::Guest(code))),
             None => Err(watch.end(Ended::NoResponse)),
         }
     }
 
-    fn respond(
+    async fn respond(
         &self,
         response: http::Response<WasiBody>,
         guest: Option<Guest>,
@@ -197,20 +199,21 @@ impl HttpReplica {
         let limit = self.shared.config.limits.body_bytes;
         let expected = refuse_large(response.headers(), BodySide::Response, limit)
             .map_err(|ended| watch.end(ended))?;
-        let guest = guest.map(|guest| {
+        let (head, body) = response.into_parts();
+        let mut body = ResponseBody::new(body, expected, limit, watch.clone());
+        let guest = write_ahead(guest, &mut body).await;
+        if let Some(guest) = guest.map_err(|ended| watch.end(ended))? {
             let stop = self.stop.clone();
-            let stopped = watch.clone();
             let task = async move {
                 tokio::select! {
                     biased;
-                    () = stop.cancelled() => drop(stopped.end(Ended::Stopped)),
+                    () = stop.cancelled() => drop(watch.end(Ended::Stopped)),
                     () = guest => {}
                 }
             };
-            self.tasks.spawn(task).abort_handle()
-        });
-        Ok(response
-            .map(|body| ResponseBody::new(body, expected, limit, watch, guest).boxed_unsync()))
+            body.written_by(self.tasks.spawn(task).abort_handle());
+        }
+        Ok(http::Response::from_parts(head, body.boxed_unsync()))
     }
 
     /// One request in one instance. Everything it needs moves into it, so that dropping it leaves
@@ -337,6 +340,29 @@ async fn head_of(
     })
     .await;
     (head, (!done).then_some(guest))
+}
+
+/// Lets a guest write on after the head of its response, for as long as it waits for nothing, and takes
+/// that over: it leaves together with the head, in one call of the system, and a guest that is done by
+/// then needs no task. Gives the guest back when it is not done. Never waits.
+async fn write_ahead(
+    mut guest: Option<Guest>,
+    body: &mut ResponseBody,
+) -> Result<Option<Guest>, Ended> {
+    std::future::poll_fn(|cx| {
+        let mut ahead = body.take_ahead(cx);
+        while let Some(writer) = &mut guest {
+            if writer.poll_unpin(cx).is_ready() {
+                guest = None;
+            }
+            ahead = body.take_ahead(cx);
+            if !matches!(ahead, Ok(Ahead::Some)) {
+                break;
+            }
+        }
+        Poll::Ready(ahead.map(|_| guest.take()))
+    })
+    .await
 }
 
 async fn run(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::SinkExt as _;
 use futures::channel::mpsc;
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use wasmorch_runtime::{
     BodyError, Ended, HttpReplica, LogStream, PrepareError, ReplicaConfig, RequestId,
@@ -46,6 +46,27 @@ async fn a_caller_that_never_waits_gets_every_answer() {
         let replica = http(name, config()).await;
         for _ in 0..500 {
             assert_eq!(fetch(&replica, "/").await.unwrap().0, 200, "{name}");
+        }
+    }
+}
+
+/// It leaves with the head in one piece, its length known, and the guest needs no task.
+#[tokio::test]
+async fn what_is_written_without_waiting_comes_with_the_head() {
+    for name in ["hello-http", "hello-http-p3"] {
+        let replica = http(name, config()).await;
+        let response = replica.handle(get("/")).await.unwrap();
+        let known = response.body().size_hint().exact();
+        assert_eq!(replica.usage().in_flight, 0, "{name} is done");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(known, Some(body.len() as u64), "{name}");
+        // More than may lie ahead is streamed, and arrives whole.
+        let response = replica.handle(get("/bytes?1000000")).await;
+        if name == "hello-http" {
+            let response = response.unwrap();
+            assert_eq!(response.body().size_hint().exact(), None);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body.len(), 1_000_000);
         }
     }
 }
