@@ -113,9 +113,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut has_peer = true;
     for case in cases().iter().filter(|case| case.name.contains(&args.only)) {
-        let peer = wasmtime_serve(case)?;
+        let peer = wasmtime_serve("wasmtime serve", case, "1")?;
         has_peer = peer.is_some();
         let mut servers: Vec<_> = peer.into_iter().collect();
+        if case.name == "0.3 reused" {
+            servers.extend(wasmtime_serve("wasmtime, 16", case, "16")?);
+        }
         if case.requests_per_instance == 1 {
             servers.push(wasmorch_run(case)?);
         }
@@ -131,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !has_peer {
         out += "note: no wasmtime: name one with WASMORCH_BENCH_WASMTIME, or `cargo install wasmtime-cli@48.0.8`\n";
     }
-    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000\n";
+    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000; wasmtime, 16: so many requests in one instance at once, its default\n";
     out += "note: the load generator has a thread of its own on the same machine; memory is Pss after the load, of wasmorch up with nats-server and controller\n";
     say(&mut out)
 }
@@ -144,8 +147,10 @@ fn measure(args: &Args, case: &str, servers: &[Server], echoes: bool) -> Result<
     };
     for (what, body) in requests {
         let mut measured: Vec<Vec<Measured>> = servers.iter().map(|_| Vec::new()).collect();
-        for _ in 0..args.turns.max(1) {
-            for (server, measured) in servers.iter().zip(&mut measured) {
+        for turn in 0..args.turns.max(1) {
+            for at in 0..servers.len() {
+                let at = (at + turn) % servers.len();
+                let (server, measured) = (&servers[at], &mut measured[at]);
                 let load = Load {
                     address: server.address,
                     host: server.host,
@@ -234,8 +239,8 @@ fn bare_hyper() -> Result<Server> {
     program("bare hyper", command, listens)
 }
 
-/// `None`: there is none.
-fn wasmtime_serve(case: &Case) -> Result<Option<Server>> {
+/// `None`: there is none. `at_once`: how many requests of 0.3 one instance may have in hand.
+fn wasmtime_serve(name: &'static str, case: &Case, at_once: &str) -> Result<Option<Server>> {
     let named = std::env::var_os("WASMORCH_BENCH_WASMTIME").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join("wasmtime"));
@@ -243,7 +248,6 @@ fn wasmtime_serve(case: &Case) -> Result<Option<Server>> {
         return Ok(None);
     };
     let mut command = Command::new(peer);
-    // By default it runs up to 16 requests of 0.3 in one instance at once, and this project one.
     command
         .args([
             "serve",
@@ -252,11 +256,11 @@ fn wasmtime_serve(case: &Case) -> Result<Option<Server>> {
             "-Scli",
             "-Wcomponent-model-async",
         ])
-        .args(["--max-instance-concurrent-reuse-count", "1"])
+        .args(["--max-instance-concurrent-reuse-count", at_once])
         .arg("--max-instance-reuse-count")
         .arg(case.requests_per_instance.to_string())
         .arg(&case.component);
-    program("wasmtime serve", command, listens).map(Some)
+    program(name, command, listens).map(Some)
 }
 
 fn wasmorch_run(case: &Case) -> Result<Server> {

@@ -14,7 +14,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::ended::{BodySide, Ended};
 use crate::guest::Watch;
-use crate::holdings::{BODY_BYTES, BODY_CHUNKS};
+use crate::holdings::{AHEAD_BYTES, BODY_CHUNKS};
 
 /// Why a body broke off. That of a response is an [`Ended`] when the guest is the reason.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -140,7 +140,7 @@ impl ResponseBody {
     pub(crate) fn take_ahead(&mut self, cx: &mut Context<'_>) -> Result<Ahead, Ended> {
         let mut found = Ahead::Nothing;
         loop {
-            if self.ended || self.ahead_bytes >= BODY_BYTES || self.ahead.len() >= BODY_CHUNKS {
+            if self.ended || self.ahead_bytes >= AHEAD_BYTES || self.ahead.len() >= BODY_CHUNKS {
                 return Ok(Ahead::Nothing);
             }
             match self.poll_guest(cx) {
@@ -175,6 +175,11 @@ impl ResponseBody {
             // A guest that ended early looks like the end of the body: ask how it ended.
             Poll::Ready(None) => match self.watch.ended().cloned() {
                 Some(ended) if !self.finished => ended,
+                _ if self.expected.is_some_and(|expected| self.taken < expected) => {
+                    let (taken, expected) = (self.taken, self.expected.unwrap_or_default());
+                    let short = format!("its body ended after {taken} of {expected} bytes");
+                    self.watch.end(Ended::Guest(short))
+                }
                 _ => {
                     self.finished = true;
                     self.ended = true;
@@ -241,5 +246,84 @@ impl Drop for ResponseBody {
         if !self.finished {
             self.stop_guest();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, stream};
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+    use crate::ledger::Account;
+    use crate::limits::Meter;
+    use crate::{Runtime, RuntimeConfig};
+
+    fn body(frames: Vec<Result<&'static str, Error>>, limit: u64) -> ResponseBody {
+        sized(frames, None, limit)
+    }
+
+    fn sized(
+        frames: Vec<Result<&'static str, Error>>,
+        expected: Option<u64>,
+        limit: u64,
+    ) -> ResponseBody {
+        let runtime = Runtime::new(RuntimeConfig {
+            pooling: false,
+            ..Default::default()
+        });
+        let meter = Arc::new(Meter::new(Account::alone(), None));
+        let watch = Watch::new(runtime.unwrap(), meter, 0);
+        let frames = frames.into_iter();
+        let frames = frames.map(|frame| frame.map(|text| Frame::data(Bytes::from(text))));
+        let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+        ResponseBody::new(body, expected, limit, watch)
+    }
+
+    async fn ahead(body: &mut ResponseBody) -> Result<(), Ended> {
+        std::future::poll_fn(|cx| Poll::Ready(body.take_ahead(cx)))
+            .await
+            .map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_there_has_a_length_and_keeps_its_order() {
+        let mut body = body(vec![Ok("one "), Ok("two")], 100);
+        assert_eq!(body.size_hint().exact(), None);
+        ahead(&mut body).await.unwrap();
+        assert_eq!(body.size_hint().exact(), Some(7));
+        assert!(!body.is_end_stream());
+        let first = body.frame().await.unwrap().unwrap();
+        assert_eq!(first.data_ref().unwrap(), "one ");
+        assert_eq!(body.size_hint().exact(), Some(3));
+        let rest = body.collect().await.unwrap().to_bytes();
+        assert_eq!(rest, "two");
+    }
+
+    #[tokio::test]
+    async fn no_more_lies_ahead_than_a_body_may_have_on_the_way() {
+        let frames = (0..20).map(|_| Ok("x")).collect();
+        let mut body = body(frames, 100);
+        ahead(&mut body).await.unwrap();
+        assert_eq!(body.ahead.len(), BODY_CHUNKS);
+        assert_eq!(body.size_hint().exact(), None);
+        let all = body.collect().now_or_never().unwrap();
+        assert_eq!(all.unwrap().to_bytes().len(), 20);
+    }
+
+    #[tokio::test]
+    async fn what_breaks_before_anything_was_sent_is_no_answer() {
+        let mut broken = body(vec![Ok("one "), Err(Error::HttpProtocolError)], 100);
+        assert!(matches!(ahead(&mut broken).await, Err(Ended::Guest(_))));
+        let mut short = sized(vec![Ok("one ")], Some(10), 100);
+        let ended = ahead(&mut short).await.unwrap_err().to_string();
+        assert!(ended.contains("4 of 10"), "{ended}");
+        let mut none = sized(Vec::new(), Some(10), 100);
+        assert!(ahead(&mut none).await.is_err());
+        let mut large = body(vec![Ok("one "), Ok("two")], 5);
+        assert!(matches!(
+            ahead(&mut large).await,
+            Err(Ended::BodyTooLarge { limit_bytes: 5, .. })
+        ));
     }
 }

@@ -9,7 +9,8 @@
 //!   concurrent   components that name an interface of 0.3, or use async functions, streams, futures
 //! ```
 //!
-//! Code compiled for one does not load in the other: wasmtime refuses it. Each has a pool of its own.
+//! Code compiled for one does not load in the other: wasmtime refuses it. Each has a pool of its own, so
+//! twice the address space is reserved; limits are counted over both.
 
 use wasmtime::component::Component;
 use wasmtime::{
@@ -88,8 +89,12 @@ impl Engines {
     pub(crate) fn ticks(&self) -> impl FnMut() -> bool + Send + 'static {
         let engines = [&self.plain, &self.concurrent].map(Engine::weak);
         move || {
-            let live = engines.iter().filter_map(wasmtime::EngineWeak::upgrade);
-            live.map(|engine| engine.increment_epoch()).count() > 0
+            let mut lives = false;
+            for engine in engines.iter().filter_map(wasmtime::EngineWeak::upgrade) {
+                engine.increment_epoch();
+                lives = true;
+            }
+            lives
         }
     }
 }

@@ -33,14 +33,16 @@ pub(crate) const HANDLES_MAX: u64 = 2048;
 pub(crate) const BODY_CHUNK_BYTES: usize = 16 << 10;
 /// So many of these wait between it and the reader: enough that neither waits for the other at each, and
 /// that several leave in one call of the system.
-pub(crate) const BODY_CHUNKS: usize = 8;
+pub(crate) const BODY_CHUNKS: usize = 4;
+/// What may lie ahead of a response's reader besides, see `ResponseBody::take_ahead`.
+pub(crate) const AHEAD_BYTES: u64 = (BODY_CHUNKS * BODY_CHUNK_BYTES) as u64;
 
 /// Any resource: its entry in the table and what is around it.
 const ENTRY_BYTES: u64 = 256;
 /// One header besides its name and value.
 const HEADER_BYTES: u64 = 128;
 /// What one body may have on the way.
-pub(crate) const BODY_BYTES: u64 = (BODY_CHUNKS * BODY_CHUNK_BYTES) as u64;
+const BODY_BYTES: u64 = 2 * AHEAD_BYTES;
 /// What nobody counts: what an ordinary guest needs, so that one at its memory limit is not ended
 /// for a header.
 const FREE_BYTES: u64 = 512 << 10;

@@ -46,6 +46,7 @@ use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
+use crate::pace::Pace;
 use crate::reuse::{Instance, Pool, Running};
 use crate::state::{GuestState, ReplicaShared};
 
@@ -162,6 +163,7 @@ impl HttpReplica {
         seat: Option<Seat>,
     ) -> Result<http::Response<Body>, Ended> {
         let watch = self.shared.watch();
+        let is_head = request.method() == http::Method::HEAD;
         let exceeded = Arc::new(AtomicBool::new(false));
         let (tx, rx) = oneshot::channel();
         let guest = self
@@ -184,7 +186,7 @@ impl HttpReplica {
             return Err(ended);
         }
         match head {
-            Some(Ok(response)) => self.respond(response, guest, watch).await,
+            Some(Ok(response)) => self.respond(response, is_head, guest, watch).await,
             Some(Err(code)) => Err(watch.end(Ended::Guest(code))),
             None => Err(watch.end(Ended::NoResponse)),
         }
@@ -193,15 +195,24 @@ impl HttpReplica {
     async fn respond(
         &self,
         response: http::Response<WasiBody>,
+        is_head: bool,
         guest: Option<Guest>,
         watch: Arc<Watch>,
     ) -> Result<http::Response<Body>, Ended> {
+        let status = response.status();
+        let has_body = !is_head
+            && status != http::StatusCode::NO_CONTENT
+            && status != http::StatusCode::NOT_MODIFIED;
         let limit = self.shared.config.limits.body_bytes;
         let expected = refuse_large(response.headers(), BodySide::Response, limit)
             .map_err(|ended| watch.end(ended))?;
         let (head, body) = response.into_parts();
         let mut body = ResponseBody::new(body, expected, limit, watch.clone());
-        let guest = write_ahead(guest, &mut body).await;
+        let guest = match has_body {
+            true => write_ahead(guest, &mut body, watch.pace()).await,
+            // Nobody will read it, and its length may be said all the same.
+            false => Ok(guest),
+        };
         if let Some(guest) = guest.map_err(|ended| watch.end(ended))? {
             let stop = self.stop.clone();
             let task = async move {
@@ -344,14 +355,18 @@ async fn head_of(
 
 /// Lets a guest write on after the head of its response, for as long as it waits for nothing, and takes
 /// that over: it leaves together with the head, in one call of the system, and a guest that is done by
-/// then needs no task. Gives the guest back when it is not done. Never waits.
+/// then needs no task. Gives the guest back when it is not done. Never waits, and lets a guest wait that
+/// is to wait for its turn.
 async fn write_ahead(
     mut guest: Option<Guest>,
     body: &mut ResponseBody,
+    pace: &Pace,
 ) -> Result<Option<Guest>, Ended> {
     std::future::poll_fn(|cx| {
         let mut ahead = body.take_ahead(cx);
-        while let Some(writer) = &mut guest {
+        while let Some(writer) = &mut guest
+            && !pace.is_queued()
+        {
             if writer.poll_unpin(cx).is_ready() {
                 guest = None;
             }

@@ -109,11 +109,13 @@ impl Pacer {
             .await;
             // Given back before it is asked for again: whoever waits is first.
             drop(turn.take());
+            pace.queued.store(true, Relaxed);
             match next {
                 Next::Ended(result) => return result,
                 Next::Turn => turn = self.turn().await,
                 Next::Window(wait) => tokio::time::sleep(wait).await,
             }
+            pace.queued.store(false, Relaxed);
         }
     }
 }
@@ -160,11 +162,18 @@ pub(crate) struct Pace {
     /// Nanoseconds of this process's [`clock`].
     until: AtomicU64,
     gave_way: AtomicBool,
+    /// It waits for a turn, or for the next window.
+    queued: AtomicBool,
 }
 
 impl Pace {
     fn run_until(&self, until: Instant) {
         self.until.store(clock(until), Relaxed);
+    }
+
+    /// Whether it is to be left alone until it is woken: polling it before would give it what is others'.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.queued.load(Relaxed)
     }
 
     fn gave_way(&self) -> bool {
@@ -280,6 +289,20 @@ mod tests {
         assert!(at <= 3, "{order:?}");
         let long: Vec<_> = order.into_iter().filter(|name| *name != "short").collect();
         assert_eq!(long, ["a", "b", "a", "b", "a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_turn_says_so() {
+        let pacer = Pacer::start(|| true, 1).unwrap();
+        let (pace, all, mut ran) = (Pace::default(), all(), 0);
+        {
+            let mut guest = pin!(pacer.paced(&pace, &all, spin(&pace, 1, &mut ran)));
+            assert!(!pace.is_queued());
+            poll_fn(|cx| Poll::Ready(guest.as_mut().poll(cx).is_pending())).await;
+            assert!(pace.is_queued());
+            guest.await;
+        }
+        assert_eq!(ran, 1);
     }
 
     #[tokio::test]

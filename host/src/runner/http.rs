@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use http::{Request, Response};
 use tokio::sync::{mpsc, watch};
 use wasmorch_api::WorkloadKey;
-use wasmorch_gateway::{Body, Canary, Deadline, Local, LocalError};
+use wasmorch_gateway::{Body, Canary, Local, LocalError};
 use wasmorch_runtime::HttpReplica;
 
 use super::calls::Calls;
@@ -100,24 +100,11 @@ impl Locals {
         f(members.get(workload).map_or(&[], Vec::as_slice))
     }
 
-    /// Takes down how a member has answered.
-    fn fared(
-        &self,
-        workload: &WorkloadKey,
-        member: &Member,
-        answered: &Result<Response<Body>, LocalError>,
-        patient: bool,
-    ) {
-        match answered {
-            Ok(_) => member.health.succeeded(),
-            // A caller's own deadline says nothing of whoever missed it.
-            Err(LocalError::TimedOut { .. }) if !patient => {}
-            Err(LocalError::TimedOut { .. } | LocalError::Failed { .. }) => {
-                if self.look(workload, |members| choice::failed(members, member)) {
-                    tracing::warn!(%workload, revision = %member.revision, "replica ejected: it failed many times in a row");
-                }
-            }
-            Err(_) => {}
+    /// Takes down that a member failed a request by its own fault.
+    fn failed(&self, workload: &WorkloadKey, member: &Member) {
+        if self.look(workload, |members| self.choice.failed(members, member)) {
+            let revision = member.revision;
+            tracing::warn!(%workload, %revision, "replica ejected: it failed many times in a row");
         }
     }
 }
@@ -170,12 +157,18 @@ impl Local for Locals {
             self.choice.choose(members, canary).cloned()
         });
         match chosen {
-            Ok(member) => {
-                let patient = request.extensions().get::<Deadline>().is_none();
-                let answered = member.handle(request).await;
-                self.fared(workload, &member, &answered, patient);
-                answered
-            }
+            Ok(member) => match member.handle(request).await {
+                Ok(response) => {
+                    member.health.succeeded();
+                    Ok(response)
+                }
+                Err((error, blamed)) => {
+                    if blamed {
+                        self.failed(workload, &member);
+                    }
+                    Err(error)
+                }
+            },
             Err(Missing::NotReady) => Err(LocalError::NotHere(request)),
             Err(Missing::Closed) => Err(LocalError::Refused(request)),
         }

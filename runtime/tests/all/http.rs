@@ -71,6 +71,20 @@ async fn what_is_written_without_waiting_comes_with_the_head() {
     }
 }
 
+/// To HEAD a guest says how long its answer would be, and writes nothing of it.
+#[tokio::test]
+async fn a_length_without_a_body_answers_head_and_nothing_else() {
+    let replica = http("hello-http", config()).await;
+    let mut head = get("/none?5");
+    *head.method_mut() = http::Method::HEAD;
+    let response = replica.handle(head).await.unwrap();
+    assert_eq!(response.headers()["content-length"], "5");
+    drop(response);
+    assert_eq!(replica.usage().failed_total, 0);
+    let ended = replica.handle(get("/none?5")).await.map(drop).unwrap_err();
+    assert!(matches!(ended, Ended::Guest(_)), "{ended}");
+}
+
 #[tokio::test]
 async fn a_p3_component_answers() {
     let replica = http("hello-http-p3", config()).await;

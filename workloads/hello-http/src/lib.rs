@@ -5,6 +5,7 @@
 //! | `/` | the greeting, with the major version of this package |
 //! | `/echo` | the request's body, chunk by chunk as it arrives |
 //! | `/bytes?N` | N bytes, streamed |
+//! | `/none?N` | says that N bytes come, and writes none: right for HEAD, broken for GET |
 //! | `/headers` | the request's headers, one a line |
 //! | `/env?NAME` | an environment variable, 404 when there is none |
 //! | `/status?CODE` | that status |
@@ -77,6 +78,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
             ("/spin", _) => spin(),
             ("/trap", _) => core::arch::wasm32::unreachable(),
             ("/bytes", Ok(count)) => bytes(out, count),
+            ("/none", Ok(count)) => none_of(out, count),
             ("/status", Ok(code @ 100..=599)) => answer(out, code as u16, b""),
             ("/sleep", Ok(ms)) => {
                 monotonic_clock::subscribe_duration(ms.saturating_mul(1_000_000)).block();
@@ -86,7 +88,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
                 grow(mib as usize);
                 answer(out, 200, b"grew\n");
             }
-            ("/bytes" | "/status" | "/sleep" | "/grow", _) => {
+            ("/bytes" | "/none" | "/status" | "/sleep" | "/grow", _) => {
                 answer(out, 400, b"a number must follow the question mark\n");
             }
             _ => answer(out, 404, b"no such path\n"),
@@ -110,7 +112,16 @@ fn respond(
     status: u16,
     write: impl FnOnce(&OutputStream) -> Result<(), StreamError>,
 ) {
-    let response = OutgoingResponse::new(Fields::new());
+    respond_with(out, status, Fields::new(), write);
+}
+
+fn respond_with(
+    out: ResponseOutparam,
+    status: u16,
+    headers: Fields,
+    write: impl FnOnce(&OutputStream) -> Result<(), StreamError>,
+) {
+    let response = OutgoingResponse::new(headers);
     let (Ok(()), Ok(body)) = (response.set_status_code(status), response.body()) else {
         return;
     };
@@ -148,6 +159,16 @@ fn bytes(out: ResponseOutparam, count: u64) {
         }
         Ok(())
     });
+}
+
+fn none_of(out: ResponseOutparam, count: u64) {
+    let headers = Fields::new();
+    if headers
+        .set("content-length", &[count.to_string().into_bytes()])
+        .is_ok()
+    {
+        respond_with(out, 200, headers, |_| Ok(()));
+    }
 }
 
 fn headers(request: &IncomingRequest) -> Vec<u8> {

@@ -11,8 +11,8 @@
 //!
 //! It must not know what a request is, or how a replica runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wasmorch_api::RevisionNumber;
@@ -47,6 +47,8 @@ pub(super) enum Missing {
 pub(super) struct Choice {
     /// Breaks ties between equally loaded ones.
     turn: AtomicUsize,
+    /// One is ejected at a time, or two could go together below the floor.
+    ejecting: Mutex<()>,
 }
 
 impl Choice {
@@ -73,6 +75,28 @@ impl Choice {
             })
     }
 
+    /// Takes down that a replica failed a request. Whether it is now left alone for a while.
+    pub(super) fn failed<C: Candidate>(&self, members: &[Arc<C>], member: &C) -> bool {
+        let health = member.health();
+        if !health.failed() || health.is_ejected() || member.stage() != SERVING {
+            return false;
+        }
+        let _alone = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let alike =
+            |other: &&Arc<C>| other.stage() == SERVING && other.revision() == member.revision();
+        let alike = members.iter().filter(alike);
+        let (mut count, mut ejected) = (0, 1);
+        for other in alike {
+            count += 1;
+            ejected += usize::from(other.health().is_ejected());
+        }
+        let may = ejected * 2 <= count;
+        if may {
+            health.eject(EJECT_FOR);
+        }
+        may
+    }
+
     /// The least loaded of some, in turn.
     fn pick<'m, C: Candidate + 'm, I>(&self, some: impl Fn() -> I) -> Option<&'m Arc<C>>
     where
@@ -88,26 +112,6 @@ impl Choice {
             }
         }
     }
-}
-
-/// Takes down that a replica failed a request. Whether it is now left alone for a while.
-pub(super) fn failed<C: Candidate>(members: &[Arc<C>], member: &C) -> bool {
-    let health = member.health();
-    if !health.failed() || health.is_ejected() || member.stage() != SERVING {
-        return false;
-    }
-    let alike = |other: &&Arc<C>| other.stage() == SERVING && other.revision() == member.revision();
-    let alike = members.iter().filter(alike);
-    let (mut count, mut ejected) = (0, 1);
-    for other in alike {
-        count += 1;
-        ejected += usize::from(other.health().is_ejected());
-    }
-    let may = ejected * 2 <= count;
-    if may {
-        health.eject(EJECT_FOR);
-    }
-    may
 }
 
 #[cfg(test)]
@@ -164,7 +168,7 @@ mod tests {
     }
 
     fn fail_often(members: &[Arc<Fake>], member: &Fake) -> bool {
-        (0..5).any(|_| failed(members, member))
+        (0..5).any(|_| Choice::default().failed(members, member))
     }
 
     #[test]
@@ -223,10 +227,13 @@ mod tests {
             fake(SERVING, 1, 0),
         ];
         for _ in 0..4 {
-            assert!(!failed(&members, &members[0]));
+            assert!(!Choice::default().failed(&members, &members[0]));
         }
         members[0].health.succeeded();
-        assert!(!failed(&members, &members[0]), "a success forgets");
+        assert!(
+            !Choice::default().failed(&members, &members[0]),
+            "a success forgets"
+        );
         assert!(fail_often(&members, &members[0]));
         assert_eq!(chosen(&members, None)[0], 0);
         assert!(
@@ -237,7 +244,7 @@ mod tests {
         members[0].health.eject(Duration::ZERO);
         assert!(chosen(&members, None)[0] > 0, "it comes back");
         assert!(
-            failed(&members, &members[0]),
+            Choice::default().failed(&members, &members[0]),
             "and is gone at its next failure"
         );
     }

@@ -93,13 +93,13 @@ impl Member {
         (self.stage() != CLOSED).then_some(entered)
     }
 
-    /// Passes a request to the guest.
+    /// Passes a request to the guest. Whether a failure is the replica's own is in the second part.
     pub(super) async fn handle(
         &self,
         request: Request<Body>,
-    ) -> Result<Response<Body>, LocalError> {
+    ) -> Result<Response<Body>, (LocalError, bool)> {
         let Some(_entered) = self.enter() else {
-            return Err(LocalError::Refused(request));
+            return Err((LocalError::Refused(request), false));
         };
         let mut request = request;
         let lineage = lineage(request.extensions());
@@ -114,7 +114,8 @@ impl Member {
             if logs::is_the_guests(&ended) {
                 logs::failed(&*self.logs, "a request", &ended);
             }
-            local_error(ended)
+            let blamed = blames_replica(&ended);
+            (local_error(ended), blamed)
         })
     }
 
@@ -171,6 +172,22 @@ fn lineage(extensions: &http::Extensions) -> Lineage {
         hops: extensions.get::<Hops>().map_or(0, |hops| hops.0),
         deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
     }
+}
+
+/// Whether a failure says something of the replica: not what its caller, the host or its load brought
+/// about.
+fn blames_replica(ended: &Ended) -> bool {
+    !matches!(
+        ended,
+        Ended::Busy { .. }
+            | Ended::HostFull { .. }
+            | Ended::CallerTimeout { .. }
+            | Ended::Stopped
+            | Ended::BodyTooLarge {
+                side: BodySide::Request,
+                ..
+            }
+    )
 }
 
 /// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
