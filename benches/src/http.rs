@@ -164,7 +164,7 @@ fn measure(args: &Args, case: &str, servers: &[Server], echoes: bool) -> Result<
         }
         let mut first = None;
         let mut out = String::new();
-        for (server, measured) in servers.iter().zip(&mut measured) {
+        for (server, measured) in servers.iter().zip(&measured) {
             let median = Measured::median(measured);
             let part = median.per_second / *first.get_or_insert(median.per_second);
             let held = memory::resident(server.pid)?.total;

@@ -136,10 +136,9 @@ impl Endpoints {
         })
     }
 
-    /// Whether one more host may be ejected: never more than half of them.
-    pub(crate) fn may_eject(&self) -> bool {
-        let ejected = self.candidates.iter().filter(|c| c.health.is_ejected());
-        (ejected.count() + 1) * 2 <= self.candidates.len()
+    /// How the hosts that serve fare.
+    pub(crate) fn healths(&self) -> impl Iterator<Item = &Health> {
+        self.candidates.iter().map(|candidate| &*candidate.health)
     }
 
     /// Hosts with ready replicas that cannot be dialled.
@@ -395,13 +394,15 @@ mod tests {
         let ids = [("a", 1, 1, true), ("b", 1, 1, true), ("c", 1, 1, true)];
         let before = endpoints(&ids);
         let host = |name: &str| name.parse::<HostId>().unwrap();
-        assert!(before.may_eject());
-        let ejected = &before.candidate(&host("b")).unwrap().health;
-        ejected.eject(std::time::Duration::from_secs(60));
-        assert!(!before.may_eject(), "two of three would be too many");
+        let eject = |all: &Endpoints, name| {
+            let health = &all.candidate(&host(name)).unwrap().health;
+            health.eject_among(all.healths(), std::time::Duration::from_secs(60))
+        };
+        assert!(eject(&before, "b"));
+        assert!(!eject(&before, "a"), "two of three would be too many");
         let after = Endpoints::new(before.table.clone(), Some(&before));
         assert!(after.candidate(&host("b")).unwrap().health.is_ejected());
         assert!(!after.candidate(&host("a")).unwrap().health.is_ejected());
-        assert!(!endpoints(&ids[..1]).may_eject(), "the only one stays");
+        assert!(!eject(&endpoints(&ids[..1]), "a"), "the only one stays");
     }
 }

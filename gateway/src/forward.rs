@@ -155,13 +155,8 @@ impl Inner {
             return health.succeeded();
         }
         let too_often = health.failed() && !health.is_ejected();
-        if too_often
-            && self
-                .tables
-                .endpoints(key)
-                .is_some_and(|all| all.may_eject())
-        {
-            health.eject(self.limits.eject_for);
+        let eject = |all: Arc<Endpoints>| health.eject_among(all.healths(), self.limits.eject_for);
+        if too_often && self.tables.endpoints(key).is_some_and(eject) {
             self.counters.ejected.fetch_add(1, Relaxed);
             tracing::warn!(workload = %key, %host, "ejected: it failed many times in a row");
         }

@@ -7,8 +7,8 @@
 //!
 //! A host does the same with several replicas of its own: it chooses among them by itself.
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// So many failures in a row are no accident of one request.
@@ -57,6 +57,24 @@ impl Health {
     /// A request failed. Whether it has now failed too often.
     pub fn failed(&self) -> bool {
         self.failures.fetch_add(1, Relaxed).saturating_add(1) >= FAILURES_MAX
+    }
+
+    /// Leaves it alone for a while, unless that would be more than half of those `alike`, of which it is
+    /// one. Whether it does.
+    pub fn eject_among<'h>(&self, alike: impl Iterator<Item = &'h Self>, length: Duration) -> bool {
+        // One at a time: two could go together below the floor.
+        static EJECTING: Mutex<()> = Mutex::new(());
+        let _alone = EJECTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut count, mut ejected) = (0, 0);
+        for one in alike {
+            count += 1;
+            ejected += usize::from(one.is_ejected());
+        }
+        let may = (ejected + 1) * 2 <= count;
+        if may {
+            self.eject(length);
+        }
+        may
     }
 
     /// Leaves it alone for a while.

@@ -85,9 +85,8 @@ pub(crate) struct ResponseBody {
     watch: Arc<Watch>,
     guest: Option<AbortHandle>,
     limit: u64,
-    /// What was taken from the guest before anybody asked for it, and then its end, if that was seen.
+    /// What was taken from the guest before anybody asked for it: a few frames.
     ahead: VecDeque<Frame<Bytes>>,
-    ahead_bytes: u64,
     /// Of the guest's, what lies ahead included.
     taken: u64,
     /// The content length, when the guest gave one.
@@ -95,14 +94,6 @@ pub(crate) struct ResponseBody {
     finished: bool,
     /// The guest gives no more.
     ended: bool,
-}
-
-/// What [`ResponseBody::take_ahead`] came to.
-pub(crate) enum Ahead {
-    /// Nothing more, for now or at all.
-    Nothing,
-    /// Something, and there is room for more.
-    Some,
 }
 
 impl ResponseBody {
@@ -119,7 +110,6 @@ impl ResponseBody {
             guest: None,
             limit,
             ahead: VecDeque::new(),
-            ahead_bytes: 0,
             taken: 0,
             expected,
             finished,
@@ -132,25 +122,24 @@ impl ResponseBody {
         self.guest = Some(guest);
     }
 
-    /// Takes what is there, to be sent together with the head.
+    /// Takes what is there, to be sent together with the head. Whether that was something, and there is
+    /// room for more.
     ///
     /// # Errors
     ///
     /// Why the guest ended in the middle of it: nothing was sent yet.
-    pub(crate) fn take_ahead(&mut self, cx: &mut Context<'_>) -> Result<Ahead, Ended> {
-        let mut found = Ahead::Nothing;
+    pub(crate) fn take_ahead(&mut self, cx: &mut Context<'_>) -> Result<bool, Ended> {
+        let mut found = false;
         loop {
-            if self.ended || self.ahead_bytes >= AHEAD_BYTES || self.ahead.len() >= BODY_CHUNKS {
-                return Ok(Ahead::Nothing);
+            if self.ahead_bytes() >= AHEAD_BYTES || self.ahead.len() >= BODY_CHUNKS {
+                return Ok(false);
             }
             match self.poll_guest(cx) {
                 Poll::Pending => return Ok(found),
-                Poll::Ready(None) => return Ok(Ahead::Nothing),
+                Poll::Ready(None) => return Ok(false),
                 Poll::Ready(Some(frame)) => {
-                    let frame = frame?;
-                    self.ahead_bytes += bytes_of(&frame);
-                    self.ahead.push_back(frame);
-                    found = Ahead::Some;
+                    self.ahead.push_back(frame?);
+                    found = true;
                 }
             }
         }
@@ -173,10 +162,10 @@ impl ResponseBody {
                 self.watch.end(Ended::BodyTooLarge { side, limit_bytes })
             }
             // A guest that ended early looks like the end of the body: ask how it ended.
-            Poll::Ready(None) => match self.watch.ended().cloned() {
-                Some(ended) if !self.finished => ended,
-                _ if self.expected.is_some_and(|expected| self.taken < expected) => {
-                    let (taken, expected) = (self.taken, self.expected.unwrap_or_default());
+            Poll::Ready(None) => match (self.watch.ended(), self.expected) {
+                (Some(ended), _) if !self.finished => ended.clone(),
+                (_, Some(expected)) if self.taken < expected => {
+                    let taken = self.taken;
                     let short = format!("its body ended after {taken} of {expected} bytes");
                     self.watch.end(Ended::Guest(short))
                 }
@@ -186,14 +175,15 @@ impl ResponseBody {
                     return Poll::Ready(None);
                 }
             },
-            Poll::Ready(Some(Err(error))) => {
-                let ended = self.watch.ended().cloned();
-                ended.unwrap_or_else(|| Ended::Guest(error.to_string()))
-            }
+            Poll::Ready(Some(Err(error))) => self.watch.end(Ended::Guest(error.to_string())),
         };
         self.ended = true;
         self.stop_guest();
         Poll::Ready(Some(Err(failed)))
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        self.ahead.iter().map(bytes_of).sum()
     }
 
     fn stop_guest(&mut self) {
@@ -216,7 +206,6 @@ impl http_body::Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(frame) = self.ahead.pop_front() {
-            self.ahead_bytes -= bytes_of(&frame);
             return Poll::Ready(Some(Ok(frame)));
         }
         self.poll_guest(cx)
@@ -229,12 +218,12 @@ impl http_body::Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let delivered = self.taken - self.ahead_bytes;
+        let delivered = self.taken - self.ahead_bytes();
         match self.expected {
             Some(expected) => SizeHint::with_exact(expected.saturating_sub(delivered)),
             // All of it is here, so its length need not stay unknown.
             None if self.ended && !self.ahead.iter().any(Frame::is_trailers) => {
-                SizeHint::with_exact(self.ahead_bytes)
+                SizeHint::with_exact(self.ahead_bytes())
             }
             None => SizeHint::default(),
         }

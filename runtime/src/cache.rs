@@ -38,7 +38,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the folder for the engines, of which this is the plain one, making it and the key where they are missing.
+    /// Opens the folder for the engines, of which this is the plain one, making it and the key where
+    /// they are missing.
     pub(crate) fn open(root: &Path, engine: &Engine) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let key = load_or_make_key(&root.join("key"))?;
@@ -135,7 +136,7 @@ impl Cache {
     }
 }
 
-#[allow(
+#[expect(
     unsafe_code,
     reason = "mapping compiled code trusts its bytes; the caller has verified them by a keyed hash"
 )]

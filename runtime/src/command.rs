@@ -15,12 +15,12 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 use crate::artifact::{Artifact, Compiled};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
-use crate::engine::Runtime;
 use crate::gate::Gate;
 use crate::guest::{Deadline, Metered, Watch, bounded};
 use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
+use crate::runtime::Runtime;
 use crate::state::{GuestState, ModuleState, ReplicaShared};
 use crate::volume;
 

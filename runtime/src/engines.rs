@@ -2,7 +2,8 @@
 //!
 //! What uses nothing of the component model's concurrency (all of WASI 0.2, core modules) runs in an
 //! engine without it: wasmtime then keeps no books of tasks for each call between host and guest. For a
-//! small http component that is a quarter of the processor time of a request.
+//! small http component that was a sixth of the processor time of a request in a fresh instance, and a
+//! quarter in one that is used again (`benches/README.md`).
 //!
 //! ```text
 //!   plain        core modules; components of 0.2
@@ -18,7 +19,7 @@ use wasmtime::{
 };
 
 use crate::config::RuntimeConfig;
-use crate::engine::RuntimeError;
+use crate::runtime::RuntimeError;
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
 const WASM_STACK_BYTES: usize = 512 << 10;

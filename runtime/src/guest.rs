@@ -21,10 +21,10 @@ use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::ended::Ended;
-use crate::engine::Runtime;
 use crate::holdings::{HANDLES_MAX, RESOURCES_MAX};
 use crate::limits::Meter;
 use crate::pace::Pace;
+use crate::runtime::Runtime;
 
 /// When to try again on a host whose pool is used up.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

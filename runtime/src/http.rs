@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Polling the guest in the caller's own task saves a task and two wake-ups for every small
-//! response, and calls of the system. Whoever drops the future of `handle`, or the body before its end, drops the store.
+//! response, and calls of the system. Whoever drops the future of `handle`, or the body before its
+//! end, drops the store.
 //!
 //! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances. Only
 //! probes have none: whoever probes asks one at a time.
@@ -36,10 +37,9 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::artifact::Artifact;
-use crate::body::{Ahead, Body, RequestBody, ResponseBody};
+use crate::body::{Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
 use crate::ended::{BodySide, Ended, PrepareError};
-use crate::engine::Runtime;
 use crate::gate::{Gate, Seat};
 use crate::guest::{Deadline, Metered, Watch, bounded};
 use crate::limits::Usage;
@@ -48,6 +48,7 @@ use crate::logs::RequestTag;
 use crate::outbound::Lineage;
 use crate::pace::Pace;
 use crate::reuse::{Instance, Pool, Running};
+use crate::runtime::Runtime;
 use crate::state::{GuestState, ReplicaShared};
 
 /// Names a request in the logs. Put it into the extensions of a request; without it lines carry
@@ -213,7 +214,7 @@ impl HttpReplica {
             // Nobody will read it, and its length may be said all the same.
             false => Ok(guest),
         };
-        if let Some(guest) = guest.map_err(|ended| watch.end(ended))? {
+        if let Some(guest) = guest? {
             let stop = self.stop.clone();
             let task = async move {
                 tokio::select! {
@@ -371,7 +372,7 @@ async fn write_ahead(
                 guest = None;
             }
             ahead = body.take_ahead(cx);
-            if !matches!(ahead, Ok(Ahead::Some)) {
+            if !matches!(ahead, Ok(true)) {
                 break;
             }
         }

@@ -12,10 +12,10 @@ use crate::bindings::{logging, messaging};
 use crate::blobstore;
 use crate::config::{Limits, ReplicaConfig};
 use crate::ended::PrepareError;
-use crate::engine::Runtime;
 use crate::engines::TABLES_PER_INSTANCE;
 use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
+use crate::runtime::Runtime;
 use crate::state::GuestState;
 use crate::volume;
 

@@ -14,8 +14,8 @@ use wasmorch_api::Digest;
 use wasmtime::Module;
 
 use crate::artifact::{Artifact, Compiled};
-use crate::engine::{Inner, Runtime};
 use crate::engines::Engines;
+use crate::runtime::{Inner, Runtime};
 
 /// Why bytes could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,12 +14,12 @@ use crate::bindings::messaging::MessagesPre;
 use crate::bindings::messaging::wasmcloud::messaging::{consumer, types};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
-use crate::engine::Runtime;
 use crate::gate::{Gate, Place, Seat};
 use crate::guest::{Deadline, Metered, bounded};
 use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
+use crate::runtime::Runtime;
 use crate::state::{GuestState, ReplicaShared};
 
 /// The longest that a guest's `request` may wait, whatever it asks for.

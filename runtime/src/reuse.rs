@@ -22,7 +22,7 @@ use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
-use crate::engine::Runtime;
+use crate::runtime::Runtime;
 use crate::state::GuestState;
 
 /// How often an instance of an http replica is used.

@@ -15,13 +15,13 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::config::ReplicaConfig;
 use crate::ended::PrepareError;
-use crate::engine::Runtime;
 use crate::guest::Watch;
 use crate::holdings::{self, RESOURCES_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
 use crate::reuse::Pool;
+use crate::runtime::Runtime;
 use crate::volume::{Places, Volumes};
 
 /// Bytes of random data in one call.

@@ -96,7 +96,7 @@ impl Shared {
     }
 }
 
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "the ticker's thread exists to let time pass; nobody waits for it"
 )]

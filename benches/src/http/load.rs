@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::memory;
+use crate::services::percentile;
 
 /// What is asked, and how much at once.
 #[derive(Debug, Clone, Copy)]
@@ -37,10 +38,11 @@ pub(super) struct Measured {
 
 impl Measured {
     /// Each figure's own median.
-    pub(super) fn median(turns: &mut [Self]) -> Self {
-        let mut of = |figure: fn(&Self) -> f64| {
-            turns.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
-            turns.get(turns.len() / 2).map_or(0.0, figure)
+    pub(super) fn median(turns: &[Self]) -> Self {
+        let of = |figure: fn(&Self) -> f64| {
+            let mut figures: Vec<_> = turns.iter().map(figure).collect();
+            figures.sort_by(f64::total_cmp);
+            percentile(&figures, 50)
         };
         Self {
             per_second: of(|turn| turn.per_second),

@@ -102,7 +102,7 @@ impl Locals {
 
     /// Takes down that a member failed a request by its own fault.
     fn failed(&self, workload: &WorkloadKey, member: &Member) {
-        if self.look(workload, |members| self.choice.failed(members, member)) {
+        if self.look(workload, |members| Choice::failed(members, member)) {
             let revision = member.revision;
             tracing::warn!(%workload, %revision, "replica ejected: it failed many times in a row");
         }

@@ -11,17 +11,13 @@
 //!
 //! It must not know what a request is, or how a replica runs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use wasmorch_api::RevisionNumber;
-use wasmorch_gateway::{Canary, Health};
+use wasmorch_gateway::{Canary, Health, Limits};
 
 use super::member::{CLOSED, LEAVING, SERVING};
-
-/// How long a replica is left alone: as long as a gateway leaves a host alone.
-const EJECT_FOR: Duration = Duration::from_secs(3);
 
 /// What is asked of a replica to choose it.
 pub(super) trait Candidate {
@@ -47,8 +43,6 @@ pub(super) enum Missing {
 pub(super) struct Choice {
     /// Breaks ties between equally loaded ones.
     turn: AtomicUsize,
-    /// One is ejected at a time, or two could go together below the floor.
-    ejecting: Mutex<()>,
 }
 
 impl Choice {
@@ -76,25 +70,16 @@ impl Choice {
     }
 
     /// Takes down that a replica failed a request. Whether it is now left alone for a while.
-    pub(super) fn failed<C: Candidate>(&self, members: &[Arc<C>], member: &C) -> bool {
+    pub(super) fn failed<C: Candidate>(members: &[Arc<C>], member: &C) -> bool {
         let health = member.health();
         if !health.failed() || health.is_ejected() || member.stage() != SERVING {
             return false;
         }
-        let _alone = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let alike =
             |other: &&Arc<C>| other.stage() == SERVING && other.revision() == member.revision();
         let alike = members.iter().filter(alike);
-        let (mut count, mut ejected) = (0, 1);
-        for other in alike {
-            count += 1;
-            ejected += usize::from(other.health().is_ejected());
-        }
-        let may = ejected * 2 <= count;
-        if may {
-            health.eject(EJECT_FOR);
-        }
-        may
+        let eject_for = Limits::default().eject_for;
+        health.eject_among(alike.map(|other| other.health()), eject_for)
     }
 
     /// The least loaded of some, in turn.
@@ -116,6 +101,8 @@ impl Choice {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::runner::http::member::UNREADY;
 
@@ -168,7 +155,7 @@ mod tests {
     }
 
     fn fail_often(members: &[Arc<Fake>], member: &Fake) -> bool {
-        (0..5).any(|_| Choice::default().failed(members, member))
+        (0..5).any(|_| Choice::failed(members, member))
     }
 
     #[test]
@@ -227,13 +214,10 @@ mod tests {
             fake(SERVING, 1, 0),
         ];
         for _ in 0..4 {
-            assert!(!Choice::default().failed(&members, &members[0]));
+            assert!(!Choice::failed(&members, &members[0]));
         }
         members[0].health.succeeded();
-        assert!(
-            !Choice::default().failed(&members, &members[0]),
-            "a success forgets"
-        );
+        assert!(!Choice::failed(&members, &members[0]), "a success forgets");
         assert!(fail_often(&members, &members[0]));
         assert_eq!(chosen(&members, None)[0], 0);
         assert!(
@@ -244,7 +228,7 @@ mod tests {
         members[0].health.eject(Duration::ZERO);
         assert!(chosen(&members, None)[0] > 0, "it comes back");
         assert!(
-            Choice::default().failed(&members, &members[0]),
+            Choice::failed(&members, &members[0]),
             "and is gone at its next failure"
         );
     }
