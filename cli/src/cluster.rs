@@ -37,6 +37,7 @@ impl Current {
     }
 
     /// Notes it, whole or not at all.
+    #[cfg(feature = "controller")]
     pub(crate) fn write(&self) -> Result<(), CliError> {
         let Some(file) = current_file() else {
             return Ok(());
@@ -54,6 +55,7 @@ impl Current {
     }
 
     /// Removes the note when it is still this one.
+    #[cfg(feature = "controller")]
     pub(crate) fn remove(&self) {
         if Self::read().as_ref() == Some(self) {
             // What stays behind names a server that does not answer, and the error says so.
@@ -76,6 +78,7 @@ fn base(variable: &str, below_home: &str) -> Option<PathBuf> {
 }
 
 /// `$XDG_CACHE_HOME/wasmorch`: tools.
+#[cfg(feature = "controller")]
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     base("XDG_CACHE_HOME", ".cache")
 }

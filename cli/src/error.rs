@@ -38,12 +38,15 @@ impl Exit {
     /// Not granted, no right.
     pub(crate) const DENIED: Self = Self(77);
     /// `run`: out of time.
+    #[cfg(feature = "compiler")]
     pub(crate) const TIMED_OUT: Self = Self(124);
     /// Interrupted.
     pub(crate) const INTERRUPTED: Self = Self(130);
     /// `run`: the guest trapped.
+    #[cfg(feature = "compiler")]
     pub(crate) const TRAP: Self = Self(134);
     /// `run`: the guest ran out of its memory.
+    #[cfg(feature = "compiler")]
     pub(crate) const MEMORY: Self = Self(137);
 
     fn of(code: ErrorCode) -> Self {

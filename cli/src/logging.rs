@@ -28,22 +28,23 @@ pub(crate) fn to_stderr(cli: &Cli) {
 }
 
 fn default(cli: &Cli) -> String {
-    let default = match &cli.command {
-        Command::Runner(runner) => return runner.log.clone(),
-        Command::Host(_) | Command::Controller(_) => "info",
-        // It tells by itself when its own server comes and goes.
-        Command::Up(_) if cli.global.nats.is_none() => {
-            "warn,wasmorch_controller::link=error,wasmorch_host::link=error,\
-             wasmorch_host::runner::link=error"
-        }
-        Command::Up(_) => "warn",
-        _ => "error",
-    };
     // A command tells by itself why it cannot connect; a daemon's log has room for the client's
     // words.
-    let client = match cli.command {
-        Command::Host(_) | Command::Controller(_) => "error",
-        _ => "off",
+    let (default, client) = match &cli.command {
+        Command::Runner(runner) => return runner.log.clone(),
+        Command::Host(_) => ("info", "error"),
+        #[cfg(feature = "controller")]
+        Command::Controller(_) => ("info", "error"),
+        // It tells by itself when its own server comes and goes.
+        #[cfg(feature = "controller")]
+        Command::Up(_) if cli.global.nats.is_none() => (
+            "warn,wasmorch_controller::link=error,wasmorch_host::link=error,\
+             wasmorch_host::runner::link=error",
+            "off",
+        ),
+        #[cfg(feature = "controller")]
+        Command::Up(_) => ("warn", "off"),
+        _ => ("error", "off"),
     };
     format!("{default},async_nats={client}")
 }

@@ -9,7 +9,9 @@ mod error;
 mod link;
 mod logging;
 mod out;
+#[cfg(feature = "compiler")]
 mod serve;
+#[cfg(feature = "controller")]
 mod up;
 
 use std::io::Write as _;
@@ -38,6 +40,7 @@ fn run() -> Exit {
         Err(error) => return usage(&error),
     };
     // Becomes another program, so before anything else is set up.
+    #[cfg(feature = "controller")]
     if let Command::Child(child) = &cli.command {
         let error = up::process::exec(child);
         out::print_error(&error, false);
@@ -100,10 +103,14 @@ fn usage(error: &clap::Error) -> Exit {
 
 /// Commands that run guests or daemons; the others are done before a second thread has started.
 fn works_much(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Up(_) | Command::Host(_) | Command::Controller(_) | Command::Run(_)
-    )
+    match command {
+        #[cfg(feature = "compiler")]
+        Command::Run(_) => true,
+        #[cfg(feature = "controller")]
+        Command::Up(_) | Command::Controller(_) => true,
+        Command::Host(_) => true,
+        _ => false,
+    }
 }
 
 /// A panic is a bug of ours. In a task it ends the task, and its owner says so; here on the main

@@ -74,6 +74,8 @@ pub struct HostConfig {
     pub cpu_millis: Option<u64>,
     /// Between two heartbeats.
     pub heartbeat: Duration,
+    /// Where the operator puts code that was compiled elsewhere; nobody else may write there.
+    pub compiled: Option<PathBuf>,
     /// What runs guests.
     pub runners: Runners,
     /// Told once everything listens and what was held is being started.
@@ -127,6 +129,9 @@ pub struct HostStarted {
 /// host runs what it last held, and waits.
 pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<(), HostError> {
     crate::descriptors::raise();
+    if let Some(folder) = &config.compiled {
+        wasmorch_runtime::check_compiled_folder(folder).map_err(HostError::Compiled)?;
+    }
     let mut disk = Disk::open(&config).await?;
     let certificates = open_certificates(&config, &disk).await?;
     let sockets = Sockets::bind(&config)?;
@@ -362,8 +367,11 @@ fn spawn_runner(
         proxy_protocol: config.proxy_protocol,
         nats: Some(config.nats.clone()),
         compiled: Some(disk.data.compiled()),
+        given: config.compiled.clone(),
         volumes: Some(disk.data.volumes()),
-        paths: disk.data.for_runners(config.nats.creds.as_deref()),
+        paths: disk
+            .data
+            .for_runners(config.nats.creds.as_deref(), config.compiled.as_deref()),
         column: None,
     };
     let runners = config.runners.clone();

@@ -78,6 +78,12 @@ pub enum HostError {
         /// How.
         why: String,
     },
+    /// The folder of compiled code that the operator named may be others' too, or is not there.
+    #[error(
+        "--compiled: {0}; what lies there runs outside of every sandbox, so it must belong to this user or \
+         root, with nobody else writing there"
+    )]
+    Compiled(String),
     /// A certificate's file cannot be read.
     #[error("{} cannot be read: give --tls-cert and --tls-key as files that this user may read", .path.display())]
     CertificateFile {

@@ -88,11 +88,15 @@ impl DataDir {
 
     /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
     /// credentials with which it comes to NATS: the file may be replaced by a newer one.
-    pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {
+    /// And the folder with code that the operator gave.
+    pub(crate) fn for_runners(&self, creds: Option<&Path>, given: Option<&Path>) -> Paths {
         let creds = creds.and_then(|creds| creds.canonicalize().ok());
         let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));
         Paths {
-            read: std::iter::once(self.artifacts()).chain(creds).collect(),
+            read: std::iter::once(self.artifacts())
+                .chain(creds)
+                .chain(given.map(Path::to_owned))
+                .collect(),
             write: vec![self.compiled(), self.volumes()],
         }
     }

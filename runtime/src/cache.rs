@@ -1,4 +1,5 @@
-//! Compiled code on disk: `<dir>/<engine>/<target>/<digest>.cwasm`, its mark in `<digest>.mac`.
+//! Compiled code on disk: `<dir>/<engine>/<target>/<digest>.cwasm`, its mark in `<digest>.mac`. It was
+//! compiled here, or taken from what the operator gave.
 //!
 //! Invariants:
 //!
@@ -11,49 +12,68 @@
 //! check and the mapping. That user can replace the host itself.
 
 use std::fs::{self, File};
-use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmac::{Hmac, Mac};
 use rand::TryRngCore as _;
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 use wasmorch_api::Digest;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use crate::artifact::Compiled;
 use crate::engines::Engines;
-use crate::files::write_atomic;
+use crate::files::{sync_folder, write_atomic};
+use crate::given::Given;
+use crate::target::{file_name, folder_here};
 
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
+const CHUNK_BYTES: usize = 256 << 10;
 
-/// The compiled code that this host keeps for its engines, by the fingerprint of the plain one.
+/// The compiled code that this host keeps for its engines.
 pub(crate) struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
+    given: Option<Given>,
     warned: AtomicBool,
 }
 
 impl Cache {
-    /// Opens the folder for the engines, of which this is the plain one, making it and the key where
-    /// they are missing.
-    pub(crate) fn open(root: &Path, engine: &Engine) -> io::Result<Self> {
+    /// Opens the folder for the engines, making it and the key where they are missing. `given`: where
+    /// the operator puts what was compiled elsewhere.
+    pub(crate) fn open(root: &Path, given: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let key = load_or_make_key(&root.join("key"))?;
-        let dir = root.join(fingerprint(engine)).join(target());
+        let dir = root.join(folder_here());
         fs::create_dir_all(&dir)?;
         Ok(Self {
             dir,
             key,
+            given: given.map(Given::new),
             warned: AtomicBool::new(false),
         })
     }
 
-    /// The code kept for a digest, verified and mapped; `None` when there is none to be trusted.
-    pub(crate) fn get(&self, engines: &Engines, digest: &Digest) -> Option<Compiled> {
+    /// The code kept or given for a digest, verified and mapped; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// Why what was given is not used, for the operator.
+    pub(crate) fn get(
+        &self,
+        engines: &Engines,
+        digest: &Digest,
+    ) -> Result<Option<Compiled>, String> {
+        match self.kept(engines, digest) {
+            Some(compiled) => Ok(Some(compiled)),
+            None => self.take_given(engines, digest),
+        }
+    }
+
+    fn kept(&self, engines: &Engines, digest: &Digest) -> Option<Compiled> {
         let (code, mark) = self.paths(digest);
         let verified = match self.verify(digest, &code, &mark) {
             Ok(verified) => verified,
@@ -78,21 +98,73 @@ impl Cache {
         }
     }
 
-    /// Keeps code for a digest. Says so once when it cannot.
-    pub(crate) fn put(&self, digest: &Digest, serialized: &[u8]) {
-        let (code, mark) = self.paths(digest);
-        let mac = self.mac(digest, serialized).finalize().into_bytes();
-        // The mark goes last: code without one is not used.
-        let written = write_atomic(&code, serialized).and_then(|()| write_atomic(&mark, &mac));
-        if let Err(error) = written {
-            self.forget(digest);
-            if !self.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    dir = %self.dir.display(), %error,
-                    "compiled code cannot be kept; it runs from memory (said once)"
-                );
+    /// Copies what the operator gave here, under the mark of this host, and maps the copy.
+    fn take_given(&self, engines: &Engines, digest: &Digest) -> Result<Option<Compiled>, String> {
+        let Some(given) = &self.given else {
+            return Ok(None);
+        };
+        let Some(file) = given.open(digest)? else {
+            return Ok(None);
+        };
+        self.store(digest, file)
+            .map_err(|error| format!("it cannot be copied: {error}"))?;
+        let (code, _) = self.paths(digest);
+        match map(engines, &code) {
+            Ok(compiled) => {
+                tracing::info!(%digest, "compiled code was given, and taken");
+                Ok(Some(compiled))
+            }
+            Err(error) => {
+                self.forget(digest);
+                Err(format!("{error:#}"))
             }
         }
+    }
+
+    /// Keeps code for a digest. Says so once when it cannot.
+    pub(crate) fn put(&self, digest: &Digest, serialized: &[u8]) {
+        if let Err(error) = self.store(digest, serialized)
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                dir = %self.dir.display(), %error,
+                "compiled code cannot be kept; it runs from memory (said once)"
+            );
+        }
+    }
+
+    /// Writes code and its mark. The mark goes last: code without one is not used.
+    fn store(&self, digest: &Digest, from: impl Read) -> io::Result<()> {
+        let (code, mark) = self.paths(digest);
+        let stored = self
+            .copy(digest, from, &code)
+            .and_then(|mac| write_atomic(&mark, &mac));
+        if stored.is_err() {
+            self.forget(digest);
+        }
+        stored
+    }
+
+    /// Copies to a file that appears whole, and gives the mark of what was copied.
+    fn copy(&self, digest: &Digest, mut from: impl Read, to: &Path) -> io::Result<Vec<u8>> {
+        let mut file = tempfile::Builder::new()
+            .prefix(".new-")
+            .tempfile_in(&self.dir)?;
+        let mut mac = self.mac(digest);
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match from.read(&mut chunk)? {
+                0 => break,
+                n => {
+                    mac.update(&chunk[..n]);
+                    file.write_all(&chunk[..n])?;
+                }
+            }
+        }
+        file.as_file().sync_all()?;
+        file.persist(to).map_err(|error| error.error)?;
+        sync_folder(&self.dir)?;
+        Ok(mac.finalize().into_bytes().to_vec())
     }
 
     fn forget(&self, digest: &Digest) {
@@ -107,9 +179,9 @@ impl Cache {
         File::open(mark)?
             .take(MAC_BYTES as u64 + 1)
             .read_to_end(&mut expected)?;
-        let mut mac = self.mac(digest, &[]);
+        let mut mac = self.mac(digest);
         let mut file = File::open(code)?;
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; CHUNK_BYTES];
         loop {
             match file.read(&mut buffer)? {
                 0 => return Ok(mac.verify_slice(&expected).is_ok()),
@@ -119,20 +191,17 @@ impl Cache {
     }
 
     /// The mark covers the digest too: valid code under another name is not valid.
-    fn mac(&self, digest: &Digest, bytes: &[u8]) -> Hmac<Sha256> {
+    fn mac(&self, digest: &Digest) -> Hmac<Sha256> {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key)
             .expect("HMAC takes a key of any length");
         mac.update(digest.hex().as_bytes());
-        mac.update(bytes);
         mac
     }
 
     fn paths(&self, digest: &Digest) -> (PathBuf, PathBuf) {
-        let hex = digest.hex();
-        (
-            self.dir.join(format!("{hex}.cwasm")),
-            self.dir.join(format!("{hex}.mac")),
-        )
+        let code = self.dir.join(file_name(digest));
+        let mark = code.with_extension("mac");
+        (code, mark)
     }
 }
 
@@ -143,10 +212,11 @@ impl Cache {
 fn map(engines: &Engines, code: &Path) -> wasmtime::Result<Compiled> {
     match Engine::detect_precompiled_file(code)? {
         Some(Precompiled::Component) => {
-            // SAFETY: the file holds what `Component::serialize` of one of these very engines (the
-            // fingerprint of the plain one is in the path) gave, unchanged: `Cache::get` has just
-            // verified its HMAC by the key that only this host has. It is never written in place, only
-            // replaced by rename, so the mapping cannot change. An engine refuses what the other made.
+            // SAFETY: the file holds what wasmtime's compiler gave, unchanged: `Cache` has just verified
+            // its HMAC by the key that only this host has, or has just copied it from where only the
+            // operator writes. It is never written in place, only replaced by rename, so the mapping
+            // cannot change. An engine refuses what was made by another version, with other settings
+            // or for another processor.
             unsafe { Component::deserialize_file(engines.plain(), code) }
                 // SAFETY: as above.
                 .or_else(|_| unsafe { Component::deserialize_file(engines.concurrent(), code) })
@@ -188,34 +258,4 @@ fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the key is damaged")),
         Err(error) => Err(error.error),
     }
-}
-
-/// Names what compiled code depends on: wasmtime's version, its settings, the processor's features.
-fn fingerprint(engine: &Engine) -> String {
-    struct Sha(Sha256);
-    impl Hasher for Sha {
-        fn write(&mut self, bytes: &[u8]) {
-            self.0.update(bytes);
-        }
-        fn finish(&self) -> u64 {
-            0
-        }
-    }
-    let mut sha = Sha(Sha256::new());
-    engine.precompile_compatibility_hash().hash(&mut sha);
-    let hash = sha.0.finalize();
-    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn target() -> String {
-    let family = if cfg!(target_env = "musl") {
-        "-musl"
-    } else {
-        ""
-    };
-    format!(
-        "{}-{}{family}",
-        std::env::consts::ARCH,
-        std::env::consts::OS
-    )
 }

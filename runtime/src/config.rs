@@ -17,6 +17,9 @@ pub struct RuntimeConfig {
     /// Where compiled code is kept: `<compiled_dir>/<engine>/<target>/<digest>.cwasm`, the key of
     /// this host in `<compiled_dir>/key`. `None`: nothing is kept.
     pub compiled_dir: Option<PathBuf>,
+    /// Where the operator puts code that was compiled elsewhere, laid out as `compiled_dir`. It is taken
+    /// only where nobody else may write, and only with a `compiled_dir`.
+    pub given_dir: Option<PathBuf>,
     /// Instances that may live at the same time, over all replicas; sizes the pool.
     pub instances_max: u32,
     /// The largest memory that any replica may ask for, in bytes. It is reserved (not committed)
@@ -35,6 +38,7 @@ impl Default for RuntimeConfig {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             compiled_dir: None,
+            given_dir: None,
             instances_max: 1000,
             // What a 32-bit memory can address.
             memory_max: 4 << 30,

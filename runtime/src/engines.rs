@@ -12,14 +12,21 @@
 //!
 //! Code compiled for one does not load in the other: wasmtime refuses it. Each has a pool of its own, so
 //! twice the address space is reserved; limits are counted over both.
+//!
+//! A program without the feature `compiler` has the same engines, which load what another compiled.
 
-use wasmtime::component::Component;
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    Config, Enabled, Engine, InstanceAllocationStrategy, ModuleVersionStrategy,
+    PoolingAllocationConfig,
 };
 
 use crate::config::RuntimeConfig;
 use crate::runtime::RuntimeError;
+
+/// Names what compiled code depends on, besides its target: the version of wasmtime (a mended compiler
+/// compiles again), and our settings of it, counted up by whoever changes them. It stands in the code
+/// itself too, and code of another name does not load.
+pub const ENGINE: &str = "wasmtime-48.0.8-1";
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
 const WASM_STACK_BYTES: usize = 512 << 10;
@@ -76,16 +83,6 @@ impl Engines {
         Engine::same(&self.concurrent, engine)
     }
 
-    /// Compiles a component for the engine that it needs.
-    pub(crate) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
-        // The plain engine refuses the concurrency it does not have while it reads types, so before
-        // anything is compiled. What the other says of bytes that are wrong is then the answer.
-        match Component::from_binary(&self.plain, bytes) {
-            Ok(component) if !names_concurrent(&component) => Ok(component),
-            _ => Component::from_binary(&self.concurrent, bytes),
-        }
-    }
-
     /// What advances the epochs of both, for as long as either lives; it keeps neither alive.
     pub(crate) fn ticks(&self) -> impl FnMut() -> bool + Send + 'static {
         let engines = [&self.plain, &self.concurrent].map(Engine::weak);
@@ -100,19 +97,10 @@ impl Engines {
     }
 }
 
-/// Whether it names an interface of WASI 0.3: those are linked in the concurrent engine only, also where
-/// a component uses nothing of them that is async.
-fn names_concurrent(component: &Component) -> bool {
-    let (engine, kind) = (component.engine(), component.component_type());
-    let is_concurrent = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
-    kind.imports(engine).any(|(name, _)| is_concurrent(name))
-        || kind.exports(engine).any(|(name, _)| is_concurrent(name))
-}
-
 /// An engine, and whether it is pooled.
 fn build(config: &RuntimeConfig, concurrent: bool) -> Result<(Engine, bool), RuntimeError> {
     if config.pooling {
-        let mut pooled = base_config(concurrent);
+        let mut pooled = base_config(concurrent)?;
         pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool_config(config)));
         match Engine::new(&pooled) {
             Ok(engine) => return Ok((engine, true)),
@@ -124,25 +112,32 @@ fn build(config: &RuntimeConfig, concurrent: bool) -> Result<(Engine, bool), Run
             ),
         }
     }
-    let engine = Engine::new(&base_config(concurrent))
-        .map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+    let engine = Engine::new(&base_config(concurrent)?).map_err(|error| refused(&error))?;
     Ok((engine, false))
 }
 
-/// What `wasmtime serve` has, and interruption on top.
-fn base_config(concurrent: bool) -> Config {
+fn refused(error: &wasmtime::Error) -> RuntimeError {
+    RuntimeError::Engine(format!("{error:#}"))
+}
+
+/// What `wasmtime serve` has, and interruption on top. All that compiled code depends on is here.
+pub(crate) fn base_config(concurrent: bool) -> Result<Config, RuntimeError> {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .concurrency_support(concurrent)
         .wasm_component_model_async(concurrent)
-        .cranelift_opt_level(OptLevel::Speed)
-        .parallel_compilation(true)
         .memory_init_cow(true)
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK_BYTES)
-        .async_stack_size(STACK_BYTES);
+        .async_stack_size(STACK_BYTES)
+        .module_version(ModuleVersionStrategy::Custom(ENGINE.to_owned()))
+        .map_err(|error| refused(&error))?;
+    #[cfg(feature = "compiler")]
     config
+        .cranelift_opt_level(wasmtime::OptLevel::Speed)
+        .parallel_compilation(true);
+    Ok(config)
 }
 
 fn pool_config(config: &RuntimeConfig) -> PoolingAllocationConfig {
@@ -166,4 +161,22 @@ fn pool_config(config: &RuntimeConfig) -> PoolingAllocationConfig {
         .async_stack_keep_resident(STACK_KEEP_RESIDENT_BYTES)
         .pagemap_scan(Enabled::Auto);
     pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiled_code_is_named_after_the_wasmtime_in_use() {
+        let lock = include_str!("../../Cargo.lock");
+        let (_, after) = lock
+            .split_once("name = \"wasmtime\"\nversion = \"")
+            .unwrap();
+        let version = after.split('"').next().unwrap();
+        assert!(
+            ENGINE.starts_with(&format!("wasmtime-{version}-")),
+            "{ENGINE}"
+        );
+    }
 }

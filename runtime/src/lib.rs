@@ -7,6 +7,8 @@
 //!   compiled cache      the compiler            the live instances of the replica
 //! ```
 //!
+//! Without the feature `compiler` it runs what another wasmorch compiled for it ([`Target`]).
+//!
 //! Invariants:
 //!
 //! - It knows no cluster: no NATS, no placement, no workload names beyond a label for traces. What
@@ -27,12 +29,17 @@ mod body;
 mod budget;
 mod cache;
 mod command;
+#[cfg(feature = "compiler")]
+mod compile;
+#[cfg(not(feature = "compiler"))]
+#[path = "compile_absent.rs"]
 mod compile;
 mod config;
 mod ended;
 mod engines;
 mod files;
 mod gate;
+mod given;
 mod guest;
 mod holdings;
 mod http;
@@ -50,6 +57,7 @@ mod reuse;
 mod runtime;
 mod share;
 mod state;
+mod target;
 mod ticker;
 mod volume;
 
@@ -60,10 +68,14 @@ pub use blobstore::{
 pub use body::{Body, BodyError};
 pub use budget::{HeldMemory, NoMemory};
 pub use command::{Capture, CommandReplica, Stdio};
+#[cfg(feature = "compiler")]
+pub use compile::compile_for;
 pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
+pub use engines::ENGINE;
 pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};
 pub use gate::{Place, Seat};
+pub use given::check_folder as check_compiled_folder;
 pub use http::{HttpReplica, RequestId};
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
@@ -79,3 +91,4 @@ pub use network::{Network, SocketPattern};
 pub use outbound::{HostPattern, InternalRoute, Lineage, OutboundHttp, PatternError, RouteError};
 pub use reuse::Reuse;
 pub use runtime::{Runtime, RuntimeError};
+pub use target::{Target, UnknownTarget, compiled_path};

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared};
 use tokio::sync::oneshot;
 use wasmorch_api::Digest;
-use wasmtime::Module;
 
-use crate::artifact::{Artifact, Compiled};
-use crate::engines::Engines;
+use crate::artifact::Artifact;
+use crate::compile::{Pool, compile, serialize};
+use crate::engines::ENGINE;
 use crate::runtime::{Inner, Runtime};
 
 /// Why bytes could not be loaded.
@@ -37,6 +37,17 @@ pub enum LoadError {
     /// The compiler failed.
     #[error("compiling failed: {0}")]
     Compile(String),
+    /// This program was built without one, and has no code to load.
+    #[error(
+        "this host has no compiler and {}: `wasmorch compile --target {} APP.wasm` makes it, by a wasmorch \
+         with {ENGINE}; put it where --compiled of the host points",
+        given.as_deref().map_or("was given no code".into(), |why| format!("refuses the code it was given: {why}")),
+        crate::target::here(),
+    )]
+    NoCompiler {
+        /// Why the code that was given is not used; `None`: none was.
+        given: Option<String>,
+    },
 }
 
 type Loaded = Result<Arc<Artifact>, LoadError>;
@@ -119,12 +130,13 @@ impl Runtime {
             return Ok(None);
         }
         let (inner, digest) = (self.inner.clone(), digest.clone());
-        tokio::task::spawn_blocking(move || inner.map_kept(&digest))
+        // Why code that was given is refused is told when nothing else helps: by `load`.
+        tokio::task::spawn_blocking(move || inner.map_kept(&digest).unwrap_or_default())
             .await
             .map_err(|error| LoadError::Compile(error.to_string()))
     }
 
-    fn start(&self, pool: &rayon::ThreadPool, digest: Digest, bytes: Bytes) -> Flight {
+    fn start(&self, pool: &Pool, digest: Digest, bytes: Bytes) -> Flight {
         let (tx, rx) = oneshot::channel();
         let inner = self.inner.clone();
         let landing = Landing {
@@ -167,11 +179,22 @@ impl Inner {
                 actual: actual.to_string(),
             });
         }
-        if let Some(artifact) = self.map_kept(digest) {
-            return Ok(artifact);
-        }
+        let given = match self.map_kept(digest) {
+            Ok(Some(artifact)) => return Ok(artifact),
+            Ok(None) if self.cache.is_none() && self.config.given_dir.is_some() => {
+                Some("its own folder for compiled code cannot be used".to_owned())
+            }
+            Ok(None) => None,
+            Err(refused) => {
+                tracing::warn!(%digest, reason = refused, "compiled code that was given is refused");
+                Some(refused)
+            }
+        };
         let started = Instant::now();
-        let compiled = compile(&self.engines, bytes)?;
+        let compiled = compile(&self.engines, bytes).map_err(|error| match error {
+            LoadError::NoCompiler { .. } => LoadError::NoCompiler { given },
+            error => error,
+        })?;
         let took = started.elapsed();
         tracing::info!(%digest, bytes = bytes.len(), ms = took.as_millis() as u64, "compiled");
         if let Some(cache) = &self.cache {
@@ -186,9 +209,13 @@ impl Inner {
         Ok(self.remember(artifact))
     }
 
-    fn map_kept(&self, digest: &Digest) -> Option<Arc<Artifact>> {
-        let compiled = self.cache.as_ref()?.get(&self.engines, digest)?;
-        Some(self.remember(Artifact::new(digest.clone(), compiled, None)))
+    /// What the cache has, or was given; why what was given is not used.
+    fn map_kept(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, String> {
+        let Some(cache) = &self.cache else {
+            return Ok(None);
+        };
+        let compiled = cache.get(&self.engines, digest)?;
+        Ok(compiled.map(|compiled| self.remember(Artifact::new(digest.clone(), compiled, None))))
     }
 
     fn remember(&self, artifact: Artifact) -> Arc<Artifact> {
@@ -200,32 +227,5 @@ impl Inner {
             .loaded
             .insert(artifact.digest().clone(), Arc::downgrade(&artifact));
         artifact
-    }
-}
-
-fn serialize(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
-    match compiled {
-        Compiled::Component(component) => component.serialize(),
-        Compiled::Module(module) => module.serialize(),
-    }
-}
-
-/// The bytes after the magic: version and layer. A component's layer is 1, a module's 0.
-fn compile(engines: &Engines, bytes: &[u8]) -> Result<Compiled, LoadError> {
-    let Some(header) = bytes.strip_prefix(b"\0asm") else {
-        return Err(LoadError::NotWasm(format!(
-            "they begin with `{}`, not with \\0asm",
-            bytes[..bytes.len().min(16)].escape_ascii()
-        )));
-    };
-    let invalid = |error: wasmtime::Error| LoadError::Invalid(format!("{error:#}"));
-    match header.get(2) {
-        Some(1) => engines
-            .compile(bytes)
-            .map(Compiled::Component)
-            .map_err(invalid),
-        _ => Module::from_binary(engines.plain(), bytes)
-            .map(Compiled::Module)
-            .map_err(invalid),
     }
 }

@@ -55,7 +55,7 @@ impl Runtime {
         let turns = config.guest_threads;
         let pacer = Pacer::start(engines.ticks(), turns).map_err(RuntimeError::Ticker)?;
         let cache = config.compiled_dir.as_deref().and_then(|dir| {
-            Cache::open(dir, engines.plain())
+            Cache::open(dir, config.given_dir.clone())
                 .inspect_err(|error| {
                     tracing::warn!(dir = %dir.display(), %error, "compiled code will not be kept");
                 })

@@ -7,6 +7,7 @@ mod bonds;
 mod capabilities;
 mod counts;
 mod daemons;
+mod device;
 mod disconnect;
 mod drain;
 mod faults;

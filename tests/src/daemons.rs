@@ -2,6 +2,7 @@
 //!
 //! Owns which process is which, so that a test can stop, kill and resume them one by one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use crate::nats::Nats;
 use crate::nats_client::Client;
 use crate::process::{Done, Process};
 use crate::up::Home;
-use crate::{guest, wait_for};
+use crate::{guest, wait_for, wasmorch};
 
 /// A whole cluster of daemons.
 pub struct Daemons {
@@ -23,6 +24,8 @@ pub struct Daemons {
     pub hosts: Vec<Option<Process>>,
     /// Flags of every controller and every host that is started from now on.
     pub flags: Flags,
+    /// What hosts that are started from now on are.
+    pub host_program: PathBuf,
     /// Its user; dropped last, after those who write there.
     pub home: Home,
 }
@@ -59,6 +62,7 @@ impl Daemons {
             home,
             nats,
             flags,
+            host_program: wasmorch(),
             controllers: Vec::new(),
             hosts: Vec::new(),
         }
@@ -113,7 +117,7 @@ impl Daemons {
             &name,
         ];
         let args: Vec<&str> = args.into_iter().chain(flags.iter().copied()).collect();
-        let mut command = self.home.command(&args);
+        let mut command = self.home.command_of(&self.host_program, &args);
         command.args(self.flags.host);
         let process = Process::start(command, self.home.path(), &name);
         put(&mut self.hosts, n, process);

@@ -44,6 +44,17 @@ pub fn wasmorch() -> PathBuf {
     path
 }
 
+/// The `wasmorch` that was built without its default features: no compiler, no controller.
+pub fn wasmorch_device() -> PathBuf {
+    let path = target_dir().join("wasmorch-device");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask test`",
+        path.display()
+    );
+    path
+}
+
 /// A built sample component.
 pub fn guest(name: &str) -> PathBuf {
     let folder = std::env::var_os("WASMORCH_GUESTS")

@@ -43,7 +43,12 @@ impl Home {
 
     /// `wasmorch ARGS` as this user.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(wasmorch());
+        self.command_of(&wasmorch(), args)
+    }
+
+    /// The same with another `wasmorch`.
+    pub fn command_of<S: AsRef<OsStr>>(&self, wasmorch: &Path, args: &[S]) -> Command {
+        let mut command = Command::new(wasmorch);
         command
             .args(args)
             .current_dir(self.path())

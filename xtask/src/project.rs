@@ -81,6 +81,26 @@ impl Project {
         crate::process::run(&mut build).context("wasmorch did not build")
     }
 
+    /// Builds the `wasmorch` of devices, without compiler and controller, beside the other: in the dev profile,
+    /// for tests.
+    pub(crate) fn build_device_binary(&self) -> Result<()> {
+        let mut build = self.cargo();
+        build.args([
+            "build",
+            "--quiet",
+            "--package",
+            "wasmorch-cli",
+            "--no-default-features",
+        ]);
+        crate::process::run(&mut build)
+            .context("wasmorch without default features did not build")?;
+        let device = self.target.join("debug/wasmorch-device");
+        // Cargo gives both the same name; a copy of a file that runs cannot be overwritten.
+        let _ = std::fs::remove_file(&device);
+        std::fs::rename(self.binary(), &device)
+            .with_context(|| format!("keeping {}", device.display()))
+    }
+
     /// A path as people want to read it: relative to the checkout where it lies inside.
     pub(crate) fn shown<'a>(&self, path: &'a Path) -> std::path::Display<'a> {
         path.strip_prefix(&self.root).unwrap_or(path).display()

@@ -15,6 +15,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     let ready = setup::run(project)?;
+    if may_run(&args.cargo_test, DEVICE_TESTS) {
+        setup::step("wasmorch", "building without a compiler");
+        project.build_device_binary()?;
+    }
     setup::step("wasmorch", "building");
     project.build_binary()?;
 
@@ -47,6 +51,17 @@ fn planted(project: &Project) -> Result<()> {
     process::run(&mut test).context("a planted bug was not caught")
 }
 
+/// Who runs the `wasmorch` without a compiler, which is a minute or two to build.
+const DEVICE_TESTS: &str = "e2e::device::";
+
+/// Whether tests of a module may run, with these filters.
+fn may_run(args: &[String], module: &str) -> bool {
+    let after = args.iter().skip_while(|arg| *arg != "--").skip(1);
+    let mut filters = after.filter(|arg| !arg.starts_with('-')).peekable();
+    filters.peek().is_none()
+        || filters.any(|filter| module.contains(filter.as_str()) || filter.starts_with(module))
+}
+
 /// Whether the user chose packages, so that `--workspace` must not choose all.
 fn names_package(args: &[String]) -> bool {
     args.iter()
@@ -56,7 +71,7 @@ fn names_package(args: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::names_package;
+    use super::{DEVICE_TESTS, may_run, names_package};
 
     fn args(args: &[&str]) -> Vec<String> {
         args.iter().map(|arg| (*arg).to_owned()).collect()
@@ -67,5 +82,13 @@ mod tests {
         assert!(names_package(&args(&["-p", "wasmorch-api"])));
         assert!(names_package(&args(&["--package=wasmorch-api"])));
         assert!(!names_package(&args(&["rollout", "--", "-p"])));
+    }
+
+    #[test]
+    fn a_module_is_left_out_only_by_filters_that_name_others() {
+        let may = |list: &[&str]| may_run(&args(list), DEVICE_TESTS);
+        assert!(may(&[]) && may(&["--test", "all"]) && may(&["--", "--nocapture"]));
+        assert!(may(&["--", "e2e::"]) && may(&["--", "e2e::device::a_host", "--nocapture"]));
+        assert!(!may(&["--", "e2e::zero"]) && !may(&["--", "sim::", "--nocapture"]));
     }
 }

@@ -2,7 +2,11 @@
 //!
 //! It must not know what a command does. Usage errors exit 64 (`main` maps clap's own 2).
 
-mod daemons;
+#[cfg(feature = "controller")]
+mod cluster;
+mod host;
+#[cfg(feature = "compiler")]
+mod program;
 mod values;
 mod workloads;
 
@@ -11,11 +15,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 
-pub(crate) use daemons::{ChildArgs, ControllerArgs, HostArgs, RunnerArgs, UpArgs};
-pub(crate) use values::{Dir, KeyValue, LogTarget, ScaleTo, Target};
+#[cfg(feature = "controller")]
+pub(crate) use cluster::{ChildArgs, ControllerArgs, UpArgs};
+pub(crate) use host::{HostArgs, RunnerArgs};
+#[cfg(feature = "compiler")]
+pub(crate) use program::{ANY_NETWORK, CompileArgs, RunArgs};
+pub(crate) use values::{KeyValue, LogTarget, ScaleTo, Target};
 pub(crate) use workloads::{
-    ANY_NETWORK, DeployArgs, EventsArgs, LogsArgs, PlanArgs, PsArgs, RolloutAction, RolloutArgs,
-    RunArgs, SpecArgs,
+    DeployArgs, EventsArgs, LogsArgs, PlanArgs, PsArgs, RolloutAction, RolloutArgs, SpecArgs,
 };
 
 /// Runs WebAssembly components on one machine or many, over NATS.
@@ -95,7 +102,8 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a whole cluster here: NATS, a controller, hosts
-    #[command(after_help = daemons::UP_EXAMPLES)]
+    #[cfg(feature = "controller")]
+    #[command(after_help = cluster::UP_EXAMPLES)]
     Up(UpArgs),
     /// Deploy a component, or what a wasmorch.toml says
     #[command(after_help = workloads::DEPLOY_EXAMPLES)]
@@ -259,15 +267,22 @@ pub(crate) enum Command {
     )]
     Env,
     /// Run a component or core module here and now, without a cluster
-    #[command(after_help = workloads::RUN_EXAMPLES)]
+    #[cfg(feature = "compiler")]
+    #[command(after_help = program::RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Compile for hosts that have no compiler
+    #[cfg(feature = "compiler")]
+    #[command(after_help = program::COMPILE_EXAMPLES)]
+    Compile(CompileArgs),
     /// Run a host daemon
-    #[command(after_help = daemons::HOST_EXAMPLES)]
+    #[command(after_help = host::HOST_EXAMPLES)]
     Host(HostArgs),
     /// Run a controller; any number may run, one leads
+    #[cfg(feature = "controller")]
     #[command(after_help = "Examples:\n  wasmorch controller --nats nats://10.0.0.1:4222")]
     Controller(ControllerArgs),
     /// Becomes another program that ends with its parent
+    #[cfg(feature = "controller")]
     #[command(name = "child", hide = true)]
     Child(ChildArgs),
     /// Runs guests for the host that started it
@@ -329,30 +344,6 @@ mod tests {
     }
 
     #[test]
-    fn the_time_limit_of_run_is_its_own() {
-        let cli = parse("wasmorch run --timeout 2s app.wasm -- --timeout x").unwrap();
-        let Command::Run(run) = cli.command else {
-            panic!("not run")
-        };
-        assert_eq!(run.timeout, Some(HumanDuration::secs(2)));
-        assert_eq!(run.args, ["--timeout", "x"]);
-    }
-
-    #[test]
-    fn allow_network_takes_its_value_only_after_an_equals_sign() {
-        let cli = parse("wasmorch run --allow-network app.wasm").unwrap();
-        let Command::Run(run) = cli.command else {
-            panic!("not run")
-        };
-        assert_eq!(run.allow_network, [ANY_NETWORK]);
-        let cli = parse("wasmorch run --allow-network=a:1 --allow-network=b:2 app.wasm").unwrap();
-        let Command::Run(run) = cli.command else {
-            panic!("not run")
-        };
-        assert_eq!(run.allow_network, ["a:1", "b:2"]);
-    }
-
-    #[test]
     fn mistakes_are_refused() {
         for line in [
             "wasmorch",
@@ -362,6 +353,8 @@ mod tests {
             "wasmorch up --nats nats://x --nats-listen 127.0.0.1:0",
             "wasmorch deploy app.wasm --memory lots",
             "wasmorch run --dir nowhere app.wasm",
+            "wasmorch compile --target sparc-solaris app.wasm",
+            "wasmorch compile",
             "wasmorch frobnicate",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -95,34 +95,6 @@ impl FromStr for ScaleTo {
     }
 }
 
-/// `HOST::GUEST[:ro]`; `HOST` alone is seen under the same name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Dir {
-    pub(crate) host: PathBuf,
-    pub(crate) guest: String,
-    pub(crate) read_only: bool,
-}
-
-impl FromStr for Dir {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "write it like ./data::/data or ./data::/data:ro".to_owned();
-        let (host, guest) = text.split_once("::").ok_or_else(wrong)?;
-        let (guest, read_only) = match guest.strip_suffix(":ro") {
-            Some(guest) => (guest, true),
-            None => (guest, false),
-        };
-        if host.is_empty() || guest.is_empty() {
-            return Err(wrong());
-        }
-        Ok(Self {
-            host: host.into(),
-            guest: guest.to_owned(),
-            read_only,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,17 +105,6 @@ mod tests {
         assert_eq!((pair.key.as_str(), pair.value.as_str()), ("A", "b=c"));
         assert!("=b".parse::<KeyValue>().is_err());
         assert!("A".parse::<KeyValue>().is_err());
-
-        let dir: Dir = "./a::/b:ro".parse().unwrap();
-        assert_eq!(
-            dir,
-            Dir {
-                host: "./a".into(),
-                guest: "/b".into(),
-                read_only: true
-            }
-        );
-        assert!("a:/b".parse::<Dir>().is_err());
 
         assert_eq!("web=3".parse::<ScaleTo>().unwrap().desired, 3);
         assert!("web=three".parse::<ScaleTo>().is_err());

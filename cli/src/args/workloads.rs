@@ -1,12 +1,11 @@
-//! Flags of commands about workloads: `deploy`, `plan`, `ps`, `logs`, `events`, `rollout`, `run`.
+//! Flags of commands about workloads: `deploy`, `plan`, `ps`, `logs`, `events`, `rollout`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use wasmorch_api::{ByteSize, HumanDuration, Name};
 
-use super::{Dir, KeyValue, LogTarget, Target};
+use super::{KeyValue, LogTarget, Target};
 
 pub(crate) const DEPLOY_EXAMPLES: &str = "Examples:
   wasmorch deploy app.wasm
@@ -14,16 +13,6 @@ pub(crate) const DEPLOY_EXAMPLES: &str = "Examples:
   wasmorch deploy app.wasm --grant http=api.example.com --grant keyvalue=cart
   wasmorch deploy report.wasm --job -- --month 7
   wasmorch deploy wasmorch.toml";
-
-pub(crate) const RUN_EXAMPLES: &str = "Examples:
-  wasmorch run app.wasm -- one two
-  wasmorch run --dir ./data::/data:ro --env LANG=en app.wasm < input
-  wasmorch run --http 127.0.0.1:0 hello.wasm
-
-Exit: the guest's own code; 124 out of time, 134 trap, 137 out of memory, 65 no such program.";
-
-/// `--allow-network` without a value.
-pub(crate) const ANY_NETWORK: &str = "any";
 
 /// What makes a spec.
 #[derive(Debug, Clone, Default, Args)]
@@ -160,37 +149,4 @@ pub(crate) struct RolloutArgs {
     /// The workload, or a manifest: all its workloads
     #[arg(value_name = "WORKLOAD")]
     pub(crate) target: Target,
-}
-
-/// `run`.
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// A component or core module
-    #[arg(value_name = "APP.wasm")]
-    pub(crate) file: PathBuf,
-    /// An environment variable; may be given several times
-    #[arg(long = "env", value_name = "K=V")]
-    pub(crate) env: Vec<KeyValue>,
-    /// A folder the guest sees; may be given several times
-    #[arg(long = "dir", value_name = "HOST::GUEST[:ro]")]
-    pub(crate) dirs: Vec<Dir>,
-    /// A host it may call by HTTP; may be given several times
-    #[arg(long, value_name = "PATTERN")]
-    pub(crate) allow_http: Vec<String>,
-    /// An address it may reach by sockets; without a value, all
-    #[arg(long, value_name = "PATTERN", num_args = 0..=1, require_equals = true, default_missing_value = ANY_NETWORK)]
-    pub(crate) allow_network: Vec<String>,
-    /// Serve its HTTP handler here; port 0 takes a free one, the URL is the first line of output
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) http: Option<SocketAddr>,
-    /// End it after this long [default: no limit; with --http 30s for each request]
-    // The same id as the global flag, so that this meaning takes its place here.
-    #[arg(id = "timeout", long, value_name = "TIME")]
-    pub(crate) timeout: Option<HumanDuration>,
-    /// The memory limit [default: 64MiB]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) memory: Option<ByteSize>,
-    /// The program's arguments
-    #[arg(last = true, value_name = "ARGS")]
-    pub(crate) args: Vec<String>,
 }

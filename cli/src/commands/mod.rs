@@ -2,11 +2,15 @@
 //! exit code or the one error that `main` prints.
 
 mod changes;
-pub(crate) mod daemons;
+#[cfg(feature = "compiler")]
+mod compile;
+#[cfg(feature = "controller")]
+pub(crate) mod controller;
 mod deploy;
 mod drain;
 mod events;
 mod follow;
+pub(crate) mod host;
 mod hosts;
 mod inspect;
 mod interrupt;
@@ -15,6 +19,7 @@ mod plan;
 mod quota;
 mod recover;
 mod rollout;
+#[cfg(feature = "compiler")]
 mod run;
 mod show;
 mod source;
@@ -97,13 +102,18 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, CliError> {
     };
     match cli.command {
         // These have their own end on Ctrl-C.
+        #[cfg(feature = "controller")]
         Command::Up(args) => crate::up::run(&ctx, args).await,
-        Command::Host(args) => daemons::host(&ctx, args).await,
-        Command::Controller(args) => daemons::controller(&ctx, args).await,
+        Command::Host(args) => host::run(&ctx, args).await,
+        #[cfg(feature = "controller")]
+        Command::Controller(args) => controller::run(&ctx, args).await,
         Command::Deploy(args) => deploy::run(&ctx, args).await,
         Command::Logs(args) => logs::run(&ctx, args).await,
         Command::Events(args) => events::run(&ctx, args).await,
+        #[cfg(feature = "compiler")]
         Command::Run(args) => run::run(&ctx, args).await,
+        #[cfg(feature = "compiler")]
+        Command::Compile(args) => compile::run(&ctx, args).await,
         Command::Drain {
             host,
             deadline,

@@ -53,6 +53,18 @@ impl Progress {
         )
     }
 
+    /// A bar for what is compiled.
+    #[cfg(feature = "compiler")]
+    pub(crate) fn compiling(&self, files: u64) -> ProgressBar {
+        if !self.out.moves() {
+            return ProgressBar::hidden();
+        }
+        let style = "{spinner} compiling {bar:20} {pos}/{len}  {msg}";
+        let bar = self.bar(ProgressBar::new(files).with_style(style_of(style)));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar
+    }
+
     /// A bar for a rollout.
     pub(crate) fn rollout(&self, name: &str, desired: u64) -> ProgressBar {
         if !self.out.moves() {

@@ -14,7 +14,8 @@ use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_controller::{ControllerConfig, ControllerStarted};
 use wasmorch_host::{HostConfig, HostStarted, TlsSource};
 
-use crate::commands::daemons::{controller_error, host_error, runners};
+use crate::commands::controller::controller_error;
+use crate::commands::host::{host_error, runners};
 use crate::error::{CliError, Exit};
 
 /// How long hosts may take to drain.
@@ -100,6 +101,7 @@ impl Parts {
             memory: None,
             cpu_millis: None,
             heartbeat: Duration::from_secs(1),
+            compiled: None,
             runners: runners(Some(runners_each)),
             started: Some(sender),
         };

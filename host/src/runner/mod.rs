@@ -108,6 +108,8 @@ pub struct Settings {
     pub nats: Option<NatsOptions>,
     /// Where compiled code is kept; `None`: it is compiled at every start.
     pub compiled: Option<PathBuf>,
+    /// Where the operator puts code that was compiled elsewhere.
+    pub given: Option<PathBuf>,
     /// What it may open, when it is a process.
     pub paths: Paths,
     /// Its column of the ledger.

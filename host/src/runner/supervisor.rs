@@ -130,6 +130,7 @@ pub(super) async fn run(
         development,
         nats,
         compiled,
+        given,
         volumes,
         column,
         paths: _,
@@ -138,6 +139,7 @@ pub(super) async fn run(
     let gateways = ledger.as_ref().map(Column::gateways);
     let engine = Runtime::new(RuntimeConfig {
         compiled_dir: compiled,
+        given_dir: given,
         guest_threads: 1,
         ..RuntimeConfig::default()
     })

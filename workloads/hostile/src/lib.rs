@@ -47,7 +47,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/sockets" => handles::sockets(),
             "/wait" => processor::wait(),
             // In the answer.
-            "/panic-after" => return responses::panic_after(request, out),
+            "/panic-after" => responses::panic_after(request, out),
             "/endless" => return responses::endless(out),
             "/drip" => return responses::drip(out),
             "/short" => return responses::short(out),

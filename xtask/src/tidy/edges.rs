@@ -28,6 +28,7 @@ const RESERVED: &[(&str, &[&str])] = &[
         &["controller", "host", "cli", "tests", "benches"],
     ),
     ("wasmtime", &["runtime"]),
+    ("cranelift", &["runtime"]),
     (
         "tokio",
         &[

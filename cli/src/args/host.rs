@@ -1,6 +1,5 @@
-//! Flags of what keeps running: `up`, `host`, `controller`.
+//! Flags of a host: `host`, and the `runner` that it starts.
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,14 +11,6 @@ use wasmorch_host::TlsSource;
 use super::KeyValue;
 use crate::error::CliError;
 
-pub(crate) const UP_EXAMPLES: &str = "Examples:
-  wasmorch up
-  wasmorch up --hosts 3 --http 127.0.0.1:9000
-  wasmorch up --nats nats://127.0.0.1:4222   with a server of your own
-
-Ctrl-C drains and stops in order; a second one stops at once. The data stays: the next
-`wasmorch up` brings every workload back.";
-
 pub(crate) const HOST_EXAMPLES: &str = "Examples:
   wasmorch host --nats nats://10.0.0.1:4222 --http 0.0.0.0:80
   wasmorch host --nats nats://10.0.0.1:4222 --label zone=a --taint edge
@@ -27,28 +18,6 @@ pub(crate) const HOST_EXAMPLES: &str = "Examples:
 
 With certificates the public port speaks TLS only. They are read again when they change; a bad
 one leaves the old in force.";
-
-/// `up`.
-#[derive(Debug, Args)]
-pub(crate) struct UpArgs {
-    /// How many hosts
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) hosts: u16,
-    /// Where everything is kept [default: $XDG_DATA_HOME/wasmorch/up]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
-    /// Where the first host's gateway listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
-    pub(crate) http: SocketAddr,
-    #[command(flatten)]
-    pub(crate) front: FrontArgs,
-    /// Where its NATS server listens, loopback only [default: a free port]
-    #[arg(long, value_name = "ADDR", conflicts_with = "nats")]
-    pub(crate) nats_listen: Option<SocketAddr>,
-    /// Fetch a nats-server without asking when there is none
-    #[arg(long)]
-    pub(crate) yes: bool,
-}
 
 /// How a connection to the public port begins.
 #[derive(Debug, Args)]
@@ -135,6 +104,9 @@ pub(crate) struct HostArgs {
     /// Cpu for replicas [default: all]
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Cpu>,
+    /// Compiled code from `wasmorch compile`, in a folder where only this user and root may write
+    #[arg(long, value_name = "DIR")]
+    pub(crate) compiled: Option<PathBuf>,
     /// Between two heartbeats: more of them for a quicker --dead-after of the controllers
     #[arg(long, value_name = "D", default_value = "1s", value_parser = heartbeat)]
     pub(crate) heartbeat: Duration,
@@ -143,29 +115,13 @@ pub(crate) struct HostArgs {
     pub(crate) runners: Option<u32>,
 }
 
-/// `controller`.
-#[derive(Debug, Args)]
-pub(crate) struct ControllerArgs {
-    /// Health and metrics [default: none]
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) admin: Option<SocketAddr>,
-    /// A host silent for this long is dead, and its replicas are placed elsewhere. Hosts that speak too
-    /// seldom for it are given three of their heartbeats
-    #[arg(long, value_name = "D", default_value = "5s", value_parser = dead_after)]
-    pub(crate) dead_after: Duration,
-}
-
 /// 50 ms to 5 s: below, heartbeats are most of what NATS carries; above, a host's death is noticed late.
 fn heartbeat(text: &str) -> Result<Duration, String> {
     within(text, Duration::from_millis(50), Duration::from_secs(5))
 }
 
-/// 500 ms to an hour: below, a busy leader is slower than what it looks for.
-fn dead_after(text: &str) -> Result<Duration, String> {
-    within(text, Duration::from_millis(500), Duration::from_secs(3_600))
-}
-
-fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+/// A duration between these two.
+pub(super) fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let asked: HumanDuration = text.parse().map_err(|error| format!("{error}"))?;
     if (least..=most).contains(&asked.0) {
         Ok(asked.0)
@@ -173,17 +129,6 @@ fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, Strin
         let (least, most) = (HumanDuration(least), HumanDuration(most));
         Err(format!("from {least} to {most}"))
     }
-}
-
-/// `child`: not for people.
-#[derive(Debug, Args)]
-pub(crate) struct ChildArgs {
-    /// The process that must still be the parent.
-    #[arg(long)]
-    pub(crate) parent: i32,
-    /// What to become.
-    #[arg(last = true, required = true)]
-    pub(crate) command: Vec<OsString>,
 }
 
 /// `runner`: not for people.

@@ -1,4 +1,4 @@
-//! `host` and `controller`: the daemons, until a signal.
+//! `host`: a daemon, until a signal.
 
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
@@ -10,13 +10,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::error::chain;
 use wasmorch_api::{HostId, NatsOptions};
-use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
 use wasmorch_host::{
     HostConfig, HostError, HostStarted, LinkError, RunnerCommand, Runners, TlsSource,
 };
 
 use super::{Context, Interrupt};
-use crate::args::{ControllerArgs, HostArgs};
+use crate::args::HostArgs;
 use crate::cluster;
 use crate::error::{CliError, Exit};
 use crate::logging;
@@ -27,7 +26,7 @@ use crate::out::table::pairs;
 const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// `host`.
-pub(crate) async fn host(ctx: &Context, args: HostArgs) -> Result<Exit, CliError> {
+pub(crate) async fn run(ctx: &Context, args: HostArgs) -> Result<Exit, CliError> {
     let mut interrupt = Interrupt::listen()?;
     let nats = cluster::find(&ctx.global)?;
     let data = cluster::data_dir(args.data.clone(), "host")?;
@@ -90,6 +89,7 @@ fn host_config(
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),
         heartbeat: args.heartbeat,
+        compiled: args.compiled,
         runners: runners(args.runners),
         started: Some(started),
     }
@@ -117,39 +117,9 @@ fn addresses(host: &HostId, gateway: &str, peer: &str, admin: &str) -> String {
     ])
 }
 
-/// `controller`.
-pub(crate) async fn controller(ctx: &Context, args: ControllerArgs) -> Result<Exit, CliError> {
-    let mut interrupt = Interrupt::listen()?;
-    let nats = cluster::find(&ctx.global)?;
-    let (sender, started) = oneshot::channel();
-    let config = ControllerConfig {
-        nats,
-        admin: args.admin,
-        dead_after: args.dead_after,
-        started: Some(sender),
-    };
-    let stop = CancellationToken::new();
-    let running = wasmorch_controller::run(config, stop.clone());
-    let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
-        let ControllerStarted { leader, admin } = started.await.ok()?;
-        let mut lines = vec![("controller", leader.to_string())];
-        lines.extend(admin.map(|admin| ("admin", format!("http://{admin}"))));
-        Some((
-            pairs(&lines),
-            json!({ "controller": leader, "admin": admin }),
-        ))
-    });
-    match Box::pin(ended).await? {
-        Some(ended) => ended
-            .map_err(|error| controller_error(&error))
-            .map(|()| Exit::OK),
-        None => Ok(Exit::OK),
-    }
-}
-
 /// Runs a daemon until it ends or a signal comes; then stops it. `None`: it did not stop in time,
 /// or a second signal came.
-async fn until_signal<E>(
+pub(super) async fn until_signal<E>(
     ctx: &Context,
     running: impl Future<Output = Result<(), E>>,
     stop: &CancellationToken,
@@ -198,6 +168,7 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
         }
         HostError::CertificateFile { source, .. } => denied_or(source, Exit::USAGE),
         HostError::Certificates { .. } => Exit::USAGE,
+        HostError::Compiled(_) => Exit::USAGE,
         HostError::Damaged { .. } => Exit::FAILED,
         HostError::Nats(LinkError::Credentials { source, .. }) => {
             denied_or(source, Exit::NOT_FOUND)
@@ -208,19 +179,8 @@ pub(crate) fn host_error(error: &HostError) -> CliError {
     split(exit, "the host cannot run", error)
 }
 
-/// Why a controller ended, with its exit code.
-pub(crate) fn controller_error(error: &ControllerError) -> CliError {
-    let exit = match error {
-        ControllerError::Denied { .. } => Exit::DENIED,
-        ControllerError::Credentials { source, .. } => denied_or(source, Exit::NOT_FOUND),
-        ControllerError::Admin { source, .. } => denied_or(source, Exit::BLOCKED),
-        _ => Exit::UNAVAILABLE,
-    };
-    split(exit, "the controller cannot run", error)
-}
-
 /// What the system refuses for lack of a right is that, whatever it was for.
-fn denied_or(error: &std::io::Error, otherwise: Exit) -> Exit {
+pub(super) fn denied_or(error: &std::io::Error, otherwise: Exit) -> Exit {
     match error.kind() {
         ErrorKind::PermissionDenied => Exit::DENIED,
         _ => otherwise,
@@ -228,7 +188,7 @@ fn denied_or(error: &std::io::Error, otherwise: Exit) -> Exit {
 }
 
 /// The parts' errors say what happened and, after a colon, what to do.
-fn split(exit: Exit, what: &str, error: &(dyn std::error::Error + 'static)) -> CliError {
+pub(super) fn split(exit: Exit, what: &str, error: &(dyn std::error::Error + 'static)) -> CliError {
     CliError::new(exit, what, chain(error), "")
 }
 
