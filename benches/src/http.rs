@@ -113,11 +113,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut has_peer = true;
     for case in cases().iter().filter(|case| case.name.contains(&args.only)) {
-        let peer = wasmtime_serve("wasmtime serve", case, "1")?;
+        let is_p3 = case.name.starts_with("0.3");
+        let peer = wasmtime_serve("wasmtime serve", case, if is_p3 { "16" } else { "1" })?;
         has_peer = peer.is_some();
         let mut servers: Vec<_> = peer.into_iter().collect();
         if case.name == "0.3 reused" {
-            servers.extend(wasmtime_serve("wasmtime, 16", case, "16")?);
+            servers.extend(wasmtime_serve("wasmtime, 1", case, "1")?);
         }
         if case.requests_per_instance == 1 {
             servers.push(wasmorch_run(case)?);
@@ -134,7 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !has_peer {
         out += "note: no wasmtime: name one with WASMORCH_BENCH_WASMTIME, or `cargo install wasmtime-cli@48.0.8`\n";
     }
-    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000; wasmtime, 16: so many requests in one instance at once, its default\n";
+    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000; reused of 0.3: up to 16 at once in one; wasmtime, 1: one at a time\n";
     out += "note: the load generator has a thread of its own on the same machine; memory is Pss after the load, of wasmorch up with nats-server and controller\n";
     say(&mut out)
 }

@@ -66,7 +66,7 @@ impl Deadline {
     }
 
     /// What its passing means.
-    fn passed(self) -> Ended {
+    pub(crate) fn passed(self) -> Ended {
         if self.inherited {
             Ended::CallerTimeout { limit: self.limit }
         } else {
@@ -85,11 +85,15 @@ pub(crate) struct Watch {
     memory_wanted: AtomicU64,
     handles_denied: AtomicBool,
     ended: OnceLock<Ended>,
+    /// That of an instance which this request shares with others.
+    instance: OnceLock<Arc<Watch>>,
+    /// It is of such an instance: what ends that is counted by its requests.
+    is_shared: bool,
 }
 
 impl Watch {
-    pub(crate) fn new(runtime: Runtime, meter: Arc<Meter>, memory_limit: u64) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(runtime: Runtime, meter: Arc<Meter>, memory_limit: u64) -> Self {
+        Self {
             runtime,
             pace: Pace::default(),
             meter,
@@ -97,12 +101,31 @@ impl Watch {
             memory_wanted: AtomicU64::new(0),
             handles_denied: AtomicBool::new(false),
             ended: OnceLock::new(),
-        })
+            instance: OnceLock::new(),
+            is_shared: false,
+        }
+    }
+
+    /// The watch of an instance that several requests share.
+    pub(crate) fn of_several(self) -> Self {
+        Self {
+            is_shared: true,
+            ..self
+        }
+    }
+
+    /// The request of this watch runs in an instance with others.
+    pub(crate) fn joined(&self, instance: &Arc<Self>) {
+        let first = self.instance.set(instance.clone());
+        debug_assert!(first.is_ok(), "a request runs in one instance");
     }
 
     /// How far it may run; asked by its store.
     pub(crate) fn pace(&self) -> &Pace {
-        &self.pace
+        match self.instance.get() {
+            Some(instance) => &instance.pace,
+            None => &self.pace,
+        }
     }
 
     /// A growth was denied; a failure that follows is put down to it.
@@ -128,7 +151,7 @@ impl Watch {
             first = true;
             ended
         });
-        if first {
+        if first && !self.is_shared {
             let count = match kept {
                 Ended::HostFull { .. } => &self.meter.refused,
                 _ => &self.meter.failed,
@@ -140,7 +163,8 @@ impl Watch {
 
     /// Why it ended, when that is known.
     pub(crate) fn ended(&self) -> Option<&Ended> {
-        self.ended.get()
+        let of_instance = || self.instance.get()?.ended();
+        self.ended.get().or_else(of_instance)
     }
 
     fn explain(&self, error: &wasmtime::Error) -> Ended {

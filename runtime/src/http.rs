@@ -10,6 +10,9 @@
 //!                        response             spawned, owned by the response body
 //! ```
 //!
+//! Where several requests share an instance of 0.3 (`together.rs`), the guest future only waits for the answer
+//! of an instance that has a task of its own. Else:
+//!
 //! Polling the guest in the caller's own task saves a task and two wake-ups for every small
 //! response, and calls of the system. Whoever drops the future of `handle`, or the body before its
 //! end, drops the store.
@@ -47,9 +50,10 @@ use crate::link;
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
 use crate::pace::Pace;
-use crate::reuse::{Instance, Pool, Running};
+use crate::reuse::{Idle, Instance, Pool, Running};
 use crate::runtime::Runtime;
 use crate::state::{GuestState, ReplicaShared};
+use crate::together::{Crew, Job, Terms};
 
 /// Names a request in the logs. Put it into the extensions of a request; without it lines carry
 /// the request's number in its replica.
@@ -57,9 +61,10 @@ use crate::state::{GuestState, ReplicaShared};
 pub struct RequestId(pub Arc<str>);
 
 /// What the guest answers: a response, or its error code.
-type Head = Result<http::Response<WasiBody>, String>;
-type HeadSender = oneshot::Sender<Head>;
-type RequestIo = Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
+pub(crate) type Head = Result<http::Response<WasiBody>, String>;
+pub(crate) type HeadSender = oneshot::Sender<Head>;
+pub(crate) type RequestIo =
+    Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
 type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[derive(Clone)]
@@ -78,6 +83,8 @@ pub struct HttpReplica {
     tasks: TaskTracker,
     /// Instances that wait for another request.
     waiting: Arc<Pool>,
+    /// Instances with several requests each, where that was asked for.
+    crew: Option<Arc<Crew>>,
     stop: CancellationToken,
 }
 
@@ -105,13 +112,24 @@ impl HttpReplica {
             Ok(pre) => Pre::P3(pre),
             Err(_) => Pre::P2(ProxyPre::new(linked).map_err(|_| WRONG)?),
         };
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let reuse = config.reuse;
+        let waiting = Pool::new(reuse, runtime);
+        let shared = ReplicaShared::new(runtime, artifact.engine(), config)?;
+        let crew = match &pre {
+            Pre::P3(pre) if reuse.requests > 1 => {
+                Some(Crew::new(&shared, pre.clone(), &waiting, (&tasks, &stop)))
+            }
+            _ => None,
+        };
         Ok(Self {
-            waiting: Pool::new(config.reuse, runtime),
-            shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
+            shared,
             pre,
             gate,
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            tasks,
+            waiting,
+            crew,
+            stop,
         })
     }
 
@@ -249,11 +267,27 @@ impl HttpReplica {
         let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), given);
         let limit = shared.config.limits.body_bytes;
         let request = request.map(|body| RequestBody::new(body, limit, exceeded.clone()));
-        let mut running = self.instance(tag, &watch)?;
-        running.store.data_mut().hooks.inherit(Lineage {
+        let lineage = Lineage {
             deadline: deadline.map(|deadline| deadline.at.into_std()),
             ..inherited
-        });
+        };
+        if let Some(crew) = &self.crew {
+            let job = Job {
+                request,
+                tag,
+                head: tx,
+            };
+            let terms = Terms {
+                watch,
+                lineage,
+                deadline,
+                seat,
+                exceeded,
+            };
+            return Ok(Box::pin(crew.run(job, terms)?));
+        }
+        let mut running = self.instance(tag, &watch)?;
+        running.store.data_mut().hooks.inherit(lineage);
         let pre = self.pre.clone();
         let meter = shared.meter.clone();
         let waiting = self.waiting.clone();
@@ -272,7 +306,7 @@ impl HttpReplica {
 
     /// One that waits, or a new one.
     fn instance(&self, tag: RequestTag, watch: &Arc<Watch>) -> wasmtime::Result<Running> {
-        if let Some(mut running) = self.waiting.take() {
+        if let Some(Idle::Alone(mut running)) = self.waiting.take() {
             running.store.data_mut().begin(tag, watch);
             return Ok(running);
         }
@@ -314,6 +348,7 @@ impl HttpReplica {
         self.gate.close();
         self.tasks.close();
         self.waiting.close();
+        self.crew.as_ref().inspect(|crew| crew.close());
     }
 
     /// Waits until no instance is left, after [`Self::close`].

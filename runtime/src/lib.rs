@@ -59,6 +59,7 @@ mod share;
 mod state;
 mod target;
 mod ticker;
+mod together;
 mod volume;
 
 pub use artifact::{Artifact, Exports, Shape};

@@ -6,7 +6,7 @@
 //!                                         unused for T, or its memory is wanted ──> dropped
 //! ```
 //!
-//! One instance serves one request at a time. What it keeps from one to the next is what the guest
+//! One instance serves one request at a time, or several of 0.3 (`together.rs`). What it keeps from one to the next is what the guest
 //! keeps: its memory and its open handles, both counted until it is dropped.
 //!
 //! Invariants:
@@ -24,11 +24,13 @@ use wasmtime_wasi_http::p3::bindings::Service;
 
 use crate::runtime::Runtime;
 use crate::state::GuestState;
+use crate::together::Together;
 
 /// How often an instance of an http replica is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reuse {
-    /// Requests that one instance may serve, one after another; 1 is a fresh instance for each.
+    /// Requests that one instance may serve; 1 is a fresh instance for each. A component of 0.3 serves
+    /// several at the same time then.
     pub requests: u32,
     /// One that is unused for so long is dropped.
     pub idle: Duration,
@@ -57,8 +59,16 @@ pub(crate) struct Running {
     pub(crate) served: u32,
 }
 
+/// What waits.
+pub(crate) enum Idle {
+    /// An instance for one request at a time.
+    Alone(Running),
+    /// One for several.
+    Together(Arc<Together>),
+}
+
 struct Kept {
-    running: Running,
+    idle: Idle,
     since: Instant,
     _place: Place,
 }
@@ -94,8 +104,8 @@ impl Pool {
     }
 
     /// The one that was used last: its memory is the warmest, and the others get old.
-    pub(crate) fn take(&self) -> Option<Running> {
-        self.lock().kept.pop().map(|kept| kept.running)
+    pub(crate) fn take(&self) -> Option<Idle> {
+        self.lock().kept.pop().map(|kept| kept.idle)
     }
 
     /// Keeps an instance that has answered well, if it may answer again. Must be called in a tokio
@@ -106,11 +116,16 @@ impl Pool {
         {
             return;
         }
+        self.rest(Idle::Alone(running));
+    }
+
+    /// Keeps an instance in which nothing runs. Must be called in a tokio runtime.
+    pub(crate) fn rest(self: &Arc<Self>, idle: Idle) {
         let Some(place) = Place::take(&self.runtime) else {
             return;
         };
         let kept = Kept {
-            running,
+            idle,
             since: Instant::now(),
             _place: place,
         };

@@ -64,6 +64,15 @@ impl ReplicaShared {
     }
 
     pub(crate) fn watch(&self) -> Arc<Watch> {
+        Arc::new(self.new_watch())
+    }
+
+    /// The watch of an instance that several requests share.
+    pub(crate) fn watch_of_several(&self) -> Arc<Watch> {
+        Arc::new(self.new_watch().of_several())
+    }
+
+    fn new_watch(&self) -> Watch {
         Watch::new(
             self.runtime.clone(),
             self.meter.clone(),
@@ -206,6 +215,14 @@ impl GuestState {
         }
         self.tag = tag;
         self.limiter.begin(watch.clone());
+    }
+
+    /// A request begins in an instance for several: lines are said under this tag from now on.
+    pub(crate) fn serve(&mut self, tag: RequestTag) {
+        for lines in self.lines.iter().flatten() {
+            lines.begin(tag.clone());
+        }
+        self.tag = tag;
     }
 
     /// Ends its lines. Whether it met no limit and left nothing of its request behind.

@@ -1,11 +1,13 @@
 //! Where wasmtime's `wasi:http` asks for an outbound request: the allow-list, then the client.
 
+use std::sync::Arc;
+
 use http_body_util::BodyExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::client::{DEFAULT_TIMEOUT, Paced};
-use super::{InternalRoute, Lineage, OutboundHttp, RouteError};
+use super::{InternalRoute, Lineage, Lineages, OutboundHttp, RouteError};
 use crate::body::BodyError;
 use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
 
@@ -13,6 +15,8 @@ use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
 pub(crate) struct Hooks {
     outbound: OutboundHttp,
     lineage: Lineage,
+    /// Instead, where several requests share the store.
+    lineages: Option<Arc<Lineages>>,
 }
 
 impl Hooks {
@@ -20,12 +24,18 @@ impl Hooks {
         Self {
             outbound,
             lineage: Lineage::default(),
+            lineages: None,
         }
     }
 
     /// What the guest's requests inherit from the one that it serves.
     pub(crate) fn inherit(&mut self, lineage: Lineage) {
         self.lineage = lineage;
+    }
+
+    /// The same of all that share the store.
+    pub(crate) fn inherit_of_all(&mut self, lineages: Arc<Lineages>) {
+        self.lineages = Some(lineages);
     }
 }
 
@@ -48,7 +58,8 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _fut: Io,
     ) -> Box<dyn Future<Output = Answer> + Send> {
-        let (outbound, lineage) = (self.outbound.clone(), self.lineage);
+        let of_all = self.lineages.as_ref().map(|all| all.of_all());
+        let (outbound, lineage) = (self.outbound.clone(), of_all.unwrap_or(self.lineage));
         Box::new(async move {
             let room = outbound.room.clone().try_acquire_owned();
             let room = room.map_err(|_| Error::ConnectionLimitReached)?;

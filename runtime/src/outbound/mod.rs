@@ -11,16 +11,18 @@ pub(crate) mod address;
 mod client;
 mod connect;
 mod hooks;
+mod lineage;
 
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
 pub(crate) use client::Pool;
 pub(crate) use hooks::Hooks;
+pub use lineage::Lineage;
+pub(crate) use lineage::Lineages;
 
 use crate::body::Body;
 use address::split_port;
@@ -127,16 +129,6 @@ pub enum RouteError {
     /// The authority names no workload, or not over plain `http`.
     #[error("{0}")]
     Invalid(&'static str),
-}
-
-/// What the requests of a guest inherit from the one that it serves. Put it into the extensions of
-/// a request; without it there is nothing to inherit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lineage {
-    /// How often a request went from workload to workload before.
-    pub hops: u32,
-    /// Nobody waits for an answer after this.
-    pub deadline: Option<Instant>,
 }
 
 /// Carries requests to hosts under `.internal`, which are tried here before any allow-list.

@@ -17,4 +17,5 @@ mod outbound;
 mod reuse;
 mod sockets;
 mod support;
+mod together;
 mod volume;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
 use wasip3::clocks::monotonic_clock;
-use wasip3::http::types::{ErrorCode, Fields, Request, Response};
+use wasip3::http::client;
+use wasip3::http::types::{ErrorCode, Fields, Request, Response, Scheme};
 use wasip3::{wit_bindgen, wit_future, wit_stream};
 
 struct Hostile;
@@ -24,6 +25,26 @@ impl wasip3::exports::http::handler::Guest for Hostile {
         match target.as_str() {
             "/ok" => answer("ok\n"),
             "/count" => answer(seen.to_string()),
+            "/wait" => {
+                monotonic_clock::wait_for(150_000_000).await;
+                answer(seen.to_string())
+            }
+            "/wait-long" => {
+                monotonic_clock::wait_for(10_000_000_000).await;
+                answer(seen.to_string())
+            }
+            "/works-after" => {
+                wit_bindgen::spawn_local(async {
+                    monotonic_clock::wait_for(5_000_000).await;
+                });
+                answer(seen.to_string())
+            }
+            "/call-self" => call_self().await,
+            "/line-and-wait" => {
+                println!("{seen} came");
+                monotonic_clock::wait_for(150_000_000).await;
+                answer(seen.to_string())
+            }
             "/spin" => spin(),
             "/tasks" => tasks().await,
             "/streams" => streams(),
@@ -47,6 +68,19 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             _ => answer("no such attack\n"),
         }
     }
+}
+
+/// Asks its own workload, and passes the answer on.
+async fn call_self() -> Result<Response, ErrorCode> {
+    let (_, no_trailers) = wit_future::new(|| Ok(None));
+    let (request, _sent) = Request::new(Fields::new(), None, no_trailers, None);
+    let wrong = |()| ErrorCode::InternalError(None);
+    request.set_scheme(Some(&Scheme::Http)).map_err(wrong)?;
+    request
+        .set_authority(Some("self.default.internal"))
+        .map_err(wrong)?;
+    request.set_path_with_query(Some("/count")).map_err(wrong)?;
+    client::send(request).await
 }
 
 fn spin() -> ! {
