@@ -163,7 +163,8 @@ impl ResponseBody {
             }
             // A guest that ended early looks like the end of the body: ask how it ended.
             Poll::Ready(None) => match (self.watch.ended(), self.expected) {
-                (Some(ended), _) if !self.finished => ended.clone(),
+                // Counted, where it ended for all of an instance.
+                (Some(ended), _) if !self.finished => self.watch.end(ended.clone()),
                 (_, Some(expected)) if self.taken < expected => {
                     let taken = self.taken;
                     let short = format!("its body ended after {taken} of {expected} bytes");
@@ -266,7 +267,7 @@ mod tests {
         let frames = frames.into_iter();
         let frames = frames.map(|frame| frame.map(|text| Frame::data(Bytes::from(text))));
         let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
-        ResponseBody::new(body, expected, limit, watch)
+        ResponseBody::new(body, expected, limit, Arc::new(watch))
     }
 
     async fn ahead(body: &mut ResponseBody) -> Result<(), Ended> {

@@ -39,6 +39,7 @@ impl wasip3::exports::http::handler::Guest for Hostile {
                 });
                 answer(seen.to_string())
             }
+            "/in-two-pieces" => in_two_pieces(),
             "/call-self" => call_self().await,
             "/line-and-wait" => {
                 println!("{seen} came");
@@ -68,6 +69,21 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             _ => answer("no such attack\n"),
         }
     }
+}
+
+/// Says its length, and writes one half after the other.
+fn in_two_pieces() -> Result<Response, ErrorCode> {
+    let headers = [("content-length".to_owned(), b"8".to_vec())];
+    let headers = Fields::from_list(&headers).map_err(|_| ErrorCode::InternalError(None))?;
+    let (mut writer, contents) = wit_stream::new();
+    let (_, no_trailers) = wit_future::new(|| Ok(None));
+    let (response, _sent) = Response::new(headers, Some(contents), no_trailers);
+    wit_bindgen::spawn_local(async move {
+        let _unwritten = writer.write_all(b"four".to_vec()).await;
+        monotonic_clock::wait_for(20_000_000).await;
+        let _unwritten = writer.write_all(b"more".to_vec()).await;
+    });
+    Ok(response)
 }
 
 /// Asks its own workload, and passes the answer on.

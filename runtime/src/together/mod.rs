@@ -18,37 +18,30 @@
 //!   lines name none, and calls inherit the most hops and the latest deadline of those in it.
 //! - Nobody polls an instance but its task: a guest may call its own workload, and so its own instance.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
+mod instance;
+mod told;
 
-use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt as _};
-use futures::task::AtomicWaker;
-use http_body_util::BodyExt as _;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use wasmtime::Store;
-use wasmtime::component::Accessor;
-use wasmtime_wasi_http::p3::Request as RequestP3;
-use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
-use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+use self::instance::{After, State, serve};
+use self::told::until_its_end;
 use crate::body::RequestBody;
 use crate::ended::Ended;
 use crate::gate::Seat;
 use crate::guest::{Deadline, Metered, Watch, bounded};
-use crate::http::{Head, HeadSender, RequestIo};
+use crate::http::{Head, HeadSender};
 use crate::logs::RequestTag;
-use crate::outbound::{Lineage, Lineages};
+use crate::outbound::Lineage;
 use crate::reuse::{Idle, Pool};
 use crate::state::{GuestState, ReplicaShared};
-
-/// Requests in one instance at the same time, as in `wasmtime serve`.
-const AT_ONCE: usize = 16;
 
 /// One request, on its way into an instance.
 pub(crate) struct Job {
@@ -82,42 +75,12 @@ pub(crate) struct Crew {
 /// One instance. Dropped with the last who knows it: its requests, `busy`, the pool of those that rest.
 pub(crate) struct Together {
     state: Arc<State>,
+    guest: Arc<Mutex<Option<Guest>>>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// What an instance and its requests tell each other.
-struct State {
-    watch: Arc<Watch>,
-    lineages: Arc<Lineages>,
-    inbox: Mutex<VecDeque<Job>>,
-    /// Wakes its task to look into the inbox.
-    came: AtomicWaker,
-    /// Requests in it.
-    inside: AtomicUsize,
-    /// Requests that ever were.
-    joined: AtomicU32,
-    /// It may serve more.
-    open: AtomicBool,
-    /// A request in it was given up before its end.
-    abandoned: AtomicBool,
-    /// The guest ran when it was last looked at, or made a call that lets no other run.
-    held: AtomicBool,
-    /// Nothing runs in it.
-    quiet: AtomicBool,
-    over: AtomicBool,
-    /// What it goes on with has this.
-    after: Mutex<Option<After>>,
-    crew: Weak<Crew>,
-    stop: CancellationToken,
-}
-
-/// What the last request leaves to what goes on after it.
-struct After {
-    /// Nobody else may know it any more.
-    instance: Arc<Together>,
-    deadline: Option<Deadline>,
-    _seat: Option<Seat>,
-}
+/// What its task polls.
+type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Crew {
     pub(crate) fn new(
@@ -167,6 +130,10 @@ impl Crew {
         };
         state.inbox().push_back(job);
         state.came.wake();
+        if state.over.load(SeqCst) {
+            // It ended meanwhile, and nobody will look.
+            state.inbox().clear();
+        }
         let crew = self.clone();
         Ok(async move {
             let answered = deliver(rx, head, is_head);
@@ -179,9 +146,8 @@ impl Crew {
                 Ok(answered) => member.is_well = answered && state.watch.ended().is_none(),
                 Err(_) => {
                     terms.deadline.map(|limit| terms.watch.end(limit.passed()));
-                    if state.held.load(SeqCst) {
-                        state.end(neighbour("is out of time and does not let go"));
-                    }
+                    state.overdue.store(true, SeqCst);
+                    state.came.wake();
                 }
             }
             if !member.is_well {
@@ -198,7 +164,11 @@ impl Crew {
     /// One that rests; the one with the fewest requests of those that wait for their host; a new one.
     fn join(self: &Arc<Self>, lineage: Lineage) -> wasmtime::Result<Member> {
         let mut busy = self.lock();
-        let instance = if let Some(Idle::Together(resting)) = self.resting.take() {
+        let mut resting = std::iter::from_fn(|| match self.resting.take()? {
+            Idle::Together(resting) => Some(resting),
+            Idle::Alone(_) => None,
+        });
+        let instance = if let Some(resting) = resting.find(|one| one.state.is_open()) {
             busy.push(resting.clone());
             resting
         } else {
@@ -248,9 +218,19 @@ impl Crew {
             own.inbox().clear();
             own.settled();
         };
-        let task = self.tasks.spawn(Metered::new(shared.meter.clone(), guest));
+        let guest: Guest = Box::pin(Metered::new(shared.meter.clone(), guest));
+        let guest = Arc::new(Mutex::new(Some(guest)));
+        let polled = guest.clone();
+        let task = self.tasks.spawn(std::future::poll_fn(move |cx| {
+            let mut guest = polled.lock().unwrap_or_else(PoisonError::into_inner);
+            match guest.as_mut() {
+                Some(guest) => guest.as_mut().poll(cx),
+                None => Poll::Ready(()),
+            }
+        }));
         Ok(Together {
             state,
+            guest,
             _task: AbortOnDropHandle::new(task),
         })
     }
@@ -261,15 +241,18 @@ impl Crew {
         let (instance, is_well) = (member.instance.clone(), member.is_well);
         drop(member);
         let state = instance.state.clone();
-        if !is_well || state.is_used() || state.abandoned.load(SeqCst) {
-            return;
-        }
         let after = After {
             instance,
             deadline,
             _seat: seat,
         };
-        *state.after() = Some(after);
+        {
+            // Nobody joins meanwhile.
+            let _busy = self.lock();
+            if is_well && !state.is_used() && !state.abandoned.load(SeqCst) {
+                *state.after() = Some(after);
+            }
+        }
         if state.is_settled() {
             state.settled();
         } else {
@@ -283,119 +266,26 @@ impl Crew {
         let state = &instance.state;
         let mut busy = self.lock();
         let at = busy.iter().position(|one| Arc::ptr_eq(one, &instance));
-        let Some(at) = at.filter(|_| state.is_open() && !state.is_used() && state.is_settled())
-        else {
+        let Some(at) = at.filter(|_| !state.is_used() && state.is_settled()) else {
             return;
         };
         busy.swap_remove(at);
         drop(busy);
-        self.resting.rest(Idle::Together(instance));
+        if state.is_open() {
+            self.resting.rest(Idle::Together(instance));
+        }
     }
 }
 
-fn neighbour(did: &str) -> Ended {
-    Ended::Trap {
-        message: format!("the instance was ended, because another request in it {did}"),
-        backtrace: String::new(),
-    }
-}
-
-impl State {
-    fn new(watch: Arc<Watch>, crew: Weak<Crew>) -> Self {
-        Self {
-            watch,
-            lineages: Arc::default(),
-            inbox: Mutex::default(),
-            came: AtomicWaker::new(),
-            inside: AtomicUsize::new(0),
-            joined: AtomicU32::new(0),
-            open: AtomicBool::new(true),
-            abandoned: AtomicBool::new(false),
-            held: AtomicBool::new(false),
-            quiet: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-            after: Mutex::default(),
-            crew,
-            stop: CancellationToken::new(),
-        }
-    }
-
-    fn inbox(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_open(&self) -> bool {
-        self.open.load(SeqCst)
-    }
-
-    fn close(&self) {
-        self.open.store(false, SeqCst);
-    }
-
-    fn is_used(&self) -> bool {
-        self.inside.load(SeqCst) > 0
-    }
-
-    fn is_settled(&self) -> bool {
-        self.over.load(SeqCst) || (self.quiet.load(SeqCst) && self.inbox().is_empty())
-    }
-
-    fn after(&self) -> MutexGuard<'_, Option<After>> {
-        self.after.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing runs in it any more: the seat is free, and it rests.
-    fn settled(&self) {
-        let after = self.after().take();
-        if let Some((after, crew)) = after.zip(self.crew.upgrade()) {
-            crew.rest(after.instance);
-        }
-    }
-
-    /// Until when what goes on after the last request may do so.
-    fn until(&self) -> Option<tokio::time::Instant> {
-        let after = self.after();
-        Some(after.as_ref()?.deadline?.at)
-    }
-
-    /// One that met a limit, is to give way, or whose guest holds on to it, is left to those who are in it.
-    fn may_be_joined(&self) -> bool {
-        self.is_open()
-            && self.inside.load(SeqCst) < AT_ONCE
-            && !self.held.load(SeqCst)
-            && !self.watch.pace().is_queued()
-            && !self.watch.was_denied()
-    }
-
-    /// Ends it, with all that is in it.
-    fn end(&self, why: Ended) {
-        self.watch.end(why);
-        self.close();
-        self.stop.cancel();
-    }
-
-    /// Polls `serving`, which says when the guest has let go of the store, and ends what goes on for too
-    /// long after the last request.
-    async fn watched<R>(&self, serving: impl Future<Output = R>) -> R {
-        tokio::pin!(serving);
-        let mut timer: Option<Pin<Box<tokio::time::Sleep>>> = None;
-        std::future::poll_fn(|cx| {
-            self.held.store(true, SeqCst);
-            let polled = serving.as_mut().poll(cx);
-            if polled.is_pending() {
-                timer = self.until().map(|at| match timer.take() {
-                    Some(timer) if timer.deadline() == at => timer,
-                    _ => Box::pin(tokio::time::sleep_until(at)),
-                });
-                if let Some(timer) = &mut timer
-                    && timer.as_mut().poll(cx).is_ready()
-                {
-                    self.end(neighbour("went on for too long after its answer"));
-                }
-            }
-            polled
-        })
-        .await
+impl Drop for Together {
+    fn drop(&mut self) {
+        // Its memory is wanted now, not when its task comes to its end; unless that is what drops it.
+        let guest = self
+            .guest
+            .try_lock()
+            .ok()
+            .and_then(|mut guest| guest.take());
+        drop(guest);
     }
 }
 
@@ -445,154 +335,24 @@ impl Drop for Member {
     }
 }
 
-/// Hands the answer over, and waits until it was read to its end; whether it was. Nobody reads the body of
-/// an answer to HEAD.
+/// Hands the answer over, and waits until it was read to its end; whether it was. When this is dropped, so is
+/// what is left of the body.
 async fn deliver(head: oneshot::Receiver<Head>, answer: HeadSender, is_head: bool) -> bool {
     match head.await {
         Ok(Ok(response)) => {
-            let (response, ended) = until_its_end(response);
+            let status = response.status();
+            let has_body = !is_head
+                && status != http::StatusCode::NO_CONTENT
+                && status != http::StatusCode::NOT_MODIFIED;
+            let (response, ended, _cut) = until_its_end(response);
             _ = answer.send(Ok(response));
-            ended.await.is_ok() || is_head
+            // Nobody reads what is no body.
+            !has_body || ended.await.is_ok()
         }
         Ok(Err(code)) => {
             _ = answer.send(Err(code));
             true
         }
         Err(_) => false,
-    }
-}
-
-/// Takes requests from the inbox for as long as the instance is open or has some.
-async fn serve(
-    state: &State,
-    service: &Service,
-    store: &mut Store<GuestState>,
-) -> wasmtime::Result<()> {
-    store
-        .run_concurrent(async |accessor| {
-            let mut running = FuturesUnordered::new();
-            std::future::poll_fn(|cx| {
-                loop {
-                    match running.poll_next_unpin(cx) {
-                        Poll::Ready(Some(Ok(()))) => continue,
-                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                        Poll::Ready(None) | Poll::Pending => {}
-                    }
-                    // Before it looks: nothing that is put in meanwhile is missed.
-                    state.came.register(cx.waker());
-                    let next = state.inbox().pop_front();
-                    let is_empty =
-                        running.is_empty() && accessor.poll_no_interesting_tasks(cx).is_ready();
-                    if let Some(job) = next {
-                        state.quiet.store(false, SeqCst);
-                        running.push(answer(accessor, service, job, is_empty));
-                        continue;
-                    }
-                    state.held.store(false, SeqCst);
-                    if !is_empty {
-                        return Poll::Pending;
-                    }
-                    if !accessor.with(|mut access| access.data_mut().is_between_requests()) {
-                        state.close();
-                    }
-                    if !state.is_open() && !state.is_used() {
-                        return Poll::Ready(Ok(()));
-                    }
-                    state.quiet.store(true, SeqCst);
-                    if !state.is_used() {
-                        state.settled();
-                    }
-                    return Poll::Pending;
-                }
-            })
-            .await
-        })
-        .await?
-}
-
-/// One request, until the head of its answer. What is left of it then is the guest's own task.
-async fn answer(
-    accessor: &Accessor<GuestState>,
-    service: &Service,
-    job: Job,
-    alone: bool,
-) -> wasmtime::Result<()> {
-    let Job { request, tag, head } = job;
-    if head.is_closed() {
-        return Ok(());
-    }
-    let (request, io) = accessor.with(|mut access| {
-        let data = access.data_mut();
-        data.serve(if alone { tag } else { RequestTag::none() });
-        let (request, io) = RequestP3::from_http(data.http().hooks, request);
-        // Boxed, since the opaque type would borrow from the store.
-        (request, Box::pin(io) as RequestIo)
-    });
-    _ = match service.handle(accessor, request).await? {
-        Ok(response) => head.send(Ok(accessor.with(|access| response.into_http(access, io))?)),
-        Err(code) => head.send(Err(format!("{code:?}"))),
-    };
-    Ok(())
-}
-
-/// Tells when a body was read to its end; breaks off when it broke off, or was given up.
-fn until_its_end(
-    response: http::Response<WasiBody>,
-) -> (http::Response<WasiBody>, oneshot::Receiver<()>) {
-    let (ended, told) = oneshot::channel();
-    let response = response.map(|inner| {
-        let body = Told {
-            inner,
-            ended: Some(ended),
-        };
-        body.boxed_unsync()
-    });
-    (response, told)
-}
-
-/// A body whose end is told.
-struct Told {
-    inner: WasiBody,
-    ended: Option<oneshot::Sender<()>>,
-}
-
-impl Told {
-    fn tell(&mut self) {
-        self.ended.take().map(|ended| ended.send(()));
-    }
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        // Whoever knows that nothing comes any more does not ask.
-        if http_body::Body::is_end_stream(&self.inner) {
-            self.tell();
-        }
-    }
-}
-
-impl http_body::Body for Told {
-    type Data = Bytes;
-    type Error = <WasiBody as http_body::Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        let frame = Pin::new(&mut self.inner).poll_frame(cx);
-        match frame {
-            Poll::Ready(None) => self.tell(),
-            Poll::Ready(Some(Err(_))) => self.ended = None,
-            _ => {}
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.inner.size_hint()
     }
 }
