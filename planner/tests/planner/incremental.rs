@@ -13,6 +13,11 @@ pub(crate) enum Busy {
     Rollout(u8, u8),
     Silence(u8),
     Speak(u8),
+    /// A host that was not there before.
+    Join(u8),
+    Reboot(u8),
+    /// No newer set reaches a host, until one does.
+    Lag(u8, bool),
     HostRm(u8),
     Cordon(u8, bool),
     Drain(u8, u8),
@@ -39,6 +44,9 @@ fn busy() -> impl Strategy<Value = Vec<Busy>> {
         2 => (0..5u8, 0..3u8).prop_map(|(w, a)| Busy::Rollout(w, a)),
         2 => (1..7u8).prop_map(Busy::Silence),
         2 => (1..7u8).prop_map(Busy::Speak),
+        2 => (7..10u8).prop_map(Busy::Join),
+        2 => (1..10u8).prop_map(Busy::Reboot),
+        2 => (1..10u8, any::<bool>()).prop_map(|(h, l)| Busy::Lag(h, l)),
         1 => (1..7u8).prop_map(Busy::HostRm),
         2 => (1..7u8, any::<bool>()).prop_map(|(h, c)| Busy::Cordon(h, c)),
         2 => (1..7u8, 0..12u8).prop_map(|(h, d)| Busy::Drain(h, d)),
@@ -180,6 +188,13 @@ impl World {
             }
             Busy::Silence(n) => drop(self.silent.insert(host(n as usize))),
             Busy::Speak(n) => drop(self.silent.remove(&host(n as usize))),
+            Busy::Join(n) => drop(self.seqs.entry(host(n as usize)).or_insert(0)),
+            Busy::Reboot(n) => self.reboot(&host(n as usize)),
+            Busy::Lag(n, true) if self.seqs.contains_key(&host(n as usize)) => {
+                let held = self.sequence;
+                self.lagging.entry(host(n as usize)).or_insert(held);
+            }
+            Busy::Lag(n, _) => drop(self.lagging.remove(&host(n as usize))),
             Busy::HostRm(n) => {
                 let outcome = commands::host_rm(&self.cluster, host(n as usize).as_str(), self.now);
                 if let Ok(outcome) = outcome {
@@ -239,7 +254,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     /// Several workloads in want of the same room, on hosts that come, go and change: at every step
     /// the incremental plan is the one made from scratch (`World::plan` asserts it).

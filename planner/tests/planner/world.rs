@@ -26,6 +26,10 @@ pub(crate) struct World {
     pub(crate) store: BTreeMap<String, (Write, u64)>,
     pub(crate) seqs: BTreeMap<HostId, u64>,
     pub(crate) silent: BTreeSet<HostId>,
+    /// Hosts that no newer set has reached, and the sequence of the one they hold.
+    pub(crate) lagging: BTreeMap<HostId, u64>,
+    /// How often each host has started again.
+    pub(crate) boots: BTreeMap<HostId, u8>,
     pub(crate) fates: BTreeMap<u64, Fate>,
     /// Of one workload's revision; goes before `fates`.
     pub(crate) own_fates: BTreeMap<(String, u64), Fate>,
@@ -60,6 +64,8 @@ impl World {
             store: BTreeMap::new(),
             seqs: BTreeMap::new(),
             silent: BTreeSet::new(),
+            lagging: BTreeMap::new(),
+            boots: BTreeMap::new(),
             fates: BTreeMap::new(),
             own_fates: BTreeMap::new(),
             replicas_max: 100,
@@ -133,7 +139,7 @@ impl World {
 
     pub(crate) fn beat(&self, id: &HostId) -> Heartbeat {
         Heartbeat {
-            sequence: u64::MAX,
+            sequence: self.lagging.get(id).copied().unwrap_or(u64::MAX),
             status_seq: self.seqs[id],
             loads: self.loads_of(id),
             info: HostInfo {
@@ -162,14 +168,38 @@ impl World {
             ..Heartbeat::new(
                 self.cluster.cluster.clone(),
                 id.clone(),
-                BootId::from_random([1; 10]),
+                self.boot(id),
                 Term(1),
             )
         }
     }
 
+    fn boot(&self, id: &HostId) -> BootId {
+        BootId::from_random([1 + self.boots.get(id).copied().unwrap_or(0); 10])
+    }
+
+    /// The host starts again with its disk: it counts anew, and everything on it has another start.
+    pub(crate) fn reboot(&mut self, id: &HostId) {
+        if let Some(seq) = self.seqs.get_mut(id) {
+            *seq = 0;
+            *self.boots.entry(id.clone()).or_default() += 1;
+            for said in self.said.remove(id).into_iter().flatten() {
+                let key = WorkloadKey::new(said.namespace, said.workload);
+                let started = self.starts.get_mut(&(key, said.replica.placement));
+                started.into_iter().for_each(|(_, start)| *start += 1);
+            }
+        }
+    }
+
     /// The host says all it knows, which is what its fates make of its set.
     pub(crate) fn report(&mut self, id: &HostId) {
+        if let Some(said) = self.said.get(id).filter(|_| self.lagging.contains_key(id)) {
+            // What it holds has not changed: it says that to a leader who does not know it.
+            return match self.cluster.hosts()[id].synced {
+                true => {}
+                false => self.tell(id, said.clone()),
+            };
+        }
         let mut replicas = Vec::new();
         for (key, workload) in self.cluster.workloads() {
             for (number, placed) in workload.placements.iter().filter(|(_, p)| p.host == *id) {
@@ -226,13 +256,17 @@ impl World {
             return;
         }
         self.said.insert(id.clone(), replicas.clone());
+        self.tell(id, replicas);
+    }
+
+    fn tell(&mut self, id: &HostId, replicas: Vec<ReplicaStatus>) {
         let seq = self.seqs.get_mut(id).unwrap();
         *seq += 1;
         let status_seq = *seq;
         let report = StatusReport {
             cluster: self.cluster.cluster.clone(),
             host: id.clone(),
-            boot: BootId::from_random([1; 10]),
+            boot: self.boot(id),
             status_seq,
             full: true,
             replicas,
