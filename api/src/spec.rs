@@ -397,6 +397,8 @@ impl Default for Reserve {
 pub struct InstanceReuse {
     /// Requests that one instance may serve; 1 is a fresh instance for each.
     pub reuse: u32,
+    /// Requests that one instance may serve at the same time; other than 1 for WASI 0.3 alone.
+    pub concurrency: u32,
     /// An unused one is dropped after this.
     pub idle: HumanDuration,
 }
@@ -405,6 +407,7 @@ impl Default for InstanceReuse {
     fn default() -> Self {
         Self {
             reuse: 1,
+            concurrency: 1,
             idle: HumanDuration::secs(10),
         }
     }

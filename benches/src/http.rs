@@ -123,7 +123,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if case.requests_per_instance == 1 {
             servers.push(wasmorch_run(case)?);
         }
-        servers.push(wasmorch_up(case)?);
+        servers.push(wasmorch_up("wasmorch up", case, 1)?);
+        if case.name == "0.3 reused" {
+            servers.push(wasmorch_up("wasmorch, 16", case, 16)?);
+        }
         measure(args, case.name, &servers, case.echoes)?;
         for server in servers {
             if let Keep::Cluster(mut cluster) = server.keep {
@@ -135,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !has_peer {
         out += "note: no wasmtime: name one with WASMORCH_BENCH_WASMTIME, or `cargo install wasmtime-cli@48.0.8`\n";
     }
-    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000; reused of 0.3: up to 16 at once in one; wasmtime, 1: one at a time\n";
+    out += "note: peer is the part of the first server's requests/s; medians of the turns; fresh: an instance for each request; reused: one for 1000; wasmtime serve takes up to 16 requests of 0.3 at once into one, wasmorch one at a time unless told otherwise\n";
     out += "note: the load generator has a thread of its own on the same machine; memory is Pss after the load, of wasmorch up with nats-server and controller\n";
     say(&mut out)
 }
@@ -272,14 +275,14 @@ fn wasmorch_run(case: &Case) -> Result<Server> {
     program("wasmorch run", command, listens)
 }
 
-fn wasmorch_up(case: &Case) -> Result<Server> {
+fn wasmorch_up(name: &'static str, case: &Case, at_once: u32) -> Result<Server> {
     let mut cluster = Cluster::new(&binary()?);
     cluster.up()?;
     let manifest = format!(
         // All of the machine: by default a replica has one core.
         "[workload]\nname = \"hello\"\ncomponent = \"{}\"\n\
          [workload.resources]\ncpu = \"64000m\"\nmemory = \"1GiB\"\nconcurrency = 1000\n\
-         [workload.instance]\nreuse = {}\n",
+         [workload.instance]\nreuse = {}\nconcurrency = {at_once}\n",
         case.component.display(),
         case.requests_per_instance,
     );
@@ -287,7 +290,7 @@ fn wasmorch_up(case: &Case) -> Result<Server> {
     cluster.run(&["deploy", file.to_str().context("the temp folder is text")?])?;
     let address = cluster.gateway().parse().context("the gateway's address")?;
     Ok(Server {
-        name: "wasmorch up",
+        name,
         address,
         host: "hello.default.localhost",
         pid: cluster.id()?,

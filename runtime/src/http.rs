@@ -117,7 +117,7 @@ impl HttpReplica {
         let waiting = Pool::new(reuse, runtime);
         let shared = ReplicaShared::new(runtime, artifact.engine(), config)?;
         let crew = match &pre {
-            Pre::P3(pre) if reuse.requests > 1 => {
+            Pre::P3(pre) if reuse.requests > 1 && reuse.at_once > 1 => {
                 Some(Crew::new(&shared, pre.clone(), &waiting, (&tasks, &stop)))
             }
             _ => None,

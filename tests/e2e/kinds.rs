@@ -27,7 +27,7 @@ fn an_instance_serves_again_when_the_manifest_says_so() {
     let up = Up::start(1);
     let manifest = format!(
         "[workload]\nname = \"again\"\ncomponent = \"{}\"\n\
-         instance = {{ reuse = 1000, idle = \"1m\" }}\n\
+         instance = {{ reuse = 1000, concurrency = 16, idle = \"1m\" }}\n\
          [workload.health]\nready = {{ path = \"/ok\" }}\n",
         guest("hostile-p3").display()
     );

@@ -296,13 +296,28 @@ fn reserve(field: &Field<'_>, resources: &Resources) -> Reserve {
     reserve
 }
 
+/// More would only wait for each other: an instance runs on one thread.
+const INSTANCE_CONCURRENCY_MAX: u32 = 1_000;
+
 fn instance(field: &Field<'_>) -> InstanceReuse {
     let mut instance = InstanceReuse::default();
     let Some(mut table) = field.table() else {
         return instance;
     };
     table.count("reuse", 1..=COUNT_MAX, &mut instance.reuse);
+    table.count(
+        "concurrency",
+        1..=INSTANCE_CONCURRENCY_MAX,
+        &mut instance.concurrency,
+    );
     table.unit("idle", DURATIONS, &mut instance.idle);
+    if instance.concurrency > instance.reuse {
+        let what = format!(
+            "must be at most `reuse` ({}), not {}: so many requests an instance may serve at all",
+            instance.reuse, instance.concurrency
+        );
+        table.wrong_at("concurrency", what);
+    }
     table.finish();
     instance
 }

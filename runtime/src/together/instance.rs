@@ -26,8 +26,6 @@ use crate::logs::RequestTag;
 use crate::outbound::Lineages;
 use crate::state::GuestState;
 
-/// Requests in one instance at the same time, as in `wasmtime serve`.
-const AT_ONCE: usize = 16;
 /// A guest in which a request is out of time has so long to wait for something: then the others go on.
 const LETS_GO: Duration = Duration::from_millis(100);
 
@@ -139,9 +137,9 @@ impl State {
     }
 
     /// One that met a limit, is to give way, or whose guest holds on to it, is left to those who are in it.
-    pub(super) fn may_be_joined(&self) -> bool {
+    pub(super) fn may_be_joined(&self, at_once: usize) -> bool {
         self.is_open()
-            && self.inside.load(SeqCst) < AT_ONCE
+            && self.inside.load(SeqCst) < at_once
             && !self.held.load(SeqCst)
             && !self.watch.pace().is_queued()
             && !self.watch.was_denied()

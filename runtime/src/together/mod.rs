@@ -1,4 +1,4 @@
-//! Requests of one 0.3 component side by side in one instance (`instance.reuse` above 1).
+//! Requests of one 0.3 component side by side in one instance (`instance.concurrency` above 1).
 //!
 //! ```text
 //!   request ── joins ──> an instance that rests, or one that waits for its host; else a new one
@@ -173,7 +173,8 @@ impl Crew {
             resting
         } else {
             let inside = |one: &&Arc<Together>| one.state.inside.load(SeqCst);
-            let found = busy.iter().filter(|one| one.state.may_be_joined());
+            let at_once = self.shared.config.reuse.at_once as usize;
+            let found = busy.iter().filter(|one| one.state.may_be_joined(at_once));
             if let Some(found) = found.min_by_key(inside) {
                 found.clone()
             } else {

@@ -15,7 +15,11 @@ fn config(requests: u32, idle: Duration) -> ReplicaConfig {
         ..Limits::default()
     };
     ReplicaConfig {
-        reuse: Reuse { requests, idle },
+        reuse: Reuse {
+            requests,
+            at_once: 1,
+            idle,
+        },
         limits,
         ..ReplicaConfig::new("test")
     }

@@ -203,7 +203,7 @@ fn requests() {
     insta::assert_snapshot!("requests", shown);
 }
 
-/// What says where replicas go, and says it wrongly: each mistake is named, by file and by API.
+/// What says where and how replicas run, and says it wrongly: each mistake is named, by file and by API.
 #[test]
 fn absurd_placement_is_refused() {
     for (line, said) in [
@@ -216,6 +216,11 @@ fn absurd_placement_is_refused() {
             "scale.min",
         ),
         ("job = { completions = -3 }", "job.completions"),
+        ("instance = { concurrency = 2 }", "instance.concurrency"),
+        (
+            "instance = { reuse = 5, concurrency = 0 }",
+            "instance.concurrency",
+        ),
         (
             "resources = { reserve = { memory = -1 } }",
             "resources.reserve.memory",
