@@ -18,15 +18,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use hyper_util::server::graceful::GracefulConnection;
 
 use crate::crowd::{self, Crowd};
 
 const STAY: u8 = 0;
+/// Go with the next answer, which says so.
+const LEAVE: u8 = 1;
 /// Finish what is in hand, take nothing new.
-const CLOSE: u8 = 1;
+const CLOSE: u8 = 2;
 /// Go now.
-const DROP: u8 = 2;
+const DROP: u8 = 3;
 
 /// The open connections of one port.
 #[derive(Debug)]
@@ -67,6 +70,20 @@ impl Watch {
         self.rests_since
             .store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
         self.in_flight.fetch_sub(1, Ordering::Release);
+    }
+
+    /// The answer of a connection that is to leave says so: a client whose connection is closed while it
+    /// rests may have a request on its way, which nobody would answer. HTTP/2 has words of its own for it.
+    pub(crate) fn part<B>(&self, version: Version, response: &mut Response<B>) {
+        if self.order.load(Ordering::Relaxed) != LEAVE {
+            return;
+        }
+        if version >= Version::HTTP_2 {
+            self.order(CLOSE);
+        } else if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
     }
 
     fn order(&self, order: u8) {
@@ -112,19 +129,20 @@ impl Connections {
         }
     }
 
-    /// Asks what is over this process's share to close. Those that are at work first: they close
-    /// with an answer that says so, and nobody's request is lost.
+    /// Asks what is over this process's share to leave, each with its next answer. Those that are at work
+    /// first: theirs comes soonest.
     fn shed(&self) {
         let Some(crowd) = &self.crowd else {
             return;
         };
         let open = self.lock();
-        let surplus = crowd::surplus(open.len(), crowd.share());
+        let stays = |watch: &&Arc<Watch>| watch.order.load(Ordering::Relaxed) == STAY;
+        let surplus = crowd::surplus(open.values().filter(stays).count(), crowd.share());
         let works = |watch: &&Arc<Watch>| watch.in_flight.load(Ordering::Relaxed) > 0;
         let rests = |watch: &&Arc<Watch>| !works(watch) && watch.served.load(Ordering::Relaxed);
-        let chosen = open.values().filter(works);
-        let chosen = chosen.chain(open.values().filter(rests));
-        chosen.take(surplus).for_each(|watch| watch.order(CLOSE));
+        let chosen = open.values().filter(stays).filter(works);
+        let chosen = chosen.chain(open.values().filter(stays).filter(rests));
+        chosen.take(surplus).for_each(|watch| watch.order(LEAVE));
     }
 
     /// How often to sweep.
@@ -212,7 +230,7 @@ impl Place {
         let mut preparing = pin!(preparing);
         std::future::poll_fn(|cx| {
             self.watch.waker.register(cx.waker());
-            if self.watch.order.load(Ordering::Relaxed) != STAY {
+            if self.watch.order.load(Ordering::Relaxed) >= CLOSE {
                 return Poll::Ready(None);
             }
             preparing.as_mut().poll(cx).map(Some)
@@ -320,13 +338,40 @@ mod tests {
             place.watch.request_began();
             place.watch.request_ended();
         }
-        connections.sweep();
-        let closes = |place: &Place| place.watch.order.load(Ordering::Relaxed) == CLOSE;
-        assert!(working.iter().all(closes));
-        assert_eq!(places.iter().filter(|place| closes(place)).count(), 10);
+        let leaves = |place: &Place| place.watch.order.load(Ordering::Relaxed) == LEAVE;
+        // Nobody else is asked while these are still there.
+        for _ in 0..3 {
+            connections.sweep();
+            assert!(working.iter().all(leaves));
+            assert_eq!(places.iter().filter(|place| leaves(place)).count(), 10);
+        }
         places.truncate(2);
         assert!(!connections.is_over());
         assert_eq!(crowd.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn who_leaves_is_told_with_an_answer() {
+        let connections = connections();
+        let place = connections.enter().unwrap();
+        let (watch, mut answer) = (place.watch(), Response::new(()));
+        watch.part(Version::HTTP_11, &mut answer);
+        assert!(answer.headers().is_empty(), "it stays");
+        watch.order(LEAVE);
+        let mut upgraded = Response::new(());
+        *upgraded.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        watch.part(Version::HTTP_11, &mut upgraded);
+        assert!(
+            upgraded.headers().is_empty(),
+            "it is no connection of requests any more"
+        );
+        watch.part(Version::HTTP_11, &mut answer);
+        assert_eq!(answer.headers()[header::CONNECTION], "close");
+        assert_eq!(watch.order.load(Ordering::Relaxed), LEAVE);
+        let mut second = Response::new(());
+        watch.part(Version::HTTP_2, &mut second);
+        assert!(second.headers().is_empty());
+        assert_eq!(watch.order.load(Ordering::Relaxed), CLOSE);
     }
 
     #[test]

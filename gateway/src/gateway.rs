@@ -164,7 +164,7 @@ impl Gateway {
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
         let mut held = inner.hold(Some(connection));
-        let method = request.method().clone();
+        let (method, version) = (request.method().clone(), request.version());
         let trace = Trace::begin(&request);
         let (target, answer) = match inner.route(request, client) {
             Err(answer) => (None, answer),
@@ -173,13 +173,10 @@ impl Gateway {
                 (Some(target), answer)
             }
         };
-        inner.finish(
-            answer,
-            &method,
-            held,
-            target.as_ref().map(|target| &target.key),
-            trace,
-        )
+        let key = target.as_ref().map(|target| &target.key);
+        let mut response = inner.finish(answer, &method, held, key, trace);
+        connection.part(version, &mut response);
+        response
     }
 
     /// A request on the peer port.
