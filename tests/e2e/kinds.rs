@@ -28,6 +28,7 @@ fn an_instance_serves_again_when_the_manifest_says_so() {
     let manifest = format!(
         "[workload]\nname = \"again\"\ncomponent = \"{}\"\n\
          instance = {{ reuse = 1000, concurrency = 16, idle = \"1m\" }}\n\
+         [workload.bindings]\nhttp = [\"nowhere.example\"]\n\
          [workload.health]\nready = {{ path = \"/ok\" }}\n",
         guest("hostile-p3").display()
     );
