@@ -131,6 +131,7 @@ fn deploy(up: &Up, cordoned: &str, sample: &str, name: &str, ready: &str) -> Res
             "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n\
              sockets = { connect = [\"203.0.113.1:9\"] }\n"
         }
+        "hostile-p3" => "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n",
         _ => "",
     };
     let manifest = format!(
