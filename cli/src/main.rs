@@ -26,7 +26,7 @@ use error::{CliError, Exit};
 /// long.
 const LAST_WORK: Duration = Duration::from_millis(200);
 
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that ends the process"
 )]
@@ -115,7 +115,7 @@ fn works_much(command: &Command) -> bool {
 
 /// A panic is a bug of ours. In a task it ends the task, and its owner says so; here on the main
 /// thread it ends the process.
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "a panic of the main thread has no one else to end it"
 )]

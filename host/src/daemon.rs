@@ -75,7 +75,7 @@ pub struct HostConfig {
     /// Between two heartbeats.
     pub heartbeat: Duration,
     /// Where the operator puts code that was compiled elsewhere; nobody else may write there.
-    pub compiled: Option<PathBuf>,
+    pub given: Option<PathBuf>,
     /// What runs guests.
     pub runners: Runners,
     /// Told once everything listens and what was held is being started.
@@ -129,7 +129,7 @@ pub struct HostStarted {
 /// host runs what it last held, and waits.
 pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<(), HostError> {
     crate::descriptors::raise();
-    if let Some(folder) = &config.compiled {
+    if let Some(folder) = &config.given {
         wasmorch_runtime::check_compiled_folder(folder).map_err(HostError::Compiled)?;
     }
     let mut disk = Disk::open(&config).await?;
@@ -367,11 +367,11 @@ fn spawn_runner(
         proxy_protocol: config.proxy_protocol,
         nats: Some(config.nats.clone()),
         compiled: Some(disk.data.compiled()),
-        given: config.compiled.clone(),
+        given: config.given.clone(),
         volumes: Some(disk.data.volumes()),
         paths: disk
             .data
-            .for_runners(config.nats.creds.as_deref(), config.compiled.as_deref()),
+            .for_runners(config.nats.creds.as_deref(), config.given.as_deref()),
         column: None,
     };
     let runners = config.runners.clone();

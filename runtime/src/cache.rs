@@ -25,7 +25,7 @@ use wasmtime::{Engine, Module, Precompiled};
 
 use crate::artifact::Compiled;
 use crate::engines::Engines;
-use crate::files::{sync_folder, write_atomic};
+use crate::files::{write_atomic, write_whole};
 use crate::given::Given;
 use crate::target::{file_name, folder_here};
 
@@ -134,37 +134,20 @@ impl Cache {
     }
 
     /// Writes code and its mark. The mark goes last: code without one is not used.
-    fn store(&self, digest: &Digest, from: impl Read) -> io::Result<()> {
+    fn store(&self, digest: &Digest, mut from: impl Read) -> io::Result<()> {
         let (code, mark) = self.paths(digest);
-        let stored = self
-            .copy(digest, from, &code)
-            .and_then(|mac| write_atomic(&mark, &mac));
+        let mut mac = self.mac(digest);
+        let copied = write_whole(&code, |file| {
+            each_chunk(&mut from, |chunk| {
+                mac.update(chunk);
+                file.write_all(chunk)
+            })
+        });
+        let stored = copied.and_then(|()| write_atomic(&mark, &mac.finalize().into_bytes()));
         if stored.is_err() {
             self.forget(digest);
         }
         stored
-    }
-
-    /// Copies to a file that appears whole, and gives the mark of what was copied.
-    fn copy(&self, digest: &Digest, mut from: impl Read, to: &Path) -> io::Result<Vec<u8>> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempfile_in(&self.dir)?;
-        let mut mac = self.mac(digest);
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            match from.read(&mut chunk)? {
-                0 => break,
-                n => {
-                    mac.update(&chunk[..n]);
-                    file.write_all(&chunk[..n])?;
-                }
-            }
-        }
-        file.as_file().sync_all()?;
-        file.persist(to).map_err(|error| error.error)?;
-        sync_folder(&self.dir)?;
-        Ok(mac.finalize().into_bytes().to_vec())
     }
 
     fn forget(&self, digest: &Digest) {
@@ -180,14 +163,11 @@ impl Cache {
             .take(MAC_BYTES as u64 + 1)
             .read_to_end(&mut expected)?;
         let mut mac = self.mac(digest);
-        let mut file = File::open(code)?;
-        let mut buffer = vec![0; CHUNK_BYTES];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(mac.verify_slice(&expected).is_ok()),
-                n => mac.update(&buffer[..n]),
-            }
-        }
+        each_chunk(&mut File::open(code)?, |chunk| {
+            mac.update(chunk);
+            Ok(())
+        })?;
+        Ok(mac.verify_slice(&expected).is_ok())
     }
 
     /// The mark covers the digest too: valid code under another name is not valid.
@@ -202,6 +182,20 @@ impl Cache {
         let code = self.dir.join(file_name(digest));
         let mark = code.with_extension("mac");
         (code, mark)
+    }
+}
+
+/// Reads to the end, a piece at a time: code may be larger than what memory there is to spare.
+fn each_chunk(
+    from: &mut impl Read,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match from.read(&mut chunk)? {
+            0 => return Ok(()),
+            n => take(&chunk[..n])?,
+        }
     }
 }
 

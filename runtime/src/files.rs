@@ -15,6 +15,14 @@ pub const DISK_SPARE_BYTES: u64 = 64 << 20;
 ///
 /// When the disk does not take it; what was there stays.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(path, |file| file.write_all(bytes))
+}
+
+/// The same of what `write` puts into the file; gives back what that gives.
+pub(crate) fn write_whole<R>(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<R>,
+) -> io::Result<R> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -22,10 +30,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(folder)?;
-    file.write_all(bytes)?;
+    let written = write(file.as_file_mut())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
+    sync_folder(folder)?;
+    Ok(written)
 }
 
 /// Makes a rename in this folder last.

@@ -20,6 +20,8 @@
 //! Invariant: a guest future holds its seat for as long as it lives, so seats bound instances. Only
 //! probes have none: whoever probes asks one at a time.
 
+mod call;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -32,13 +34,12 @@ use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmtime::Store;
-use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
-use wasmtime_wasi_http::p3::Request as RequestP3;
-use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
-use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+pub(crate) use self::call::{Head, HeadSender, RequestIo, has_body};
+use self::call::{Pre, run};
 use crate::artifact::Artifact;
 use crate::body::{Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
@@ -50,9 +51,9 @@ use crate::link;
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
 use crate::pace::Pace;
-use crate::reuse::{Idle, Instance, Pool, Running};
+use crate::reuse::{Idle, Pool, Running};
 use crate::runtime::Runtime;
-use crate::state::{GuestState, ReplicaShared};
+use crate::state::ReplicaShared;
 use crate::together::{Crew, Job, Terms};
 
 /// Names a request in the logs. Put it into the extensions of a request; without it lines carry
@@ -60,18 +61,7 @@ use crate::together::{Crew, Job, Terms};
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
 
-/// What the guest answers: a response, or its error code.
-pub(crate) type Head = Result<http::Response<WasiBody>, String>;
-pub(crate) type HeadSender = oneshot::Sender<Head>;
-pub(crate) type RequestIo =
-    Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
 type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-#[derive(Clone)]
-enum Pre {
-    P2(ProxyPre<GuestState>),
-    P3(ServicePre<GuestState>),
-}
 
 /// A replica that answers HTTP requests, each in a fresh instance, unless [`crate::Reuse`] says
 /// otherwise.
@@ -117,7 +107,7 @@ impl HttpReplica {
         let waiting = Pool::new(reuse, runtime);
         let shared = ReplicaShared::new(runtime, artifact.engine(), config)?;
         let crew = match &pre {
-            Pre::P3(pre) if reuse.requests > 1 && reuse.at_once > 1 => {
+            Pre::P3(pre) if reuse.requests > 1 && reuse.concurrency > 1 => {
                 Some(Crew::new(&shared, pre.clone(), &waiting, (&tasks, &stop)))
             }
             _ => None,
@@ -218,10 +208,7 @@ impl HttpReplica {
         guest: Option<Guest>,
         watch: Arc<Watch>,
     ) -> Result<http::Response<Body>, Ended> {
-        let status = response.status();
-        let has_body = !is_head
-            && status != http::StatusCode::NO_CONTENT
-            && status != http::StatusCode::NOT_MODIFIED;
+        let has_body = has_body(is_head, response.status());
         let limit = self.shared.config.limits.body_bytes;
         let expected = refuse_large(response.headers(), BodySide::Response, limit)
             .map_err(|ended| watch.end(ended))?;
@@ -414,75 +401,6 @@ async fn write_ahead(
         Poll::Ready(ahead.map(|_| guest.take()))
     })
     .await
-}
-
-async fn run(
-    pre: &Pre,
-    running: &mut Running,
-    request: http::Request<RequestBody>,
-    tx: HeadSender,
-) -> wasmtime::Result<()> {
-    let store = &mut running.store;
-    let instance = match (&mut running.instance, pre) {
-        (Some(instance), _) => instance,
-        (none, Pre::P2(pre)) => {
-            none.insert(Instance::P2(pre.instantiate_async(&mut *store).await?))
-        }
-        (none, Pre::P3(pre)) => {
-            none.insert(Instance::P3(pre.instantiate_async(&mut *store).await?))
-        }
-    };
-    match instance {
-        Instance::P2(proxy) => run_p2(store, proxy, request, tx).await,
-        Instance::P3(service) => run_p3(store, service, request, tx).await,
-    }
-}
-
-async fn run_p2(
-    store: &mut Store<GuestState>,
-    proxy: &Proxy,
-    request: http::Request<RequestBody>,
-    tx: HeadSender,
-) -> wasmtime::Result<()> {
-    let mut http = store.data_mut().http();
-    let request = http.new_incoming_request(Scheme::Http, request)?;
-    // Whoever waits for the head may be gone; the guest then goes on until it is dropped too.
-    let out = http.new_response_outparam_from_callback(move |head| {
-        _ = tx.send(head.map_err(|code| format!("{code:?}")));
-    })?;
-    proxy
-        .wasi_http_incoming_handler()
-        .call_handle(store, request, out)
-        .await
-}
-
-async fn run_p3(
-    store: &mut Store<GuestState>,
-    service: &Service,
-    request: http::Request<RequestBody>,
-    tx: HeadSender,
-) -> wasmtime::Result<()> {
-    store
-        .run_concurrent(async |accessor| {
-            let (request, io) = accessor.with(|mut access| {
-                let (request, io) = RequestP3::from_http(access.data_mut().http().hooks, request);
-                // Boxed, since the opaque type would borrow from the store.
-                (request, Box::pin(io) as RequestIo)
-            });
-            let response = match service.handle(accessor, request).await? {
-                Ok(response) => response,
-                Err(code) => {
-                    _ = tx.send(Err(format!("{code:?}")));
-                    return Ok(());
-                }
-            };
-            let response = accessor.with(|access| response.into_http(access, io))?;
-            _ = tx.send(Ok(response));
-            // The task that answered may go on, to write the body or after it.
-            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
-            Ok(())
-        })
-        .await?
 }
 
 /// The content length of a message, refused when it is over the limit.

@@ -32,7 +32,7 @@ pub struct Reuse {
     /// Requests that one instance may serve; 1 is a fresh instance for each.
     pub requests: u32,
     /// So many of them at the same time, in an instance of 0.3; one of 0.2 serves one after another.
-    pub at_once: u32,
+    pub concurrency: u32,
     /// One that is unused for so long is dropped.
     pub idle: Duration,
 }
@@ -41,7 +41,7 @@ impl Default for Reuse {
     fn default() -> Self {
         Self {
             requests: 1,
-            at_once: 1,
+            concurrency: 1,
             idle: Duration::from_secs(10),
         }
     }

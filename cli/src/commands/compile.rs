@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::json;
 use wasmorch_api::{ByteSize, Digest, HumanDuration};
-use wasmorch_runtime::{ENGINE, Target, compile_for, compiled_path, sync_folder};
+use wasmorch_runtime::{ENGINE, Target, compile_for, compiled_path, write_atomic};
 
 use super::source::read_component;
 use super::{Context, Interrupt};
@@ -98,21 +98,13 @@ async fn compile(target: Target, bytes: Bytes, file: &Path) -> Result<Vec<u8>, C
 /// Writes so that a file appears whole, and nobody but its owner may write it: hosts refuse code that
 /// others may have changed.
 fn write(path: &Path, code: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut folders = std::fs::DirBuilder::new();
     folders.recursive(true).mode(0o755).create(folder)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempfile_in(folder)?;
-    file.write_all(code)?;
+    write_atomic(path, code)?;
     // For hosts that run as another user; whatever the umask is.
-    let readable = std::fs::Permissions::from_mode(0o644);
-    file.as_file().set_permissions(readable)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 fn objects(made: &[Made]) -> Vec<serde_json::Value> {

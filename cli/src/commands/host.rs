@@ -89,7 +89,7 @@ fn host_config(
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),
         heartbeat: args.heartbeat,
-        compiled: args.compiled,
+        given: args.compiled,
         runners: runners(args.runners),
         started: Some(started),
     }

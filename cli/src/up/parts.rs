@@ -101,7 +101,7 @@ impl Parts {
             memory: None,
             cpu_millis: None,
             heartbeat: Duration::from_secs(1),
-            compiled: None,
+            given: None,
             runners: runners(Some(runners_each)),
             started: Some(sender),
         };

@@ -106,7 +106,7 @@ impl Grants {
         config.limits = limits(launch.kind, spec);
         config.reuse = Reuse {
             requests: spec.instance.reuse,
-            at_once: spec.instance.concurrency,
+            concurrency: spec.instance.concurrency,
             idle: spec.instance.idle.0,
         };
         config.outbound = self.outbound;

@@ -33,7 +33,7 @@ const LETS_GO: Duration = Duration::from_millis(100);
 pub(super) struct State {
     pub(super) watch: Arc<Watch>,
     pub(super) lineages: Arc<Lineages>,
-    pub(super) inbox: Mutex<VecDeque<Job>>,
+    inbox: Mutex<VecDeque<Job>>,
     /// Wakes its task to look into the inbox.
     pub(super) came: AtomicWaker,
     /// Requests in it.
@@ -41,19 +41,19 @@ pub(super) struct State {
     /// Requests that ever were.
     pub(super) joined: AtomicU32,
     /// It may serve more.
-    pub(super) open: AtomicBool,
+    open: AtomicBool,
     /// A request in it was given up before its end.
     pub(super) abandoned: AtomicBool,
     /// The guest ran when it was last looked at, or made a call that lets no other run.
-    pub(super) held: AtomicBool,
+    held: AtomicBool,
     /// A request in it is out of time, and the guest has not let go since.
     pub(super) overdue: AtomicBool,
     /// Nothing runs in it.
-    pub(super) quiet: AtomicBool,
+    quiet: AtomicBool,
     pub(super) over: AtomicBool,
     /// What it goes on with has this.
-    pub(super) after: Mutex<Option<After>>,
-    pub(super) crew: Weak<Crew>,
+    after: Mutex<Option<After>>,
+    crew: Weak<Crew>,
     pub(super) stop: CancellationToken,
 }
 
@@ -127,7 +127,7 @@ impl State {
 
     /// When to end it, and why: a request is out of time and the guest does not let go; something goes on
     /// for too long after the last request.
-    pub(super) fn end_at(&self, overdue: Option<Instant>) -> Option<(Instant, &'static str)> {
+    fn end_at(&self, overdue: Option<Instant>) -> Option<(Instant, &'static str)> {
         if let Some(since) = overdue {
             return Some((since + LETS_GO, "is out of time and does not let go"));
         }
@@ -137,16 +137,16 @@ impl State {
     }
 
     /// One that met a limit, is to give way, or whose guest holds on to it, is left to those who are in it.
-    pub(super) fn may_be_joined(&self, at_once: usize) -> bool {
+    pub(super) fn may_be_joined(&self, most: usize) -> bool {
         self.is_open()
-            && self.inside.load(SeqCst) < at_once
+            && self.inside.load(SeqCst) < most
             && !self.held.load(SeqCst)
             && !self.watch.pace().is_queued()
             && !self.watch.was_denied()
     }
 
     /// Ends it, with all that is in it.
-    pub(super) fn end(&self, why: Ended) {
+    fn end(&self, why: Ended) {
         self.watch.end(why);
         self.close();
         self.stop.cancel();

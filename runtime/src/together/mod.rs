@@ -37,7 +37,7 @@ use crate::body::RequestBody;
 use crate::ended::Ended;
 use crate::gate::Seat;
 use crate::guest::{Deadline, Metered, Watch, bounded};
-use crate::http::{Head, HeadSender};
+use crate::http::{Head, HeadSender, has_body};
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
 use crate::reuse::{Idle, Pool};
@@ -173,8 +173,8 @@ impl Crew {
             resting
         } else {
             let inside = |one: &&Arc<Together>| one.state.inside.load(SeqCst);
-            let at_once = self.shared.config.reuse.at_once as usize;
-            let found = busy.iter().filter(|one| one.state.may_be_joined(at_once));
+            let most = self.shared.config.reuse.concurrency as usize;
+            let found = busy.iter().filter(|one| one.state.may_be_joined(most));
             if let Some(found) = found.min_by_key(inside) {
                 found.clone()
             } else {
@@ -341,10 +341,7 @@ impl Drop for Member {
 async fn deliver(head: oneshot::Receiver<Head>, answer: HeadSender, is_head: bool) -> bool {
     match head.await {
         Ok(Ok(response)) => {
-            let status = response.status();
-            let has_body = !is_head
-                && status != http::StatusCode::NO_CONTENT
-                && status != http::StatusCode::NOT_MODIFIED;
+            let has_body = has_body(is_head, response.status());
             let (response, ended, _cut) = until_its_end(response);
             _ = answer.send(Ok(response));
             // Nobody reads what is no body.

@@ -17,7 +17,7 @@ fn config(requests: u32, idle: Duration) -> ReplicaConfig {
     ReplicaConfig {
         reuse: Reuse {
             requests,
-            at_once: 1,
+            concurrency: 1,
             idle,
         },
         limits,

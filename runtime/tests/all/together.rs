@@ -21,7 +21,7 @@ fn config() -> ReplicaConfig {
     };
     let reuse = Reuse {
         requests: 1000,
-        at_once: 16,
+        concurrency: 16,
         idle: Duration::from_secs(600),
     };
     ReplicaConfig {
