@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{
     ClusterId, HostId, LeaderId, Name, PlacementNumber, RevisionNumber, Slot, Term, WorkloadKey,
 };
+use crate::time::Timestamp;
 
 /// All of a host's placements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,34 @@ pub struct PlacementSet {
     pub host: HostId,
     /// Slots by revision.
     pub groups: Vec<PlacementGroup>,
+    /// Data of removed workloads that go from this host (`rm --data`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget: Vec<Forget>,
+}
+
+/// What a removed workload kept on a host, which removes it once: it remembers how far it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forget {
+    /// The namespace.
+    pub namespace: Name,
+    /// The workload.
+    pub workload: Name,
+    /// What placements below this number have left. Later ones are a new workload's of that name, and
+    /// start after it is gone.
+    pub before: PlacementNumber,
+    /// When it was removed: with the number, what tells one removal from another. Numbers alone begin
+    /// anew in a store that was lost.
+    pub at: Timestamp,
+    /// Its containers on disk, as [`crate::stores::on_disk`] names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+}
+
+impl Forget {
+    /// The workload's full name.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    }
 }
 
 /// The slots of one revision on a host.

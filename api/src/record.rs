@@ -266,9 +266,27 @@ pub struct Removed {
     /// Where its volumes are: a workload of the same name finds them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub homes: BTreeMap<Slot, HostId>,
+    /// What of its data hosts have still to remove, the oldest removal first. It outlives the removal of
+    /// this entry's reason: a workload of the same name may be there again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget: Vec<Forgetting>,
     /// Answers to recent writes: a late copy of one must not bring the workload back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answered: Vec<Answered>,
+}
+
+/// One removal with its data, and the hosts that have not said that they have carried it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgetting {
+    /// What placements below this number have left.
+    pub before: PlacementNumber,
+    /// When it was asked for.
+    pub at: Timestamp,
+    /// The containers on disk that were its own alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+    /// The hosts.
+    pub hosts: BTreeSet<HostId>,
 }
 
 impl Removed {

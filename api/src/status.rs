@@ -355,6 +355,9 @@ pub struct Heartbeat {
     pub cpu_millis: u64,
     /// Live replicas.
     pub replicas: u64,
+    /// It has still to remove data that its set names.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgetting: bool,
     /// Its daemon is shutting down: nobody has to wait until its silence tells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -384,6 +387,7 @@ impl Heartbeat {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
+            forgetting: false,
             leaving: false,
             at: None,
             loads: Vec::new(),

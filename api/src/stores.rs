@@ -4,6 +4,7 @@
 //! never meet.
 
 use crate::ids::WorkloadKey;
+use crate::spec::StoreBinding;
 
 /// What begins the names of the cluster's own buckets and streams.
 pub const CLUSTER_PREFIX: &str = "wasmorch";
@@ -51,6 +52,17 @@ pub fn check(name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// The folder of a container on disk, below those of its namespace: `[<path>/]<container>`.
+pub fn on_disk(workload: &WorkloadKey, name: &str, binding: &StoreBinding) -> String {
+    let own = || own_name(workload, name);
+    let container = binding.settings.get("container").cloned();
+    let container = container.unwrap_or_else(own);
+    match binding.settings.get("path") {
+        Some(path) => format!("{path}/{container}"),
+        None => container,
+    }
 }
 
 /// The durable consumer of a subscription that names none: one per workload and stream.

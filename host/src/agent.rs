@@ -34,6 +34,9 @@ use crate::runner::protocol::ReplicaKey;
 
 mod events;
 mod fetch;
+mod forget;
+#[cfg(test)]
+mod forgetting;
 mod lease;
 #[cfg(test)]
 mod leases;
@@ -53,6 +56,7 @@ mod transitions;
 
 pub use events::{Effect, Event, Held, HeldPlacement, PlacementKey, Refusal};
 use fetch::Fetches;
+use forget::Forgets;
 use lease::Lease;
 use placement::Placement;
 pub use report::Pulse;
@@ -86,6 +90,7 @@ enum Timer {
     Lease(PlacementKey),
     Revision(WorkloadKey, RevisionNumber),
     Artifact(Digest),
+    Forget,
     Report,
 }
 
@@ -112,6 +117,8 @@ pub struct Agent {
     tell_at: Option<Timestamp>,
     /// Placements to forget once that report is made.
     forget: BTreeSet<PlacementKey>,
+    /// What removed workloads left here.
+    forgets: Forgets,
     persist: bool,
     shutting_down: bool,
     usage_reported: Timestamp,
@@ -137,6 +144,7 @@ impl Agent {
             told_late: BTreeSet::new(),
             tell_at: None,
             forget: BTreeSet::new(),
+            forgets: Forgets::default(),
             persist: false,
             shutting_down: false,
             usage_reported: Timestamp(0),
@@ -164,6 +172,7 @@ impl Agent {
             self.fold(event, now);
         }
         self.fire_timers(now);
+        self.forget_data();
         let mut effects = Vec::with_capacity(self.effects.len() + 2);
         if std::mem::take(&mut self.persist) {
             effects.extend(self.held().map(|held| Effect::Persist(Box::new(held))));
@@ -205,6 +214,7 @@ impl Agent {
             } => {
                 self.artifact_failed(&digest, &reason, retryable, now);
             }
+            Event::Forgotten { forget, failed } => self.forgotten(&forget, failed.as_deref(), now),
             Event::Runner(message) => self.runner_said(message, now),
             Event::RunnerDied { reason } => self.runner_died(&reason, now),
             Event::Connected { cluster, term } => self.connected(cluster, term, now),
@@ -237,6 +247,7 @@ impl Agent {
                 Timer::Lease(key) => self.lease_due(&key, now),
                 Timer::Revision(workload, number) => self.revision_due(workload, number, at),
                 Timer::Artifact(digest) => self.artifact_due(digest, at),
+                Timer::Forget => self.forget_again(now),
                 // Looked at when reports are made.
                 Timer::Report => {}
             }

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
+use wasmorch_api::{Digest, Forget, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
 
 use crate::admin::{View, Views};
 use crate::agent::{Agent, Effect, Event};
@@ -364,6 +364,7 @@ impl Driver {
             }
             Effect::FetchRevision { workload, number } => self.fetch_revision(workload, number),
             Effect::FetchArtifact { digest } => self.fetch_artifact(digest),
+            Effect::Forget(forget) => self.forget(forget),
             Effect::ToRunner(message) => self.parts.pool.send(message),
             Effect::Report(report) => {
                 if !self.parts.link.report(&report) {
@@ -408,6 +409,14 @@ impl Driver {
                     }
                 }
             }
+        });
+    }
+
+    fn forget(&mut self, forget: Forget) {
+        let volumes = self.parts.data.volumes();
+        self.fetches.spawn_blocking(move || {
+            let failed = crate::forget::forget(&volumes, &forget).err();
+            Event::Forgotten { forget, failed }
         });
     }
 

@@ -25,6 +25,7 @@ mod descriptors;
 mod driver;
 mod error;
 mod files;
+mod forget;
 mod link;
 mod logs;
 mod machine;

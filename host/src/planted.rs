@@ -28,6 +28,8 @@ pub enum Bug {
     StopAfterIgnored,
     /// What must not run twice starts without a leader's word.
     StartsOffline,
+    /// A workload starts again before what one of its name left has been removed.
+    DataNotWaited,
 }
 
 #[cfg(feature = "planted")]

@@ -35,6 +35,8 @@ use crate::write::EventDraft;
 
 /// In place of a sequence: no set leaves it behind, only its host's word does.
 const UNTIL_TOLD: u64 = u64::MAX;
+/// In place of the sequence of a set: the one that is stored next.
+const NEXT_SET: u64 = u64::MAX - 1;
 
 impl Host {
     /// Nothing runs there any more that must end by itself when nobody hears its host.
@@ -59,6 +61,20 @@ impl Host {
     pub(crate) fn still_ends(&mut self, key: &WorkloadKey, replica: ReplicaId) {
         let one = (key.clone(), replica.placement);
         self.unsure.insert(one, (replica.slot, UNTIL_TOLD));
+    }
+
+    /// What must not run twice and has not been heard may run until the host holds its next set.
+    pub(crate) fn may_run(&mut self, key: &WorkloadKey, number: PlacementNumber, slot: Slot) {
+        self.unsure.insert((key.clone(), number), (slot, NEXT_SET));
+    }
+
+    /// That set is stored.
+    pub(crate) fn note_set(&mut self, stored: u64) {
+        for (_, sequence) in self.unsure.values_mut() {
+            if *sequence == NEXT_SET {
+                *sequence = stored;
+            }
+        }
     }
 
     /// Such replicas have ended. Tells whether there were any.

@@ -48,6 +48,8 @@ pub struct Cluster {
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
+    /// Those of them whose data hosts have still to remove.
+    pub(crate) forgetting: BTreeSet<WorkloadKey>,
     /// Namespaces with a quota.
     pub(crate) namespaces: BTreeMap<Name, NamespaceRecord>,
     /// Those with `scale`, and what their load was.
@@ -99,6 +101,7 @@ impl Cluster {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
+            forgetting: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             scaling: BTreeMap::new(),
             per_host: BTreeSet::new(),
@@ -157,6 +160,7 @@ impl Cluster {
                 term: set.term,
                 leader: set.leader.clone(),
                 host: set.host.clone(),
+                forget: Vec::new(),
             });
             copy.hosts.insert(id.clone(), host.without_set(set));
         }
@@ -199,9 +203,7 @@ impl Cluster {
         self.stale = true;
         match entry {
             Stored::Record(record) => self.put_record(*record, sequence),
-            Stored::Removed(removed) => {
-                self.removed.insert(removed.key(), removed);
-            }
+            Stored::Removed(removed) => self.put_removed(removed),
             Stored::Revision(revision) => self.put_revision(*revision),
             Stored::Namespace(one) => self.put_namespace(one),
             Stored::Host(record) => self.put_host(*record),
@@ -231,10 +233,9 @@ impl Cluster {
         match write {
             Write::Record(record) => self.put_record(*record, sequence),
             Write::DeleteRecord(key) => self.remove_workload(&key),
-            Write::Removed(removed) => {
-                self.removed.insert(removed.key(), removed);
-            }
+            Write::Removed(removed) => self.put_removed(removed),
             Write::DeleteRemoved(key) => {
+                self.forgetting.remove(&key);
                 self.removed.remove(&key);
             }
             Write::Revision(revision) => self.put_revision(*revision),
@@ -265,6 +266,7 @@ impl Cluster {
                         leader,
                         host,
                         groups,
+                        forget: Vec::new(),
                     };
                     self.set_placements(empty, sequence, at);
                 }

@@ -61,9 +61,11 @@ impl Cluster {
     /// Takes a host's whole set in place of the one before.
     pub(crate) fn set_placements(&mut self, mut set: PlacementSet, sequence: u64, now: Timestamp) {
         let id = set.host.clone();
-        // A group of a workload that is unknown is a leftover.
+        let mut names_removed = false;
         set.groups.retain_mut(|group| {
             let Some(workload) = self.workloads.get(&group.key()) else {
+                // Removed, and the set has not been written since.
+                names_removed = true;
                 return false;
             };
             // One allocation for a name, however many sets name it.
@@ -87,6 +89,8 @@ impl Cluster {
         self.pool.touch(&id);
         if let Some(host) = self.hosts.get_mut(&id) {
             host.set = Some(set);
+            host.names_removed = names_removed;
+            host.note_set(sequence);
             host.set_sequence = sequence;
             host.set_at = now;
             host.sync_due = now.after(ASK_EVERY);
@@ -309,7 +313,7 @@ impl Cluster {
         self.pool.rebuild();
     }
 
-    /// The workload is gone; sets no longer name it, or are leftovers.
+    /// The workload is gone; the next plan writes the sets that name it anew.
     pub(crate) fn remove_workload(&mut self, key: &WorkloadKey) {
         let Some(workload) = self.workloads.remove(key) else {
             return;
@@ -321,16 +325,28 @@ impl Cluster {
         self.bound.remove(key);
         self.scaling.remove(key);
         self.count_priority(workload.counted_as, None);
-        for placed in workload.placements.values() {
+        for (number, placed) in &workload.placements {
             let Some(host) = self.hosts.get_mut(&placed.host) else {
                 continue;
             };
-            if let Some(revision) = workload.revisions.get(&placed.revision) {
+            let revision = workload.revisions.get(&placed.revision);
+            if let Some(revision) = revision {
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
                 host.booked = host.booked.minus(booked);
             }
+            let report = workload.reports.get(number);
+            match report.filter(|known| known.host == placed.host) {
+                Some(known) if known.status.state.ended() => {}
+                Some(known) => host.still_ends(key, known.status.replica),
+                None if revision.is_some_and(|one| one.spec.runs_once()) => {
+                    host.may_run(key, *number, placed.slot);
+                }
+                None => {}
+            }
             if let Some(set) = &mut host.set {
+                let before = set.groups.len();
                 set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
+                host.names_removed |= set.groups.len() < before;
             }
             self.pool.touch(&placed.host);
             self.agenda.room();

@@ -32,6 +32,7 @@ mod cron;
 mod detection;
 mod explain;
 mod fill;
+mod forget;
 mod hold;
 mod holdings;
 mod homes;

@@ -102,7 +102,8 @@ impl Cluster {
         // Never back: beats that waited in a queue must not look like silence.
         host.heard = host.heard.max(now);
         let loads = std::mem::take(&mut beat.loads);
-        host.applied = beat.sequence;
+        let before = std::mem::replace(&mut host.applied, beat.sequence);
+        out.changed |= host.note_forgetting(beat.forgetting, before);
         host.table_seq = beat.table_seq;
         host.memory_bytes = beat.memory_bytes;
         host.replicas = beat.replicas;

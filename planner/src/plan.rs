@@ -8,14 +8,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use wasmorch_api::messages::Unplaced;
+use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
-    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet,
-    Record, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
+    EndpointTable, EventKind, Forget, HostId, PlacedSlot, PlacementGroup, PlacementNumber,
+    PlacementSet, Record, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::{Dirt, Left};
 use crate::cluster::{Cluster, only_counted};
+use crate::forget::Forgets;
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::slots;
@@ -39,8 +41,11 @@ pub struct Plan {
     pub endpoints: Vec<EndpointTable>,
     /// Route tables that changed.
     pub routes: Vec<RouteTable>,
-    /// Hosts that hold a set which nobody keeps any more: each gets an explicit one.
-    pub forgotten: usize,
+    /// What is kept of removed workloads, after hosts have removed their data.
+    pub removed: Vec<Removed>,
+    /// Hosts whose set is not what it is to be though no placement of theirs changes: the store keeps
+    /// none any more, it names what was removed, or not yet what the host has to remove.
+    pub stale_sets: usize,
     /// What could not be placed, why, and what would fix it.
     pub unplaced: Vec<Unplaced>,
     /// What to say aloud once it is stored.
@@ -149,7 +154,8 @@ impl Plan {
             && self.hosts.is_empty()
             && self.endpoints.is_empty()
             && self.routes.is_empty()
-            && self.forgotten == 0
+            && self.removed.is_empty()
+            && self.stale_sets == 0
     }
 }
 
@@ -239,8 +245,9 @@ impl Cluster {
             } else if !host.stored && host.boot.is_some() {
                 plan.hosts.push(host.record.clone());
             }
-            plan.forgotten += usize::from(host.holds_unkept());
         }
+        plan.stale_sets = self.stale_sets().len();
+        plan.removed = self.forgotten();
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
         let workloads = &self.workloads;
@@ -384,16 +391,17 @@ impl Cluster {
             .collect();
         // A host that was removed and returned holds a set that nobody keeps any more: without an
         // explicit one it would run that for ever.
-        let forgotten = self.hosts.iter().filter(|(_, host)| host.holds_unkept());
-        touched.extend(forgotten.map(|(id, _)| id));
+        touched.extend(self.stale_sets());
+        let forgets = self.forgets();
         let changes = Changes::of(&plan);
         let sets = touched.into_iter();
-        let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes)));
+        let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes, &forgets)));
         let sets: Vec<Write> = sets.collect();
         let hosts = plan.hosts.into_iter().map(Box::new);
         writes.extend(hosts.map(Write::Host));
         let records = plan.update.into_iter().map(Box::new);
         writes.extend(records.map(Write::Record));
+        writes.extend(plan.removed.into_iter().map(Write::Removed));
         writes.extend(sets);
         writes.extend(plan.routes.into_iter().map(Write::Routes));
         // A table names every host there is: not copied.
@@ -401,7 +409,7 @@ impl Cluster {
         writes
     }
 
-    fn set_after(&self, host: &HostId, changes: &Changes<'_>) -> PlacementSet {
+    fn set_after(&self, host: &HostId, changes: &Changes<'_>, forgets: &Forgets) -> PlacementSet {
         let stopped = changes.stopped.get(host);
         let mut placed = self.held(host, |key, slot| {
             let stays = !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)));
@@ -432,12 +440,7 @@ impl Cluster {
                 _ => placed.push(((start.key.clone(), start.revision), vec![slot])),
             }
         }
-        self.set(host, placed)
-    }
-
-    /// A host's set without one workload, for `rm`.
-    pub(crate) fn set_without(&self, host: &HostId, gone: &WorkloadKey) -> PlacementSet {
-        self.set(host, self.held(host, |key, _| key != gone))
+        self.set(host, placed, forgets.of(host))
     }
 
     /// What a host's set holds, as far as it stays.
@@ -455,7 +458,7 @@ impl Cluster {
         placed
     }
 
-    fn set(&self, host: &HostId, mut placed: Held) -> PlacementSet {
+    fn set(&self, host: &HostId, mut placed: Held, forget: Vec<Forget>) -> PlacementSet {
         placed.sort_by(|(a, _), (b, _)| a.cmp(b));
         placed.dedup_by(|(next, more), (first, slots)| {
             let same = next == first;
@@ -479,6 +482,7 @@ impl Cluster {
             leader: self.leader.clone(),
             host: host.clone(),
             groups,
+            forget,
         }
     }
 }

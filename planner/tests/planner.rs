@@ -32,6 +32,8 @@ mod deps;
 mod disconnect;
 #[path = "planner/drain.rs"]
 mod drain;
+#[path = "planner/forget.rs"]
+mod forget;
 #[path = "planner/heard.rs"]
 mod heard;
 #[path = "planner/history.rs"]

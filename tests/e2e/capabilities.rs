@@ -81,13 +81,64 @@ fn rm_with_data_takes_what_nobody_else_uses() {
     assert_eq!(up.get("one", "/increment?default/n").body, "1");
 }
 
+/// What lies on hosts goes once, also over a restart of all of them.
+#[test]
+fn rm_with_data_takes_volumes_and_containers_from_hosts() {
+    let mut up = Up::start(2);
+    let on_hosts = |up: &Up, path: &str| {
+        let data = up.home.path().join("data/wasmorch/up");
+        (1..=2)
+            .filter(|n| data.join(format!("h{n}/volumes/{path}")).exists())
+            .count()
+    };
+    let files = |up: &Up| up.deploy("files-http", "files", &["--grant", "volume=data:/data"]);
+    files(&up);
+    assert_eq!(up.get("files", "/write?/data/file=1234").body, "done");
+    let manifest = format!(
+        "[workload]\nname = \"blobs\"\ncomponent = \"{}\"\n\
+         [workload.bindings]\nblobstore.default = {{ backend = \"disk\" }}\n",
+        guest("blobs-http").display()
+    );
+    let file = up.home.write("blobs.toml", manifest);
+    up.run(&["deploy", file.to_str().expect("text")]).ok();
+    assert_eq!(up.get("blobs", "/put?default/one=10").body, "done");
+    let container = "_blobs/default/default_blobs_default";
+    assert_eq!(on_hosts(&up, "default/files"), 1);
+    assert_eq!(on_hosts(&up, container), 1);
+
+    for workload in ["files", "blobs"] {
+        let removed = up.run(&["rm", workload, "--data"]).ok();
+        assert!(!removed.out.contains("kept"), "{}", removed.out);
+    }
+    wait_for("the hosts have removed both", || {
+        let left = on_hosts(&up, "default/files") + on_hosts(&up, container);
+        (left == 0).then_some(())
+    });
+    files(&up);
+    let size = up.get("files", "/size?/data/file");
+    assert_eq!((size.status, size.body.as_str()), (507, "no-entry"));
+    assert_eq!(up.get("files", "/write?/data/file=5").body, "done");
+    up.kill();
+    up.start_again();
+    wait_for("what was written after the removal", || {
+        (up.get("files", "/size?/data/file").body == "5").then_some(())
+    });
+}
+
 #[test]
 fn rm_with_data_is_refused_whole_where_it_would_be_half_done() {
     let up = Up::start(1);
-    up.deploy("files-http", "files", &["--grant", "volume=data:/data"]);
-    up.run(&["rm", "files", "--data"])
-        .refused(64, &["volume data", "not in this version yet"]);
-    assert_eq!(up.get("files", "/write?/data/file=1").body, "done");
+    let manifest = format!(
+        "[workload]\nname = \"cached\"\ncomponent = \"{}\"\n[workload.bindings]\n\
+         keyvalue.default = {{ backend = \"redis\", url = \"redis://127.0.0.1:1\" }}\n",
+        guest("keeper-http").display()
+    );
+    let file = up.home.write("cached.toml", manifest);
+    up.run(&["deploy", file.to_str().expect("text"), "--detach"])
+        .ok();
+    up.run(&["rm", "cached", "--data"])
+        .refused(64, &["default (redis)", "a system of its own"]);
+    assert_ne!(up.status("cached")["state"], "stopped");
     // By the API alone nothing is stopped: who asks has to.
     up.deploy("keeper-http", "keeper", &["--grant", "keyvalue=default"]);
     assert_eq!(up.get("keeper", "/increment?default/n").body, "1");

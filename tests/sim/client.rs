@@ -3,7 +3,7 @@
 //! Owns what is asked for and how a leader carries it out (the planner's commands, with the memory of
 //! requests that `controller/src/control_loop/execute.rs` has). What was acknowledged is `oracle`'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::{Value, json};
 use wasmorch_api::messages::{
@@ -79,6 +79,8 @@ pub(crate) struct User {
     hosts: WorkloadKey,
     next: u64,
     artifacts: u64,
+    /// What it will ask next: to remove a workload that it has stopped, or to deploy it again.
+    then: VecDeque<(WorkloadKey, Kind, bool)>,
     open: BTreeMap<u64, Open>,
     pub(crate) oracle: Oracle,
 }
@@ -151,7 +153,17 @@ impl UserCall {
             Ask::Stop => commands::stop(cluster, &change(None), &call)?,
             Ask::Start => commands::start(cluster, &change(None), &call)?,
             Ask::Restart => commands::restart(cluster, &change(None), &call)?,
-            Ask::Rm => commands::rm(cluster, &change(None), &call)?,
+            Ask::Rm => {
+                // With its data, if nothing of it runs.
+                let mut rm = change(None);
+                rm.data = self.id.is_multiple_of(2);
+                commands::rm(cluster, &rm, &call).or_else(|refused| {
+                    rm.data = false;
+                    let busy = refused.code == wasmorch_api::ErrorCode::Conflict;
+                    let kept = busy.then(|| commands::rm(cluster, &rm, &call));
+                    kept.unwrap_or(Err(refused))
+                })?
+            }
             Ask::Rollback => {
                 let done = commands::rollback(cluster, &rollout(None), &call)?;
                 return Ok((done.writes, Value::Null));
@@ -336,6 +348,7 @@ impl User {
             hosts: WorkloadKey::new(name("ns"), name("hosts")),
             next: 0,
             artifacts: 0,
+            then: VecDeque::new(),
             open: BTreeMap::new(),
             oracle: Oracle::default(),
         }
@@ -385,6 +398,18 @@ impl World {
     }
 
     fn user_wishes(&mut self) -> Option<(WorkloadKey, Ask)> {
+        if let Some((key, ..)) = self.user.then.front()
+            && !self.user.is_open(key)
+            && self.rng.one_in(2)
+        {
+            let (key, kind, deploy) = self.user.then.pop_front()?;
+            let ask = if deploy {
+                Ask::Deploy(Box::new(self.new_spec(&key, kind)), kind)
+            } else {
+                Ask::Rm
+            };
+            return Some((key, ask));
+        }
         if self.rng.one_in(8) {
             let at = self.rng.below(self.hosts.len());
             let host = self.hosts[at].id.clone();
@@ -420,6 +445,14 @@ impl World {
             11 => Ask::Stop,
             12 | 13 => Ask::Start,
             14 => Ask::Restart,
+            15 if self.rng.one_in(2) => {
+                // Nothing of it runs, so that its data go too; and perhaps it is wanted again at once.
+                self.user.then.push_back((key.clone(), kind, false));
+                if self.rng.one_in(2) {
+                    self.user.then.push_back((key.clone(), kind, true));
+                }
+                Ask::Stop
+            }
             15 => Ask::Rm,
             16 => Ask::Rollback,
             17 => Ask::Rollout(RolloutAction::Pause),
@@ -493,6 +526,13 @@ impl World {
             let overlaps = [Overlap::Skip, Overlap::Allow, Overlap::Replace];
             spec.overlap = Some(*rng.pick(&overlaps));
             spec.catch_up = Some(HumanDuration::secs(*rng.pick(&[0, 60, 3_600])));
+        }
+        if rng.one_in(4) {
+            let disk = wasmorch_api::spec::StoreBinding {
+                backend: "disk".to_owned(),
+                ..Default::default()
+            };
+            spec.bindings.blobstore.insert("box".to_owned(), disk);
         }
         if rng.one_in(6) {
             spec.constraints.push(Constraint::Distinct {

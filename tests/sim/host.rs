@@ -12,6 +12,7 @@ use wasmorch_host::agent::{Agent, Effect, Event as AgentEvent, Held, Identity};
 use wasmorch_host::runner::protocol::{FromRunner, ReplicaKey};
 use wasmorch_planner::Observation;
 
+use super::data::Data;
 use super::laws::HostLaw;
 use super::runner::Run;
 use super::wire::{Answer, Event, HostAsked, HostMessage, HostWake, Node, Op};
@@ -26,6 +27,7 @@ const LAG_TRIES: u32 = 5;
 pub(crate) struct Disk {
     pub(crate) held: Option<Box<Held>>,
     pub(crate) cluster: Option<ClusterId>,
+    pub(crate) data: Data,
 }
 
 /// A machine with a data folder.
@@ -175,6 +177,7 @@ impl World {
                 };
                 self.wake_host(at, wait, HostWake::Beat);
             }
+            HostWake::Forget(forget) => self.host_forgets(at, forget),
             HostWake::Agent => {
                 up.agent_wake = None;
                 self.agent_event(at, AgentEvent::Tick);
@@ -421,6 +424,7 @@ impl World {
             Effect::FetchArtifact { digest } => {
                 self.host_asks(at, HostAsked::Artifact(digest), Op::Artifact);
             }
+            Effect::Forget(forget) => self.forget_later(at, forget),
             Effect::ToRunner(message) => self.runner_told(at, message),
             Effect::Report(report) => self.tell_leaders(at, &Observation::Status(report)),
             Effect::Refused(refusal) => self.say_host(at, || format!("refuses: {refusal}")),

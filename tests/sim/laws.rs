@@ -41,6 +41,8 @@ pub(crate) struct Laws {
     /// In calm worlds: how many slots are wanted, and how many of these have been ready.
     pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
     /// Namespaces with a quota.
+    /// Removals with their data: what earlier placements left is to go.
+    pub(crate) data_gone: BTreeMap<WorkloadKey, PlacementNumber>,
     pub(crate) limited: bool,
     /// What has run to its end, and when runs were begun.
     pub(crate) runs: super::runs::Runs,
@@ -212,6 +214,10 @@ impl World {
                 Write::DeleteRecord(key) => {
                     self.laws.records.remove(key);
                     self.laws.runs.removed(key);
+                    // Whoever plans next writes the sets without it: `stray` sees to that.
+                    for set in self.laws.sets.values_mut() {
+                        set.groups.retain(|group| group.key() != *key);
+                    }
                     touched.insert(key.clone());
                 }
                 Write::Revision(revision) => self.laws.know(revision),
@@ -223,7 +229,9 @@ impl World {
                         .insert(record.host.clone(), record.as_ref().clone());
                     found.extend(self.host_order_lost(&record.host));
                 }
+                Write::Removed(removed) => self.note_removal(removed),
                 Write::DeleteHost(host) => {
+                    self.data_given_up(host);
                     self.laws.hosts.remove(host);
                 }
                 Write::Placements(set) => {

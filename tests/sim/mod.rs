@@ -21,6 +21,7 @@ mod bonds;
 mod claims;
 mod client;
 mod controller;
+mod data;
 mod faults;
 mod host;
 mod host_laws;

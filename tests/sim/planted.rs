@@ -97,6 +97,7 @@ fn bugs_of_the_agent_are_caught() {
         Bug::EndNotTold,
         Bug::StopAfterIgnored,
         Bug::StartsOffline,
+        Bug::DataNotWaited,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

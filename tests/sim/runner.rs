@@ -79,6 +79,7 @@ impl World {
 
     fn runner_prepares(&mut self, at: usize, replica: ReplicaKey, launch: &Launch) {
         self.law_of_a_start(at, &replica, launch);
+        self.data_written(at, &replica, launch);
         let fate = self
             .fates
             .get(&launch.artifact)

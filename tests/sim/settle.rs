@@ -142,7 +142,8 @@ impl World {
         if let Some(host) = hosts.find(|host| host.state == HostState::Suspect) {
             return Some(format!("{} is neither alive nor dead", host.info().name));
         }
-        if let Some(stray) = self.stray().or_else(|| self.not_emptied(at)) {
+        let stray = self.stray().or_else(|| self.not_emptied(at));
+        if let Some(stray) = stray.or_else(|| self.data_left()) {
             return Some(stray);
         }
         if leading.is_busy() {
@@ -396,6 +397,7 @@ impl World {
             .sum();
         // What waits for its quota is not held against anyone.
         self.ports_are_short(key, open)
+            || self.a_zone_is_short(key)
             || self.waits_at_home(key)
             || self.laws.limited
             || wanted + 2 > seats

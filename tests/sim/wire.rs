@@ -8,8 +8,8 @@ use std::sync::Arc;
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::{
-    ApiError, ClusterId, Digest, HostId, LeaderId, PlacementSet, Revision, RevisionNumber, Term,
-    WorkloadKey,
+    ApiError, ClusterId, Digest, Forget, HostId, LeaderId, PlacementSet, Revision, RevisionNumber,
+    Term, WorkloadKey,
 };
 use wasmorch_host::runner::protocol::ReplicaKey;
 use wasmorch_planner::{Observation, Write};
@@ -131,6 +131,8 @@ pub(crate) enum Wake {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HostWake {
     Beat,
+    /// The disk has removed this, or has failed to.
+    Forget(Forget),
     /// A timer of the agent.
     Agent,
     /// Try to connect.

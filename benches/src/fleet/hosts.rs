@@ -292,6 +292,10 @@ impl Fleet {
                 digest,
                 path: PathBuf::new(),
             }),
+            Effect::Forget(forget) => events.push(Event::Forgotten {
+                forget,
+                failed: None,
+            }),
             Effect::ToRunner(order) => self.obey(at, order, events),
             Effect::Report(report) => {
                 let body = serde_json::to_vec(&report)?;

@@ -194,7 +194,7 @@ pub(crate) enum Command {
         /// The workload
         #[arg(value_name = "WORKLOAD")]
         target: Target,
-        /// What it alone keeps in JetStream too (volumes and other backends: not yet)
+        /// What it alone keeps in the cluster too: buckets, containers, volumes
         #[arg(long)]
         data: bool,
     },

@@ -226,6 +226,7 @@ impl Book {
         };
         held.chain(silent)
             .map(|(host, groups)| PlacementSet {
+                forget: Vec::new(),
                 cluster: by.cluster.clone(),
                 term: by.term,
                 leader: by.leader.clone(),

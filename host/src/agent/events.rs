@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wasmorch_api::{
-    BootId, ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, ReplicaStatus,
-    Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
+    BootId, ClusterId, Digest, Forget, HostId, LeaderId, PlacementNumber, PlacementSet,
+    ReplicaStatus, Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
 };
 
 use crate::runner::protocol::{FromRunner, ReplicaKey, ToRunner};
@@ -53,6 +53,13 @@ pub enum Event {
         /// Only a matter of time (the network): replicas go on waiting. Otherwise (wrong digest,
         /// not in the store, disk full) they are rejected, and started again by policy.
         retryable: bool,
+    },
+    /// What a removed workload left is gone from the disk, or why it is not.
+    Forgotten {
+        /// What was asked for.
+        forget: Forget,
+        /// Why it is still there.
+        failed: Option<String>,
     },
     /// The runner said something.
     Runner(FromRunner),
@@ -117,6 +124,8 @@ pub enum Effect {
         /// Which.
         digest: Digest,
     },
+    /// Remove what a removed workload left, unless that was done before. Never asked twice at once.
+    Forget(Forget),
     /// Tell the runner.
     ToRunner(ToRunner),
     /// Tell the leader.

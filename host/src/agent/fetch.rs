@@ -98,7 +98,11 @@ impl Fetches {
                 self.revisions.get_mut(&(workload.clone(), *number))
             }
             Timer::Artifact(digest) => self.artifacts.get_mut(digest).map(|(fetch, _)| fetch),
-            Timer::Start(_) | Timer::DrainOverdue(_) | Timer::Lease(_) | Timer::Report => None,
+            Timer::Start(_)
+            | Timer::DrainOverdue(_)
+            | Timer::Lease(_)
+            | Timer::Forget
+            | Timer::Report => None,
         };
         if let Some(fetch) = fetch {
             fetch.retry_at = Some(now);

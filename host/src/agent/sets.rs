@@ -65,6 +65,7 @@ impl Agent {
                 self.fetches.keep(revision);
             }
         }
+        self.forgets.take(&held.set.forget);
         self.sequence = held.sequence;
         self.seen_term = held.set.term;
         self.set = Some(held.set);
@@ -94,6 +95,7 @@ impl Agent {
             .collect();
         self.seen_term = self.seen_term.max(set.term);
         self.sequence = sequence;
+        self.forgets.take(&set.forget);
         self.set = Some(set);
         self.persist = true;
         for key in dropped {
@@ -248,7 +250,9 @@ impl Agent {
         let startable = |placement: &Placement| {
             placement.wanted && !placement.finished && placement.live().is_none()
         };
-        !self.shutting_down && self.placements.get(key).is_some_and(startable)
+        !self.shutting_down
+            && !self.forgets.holds_back(&key.workload)
+            && self.placements.get(key).is_some_and(startable)
     }
 
     /// The replica's state, for tests and traces.

@@ -50,6 +50,8 @@ mod tunnel;
 mod volumes;
 mod wire;
 
+pub(crate) use stores::BLOBS;
+
 use std::future::Future;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;

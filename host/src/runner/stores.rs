@@ -57,7 +57,7 @@ fn keyvalue_store(
 }
 
 /// Below the folder of volumes: where containers on disk are. No namespace is named so.
-const BLOBS: &str = "_blobs";
+pub(crate) const BLOBS: &str = "_blobs";
 /// Below the folder of volumes: where what guests write waits until it is complete.
 const SPOOL: &str = "_spool";
 
@@ -108,12 +108,12 @@ fn container(
         "disk" => {
             stores::check(named)?;
             let root = root.ok_or("this host keeps nothing on disk")?;
-            let mut folder = root.join(BLOBS).join(workload.namespace.as_str());
             if let Some(path) = setting("path") {
                 stores::check_folder(path)?;
-                folder.push(path);
             }
-            let container = ObjectsContainer::on_disk(&folder.join(named));
+            let folder = root.join(BLOBS).join(workload.namespace.as_str());
+            let folder = folder.join(stores::on_disk(workload, name, binding));
+            let container = ObjectsContainer::on_disk(&folder);
             Ok(Arc::new(container.map_err(|error| error.to_string())?))
         }
         "s3" => {

@@ -75,6 +75,10 @@ pub struct Host {
     pub(crate) caught_up: bool,
     /// What must not run twice and was taken out of its set unheard, with the sequence of the set after.
     pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
+    /// Its set in the store names a workload that is no more.
+    pub(crate) names_removed: bool,
+    /// It says that it has data to remove.
+    pub(crate) forgetting: bool,
 }
 
 impl Host {
@@ -109,6 +113,8 @@ impl Host {
             forgotten: false,
             caught_up: false,
             unsure: BTreeMap::new(),
+            names_removed: false,
+            forgetting: false,
         }
     }
 

@@ -1,21 +1,20 @@
 //! `scale`, `stop`, `start`, `restart`, `rm`: changes that make no revision.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use wasmorch_api::messages::{ChangeReply, ChangeRequest};
 use wasmorch_api::record::{Removed, Rollout};
 use wasmorch_api::spec::Overlap;
 use wasmorch_api::{
-    ApiError, ErrorCode, EventKind, HostId, Kind, Record, Revision, RolloutState, WorkloadKey,
-    stores,
+    ApiError, ErrorCode, EventKind, Kind, Record, Revision, RolloutState, WorkloadKey, stores,
 };
 
 use super::{Call, Outcome, data, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::queries;
 use crate::write::{EventDraft, Write};
-use crate::{atomic, cron, jobs, quota};
+use crate::{atomic, cron, forget, jobs, quota};
 
 type Changed = Result<Outcome<ChangeReply>, ApiError>;
 
@@ -351,33 +350,22 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     if request.data {
         data::check(workload, &key)?;
     }
-    let hosts: BTreeSet<&HostId> = workload
-        .placements
-        .values()
-        .map(|placed| &placed.host)
-        .collect();
-    let mut writes: Vec<Write> = hosts
+    // The sets that name it are the next plan's to write: they may be more than one batch takes.
+    let endpoints = workload.endpoints.as_ref();
+    let mut writes: Vec<Write> = endpoints
+        .map(|_| Write::DeleteEndpoints(key.clone()))
         .into_iter()
-        .map(|host| Write::Placements(cluster.set_without(host, &key)))
         .collect();
-    writes.extend(
-        workload
-            .endpoints
-            .as_ref()
-            .map(|_| Write::DeleteEndpoints(key.clone())),
-    );
     writes.extend(
         workload
             .routes
             .as_ref()
             .map(|_| Write::DeleteRoutes(key.clone())),
     );
-    let revisions = workload.revisions.keys();
-    writes.extend(revisions.map(|number| Write::DeleteRevision(key.clone(), *number)));
     let mut reply = reply(cluster, workload, &workload.record, true);
     reply.desired = 0;
     reply.kept = if request.data {
-        data::shared(cluster, workload, &key)
+        data::left(cluster, workload, &key)
     } else {
         kept(cluster, workload, &key)
     };
@@ -389,13 +377,24 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         name: key.name.clone(),
         newest: workload.record.newest,
         next_placement: workload.record.next_placement,
-        homes: record.homes,
+        homes: if request.data {
+            BTreeMap::new()
+        } else {
+            record.homes
+        },
+        forget: if request.data {
+            forget::of_removal(cluster, workload, &key, call.now)
+        } else {
+            forget::still_to_do(cluster, &key)
+        },
         answered: record.answered,
     }));
     let mut events = vec![EventDraft::of(&key, EventKind::Removed, "as asked")];
     leave(cluster, workload, call, &mut writes, &mut events);
-    // Last: until it is gone, the workload exists.
+    // What runs is booked by its revision: the workload goes first.
     writes.push(Write::DeleteRecord(key.clone()));
+    let revisions = workload.revisions.keys();
+    writes.extend(revisions.map(|number| Write::DeleteRevision(key.clone(), *number)));
     Ok(Outcome {
         writes,
         events,

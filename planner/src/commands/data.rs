@@ -1,13 +1,16 @@
 //! `rm --data`: which stores of a workload go with it, which stay because others use them, and what
-//! this version refuses to remove.
+//! is refused.
 //!
-//! Pure as its neighbours: the shell removes the streams, after the removal itself is stored.
+//! Pure as its neighbours: the shell removes the streams, after the removal itself is stored, and
+//! hosts what lies there (`forget`).
 
 use std::collections::BTreeSet;
 
-use wasmorch_api::{ApiError, ErrorCode, WorkloadKey, stores};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{ApiError, ErrorCode, HostId, WorkloadKey, stores};
 
 use crate::cluster::{Cluster, Workload};
+use crate::forget;
 
 /// A store in JetStream: what it is called, and the streams that it is made of.
 struct Kept {
@@ -75,8 +78,8 @@ pub fn streams(cluster: &Cluster, key: &WorkloadKey) -> BTreeSet<String> {
     streams
 }
 
-/// What stays, and who uses it.
-pub(super) fn shared(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) -> Vec<String> {
+/// What stays although the data go: what others use, and for now what hosts keep that are away.
+pub(super) fn left(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) -> Vec<String> {
     let mut kept = BTreeSet::new();
     for own in in_jetstream(workload, key) {
         for (other, store) in of_others(cluster, key) {
@@ -89,11 +92,25 @@ pub(super) fn shared(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) 
             }
         }
     }
+    let all: Vec<String> = forget::folders(workload, key).into_iter().collect();
+    let mut own = all.clone();
+    cluster.spare_used(key, &mut own);
+    let shared = all.into_iter().filter(|folder| !own.contains(folder));
+    kept.extend(shared.map(|folder| format!("container {folder} (disk), which others use")));
+    let homes: BTreeSet<&HostId> = workload.record.homes.values().collect();
+    for (id, host) in cluster.hosts() {
+        if homes.contains(id) && host.state == HostState::Dead {
+            let name = &host.info().name;
+            kept.insert(format!(
+                "its data on {name} until that is back: then they go"
+            ));
+        }
+    }
     kept.into_iter().collect()
 }
 
-/// Refuses what would be half done: data that only a host or another system can remove, and data
-/// that a replica may still be writing.
+/// Refuses what would be half done: data in systems that are not the cluster's, and data that a
+/// replica may still be writing.
 pub(super) fn check(workload: &Workload, key: &WorkloadKey) -> Result<(), ApiError> {
     let name = &key.name;
     let bindings = workload
@@ -101,16 +118,17 @@ pub(super) fn check(workload: &Workload, key: &WorkloadKey) -> Result<(), ApiErr
         .values()
         .map(|revision| &revision.spec.bindings);
     for bindings in bindings {
-        let volumes = bindings.volume.keys().map(|name| format!("volume {name}"));
-        let others = bindings.keyvalue.iter().chain(&bindings.blobstore);
-        let others = others
-            .filter(|(_, store)| !["jetstream", "memory"].contains(&store.backend.as_str()))
+        let stores = bindings.keyvalue.iter().chain(&bindings.blobstore);
+        let mut others = stores
+            .filter(|(_, store)| ["redis", "s3"].contains(&store.backend.as_str()))
             .map(|(name, store)| format!("{name} ({})", store.backend));
-        if let Some(first) = volumes.chain(others).next() {
+        if let Some(first) = others.next() {
             return Err(ApiError::new(
                 ErrorCode::Invalid,
                 format!("rm cannot remove all data of {name}"),
-                format!("removing {first} is not in this version yet: only what is in JetStream"),
+                format!(
+                    "{first} is a system of its own: only what the cluster keeps can go with it"
+                ),
                 "leave `--data` out: what is kept is listed, and can be removed by hand",
             ));
         }

@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) silent: BTreeSet<HostId>,
     /// Hosts that no newer set has reached, and the sequence of the one they hold.
     pub(crate) lagging: BTreeMap<HostId, u64>,
+    /// Hosts that have not removed yet what their set names.
+    pub(crate) forgetting: BTreeSet<HostId>,
     /// How often each host has started again.
     pub(crate) boots: BTreeMap<HostId, u8>,
     pub(crate) fates: BTreeMap<u64, Fate>,
@@ -65,6 +67,7 @@ impl World {
             seqs: BTreeMap::new(),
             silent: BTreeSet::new(),
             lagging: BTreeMap::new(),
+            forgetting: BTreeSet::new(),
             boots: BTreeMap::new(),
             fates: BTreeMap::new(),
             own_fates: BTreeMap::new(),
@@ -138,8 +141,12 @@ impl World {
     }
 
     pub(crate) fn beat(&self, id: &HostId) -> Heartbeat {
+        let known = self.cluster.hosts().get(id);
+        let stored = known.filter(|host| host.set.is_some());
+        let stored = stored.map_or(u64::MAX, |host| host.set_sequence);
         Heartbeat {
-            sequence: self.lagging.get(id).copied().unwrap_or(u64::MAX),
+            sequence: self.lagging.get(id).copied().unwrap_or(stored),
+            forgetting: self.forgetting.contains(id),
             status_seq: self.seqs[id],
             loads: self.loads_of(id),
             info: HostInfo {
