@@ -50,10 +50,25 @@ pub struct Forget {
     pub containers: Vec<String>,
 }
 
+/// What tells one removal from another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ForgetId {
+    /// Whose data.
+    pub workload: WorkloadKey,
+    /// As in [`Forget`].
+    pub before: PlacementNumber,
+    /// As in [`Forget`].
+    pub at: Timestamp,
+}
+
 impl Forget {
-    /// The workload's full name.
-    pub fn key(&self) -> WorkloadKey {
-        WorkloadKey::new(self.namespace.clone(), self.workload.clone())
+    /// Which it is.
+    pub fn id(&self) -> ForgetId {
+        ForgetId {
+            workload: WorkloadKey::new(self.namespace.clone(), self.workload.clone()),
+            before: self.before,
+            at: self.at,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, ClusterId, HostId, Name, ReplicaId, RevisionNumber, Term, WorkloadKey};
+use crate::placement::ForgetId;
 use crate::time::Timestamp;
 
 /// Where a replica stands. It only moves forward.
@@ -355,9 +356,10 @@ pub struct Heartbeat {
     pub cpu_millis: u64,
     /// Live replicas.
     pub replicas: u64,
-    /// It has still to remove data that its set names.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub forgetting: bool,
+    /// Of the removals that its set names, those that it has still to carry out. Left out when its set
+    /// names none, and by hosts that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Vec<ForgetId>>,
     /// Its daemon is shutting down: nobody has to wait until its silence tells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -387,7 +389,7 @@ impl Heartbeat {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
-            forgetting: false,
+            forgetting: None,
             leaving: false,
             at: None,
             loads: Vec::new(),

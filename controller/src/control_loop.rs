@@ -327,6 +327,10 @@ impl ControlLoop {
         }
         self.say(done.events);
         let mut reply = done.answer.finish(&self.begin.cluster);
+        if wrote && call.verb == Verb::Rm {
+            // Its hosts are told before what it consumes from is gone: they would make that anew.
+            self.plan().await?;
+        }
         if wrote {
             // Before the answer: whoever deploys it again gets consumers of its own.
             let left = self.begin.store.remove_consumers(&consumers).await;

@@ -172,7 +172,7 @@ impl Agent {
             self.fold(event, now);
         }
         self.fire_timers(now);
-        self.forget_data();
+        self.forget_data(now);
         let mut effects = Vec::with_capacity(self.effects.len() + 2);
         if std::mem::take(&mut self.persist) {
             effects.extend(self.held().map(|held| Effect::Persist(Box::new(held))));

@@ -23,6 +23,7 @@ use crate::certificates::{self, TlsSource};
 use crate::driver::{Driver, Parts};
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
+use crate::forget::Remover;
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::machine;
@@ -148,6 +149,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     );
     let admin = sockets.admin.tokio()?;
     let guests = (sockets.http.listener, sockets.peer.listener);
+    let remover = Remover::start(disk.data.volumes())?;
     let spawn = spawn_runner(&config, &disk, guests);
     let pool = Pool::start(spawn, config.runners.count(), REPLICAS_MAX)?;
     let logs = LogStore::start(disk.data.logs());
@@ -187,6 +189,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
         link,
         logs,
         pool,
+        remover,
         pulse,
         views,
     });

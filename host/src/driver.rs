@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{Digest, Forget, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
+use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
 
 use crate::admin::{View, Views};
 use crate::agent::{Agent, Effect, Event};
@@ -26,6 +26,7 @@ use crate::artifacts::Artifacts;
 use crate::certificates::Accepted;
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
+use crate::forget::Remover;
 use crate::link::{Link, LinkEvent};
 use crate::logs::LogStore;
 use crate::pool::{Pool, Said};
@@ -63,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) tables: Tables,
     pub(crate) certificates: Option<watch::Receiver<Arc<Accepted>>>,
     pub(crate) pool: Pool,
+    pub(crate) remover: Remover,
     pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
     pub(crate) views: Views,
 }
@@ -166,6 +168,7 @@ impl Driver {
                     Input::Tick
                 }
             },
+            Some(event) = self.parts.remover.next() => Input::Fetched(event),
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Input::Due,
             () = changed(&mut self.parts.certificates) => {
                 let certificates = self.certificates();
@@ -364,7 +367,7 @@ impl Driver {
             }
             Effect::FetchRevision { workload, number } => self.fetch_revision(workload, number),
             Effect::FetchArtifact { digest } => self.fetch_artifact(digest),
-            Effect::Forget(forget) => self.forget(forget),
+            Effect::Forget(forget) => self.parts.remover.ask(forget),
             Effect::ToRunner(message) => self.parts.pool.send(message),
             Effect::Report(report) => {
                 if !self.parts.link.report(&report) {
@@ -409,14 +412,6 @@ impl Driver {
                     }
                 }
             }
-        });
-    }
-
-    fn forget(&mut self, forget: Forget) {
-        let volumes = self.parts.data.volumes();
-        self.fetches.spawn_blocking(move || {
-            let failed = crate::forget::forget(&volumes, &forget).err();
-            Event::Forgotten { forget, failed }
         });
     }
 

@@ -5,18 +5,27 @@
 //! _trash/<n>                 what is being removed: moved away in one step, then taken apart
 //! ```
 //!
-//! Invariants: what is moved away is never seen again under its name; the note is written after
-//! that and before anything of the workload starts again, so that a removal that was carried out is not
-//! carried out a second time, whatever the daemon was told before. A guest may have made a tree of any
-//! depth: it is taken apart level by level, with one open folder at a time and without recursion.
+//! Owns the thread that does so. Invariants: what is moved away is never seen again under its name; the
+//! note is written after that and before anything of the workload starts again, so that a removal that was
+//! carried out is not carried out a second time, whatever the daemon was told before. Nobody waits until the
+//! trash is empty. A guest may have made a tree of any depth: it is taken apart level by level, with one
+//! open folder at a time and without recursion.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
 
+use tokio::sync::mpsc;
 use wasmorch_api::Forget;
 use wasmorch_runtime::write_atomic;
 
+use crate::agent::Event;
+use crate::error::HostError;
 use crate::runner::BLOBS;
 
 /// Below the folder of volumes. No namespace is named so.
@@ -24,14 +33,103 @@ const NOTES: &str = "_removed";
 const TRASH: &str = "_trash";
 /// So many removals are remembered: more than a set names of one workload.
 const LINES_MAX: usize = 64;
+/// Answers that the daemon has not taken yet.
+const ANSWERS: usize = 16;
 
-/// Removes it, unless that was done before; the failure says what and why.
-pub(crate) fn forget(volumes: &Path, forget: &Forget) -> Result<(), String> {
+/// The thread that removes, one thing after the other.
+pub(crate) struct Remover {
+    /// Bounded by what a set names: the agent asks for nothing twice.
+    asked: Option<Sender<Forget>>,
+    answers: mpsc::Receiver<Event>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Remover {
+    /// Begins with what an earlier daemon left in the trash.
+    ///
+    /// # Errors
+    ///
+    /// When there is no thread to be had.
+    pub(crate) fn start(volumes: PathBuf) -> Result<Self, HostError> {
+        let (asked, to_do) = channel();
+        let (answer, answers) = mpsc::channel(ANSWERS);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stops = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("remover".to_owned())
+            .spawn({
+                let volumes = volumes.clone();
+                move || run(&volumes, &to_do, &answer, &stops)
+            })
+            .map_err(|source| HostError::disk("starting to clear", volumes, source))?;
+        Ok(Self {
+            asked: Some(asked),
+            answers,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Asks for one removal; [`Event::Forgotten`] follows.
+    pub(crate) fn ask(&self, forget: Forget) {
+        if let Some(asked) = &self.asked {
+            // Gone only when the daemon ends.
+            let _ = asked.send(forget);
+        }
+    }
+
+    /// The next answer.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        self.answers.recv().await
+    }
+}
+
+impl Drop for Remover {
+    /// What is in hand is broken off: it is gone on with after the next start.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.asked = None;
+        self.answers.close();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(volumes: &Path, to_do: &Receiver<Forget>, answer: &mpsc::Sender<Event>, stop: &AtomicBool) {
+    let trash = volumes.join(TRASH);
+    let mut stuck = BTreeSet::new();
+    let mut empty = false;
+    while !stop.load(Ordering::Relaxed) {
+        let next = if empty {
+            to_do.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            to_do.try_recv()
+        };
+        match next {
+            Ok(forget) => {
+                let failed = self::forget(volumes, &forget).err();
+                empty = false;
+                if answer
+                    .blocking_send(Event::Forgotten { forget, failed })
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(TryRecvError::Empty) => empty = !take_one_apart(&trash, &mut stuck, stop),
+            Err(TryRecvError::Disconnected) => return,
+        }
+    }
+}
+
+/// Moves it away, unless that was done before; the failure says what and why.
+fn forget(volumes: &Path, forget: &Forget) -> Result<(), String> {
     let workload = Path::new(forget.namespace.as_str()).join(forget.workload.as_str());
     let note = volumes.join(NOTES).join(&workload);
-    let line = format!("{} {}", forget.before, forget.at.0);
     let mut lines = done(&note)?;
-    if lines.contains(&line) {
+    if lines.iter().any(|line| covers(line, forget)) {
         return Ok(());
     }
     let blobs = volumes.join(BLOBS).join(forget.namespace.as_str());
@@ -44,17 +142,19 @@ pub(crate) fn forget(volumes: &Path, forget: &Forget) -> Result<(), String> {
         throw_away(&folder, &trash).map_err(|error| at(&folder, &error))?;
     }
     make(note.parent().unwrap_or(volumes))?;
-    lines.push(line);
+    lines.push(format!("{} {}", forget.before, forget.at.0));
     let old = lines.len().saturating_sub(LINES_MAX);
     let text = lines[old..].join("\n");
-    write_atomic(&note, text.as_bytes()).map_err(|error| at(&note, &error))?;
-    empty(volumes)
+    write_atomic(&note, text.as_bytes()).map_err(|error| at(&note, &error))
 }
 
-/// Takes apart what was thrown away, also by a daemon that did not come to its end.
-pub(crate) fn empty(volumes: &Path) -> Result<(), String> {
-    let trash = volumes.join(TRASH);
-    take_apart(&trash).map_err(|error| at(&trash, &error))
+/// Whether a removal that was carried out is this one, or a later one that took this one's with it.
+fn covers(line: &str, forget: &Forget) -> bool {
+    let mut numbers = line.split(' ').map(str::parse::<u64>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(before)), Some(Ok(at))) => before >= forget.before.0 && at >= forget.at.0,
+        _ => false,
+    }
 }
 
 /// The removals that have been carried out, the latest last.
@@ -77,6 +177,19 @@ fn at(path: &Path, error: &io::Error) -> String {
 /// Moves a folder into the trash; one that is not there is gone already.
 fn throw_away(folder: &Path, trash: &Path) -> io::Result<()> {
     match fs::rename(folder, free(trash)?) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    // Before the note that says so.
+    for folder in folder.parent().into_iter().chain([trash]) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// What is not there need not be removed; another removal may be at the same trash.
+fn gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
@@ -94,36 +207,38 @@ fn free(trash: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Folders within folders are moved up beside their parent, so that none is ever deep.
-fn take_apart(trash: &Path) -> io::Result<()> {
-    loop {
-        let mut any = false;
-        let entries = match fs::read_dir(trash) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        for entry in entries {
-            any = true;
-            let entry = entry?;
-            // Of the entry itself: no link is followed.
-            if !entry.file_type()?.is_dir() {
-                fs::remove_file(entry.path())?;
-                continue;
-            }
-            for inner in fs::read_dir(entry.path())? {
-                let inner = inner?;
-                if inner.file_type()?.is_dir() {
-                    fs::rename(inner.path(), free(trash)?)?;
-                } else {
-                    fs::remove_file(inner.path())?;
-                }
-            }
-            fs::remove_dir(entry.path())?;
-        }
-        if !any {
+/// Takes one thing in the trash apart, but for those that are `stuck`; `false`: there is nothing else.
+fn take_one_apart(trash: &Path, stuck: &mut BTreeSet<PathBuf>, stop: &AtomicBool) -> bool {
+    let entries = fs::read_dir(trash).into_iter().flatten();
+    let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let Some(path) = paths.find(|path| !stuck.contains(path)) else {
+        return false;
+    };
+    if let Err(error) = gone(take_apart(&path, trash, stop)) {
+        tracing::error!(path = %path.display(), %error, "removed data stay on the disk until the next start");
+        stuck.insert(path);
+    }
+    true
+}
+
+/// Folders within a folder are moved up beside it, so that none is ever deep.
+fn take_apart(path: &Path, trash: &Path, stop: &AtomicBool) -> io::Result<()> {
+    // Of the thing itself: no link is followed.
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    for inner in fs::read_dir(path)? {
+        if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
+        let inner = inner?;
+        gone(if inner.file_type()?.is_dir() {
+            fs::rename(inner.path(), free(trash)?)
+        } else {
+            fs::remove_file(inner.path())
+        })?;
     }
+    fs::remove_dir(path)
 }
 
 #[cfg(test)]
@@ -138,6 +253,14 @@ mod tests {
             at: wasmorch_api::Timestamp(before * 1_000),
             containers: containers.iter().map(ToString::to_string).collect(),
         }
+    }
+
+    /// What the thread does when nothing is asked of it.
+    fn empty(root: &Path) {
+        let (mut stuck, stop) = (BTreeSet::new(), AtomicBool::new(false));
+        while take_one_apart(&root.join(TRASH), &mut stuck, &stop) {}
+        let left = fs::read_dir(root.join(TRASH)).into_iter().flatten().count();
+        assert_eq!(left, stuck.len());
     }
 
     fn write(path: &Path) {
@@ -160,7 +283,8 @@ mod tests {
         forget(root, &asked).unwrap();
         assert!(!volume.exists() && !blob.exists());
         assert!(neighbour.exists() && other.exists());
-        assert_eq!(fs::read_dir(root.join(TRASH)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(root.join(TRASH)).unwrap().count(), 2);
+        empty(root);
 
         write(&volume);
         forget(root, &asked).unwrap();
@@ -189,17 +313,50 @@ mod tests {
         fs::rename(&inner, root.join("shop/cart")).unwrap();
         forget(&root, &of(1, &[])).unwrap();
         assert!(!root.join("shop/cart").exists());
+        empty(&root);
         assert_eq!(fs::read_dir(root.join(TRASH)).unwrap().count(), 0);
         assert!(precious.exists());
     }
 
-    #[test]
-    fn what_a_daemon_left_in_the_trash_goes_with_the_next() {
+    #[tokio::test]
+    async fn the_thread_answers_goes_on_with_what_was_left_and_ends() {
         let folder = tempfile::tempdir().unwrap();
-        empty(folder.path()).unwrap();
-        write(&folder.path().join(TRASH).join("x/y/z"));
-        empty(folder.path()).unwrap();
-        let trash = folder.path().join(TRASH);
-        assert_eq!(fs::read_dir(trash).unwrap().count(), 0);
+        let root = folder.path();
+        write(&root.join(TRASH).join("left/y/z"));
+        write(&root.join("shop/cart/1/data/file"));
+        let mut remover = Remover::start(root.to_owned()).unwrap();
+        remover.ask(of(3, &[]));
+        let Some(Event::Forgotten { forget, failed }) = remover.next().await else {
+            panic!("no answer")
+        };
+        assert_eq!((forget, failed), (of(3, &[]), None));
+        assert!(!root.join("shop/cart").exists());
+        while fs::read_dir(root.join(TRASH)).unwrap().count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // Where a folder is to be there is a file.
+        fs::remove_dir_all(root.join(NOTES)).unwrap();
+        fs::write(root.join(NOTES), b"").unwrap();
+        remover.ask(of(4, &[]));
+        let Some(Event::Forgotten { failed, .. }) = remover.next().await else {
+            panic!("no answer")
+        };
+        assert!(failed.unwrap().contains(NOTES));
+    }
+
+    #[test]
+    fn what_a_later_removal_has_taken_is_not_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let volume = root.join("shop/cart/1/data/file");
+        forget(root, &of(9, &[])).unwrap();
+        write(&volume);
+        forget(root, &of(7, &[])).unwrap();
+        assert!(volume.exists(), "an old store says so again");
+        // In a store that was lost, numbers begin anew.
+        let mut anew = of(2, &[]);
+        anew.at = wasmorch_api::Timestamp(90_000);
+        forget(root, &anew).unwrap();
+        assert!(!volume.exists());
     }
 }

@@ -52,7 +52,7 @@ impl Host {
         }
         let before = (self.caught_up, self.unsure.len());
         let behind = self.set.is_some() && applied < self.set_sequence;
-        self.caught_up |= !behind && !self.holds_unkept();
+        self.caught_up |= !behind && !self.holds_unkept() && !self.names_removed;
         self.unsure.retain(|_, (_, sequence)| *sequence > applied);
         before != (self.caught_up, self.unsure.len())
     }

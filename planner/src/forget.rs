@@ -7,16 +7,19 @@
 //!
 //! Any host that has ever had a set may have had a replica, and with it volumes: all of them are asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::record::{Forgetting, Removed};
-use wasmorch_api::{Forget, HostId, Timestamp, WorkloadKey, stores};
+use wasmorch_api::{Forget, ForgetId, HostId, Timestamp, WorkloadKey, stores};
 
 use crate::cluster::{Cluster, Host, Workload};
+use crate::write::Write;
 
 /// So many removals of one name are carried on; hosts remember more. What a host has not done by then
 /// stays there.
 const REMOVALS_MAX: usize = 32;
+/// And so many are named by one set at once; the rest when those are done.
+const NAMED_MAX: usize = 64;
 
 /// The folders of a workload's containers on disk, below those of its namespace.
 pub(crate) fn folders(workload: &Workload, key: &WorkloadKey) -> BTreeSet<String> {
@@ -45,10 +48,10 @@ pub(crate) fn of_removal(
     now: Timestamp,
 ) -> Vec<Forgetting> {
     let mut all = still_to_do(cluster, key);
-    let revisions = &workload.revisions;
-    let volumes = revisions
-        .values()
-        .any(|one| !one.spec.bindings.volume.is_empty());
+    let mut revisions = workload.revisions.values();
+    // Homes outlive the revisions that had volumes.
+    let volumes = !workload.record.homes.is_empty()
+        || revisions.any(|one| !one.spec.bindings.volume.is_empty());
     let folders = folders(workload, key);
     if !volumes && folders.is_empty() {
         return all;
@@ -75,14 +78,19 @@ pub(crate) fn still_to_do(cluster: &Cluster, key: &WorkloadKey) -> Vec<Forgettin
     removed.map_or_else(Vec::new, |removed| removed.forget.clone())
 }
 
-/// What each set that is written has to name.
-pub(crate) struct Forgets(Vec<(Forget, BTreeSet<HostId>)>);
+/// What sets name now, oldest removals first.
+#[derive(Default)]
+pub(crate) struct Forgets {
+    all: Vec<Forget>,
+    /// By their place in `all`.
+    of: BTreeMap<HostId, Vec<usize>>,
+}
 
 impl Forgets {
-    /// Of a host.
+    /// What a host's set has to name.
     pub(crate) fn of(&self, host: &HostId) -> Vec<Forget> {
-        let named = self.0.iter().filter(|(_, hosts)| hosts.contains(host));
-        named.map(|(forget, _)| forget.clone()).collect()
+        let named = self.of.get(host).into_iter().flatten();
+        named.map(|at| self.all[*at].clone()).collect()
     }
 }
 
@@ -97,30 +105,36 @@ impl Cluster {
         self.removed.insert(key, removed);
     }
 
-    fn to_forget(&self) -> impl Iterator<Item = (&WorkloadKey, &Forgetting)> {
+    /// What sets name now. A set names so many removals at once: it has to fit a message. A container
+    /// that another workload uses since stays.
+    pub(crate) fn forgets(&self) -> Forgets {
         let keys = self.forgetting.iter();
         let removed = keys.filter_map(|key| self.removed.get_key_value(key));
-        removed.flat_map(|(key, removed)| removed.forget.iter().map(move |one| (key, one)))
-    }
-
-    /// What sets name now. A container that another workload uses since stays.
-    pub(crate) fn forgets(&self) -> Forgets {
-        let mut forgets = Vec::new();
-        for (key, forgetting) in self.to_forget() {
+        let all =
+            removed.flat_map(|(key, removed)| removed.forget.iter().map(move |one| (key, one)));
+        let mut all: Vec<_> = all.collect();
+        all.sort_by_key(|(key, one)| (one.at, *key));
+        let mut forgets = Forgets::default();
+        for (key, forgetting) in all {
+            for host in &forgetting.hosts {
+                let named = forgets.of.entry(host.clone()).or_default();
+                if named.len() < NAMED_MAX {
+                    named.push(forgets.all.len());
+                }
+            }
             let mut containers = forgetting.containers.clone();
             if !containers.is_empty() {
                 self.spare_used(key, &mut containers);
             }
-            let forget = Forget {
+            forgets.all.push(Forget {
                 namespace: key.namespace.clone(),
                 workload: key.name.clone(),
                 before: forgetting.before,
                 at: forgetting.at,
                 containers,
-            };
-            forgets.push((forget, forgetting.hosts.clone()));
+            });
         }
-        Forgets(forgets)
+        forgets
     }
 
     /// Leaves out what other workloads keep there. One of the same name begins with nothing.
@@ -134,16 +148,15 @@ impl Cluster {
     }
 
     /// Hosts whose set in the store is not what it is to be, though no placement of theirs changes.
-    pub(crate) fn stale_sets(&self) -> BTreeSet<&HostId> {
-        let forget = self.to_forget().flat_map(|(key, one)| {
-            one.hosts.iter().filter(move |id| {
-                let host = self.hosts.get(*id);
-                host.is_some_and(|host| !host.is_asked(key, one))
-            })
-        });
+    pub(crate) fn stale_sets(&self, forgets: &Forgets) -> BTreeSet<&HostId> {
         let hosts = self.hosts.iter();
         let stale = hosts.filter(|(_, host)| host.holds_unkept() || host.names_removed);
-        stale.map(|(id, _)| id).chain(forget).collect()
+        let untold = forgets.of.iter().filter_map(|(id, named)| {
+            let (id, host) = self.hosts.get_key_value(id)?;
+            let told = named.iter().all(|at| host.is_asked(&forgets.all[*at].id()));
+            (!told).then_some(id)
+        });
+        stale.map(|(id, _)| id).chain(untold).collect()
     }
 
     /// Notes of removals that hosts have carried out since they were written. A host that was removed
@@ -153,44 +166,64 @@ impl Cluster {
         for removed in { self.forgetting.iter() }.filter_map(|key| self.removed.get(key)) {
             let mut removed = removed.clone();
             let key = removed.key();
-            let before = removed.forget.clone();
+            let mut changed = false;
             for one in &mut removed.forget {
-                let open = one.hosts.iter().filter(|id| {
-                    let host = self.hosts.get(*id);
-                    host.is_some_and(|host| !(host.is_asked(&key, one) && host.has_forgotten()))
+                let id = ForgetId {
+                    workload: key.clone(),
+                    before: one.before,
+                    at: one.at,
+                };
+                let before = one.hosts.len();
+                one.hosts.retain(|host| {
+                    let host = self.hosts.get(host);
+                    host.is_some_and(|host| !host.has_forgotten(&id))
                 });
-                one.hosts = open.cloned().collect();
+                changed |= one.hosts.len() < before;
             }
             removed.forget.retain(|one| !one.hosts.is_empty());
-            if removed.forget != before {
-                after.push(removed);
-            }
+            after.extend(changed.then_some(removed));
         }
         after
+    }
+
+    /// How what is kept of a removed workload is stored: beside a record, only what is still to do.
+    pub(crate) fn write_removed(&self, removed: Removed) -> Write {
+        let key = removed.key();
+        if removed.forget.is_empty() && self.workloads.contains_key(&key) {
+            return Write::DeleteRemoved(key);
+        }
+        Write::Removed(removed)
     }
 }
 
 impl Host {
     /// Whether its set names the removal.
-    fn is_asked(&self, key: &WorkloadKey, forgetting: &Forgetting) -> bool {
+    fn is_asked(&self, id: &ForgetId) -> bool {
         let named = self.set.iter().flat_map(|set| &set.forget);
         { named }.any(|one| {
-            (one.before, one.at) == (forgetting.before, forgetting.at)
-                && one.workload == key.name
-                && one.namespace == key.namespace
+            (one.before, one.at) == (id.before, id.at)
+                && one.workload == id.workload.name
+                && one.namespace == id.workload.namespace
         })
     }
 
-    /// Whether it holds its very set (a store that was lost counts anew) and has removed what that
-    /// names.
-    fn has_forgotten(&self) -> bool {
-        self.boot.is_some() && self.applied == self.set_sequence && !self.forgetting
+    /// Whether it holds its very set (a store that was lost counts anew), which names the removal, and
+    /// does not count that among what is still to do.
+    fn has_forgotten(&self, id: &ForgetId) -> bool {
+        let says = self.forgetting.as_ref();
+        self.applied == self.set_sequence
+            && says.is_some_and(|open| !open.contains(id))
+            && self.is_asked(id)
     }
 
     /// Takes what it says of that; `true` when it may have carried out what is still noted.
-    pub(crate) fn note_forgetting(&mut self, forgetting: bool, applied_before: u64) -> bool {
-        let before = std::mem::replace(&mut self.forgetting, forgetting);
-        let asked = self.set.as_ref().is_some_and(|set| !set.forget.is_empty());
-        asked && (before, applied_before) != (forgetting, self.applied)
+    pub(crate) fn note_forgetting(
+        &mut self,
+        forgetting: Option<Vec<ForgetId>>,
+        applied_before: u64,
+    ) -> bool {
+        let same = self.forgetting == forgetting && self.applied == applied_before;
+        self.forgetting = forgetting;
+        !same && self.set.as_ref().is_some_and(|set| !set.forget.is_empty())
     }
 }

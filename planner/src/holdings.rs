@@ -336,12 +336,14 @@ impl Cluster {
             }
             let report = workload.reports.get(number);
             match report.filter(|known| known.host == placed.host) {
-                Some(known) if known.status.state.ended() => {}
-                Some(known) => host.still_ends(key, known.status.replica),
-                None if revision.is_some_and(|one| one.spec.runs_once()) => {
+                Some(known) if !known.status.state.ended() => {
+                    host.still_ends(key, known.status.replica);
+                }
+                // Ended ones are started again until the host has heard of it.
+                _ if revision.is_some_and(|one| one.spec.runs_once()) => {
                     host.may_run(key, *number, placed.slot);
                 }
-                None => {}
+                _ => {}
             }
             if let Some(set) = &mut host.set {
                 let before = set.groups.len();

@@ -246,7 +246,7 @@ impl Cluster {
                 plan.hosts.push(host.record.clone());
             }
         }
-        plan.stale_sets = self.stale_sets().len();
+        plan.stale_sets = self.stale_sets(&self.forgets()).len();
         plan.removed = self.forgotten();
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
@@ -391,8 +391,8 @@ impl Cluster {
             .collect();
         // A host that was removed and returned holds a set that nobody keeps any more: without an
         // explicit one it would run that for ever.
-        touched.extend(self.stale_sets());
         let forgets = self.forgets();
+        touched.extend(self.stale_sets(&forgets));
         let changes = Changes::of(&plan);
         let sets = touched.into_iter();
         let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes, &forgets)));
@@ -401,7 +401,8 @@ impl Cluster {
         writes.extend(hosts.map(Write::Host));
         let records = plan.update.into_iter().map(Box::new);
         writes.extend(records.map(Write::Record));
-        writes.extend(plan.removed.into_iter().map(Write::Removed));
+        let removed = plan.removed.into_iter();
+        writes.extend(removed.map(|one| self.write_removed(one)));
         writes.extend(sets);
         writes.extend(plan.routes.into_iter().map(Write::Routes));
         // A table names every host there is: not copied.

@@ -46,7 +46,7 @@ impl World {
             self.agent_event(at, AgentEvent::Forgotten { forget, failed });
             return;
         }
-        let key = forget.key();
+        let key = forget.id().workload;
         let data = &mut self.hosts[at].disk.data;
         let which = (key.clone(), forget.before, forget.at);
         if data.removed.insert(which) {

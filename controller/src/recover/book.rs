@@ -76,7 +76,9 @@ impl Book {
             Stored::Record(record) => {
                 let key = record.key();
                 let known = self.records.get(&key).map(|known| known.updated);
-                let gone = self.removed.contains_key(&key);
+                // One that was deployed anew has what hosts have still to remove beside it.
+                let removed = self.removed.get(&key);
+                let gone = removed.is_some_and(|removed| removed.newest >= record.newest);
                 if !gone && known.is_none_or(|known| known < record.updated) {
                     self.records.insert(key, *record);
                 }
@@ -151,8 +153,8 @@ impl Book {
         for (key, held) in &self.held {
             let record = self.records.remove(key);
             let revisions = &self.revisions[key];
-            let removed = self.removed.remove(key);
-            let record = brought_up(record, key, held, revisions, removed.as_ref(), now);
+            let removed = self.removed.get(key);
+            let record = brought_up(record, key, held, revisions, removed, now);
             self.records.insert(key.clone(), record);
         }
         self.check_records(lost, now);
@@ -245,8 +247,10 @@ impl Book {
         writes.extend(records.map(|record| Write::Record(Box::new(record))));
         let revisions = self.revisions.values().flat_map(BTreeMap::values).cloned();
         writes.extend(revisions.map(|revision| Write::Revision(Box::new(revision))));
-        let gone = |key: &WorkloadKey| !self.records.contains_key(key);
-        let removed = self.removed.iter().filter(|(key, _)| gone(key));
+        let removed = self
+            .removed
+            .iter()
+            .filter(|(key, removed)| !removed.forget.is_empty() || !self.records.contains_key(key));
         writes.extend(removed.map(|(_, removed)| Write::Removed(removed.clone())));
         writes
     }

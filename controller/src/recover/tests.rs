@@ -194,6 +194,39 @@ fn a_record_that_knows_more_than_hosts_is_kept() {
     );
 }
 
+/// Deployed anew while a host has still to remove what the one before left.
+#[test]
+fn a_removal_that_goes_on_is_kept_beside_the_record() {
+    let removal = |name: &str| {
+        json!({
+            "namespace": "shop", "name": name, "newest": 1, "next_placement": 4,
+            "forget": [{"before": 4, "at": "2023-11-14T22:13:20.000Z", "hosts": ["h9"]}],
+        })
+    };
+    let kept = [
+        ("removed.shop.idle", removal("idle")),
+        ("workload.shop.idle", record("idle", 2, 0, 5)),
+        ("revision.shop.idle.2", revision("idle", 2)),
+        ("removed.shop.web", removal("web")),
+        // Older than its removal.
+        ("removed.shop.gone", removal("gone")),
+        ("workload.shop.gone", record("gone", 1, 1, 3)),
+        ("revision.shop.gone.1", revision("gone", 1)),
+    ];
+    let sources = Sources {
+        backup: backup(&kept),
+        ..sources(vec![host("h1", "old", &[("web", 2, 1, 4)])])
+    };
+    let rebuilt = rebuild(sources, &by()).unwrap();
+    for workload in ["idle", "web", "gone"] {
+        let removed = value(&rebuilt, &format!("removed.shop.{workload}"));
+        assert_eq!(removed.unwrap()["forget"][0]["hosts"], json!(["h9"]));
+    }
+    assert!(value(&rebuilt, "workload.shop.idle").is_some());
+    assert!(value(&rebuilt, "workload.shop.web").is_some());
+    assert!(value(&rebuilt, "workload.shop.gone").is_none());
+}
+
 #[test]
 fn two_revisions_at_once_are_a_rollout() {
     let told = vec![host("h1", "old", &[("web", 1, 1, 4), ("web", 2, 1, 5)])];

@@ -7,16 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use wasmorch_api::{Forget, PlacementNumber, Timestamp, WorkloadKey};
+use wasmorch_api::{Forget, ForgetId, Timestamp, WorkloadKey};
 
 use super::{Agent, Effect, Timer};
 use crate::planted::{self, Bug};
 
 /// A removal that failed is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
-
-/// One removal: of whom, up to which placement, and when it was asked for.
-pub(super) type Which = (WorkloadKey, PlacementNumber, Timestamp);
 
 /// How far a removal has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,18 +29,18 @@ enum Stage {
 /// The removals of the set in force.
 #[derive(Debug, Default)]
 pub(super) struct Forgets {
-    open: BTreeMap<Which, (Forget, Stage)>,
-    done: BTreeSet<Which>,
+    open: BTreeMap<ForgetId, (Forget, Stage)>,
+    done: BTreeSet<ForgetId>,
 }
 
 impl Forgets {
     /// Takes the removals of a set in place of those of the one before. One that was begun is carried
     /// out, whatever the next set says.
     pub(super) fn take(&mut self, forgets: &[Forget]) {
-        let named: BTreeSet<Which> = forgets.iter().map(which).collect();
+        let named: BTreeSet<ForgetId> = forgets.iter().map(Forget::id).collect();
         self.done.retain(|one| named.contains(one));
         for forget in forgets {
-            let which = which(forget);
+            let which = forget.id();
             match self.open.get_mut(&which) {
                 Some((open, _)) => *open = forget.clone(),
                 None if self.done.contains(&which) => {}
@@ -54,53 +51,56 @@ impl Forgets {
         }
     }
 
-    /// Whether there is nothing left to remove.
-    pub(super) fn all_done(&self) -> bool {
-        self.open.is_empty()
+    /// What is left to remove; `None` when there is nothing and was nothing.
+    pub(super) fn left(&self) -> Option<Vec<ForgetId>> {
+        let some = !(self.open.is_empty() && self.done.is_empty());
+        some.then(|| self.open.keys().cloned().collect())
     }
 
     /// Whether something of this workload is still to be removed.
     pub(super) fn holds_back(&self, workload: &WorkloadKey) -> bool {
-        !planted::is(Bug::DataNotWaited) && { self.open.keys() }.any(|(key, ..)| key == workload)
+        !planted::is(Bug::DataNotWaited) && { self.open.keys() }.any(|id| id.workload == *workload)
     }
-}
-
-fn which(forget: &Forget) -> Which {
-    (forget.key(), forget.before, forget.at)
 }
 
 impl Agent {
     /// Has removed what can be: nothing that may write into it lives. One at a time of each workload, the
     /// earliest first. Runs after every batch of events.
-    pub(super) fn forget_data(&mut self) {
-        if self.forgets.all_done() {
-            return;
-        }
-        let mut last: Option<WorkloadKey> = None;
-        let mut begun = Vec::new();
-        for (which, (_, stage)) in &self.forgets.open {
-            let (key, before, _) = which;
-            let first = last.as_ref() != Some(key);
-            last = Some(key.clone());
-            let writes = self.of_workload(key).any(|(placement, held)| {
-                placement.placement < *before && (held.live().is_some() || held.wanted)
+    pub(super) fn forget_data(&mut self, now: Timestamp) {
+        let mut last: Option<&WorkloadKey> = None;
+        let (mut begun, mut late) = (Vec::new(), Vec::new());
+        for (id, (forget, stage)) in &self.forgets.open {
+            let first = last.replace(&id.workload) != Some(&id.workload);
+            if !first || *stage != Stage::Waits {
+                continue;
+            }
+            let of = || self.of_workload(&id.workload);
+            let writes = of().any(|(key, held)| {
+                key.placement < id.before && (held.live().is_some() || held.wanted)
             });
-            if first && *stage == Stage::Waits && !writes {
-                begun.push(which.clone());
+            // Told too late, by a store that was lost: what is there is no longer that one's.
+            if of().any(|(key, held)| key.placement >= id.before && held.starts > 0) {
+                late.push(forget.clone());
+            } else if !writes {
+                begun.push(id.clone());
             }
         }
-        for which in begun {
-            if let Some((forget, stage)) = self.forgets.open.get_mut(&which) {
+        for id in begun {
+            if let Some((forget, stage)) = self.forgets.open.get_mut(&id) {
                 *stage = Stage::Runs;
                 self.effects.push(Effect::Forget(forget.clone()));
             }
+        }
+        for forget in late {
+            tracing::warn!(workload = %forget.id().workload, "a later one of that name has begun: its data stay");
+            self.forgotten(&forget, None, now);
         }
     }
 
     /// A removal has ended: what waited for it starts, or it is tried again.
     pub(super) fn forgotten(&mut self, forget: &Forget, failed: Option<&str>, now: Timestamp) {
-        let which = which(forget);
-        let workload = forget.key();
+        let which = forget.id();
+        let workload = which.workload.clone();
         if let Some(why) = failed {
             tracing::error!(%workload, why, "its data could not be removed: nothing of it starts before");
             if let Some((_, stage)) = self.forgets.open.get_mut(&which) {

@@ -45,7 +45,7 @@ fn starts(effects: &[Effect]) -> bool {
 
 fn says_so(stage: &Stage) -> bool {
     let beat = stage.agent.heartbeat(&Default::default(), 0, stage.now);
-    beat.unwrap().forgetting
+    !beat.unwrap().forgetting.unwrap().is_empty()
 }
 
 #[test]

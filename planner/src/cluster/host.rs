@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
-use wasmorch_api::{BootId, HostInfo, PlacementNumber, PlacementSet, Slot, Timestamp, WorkloadKey};
+use wasmorch_api::{
+    BootId, ForgetId, HostInfo, PlacementNumber, PlacementSet, Slot, Timestamp, WorkloadKey,
+};
 
 use super::Line;
 use crate::observe::ASK_EVERY;
@@ -77,8 +79,8 @@ pub struct Host {
     pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
     /// Its set in the store names a workload that is no more.
     pub(crate) names_removed: bool,
-    /// It says that it has data to remove.
-    pub(crate) forgetting: bool,
+    /// What it says that it has still to remove; `None`: it says nothing of that.
+    pub(crate) forgetting: Option<Vec<ForgetId>>,
 }
 
 impl Host {
@@ -114,7 +116,7 @@ impl Host {
             caught_up: false,
             unsure: BTreeMap::new(),
             names_removed: false,
-            forgetting: false,
+            forgetting: None,
         }
     }
 
@@ -128,6 +130,7 @@ impl Host {
             story: VecDeque::new(),
             unsure: self.unsure.clone(),
             zone: self.zone.clone(),
+            forgetting: None,
             ..*self
         }
     }

@@ -348,7 +348,7 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
     let key = call.key(&request.workload);
     let workload = find(cluster, &key)?;
     if request.data {
-        data::check(workload, &key)?;
+        data::check(cluster, workload, &key)?;
     }
     // The sets that name it are the next plan's to write: they may be more than one batch takes.
     let endpoints = workload.endpoints.as_ref();

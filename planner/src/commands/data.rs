@@ -111,7 +111,11 @@ pub(super) fn left(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) ->
 
 /// Refuses what would be half done: data in systems that are not the cluster's, and data that a
 /// replica may still be writing.
-pub(super) fn check(workload: &Workload, key: &WorkloadKey) -> Result<(), ApiError> {
+pub(super) fn check(
+    cluster: &Cluster,
+    workload: &Workload,
+    key: &WorkloadKey,
+) -> Result<(), ApiError> {
     let name = &key.name;
     let bindings = workload
         .revisions
@@ -133,8 +137,13 @@ pub(super) fn check(workload: &Workload, key: &WorkloadKey) -> Result<(), ApiErr
             ));
         }
     }
+    // A host removes what lies there once nothing of it runs there. What is in JetStream is removed now.
+    let here_only = in_jetstream(workload, key).is_empty();
     let leaving = workload.reports.iter().filter(|(number, known)| {
-        !workload.placements.contains_key(number) && !known.status.state.ended()
+        let host = cluster.hosts().get(&known.host);
+        let away = host.is_some_and(|host| host.state == HostState::Dead);
+        let ended = known.status.state.ended() || (away && here_only);
+        !ended && !workload.placements.contains_key(number)
     });
     let running = workload.placements.len() + leaving.count();
     if workload.record.wanted() > 0 || running > 0 {

@@ -2,7 +2,7 @@
 //! hosts keep of it is theirs to remove.
 
 use wasmorch_api::messages::ChangeReply;
-use wasmorch_api::{ApiError, Forget, PlacementSet};
+use wasmorch_api::{ApiError, Forget, ForgetId, PlacementSet};
 
 use super::world::*;
 use super::*;
@@ -33,6 +33,14 @@ impl World {
         self.change(commands::stop, None);
         self.run(6);
         self.rm("web", true).unwrap()
+    }
+
+    /// What the host says: of what its set names, all or nothing is still to do.
+    pub(crate) fn still_forgetting(&self, id: &HostId) -> Option<Vec<ForgetId>> {
+        let set = self.cluster.hosts().get(id)?.set.as_ref()?;
+        let named = set.forget.iter().map(Forget::id);
+        let named = named.filter(|_| self.forgetting.contains(id));
+        (!set.forget.is_empty()).then(|| named.collect())
     }
 
     fn stored_set(&self, n: usize) -> PlacementSet {
@@ -182,6 +190,60 @@ fn a_host_that_is_away_does_it_later_and_one_that_is_removed_never() {
     world.store(outcome.writes);
     world.run(2);
     assert_eq!(world.still_to_do(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_dead_host_ran_does_not_hold_up_the_removal_of_its_volumes() {
+    let mut world = World::new(2);
+    world.deploy(with_volume("1", 2), Kind::Http);
+    world.run(4);
+    world.silent.insert(host(2));
+    world.run(12);
+    world.change(commands::stop, None);
+    world.run(6);
+    let reply = world.rm("web", true).unwrap();
+    assert_eq!(reply.kept.len(), 1, "{reply:?}");
+    world.run(3);
+    assert_eq!(world.still_to_do(), ["h2"]);
+    assert_eq!(world.told_to_forget(2), [3]);
+    assert_eq!(world.stored_set(2).groups, []);
+}
+
+#[test]
+fn volumes_go_too_that_no_revision_names_any_more() {
+    let mut world = World::new(1);
+    world.deploy(with_volume("1", 1), Kind::Http);
+    world.run(4);
+    world.rm("web", false).unwrap();
+    world.run(4);
+    world.deploy(spec("2", 1), Kind::Http);
+    world.run(4);
+    world.stopped_and_removed();
+    world.run(1);
+    assert_eq!(world.told_to_forget(1).len(), 1);
+}
+
+#[test]
+fn a_set_names_a_bounded_number_of_removals_and_the_rest_later() {
+    let mut world = World::new(1);
+    world.forgetting.insert(host(1));
+    for n in 0..70 {
+        let mut wanted = with_volume("1", 1);
+        wanted.name = name(&format!("w{n}"));
+        wanted.replicas = Some(Replicas::Count(1));
+        world.deploy(wanted, Kind::Http);
+        world.run(1);
+        world.change_of(&format!("w{n}"), commands::stop, None);
+        world.run(4);
+        world.rm(&format!("w{n}"), true).unwrap();
+    }
+    world.run(3);
+    assert_eq!(world.told_to_forget(1).len(), 64);
+    assert!(world.plan().is_empty(), "and rests");
+    world.forgetting.clear();
+    world.run(4);
+    assert_eq!(world.told_to_forget(1).len(), 6);
+    assert!(world.plan().is_empty());
 }
 
 #[test]

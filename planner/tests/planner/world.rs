@@ -146,7 +146,7 @@ impl World {
         let stored = stored.map_or(u64::MAX, |host| host.set_sequence);
         Heartbeat {
             sequence: self.lagging.get(id).copied().unwrap_or(stored),
-            forgetting: self.forgetting.contains(id),
+            forgetting: self.still_forgetting(id),
             status_seq: self.seqs[id],
             loads: self.loads_of(id),
             info: HostInfo {
