@@ -327,24 +327,25 @@ impl ControlLoop {
         }
         self.say(done.events);
         let mut reply = done.answer.finish(&self.begin.cluster);
-        if wrote && call.verb == Verb::Rm {
-            // Its hosts are told before what it consumes from is gone: they would make that anew.
-            self.plan().await?;
-        }
+        let mut planned = Ok(());
         if wrote {
+            // After the removal is stored: only who leads removes data.
+            let left = self.begin.store.remove_streams(&streams).await;
+            reply = execute::with_kept(reply, left);
+            if !consumers.is_empty() {
+                // Hosts are told before what they consume from is gone: they would make that anew.
+                planned = self.plan().await;
+            }
             // Before the answer: whoever deploys it again gets consumers of its own.
             let left = self.begin.store.remove_consumers(&consumers).await;
             if !left.is_empty() {
                 tracing::warn!(?left, "consumers of a removed workload may be left");
             }
-            // After the removal is stored: only who leads removes data.
-            let left = self.begin.store.remove_streams(&streams).await;
-            reply = execute::with_kept(reply, left);
             self.begin.answers.keep(&call, now, &reply);
             self.pace.urgent(Instant::now());
         }
         send(call, Ok(reply));
-        Ok(())
+        planned
     }
 
     // What both need.

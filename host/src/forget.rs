@@ -33,6 +33,8 @@ const NOTES: &str = "_removed";
 const TRASH: &str = "_trash";
 /// So many removals are remembered: more than a set names of one workload.
 const LINES_MAX: usize = 64;
+/// So many files are removed between two looks at what is asked for.
+const AT_ONCE: usize = 1_000;
 /// Answers that the daemon has not taken yet.
 const ANSWERS: usize = 16;
 
@@ -174,10 +176,13 @@ fn at(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
+/// There is no such folder, nor can there be one.
+const ABSENT: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+
 /// Moves a folder into the trash; one that is not there is gone already.
 fn throw_away(folder: &Path, trash: &Path) -> io::Result<()> {
     match fs::rename(folder, free(trash)?) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if ABSENT.contains(&error.kind()) => return Ok(()),
         other => other?,
     }
     // Before the note that says so.
@@ -207,7 +212,7 @@ fn free(trash: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Takes one thing in the trash apart, but for those that are `stuck`; `false`: there is nothing else.
+/// Takes a part of one thing in the trash apart, but for those that are `stuck`; `false`: there is nothing else.
 fn take_one_apart(trash: &Path, stuck: &mut BTreeSet<PathBuf>, stop: &AtomicBool) -> bool {
     let entries = fs::read_dir(trash).into_iter().flatten();
     let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -227,8 +232,8 @@ fn take_apart(path: &Path, trash: &Path, stop: &AtomicBool) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return fs::remove_file(path);
     }
-    for inner in fs::read_dir(path)? {
-        if stop.load(Ordering::Relaxed) {
+    for (at, inner) in fs::read_dir(path)?.enumerate() {
+        if stop.load(Ordering::Relaxed) || at == AT_ONCE {
             return Ok(());
         }
         let inner = inner?;

@@ -83,8 +83,19 @@ impl Host {
         ended: impl Fn(&WorkloadKey, PlacementNumber) -> bool,
     ) -> bool {
         let before = self.unsure.len();
-        self.unsure
-            .retain(|(key, number), (_, sequence)| *sequence != UNTIL_TOLD || !ended(key, *number));
+        // Until it has heard of the removal it starts such a one again.
+        let until = match (self.names_removed, self.set.is_some()) {
+            (true, _) => NEXT_SET,
+            (false, true) => self.set_sequence,
+            (false, false) => 0,
+        };
+        let applied = self.applied;
+        self.unsure.retain(|(key, number), (_, sequence)| {
+            if *sequence == UNTIL_TOLD && ended(key, *number) {
+                *sequence = until;
+            }
+            *sequence == UNTIL_TOLD || *sequence > applied
+        });
         before != self.unsure.len()
     }
 }

@@ -52,15 +52,16 @@ pub(crate) fn of_removal(
     // Homes outlive the revisions that had volumes.
     let volumes = !workload.record.homes.is_empty()
         || revisions.any(|one| !one.spec.bindings.volume.is_empty());
-    let folders = folders(workload, key);
-    if !volumes && folders.is_empty() {
+    let mut containers: Vec<String> = folders(workload, key).into_iter().collect();
+    cluster.spare_used(key, &mut containers);
+    if !volumes && containers.is_empty() {
         return all;
     }
     let had_set = cluster.hosts.iter().filter(|(_, host)| host.set.is_some());
     let forgetting = Forgetting {
         before: workload.record.next_placement,
         at: now,
-        containers: folders.into_iter().collect(),
+        containers,
         hosts: had_set.map(|(id, _)| id.clone()).collect(),
     };
     // Whoever does this has done those that ask for no more.
@@ -105,8 +106,8 @@ impl Cluster {
         self.removed.insert(key, removed);
     }
 
-    /// What sets name now. A set names so many removals at once: it has to fit a message. A container
-    /// that another workload uses since stays.
+    /// What sets name now. A set names so many removals at once: it has to fit a message; but whatever
+    /// may start again is told with its removal. A container that another workload uses since stays.
     pub(crate) fn forgets(&self) -> Forgets {
         let keys = self.forgetting.iter();
         let removed = keys.filter_map(|key| self.removed.get_key_value(key));
@@ -118,7 +119,7 @@ impl Cluster {
         for (key, forgetting) in all {
             for host in &forgetting.hosts {
                 let named = forgets.of.entry(host.clone()).or_default();
-                if named.len() < NAMED_MAX {
+                if named.len() < NAMED_MAX || self.workloads.contains_key(key) {
                     named.push(forgets.all.len());
                 }
             }

@@ -155,6 +155,17 @@ impl Book {
             let revisions = &self.revisions[key];
             let removed = self.removed.get(key);
             let record = brought_up(record, key, held, revisions, removed, now);
+            // What runs again after its removal keeps its data.
+            if let Some(removed) = self.removed.get_mut(key) {
+                let oldest = held
+                    .slots
+                    .values()
+                    .flatten()
+                    .map(|slot| slot.placement)
+                    .min();
+                { &mut removed.forget }
+                    .retain(|one| oldest.is_none_or(|oldest| oldest >= one.before));
+            }
             self.records.insert(key.clone(), record);
         }
         self.check_records(lost, now);
@@ -215,20 +226,23 @@ impl Book {
 
     /// The placement sets: of hosts that told, what they hold; of silent ones, what the store has.
     pub(super) fn sets(&self, told: &[Told], by: &Rebuilder) -> Vec<PlacementSet> {
-        let held = told.iter().map(|told| (&told.beat.host, &told.held.groups));
+        // What hosts that told have still to remove is named by the next plan; a silent one may read
+        // this first.
+        let held = told.iter();
+        let held = held.map(|told| (&told.beat.host, &told.held.groups, Vec::new()));
         let answered: BTreeSet<&HostId> = told.iter().map(|told| &told.beat.host).collect();
         let silent = self
             .sets
             .iter()
             .filter(|(host, _)| !answered.contains(host) && self.hosts.contains_key(host))
-            .map(|(host, set)| (host, &set.groups));
+            .map(|(host, set)| (host, &set.groups, set.forget.clone()));
         let runs = |group: &wasmorch_api::PlacementGroup| {
             let known = self.revisions.get(&group.key());
             known.is_some_and(|known| known.contains_key(&group.revision))
         };
         held.chain(silent)
-            .map(|(host, groups)| PlacementSet {
-                forget: Vec::new(),
+            .map(|(host, groups, forget)| PlacementSet {
+                forget,
                 cluster: by.cluster.clone(),
                 term: by.term,
                 leader: by.leader.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use wasmorch_api::{Forget, ForgetId, Timestamp, WorkloadKey};
 
-use super::{Agent, Effect, Timer};
+use super::{Agent, Effect, PlacementKey, Timer};
 use crate::planted::{self, Bug};
 
 /// A removal that failed is tried again after so long.
@@ -35,10 +35,11 @@ pub(super) struct Forgets {
 
 impl Forgets {
     /// Takes the removals of a set in place of those of the one before. One that was begun is carried
-    /// out, whatever the next set says.
+    /// out, whatever the next set says; one that waits for replicas to end is not.
     pub(super) fn take(&mut self, forgets: &[Forget]) {
         let named: BTreeSet<ForgetId> = forgets.iter().map(Forget::id).collect();
         self.done.retain(|one| named.contains(one));
+        { &mut self.open }.retain(|id, (_, stage)| *stage != Stage::Waits || named.contains(id));
         for forget in forgets {
             let which = forget.id();
             match self.open.get_mut(&which) {
@@ -57,9 +58,15 @@ impl Forgets {
         some.then(|| self.open.keys().cloned().collect())
     }
 
-    /// Whether something of this workload is still to be removed.
+    /// Whether something of this workload is still to be removed, or a container on disk that it might
+    /// begin to use.
     pub(super) fn holds_back(&self, workload: &WorkloadKey) -> bool {
-        !planted::is(Bug::DataNotWaited) && { self.open.keys() }.any(|id| id.workload == *workload)
+        let holds = |(id, (forget, stage)): (&ForgetId, &(Forget, Stage))| {
+            let near = id.workload.namespace == workload.namespace;
+            let takes = !forget.containers.is_empty() && *stage == Stage::Runs;
+            id.workload == *workload || near && takes
+        };
+        !planted::is(Bug::DataNotWaited) && self.open.iter().any(holds)
     }
 }
 
@@ -115,7 +122,9 @@ impl Agent {
         }
         tracing::info!(%workload, before = %forget.before, "its data have been removed");
         self.forgets.done.insert(which);
-        let waiting: Vec<_> = { self.of_workload(&workload) }
+        let near = |key: &PlacementKey| key.workload.namespace == workload.namespace;
+        let waiting: Vec<_> = { self.placements.iter() }
+            .filter(|(key, _)| near(key))
             .filter(|(_, placement)| placement.start_at.is_none_or(|at| at <= now))
             .map(|(key, _)| key.clone())
             .collect();

@@ -127,3 +127,28 @@ fn after_a_restart_the_disk_is_asked_again_before_anything_starts() {
     let effects = stage.event(forgotten(9, None));
     assert!(starts(&effects));
 }
+
+#[test]
+fn what_only_waits_is_not_done_once_no_set_names_it() {
+    let mut stage = Stage::running("db", Kind::Service);
+    stage.event(told(without_data(&[("db", 1, 7)], &[8]), 11));
+    stage.event(told(set(1, "l1", &[("db", 1, 7)]), 12));
+    let beat = stage.agent.heartbeat(&Default::default(), 0, stage.now);
+    assert_eq!(beat.unwrap().forgetting, None);
+    assert_eq!(asked(&stage.fail("db", "1-7-1")), [0_u64; 0]);
+}
+
+#[test]
+fn nothing_near_starts_while_a_container_goes_that_it_might_use() {
+    let mut both = without_data(&[("web", 1, 1)], &[9]);
+    both.forget[0].containers = vec!["box".to_owned()];
+    let forget = both.forget[0].clone();
+    let mut stage = Stage::new();
+    stage.event(told(both.clone(), 10));
+    both.groups = set(1, "l1", &[("web", 1, 1), ("api", 1, 2)]).groups;
+    stage.event(told(both, 11));
+    assert_eq!(stage.agent.state_of(&key("api", 1, 2)), None);
+    let failed = None;
+    stage.event(Event::Forgotten { forget, failed });
+    assert!(stage.agent.state_of(&key("api", 1, 2)).is_some());
+}
