@@ -37,7 +37,7 @@ pub use ids::{
 };
 pub use manifest::Manifest;
 pub use nats::NatsOptions;
-pub use placement::{Forget, ForgetId, PlacedSlot, PlacementGroup, PlacementSet};
+pub use placement::{PlacedSlot, PlacementGroup, PlacementSet, Removal, RemovalId};
 pub use record::{Record, Revision, Rollout, RolloutState};
 pub use schedule::Schedule;
 pub use spec::{Kind, WorkloadSpec};

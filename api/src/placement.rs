@@ -29,22 +29,15 @@ pub struct PlacementSet {
     pub groups: Vec<PlacementGroup>,
     /// Data of removed workloads that go from this host (`rm --data`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub forget: Vec<Forget>,
+    pub removals: Vec<Removal>,
 }
 
 /// What a removed workload kept on a host, which removes it once: it remembers how far it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forget {
-    /// The namespace.
-    pub namespace: Name,
-    /// The workload.
-    pub workload: Name,
-    /// What placements below this number have left. Later ones are a new workload's of that name, and
-    /// start after it is gone.
-    pub before: PlacementNumber,
-    /// When it was removed: with the number, what tells one removal from another. Numbers alone begin
-    /// anew in a store that was lost.
-    pub at: Timestamp,
+pub struct Removal {
+    /// Which.
+    #[serde(flatten)]
+    pub id: RemovalId,
     /// Its containers on disk, as [`crate::stores::on_disk`] names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
@@ -52,24 +45,14 @@ pub struct Forget {
 
 /// What tells one removal from another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ForgetId {
+pub struct RemovalId {
     /// Whose data.
     pub workload: WorkloadKey,
-    /// As in [`Forget`].
+    /// What placements below this number have left. Later ones are a new workload's of that name, and
+    /// start after it is gone.
     pub before: PlacementNumber,
-    /// As in [`Forget`].
+    /// When the workload was removed. Numbers alone begin anew in a store that was lost.
     pub at: Timestamp,
-}
-
-impl Forget {
-    /// Which it is.
-    pub fn id(&self) -> ForgetId {
-        ForgetId {
-            workload: WorkloadKey::new(self.namespace.clone(), self.workload.clone()),
-            before: self.before,
-            at: self.at,
-        }
-    }
 }
 
 /// The slots of one revision on a host.

@@ -269,7 +269,7 @@ pub struct Removed {
     /// What of its data hosts have still to remove, the oldest removal first. It outlives the removal of
     /// this entry's reason: a workload of the same name may be there again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub forget: Vec<Forgetting>,
+    pub removals: Vec<PendingRemoval>,
     /// Answers to recent writes: a late copy of one must not bring the workload back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answered: Vec<Answered>,
@@ -277,7 +277,7 @@ pub struct Removed {
 
 /// One removal with its data, and the hosts that have not said that they have carried it out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forgetting {
+pub struct PendingRemoval {
     /// What placements below this number have left.
     pub before: PlacementNumber,
     /// When it was asked for.

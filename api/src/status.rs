@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, ClusterId, HostId, Name, ReplicaId, RevisionNumber, Term, WorkloadKey};
-use crate::placement::ForgetId;
+use crate::placement::RemovalId;
 use crate::time::Timestamp;
 
 /// Where a replica stands. It only moves forward.
@@ -359,7 +359,7 @@ pub struct Heartbeat {
     /// Of the removals that its set names, those that it has still to carry out. Left out when its set
     /// names none, and by hosts that know of none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub forgetting: Option<Vec<ForgetId>>,
+    pub removals: Option<Vec<RemovalId>>,
     /// Its daemon is shutting down: nobody has to wait until its silence tells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -389,7 +389,7 @@ impl Heartbeat {
             memory_bytes: 0,
             cpu_millis: 0,
             replicas: 0,
-            forgetting: None,
+            removals: None,
             leaving: false,
             at: None,
             loads: Vec::new(),

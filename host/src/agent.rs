@@ -34,13 +34,13 @@ use crate::runner::protocol::ReplicaKey;
 
 mod events;
 mod fetch;
-mod forget;
-#[cfg(test)]
-mod forgetting;
 mod lease;
 #[cfg(test)]
 mod leases;
 mod placement;
+mod removals;
+#[cfg(test)]
+mod removing;
 mod report;
 mod rest;
 #[cfg(test)]
@@ -56,9 +56,9 @@ mod transitions;
 
 pub use events::{Effect, Event, Held, HeldPlacement, PlacementKey, Refusal};
 use fetch::Fetches;
-use forget::Forgets;
 use lease::Lease;
 use placement::Placement;
+use removals::Removals;
 pub use report::Pulse;
 
 /// Beyond its drain deadline a replica gets this long to say that it has stopped; then it is
@@ -90,7 +90,7 @@ enum Timer {
     Lease(PlacementKey),
     Revision(WorkloadKey, RevisionNumber),
     Artifact(Digest),
-    Forget,
+    Removal,
     Report,
 }
 
@@ -118,7 +118,7 @@ pub struct Agent {
     /// Placements to forget once that report is made.
     forget: BTreeSet<PlacementKey>,
     /// What removed workloads left here.
-    forgets: Forgets,
+    removals: Removals,
     persist: bool,
     shutting_down: bool,
     usage_reported: Timestamp,
@@ -144,7 +144,7 @@ impl Agent {
             told_late: BTreeSet::new(),
             tell_at: None,
             forget: BTreeSet::new(),
-            forgets: Forgets::default(),
+            removals: Removals::default(),
             persist: false,
             shutting_down: false,
             usage_reported: Timestamp(0),
@@ -172,7 +172,7 @@ impl Agent {
             self.fold(event, now);
         }
         self.fire_timers(now);
-        self.forget_data(now);
+        self.remove_data(now);
         let mut effects = Vec::with_capacity(self.effects.len() + 2);
         if std::mem::take(&mut self.persist) {
             effects.extend(self.held().map(|held| Effect::Persist(Box::new(held))));
@@ -214,7 +214,9 @@ impl Agent {
             } => {
                 self.artifact_failed(&digest, &reason, retryable, now);
             }
-            Event::Forgotten { forget, failed } => self.forgotten(&forget, failed.as_deref(), now),
+            Event::DataRemoved { removal, failed } => {
+                self.data_removed(&removal, failed.as_deref(), now)
+            }
             Event::Runner(message) => self.runner_said(message, now),
             Event::RunnerDied { reason } => self.runner_died(&reason, now),
             Event::Connected { cluster, term } => self.connected(cluster, term, now),
@@ -247,7 +249,7 @@ impl Agent {
                 Timer::Lease(key) => self.lease_due(&key, now),
                 Timer::Revision(workload, number) => self.revision_due(workload, number, at),
                 Timer::Artifact(digest) => self.artifact_due(digest, at),
-                Timer::Forget => self.forget_again(now),
+                Timer::Removal => self.remove_again(now),
                 // Looked at when reports are made.
                 Timer::Report => {}
             }

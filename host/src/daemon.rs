@@ -23,11 +23,11 @@ use crate::certificates::{self, TlsSource};
 use crate::driver::{Driver, Parts};
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
-use crate::forget::Remover;
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::machine;
 use crate::pool::{Pool, Spawn};
+use crate::remover::Remover;
 use crate::runner::{self, RunnerCommand, RunnerConfig, RunnerError, Settings};
 use crate::tables::Tables;
 

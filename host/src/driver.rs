@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::{Digest, Heartbeat, HostInfo, RevisionNumber, WorkloadKey};
+use wasmorch_api::{Heartbeat, HostInfo};
 
 use crate::admin::{View, Views};
 use crate::agent::{Agent, Effect, Event};
@@ -26,13 +26,14 @@ use crate::artifacts::Artifacts;
 use crate::certificates::Accepted;
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
-use crate::forget::Remover;
 use crate::link::{Link, LinkEvent};
 use crate::logs::LogStore;
 use crate::pool::{Pool, Said};
+use crate::remover::Remover;
 use crate::runner::protocol::{FromRunner, ToRunner};
 use crate::tables::{TableChange, Tables};
 
+mod beside;
 mod clock;
 mod live;
 
@@ -367,7 +368,7 @@ impl Driver {
             }
             Effect::FetchRevision { workload, number } => self.fetch_revision(workload, number),
             Effect::FetchArtifact { digest } => self.fetch_artifact(digest),
-            Effect::Forget(forget) => self.parts.remover.ask(forget),
+            Effect::RemoveData(removal) => self.parts.remover.ask(removal),
             Effect::ToRunner(message) => self.parts.pool.send(message),
             Effect::Report(report) => {
                 if !self.parts.link.report(&report) {
@@ -383,38 +384,6 @@ impl Driver {
         }
     }
 
-    fn fetch_revision(&mut self, workload: WorkloadKey, number: RevisionNumber) {
-        let (link, reads) = (self.parts.link.clone(), self.reads.clone());
-        self.fetches.spawn(async move {
-            let _permit = reads.acquire().await;
-            match link.revision(&workload, number).await {
-                Ok(revision) => Event::Revision(revision),
-                Err(error) => Event::RevisionMissing {
-                    workload,
-                    number,
-                    reason: error.to_string(),
-                },
-            }
-        });
-    }
-
-    fn fetch_artifact(&mut self, digest: Digest) {
-        let (link, artifacts) = (self.parts.link.clone(), self.parts.artifacts.clone());
-        self.fetches.spawn(async move {
-            match artifacts.have(&digest, || link.artifact(&digest)).await {
-                Ok(path) => Event::Fetched { digest, path },
-                Err(error) => {
-                    let (reason, retryable) = (error.reason, error.retryable);
-                    Event::FetchFailed {
-                        digest,
-                        reason,
-                        retryable,
-                    }
-                }
-            }
-        });
-    }
-
     /// Once a second: ask the runners, write what may wait.
     fn tick(&mut self) {
         self.parts.pool.ask();
@@ -422,43 +391,7 @@ impl Driver {
         if std::mem::take(&mut self.unwritten) {
             self.parts.agent.persist_again();
         }
-        while let Some(done) = self.chores.try_join_next() {
-            self.chore_done(done);
-        }
-        if !self.chores.is_empty() {
-            return;
-        }
-        if let Some(tables) = self.parts.tables.take_dirty() {
-            let data = self.parts.data.clone();
-            self.chores.spawn_blocking(move || {
-                let written = data.write_tables(&tables);
-                if let Err(error) = &written {
-                    tracing::warn!(%error, "the routing tables on disk are as before");
-                }
-                written.is_ok()
-            });
-        }
-        if self.pruned.elapsed() >= PRUNE_EVERY {
-            self.pruned = Instant::now();
-            let artifacts = self.parts.artifacts.clone();
-            let in_use = self.parts.agent.artifacts_in_use();
-            let data = self.parts.data.clone();
-            self.chores.spawn_blocking(move || {
-                artifacts.prune(&in_use);
-                crate::compiled::prune(&data.compiled(), &data.artifacts());
-                true
-            });
-        }
-    }
-
-    fn chore_done(&mut self, done: Result<bool, JoinError>) {
-        let written = done.unwrap_or_else(|error| {
-            tracing::error!(%error, "a chore was cut off");
-            false
-        });
-        if !written {
-            self.parts.tables.keep_dirty();
-        }
+        self.do_chores();
     }
 
     async fn close(mut self) -> (Pool, LogStore) {

@@ -25,11 +25,11 @@ mod descriptors;
 mod driver;
 mod error;
 mod files;
-mod forget;
 mod link;
 mod logs;
 mod machine;
 mod pool;
+mod remover;
 mod tables;
 
 pub use certificates::TlsSource;

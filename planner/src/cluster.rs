@@ -49,7 +49,7 @@ pub struct Cluster {
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
     /// Those of them whose data hosts have still to remove.
-    pub(crate) forgetting: BTreeSet<WorkloadKey>,
+    pub(crate) removing: BTreeSet<WorkloadKey>,
     /// Namespaces with a quota.
     pub(crate) namespaces: BTreeMap<Name, NamespaceRecord>,
     /// Those with `scale`, and what their load was.
@@ -101,7 +101,7 @@ impl Cluster {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
-            forgetting: BTreeSet::new(),
+            removing: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             scaling: BTreeMap::new(),
             per_host: BTreeSet::new(),
@@ -160,7 +160,7 @@ impl Cluster {
                 term: set.term,
                 leader: set.leader.clone(),
                 host: set.host.clone(),
-                forget: Vec::new(),
+                removals: Vec::new(),
             });
             copy.hosts.insert(id.clone(), host.without_set(set));
         }
@@ -235,7 +235,7 @@ impl Cluster {
             Write::DeleteRecord(key) => self.remove_workload(&key),
             Write::Removed(removed) => self.put_removed(removed),
             Write::DeleteRemoved(key) => {
-                self.forgetting.remove(&key);
+                self.removing.remove(&key);
                 self.removed.remove(&key);
             }
             Write::Revision(revision) => self.put_revision(*revision),
@@ -266,7 +266,7 @@ impl Cluster {
                         leader,
                         host,
                         groups,
-                        forget: Vec::new(),
+                        removals: Vec::new(),
                     };
                     self.set_placements(empty, sequence, at);
                 }

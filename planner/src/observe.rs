@@ -103,7 +103,7 @@ impl Cluster {
         host.heard = host.heard.max(now);
         let loads = std::mem::take(&mut beat.loads);
         let before = std::mem::replace(&mut host.applied, beat.sequence);
-        out.changed |= host.note_forgetting(beat.forgetting, before);
+        out.changed |= host.note_removals(beat.removals, before);
         host.table_seq = beat.table_seq;
         host.memory_bytes = beat.memory_bytes;
         host.replicas = beat.replicas;

@@ -11,15 +11,15 @@ use wasmorch_api::messages::Unplaced;
 use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
-    EndpointTable, EventKind, Forget, HostId, PlacedSlot, PlacementGroup, PlacementNumber,
-    PlacementSet, Record, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
+    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet,
+    Record, Removal, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::{Dirt, Left};
 use crate::cluster::{Cluster, only_counted};
-use crate::forget::Forgets;
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
+use crate::removals::Removals;
 use crate::slots;
 use crate::tables;
 use crate::write::{EventDraft, Write};
@@ -43,9 +43,8 @@ pub struct Plan {
     pub routes: Vec<RouteTable>,
     /// What is kept of removed workloads, after hosts have removed their data.
     pub removed: Vec<Removed>,
-    /// Hosts whose set is not what it is to be though no placement of theirs changes: the store keeps
-    /// none any more, it names what was removed, or not yet what the host has to remove.
-    pub stale_sets: usize,
+    /// Hosts whose set is written anew though no placement of theirs changes.
+    pub stale_sets: BTreeSet<HostId>,
     /// What could not be placed, why, and what would fix it.
     pub unplaced: Vec<Unplaced>,
     /// What to say aloud once it is stored.
@@ -155,7 +154,7 @@ impl Plan {
             && self.endpoints.is_empty()
             && self.routes.is_empty()
             && self.removed.is_empty()
-            && self.stale_sets == 0
+            && self.stale_sets.is_empty()
     }
 }
 
@@ -246,8 +245,8 @@ impl Cluster {
                 plan.hosts.push(host.record.clone());
             }
         }
-        plan.stale_sets = self.stale_sets(&self.forgets()).len();
-        plan.removed = self.forgotten();
+        plan.stale_sets = self.stale_sets();
+        plan.removed = self.removals_done();
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
         let workloads = &self.workloads;
@@ -391,11 +390,11 @@ impl Cluster {
             .collect();
         // A host that was removed and returned holds a set that nobody keeps any more: without an
         // explicit one it would run that for ever.
-        let forgets = self.forgets();
-        touched.extend(self.stale_sets(&forgets));
+        touched.extend(&plan.stale_sets);
+        let removals = self.spared(self.removals());
         let changes = Changes::of(&plan);
         let sets = touched.into_iter();
-        let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes, &forgets)));
+        let sets = sets.map(|host| Write::Placements(self.set_after(host, &changes, &removals)));
         let sets: Vec<Write> = sets.collect();
         let hosts = plan.hosts.into_iter().map(Box::new);
         writes.extend(hosts.map(Write::Host));
@@ -410,7 +409,7 @@ impl Cluster {
         writes
     }
 
-    fn set_after(&self, host: &HostId, changes: &Changes<'_>, forgets: &Forgets) -> PlacementSet {
+    fn set_after(&self, host: &HostId, changes: &Changes<'_>, removals: &Removals) -> PlacementSet {
         let stopped = changes.stopped.get(host);
         let mut placed = self.held(host, |key, slot| {
             let stays = !stopped.is_some_and(|stopped| stopped.contains(&(key, slot.placement)));
@@ -441,7 +440,7 @@ impl Cluster {
                 _ => placed.push(((start.key.clone(), start.revision), vec![slot])),
             }
         }
-        self.set(host, placed, forgets.of(host))
+        self.set(host, placed, removals.of(host))
     }
 
     /// What a host's set holds, as far as it stays.
@@ -459,7 +458,7 @@ impl Cluster {
         placed
     }
 
-    fn set(&self, host: &HostId, mut placed: Held, forget: Vec<Forget>) -> PlacementSet {
+    fn set(&self, host: &HostId, mut placed: Held, removals: Vec<Removal>) -> PlacementSet {
         placed.sort_by(|(a, _), (b, _)| a.cmp(b));
         placed.dedup_by(|(next, more), (first, slots)| {
             let same = next == first;
@@ -483,7 +482,7 @@ impl Cluster {
             leader: self.leader.clone(),
             host: host.clone(),
             groups,
-            forget,
+            removals,
         }
     }
 }

@@ -32,8 +32,6 @@ mod deps;
 mod disconnect;
 #[path = "planner/drain.rs"]
 mod drain;
-#[path = "planner/forget.rs"]
-mod forget;
 #[path = "planner/heard.rs"]
 mod heard;
 #[path = "planner/history.rs"]
@@ -54,6 +52,8 @@ mod preempt;
 mod quota;
 #[path = "planner/rebalance.rs"]
 mod rebalance;
+#[path = "planner/removals.rs"]
+mod removals;
 #[path = "planner/rolls.rs"]
 mod rolls;
 #[path = "planner/room.rs"]

@@ -76,15 +76,6 @@ impl World {
         spec.is_none_or(|spec| self.has_features(&self.hosts[at].id, spec))
     }
 
-    /// Whether it goes on zone by zone, and a zone may have no host that can run it.
-    pub(crate) fn a_zone_is_short(&self, key: &WorkloadKey) -> bool {
-        let spec = self.laws.spec(key);
-        spec.is_some_and(|spec| spec.update.by.is_some()) && {
-            (0..self.hosts.len()).filter(|at| self.hosts[*at].up.is_some())
-        }
-        .any(|at| !self.can_run(at, key))
-    }
-
     /// Whether ports may keep it from a place: it listens, and with all others that ever did there are
     /// more than hosts.
     pub(crate) fn ports_are_short(&self, key: &WorkloadKey, open: u64) -> bool {

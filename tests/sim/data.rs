@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::record::Removed;
-use wasmorch_api::{Forget, HostId, PlacementNumber, Timestamp, WorkloadKey};
+use wasmorch_api::{HostId, PlacementNumber, Removal, RemovalId, WorkloadKey};
 use wasmorch_host::agent::Event as AgentEvent;
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey};
 
@@ -19,7 +19,7 @@ pub(crate) struct Data {
     /// The placements that have written, by workload.
     wrote: BTreeMap<WorkloadKey, BTreeSet<PlacementNumber>>,
     /// The removals that have been carried out.
-    removed: BTreeSet<(WorkloadKey, PlacementNumber, Timestamp)>,
+    removed: BTreeSet<RemovalId>,
 }
 
 impl World {
@@ -33,26 +33,25 @@ impl World {
         wrote.insert(replica.id.placement);
     }
 
-    pub(crate) fn forget_later(&mut self, at: usize, forget: Forget) {
+    pub(crate) fn remove_later(&mut self, at: usize, removal: Removal) {
         // A large volume takes its time.
         let longest = if self.rng.one_in(2) { 400 } else { 20_000 };
         let wait = self.rng.between(1, longest);
-        self.wake_host(at, wait, HostWake::Forget(forget));
+        self.wake_host(at, wait, HostWake::Remove(removal));
     }
 
-    pub(crate) fn host_forgets(&mut self, at: usize, forget: Forget) {
+    pub(crate) fn host_removes(&mut self, at: usize, removal: Removal) {
         if self.rng.per_mille(self.weather.flaky) {
             let failed = Some("the disk fails".to_owned());
-            self.agent_event(at, AgentEvent::Forgotten { forget, failed });
+            self.agent_event(at, AgentEvent::DataRemoved { removal, failed });
             return;
         }
-        let key = forget.id().workload;
+        let key = removal.id.workload.clone();
         let data = &mut self.hosts[at].disk.data;
-        let which = (key.clone(), forget.before, forget.at);
-        if data.removed.insert(which) {
+        if data.removed.insert(removal.id.clone()) {
             let wrote = data.wrote.remove(&key).unwrap_or_default();
-            if let Some(later) = wrote.range(forget.before..).next() {
-                let before = forget.before;
+            if let Some(later) = wrote.range(removal.id.before..).next() {
+                let before = removal.id.before;
                 self.broken(format!(
                     "host{at} removes what placement {later} of {key} has written, not only what those before {before} have"
                 ));
@@ -60,12 +59,12 @@ impl World {
             }
         }
         let failed = None;
-        self.agent_event(at, AgentEvent::Forgotten { forget, failed });
+        self.agent_event(at, AgentEvent::DataRemoved { removal, failed });
     }
 
     /// What a removal with its data says is to go.
     pub(crate) fn note_removal(&mut self, removed: &Removed) {
-        if let Some(last) = removed.forget.last() {
+        if let Some(last) = removed.removals.last() {
             self.laws.data_gone.insert(removed.key(), last.before);
         }
     }

@@ -177,7 +177,7 @@ impl World {
                 };
                 self.wake_host(at, wait, HostWake::Beat);
             }
-            HostWake::Forget(forget) => self.host_forgets(at, forget),
+            HostWake::Remove(removal) => self.host_removes(at, removal),
             HostWake::Agent => {
                 up.agent_wake = None;
                 self.agent_event(at, AgentEvent::Tick);
@@ -424,7 +424,7 @@ impl World {
             Effect::FetchArtifact { digest } => {
                 self.host_asks(at, HostAsked::Artifact(digest), Op::Artifact);
             }
-            Effect::Forget(forget) => self.forget_later(at, forget),
+            Effect::RemoveData(removal) => self.remove_later(at, removal),
             Effect::ToRunner(message) => self.runner_told(at, message),
             Effect::Report(report) => self.tell_leaders(at, &Observation::Status(report)),
             Effect::Refused(refusal) => self.say_host(at, || format!("refuses: {refusal}")),

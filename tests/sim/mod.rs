@@ -38,6 +38,8 @@ mod settle;
 mod silence;
 mod store;
 mod term;
+mod unplaced;
 mod weather;
 mod wire;
+mod wishes;
 mod world;

@@ -361,79 +361,6 @@ impl World {
         unplaced && (binds || !up.runner.keys().any(|one| makes_room(&one.workload)))
     }
 
-    /// Fewer hosts than its constraint asks for, or no host at all.
-    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
-        let open = self
-            .hosts
-            .iter()
-            .enumerate()
-            .filter(|(at, host)| host.up.is_some() && self.can_run(*at, key))
-            .filter(|(_, host)| {
-                let known = self.laws.host(&host.id);
-                known.is_none_or(|known| !known.cordoned && known.drain.is_none())
-            })
-            .count() as u64;
-        let spread = self
-            .laws
-            .record(key)
-            .and_then(|record| {
-                self.store
-                    .bucket
-                    .value(&key::revision(key, record.revision))
-            })
-            .and_then(|value| serde_json::from_slice::<Revision>(&value).ok())
-            .is_some_and(|revision| !revision.spec.constraints.is_empty());
-        // A successor needs a seat beside the one that it replaces.
-        let seats = if spread {
-            open * 2
-        } else {
-            open * self.weather.room
-        };
-        let total: u64 = self
-            .laws
-            .records
-            .values()
-            .map(|record| u64::from(record.wanted()) + 2)
-            .sum();
-        // What waits for its quota is not held against anyone.
-        self.ports_are_short(key, open)
-            || self.a_zone_is_short(key)
-            || self.waits_at_home(key)
-            || self.laws.limited
-            || wanted + 2 > seats
-            || total > open * self.weather.room
-    }
-
-    /// A slot's volumes lie on a host that is there and takes nothing new: it waits for that one.
-    fn waits_at_home(&self, key: &WorkloadKey) -> bool {
-        let keeps = { self.target_spec(key) }.is_some_and(|spec| !spec.bindings.volume.is_empty());
-        let homes = self.laws.record(key).map(|record| &record.homes);
-        let mut homes = homes.into_iter().flatten().map(|(_, home)| home);
-        keeps
-            && homes.any(|home| {
-                let known = self.laws.host(home);
-                known.is_some_and(|known| known.cordoned || known.drain.is_some())
-            })
-    }
-
-    /// With `replace = false` what a host held that never comes back stays there.
-    pub(crate) fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
-        let target = self.target_spec(key);
-        let waits = target.is_some_and(|spec| !spec.disconnect.replace);
-        let lost = |id: &wasmorch_api::HostId| {
-            let actors = self.actors_of(id);
-            actors.iter().all(|at| self.hosts[*at].up.is_none())
-        };
-        let sets = self.laws.sets().iter();
-        let mut sets = sets.filter(|(id, _)| lost(id));
-        // Whichever revision it is of: the wanted one, or the one that runs there.
-        let mut awaited = |group: &wasmorch_api::placement::PlacementGroup| {
-            let spec = self.laws.spec_of(key, group.revision);
-            group.key() == *key && (waits || spec.is_some_and(|spec| !spec.disconnect.replace))
-        };
-        sets.any(|(_, set)| set.groups.iter().any(&mut awaited))
-    }
-
     /// A host that is drained holds what could go, or anything after its deadline.
     fn not_emptied(&self, leader: usize) -> Option<String> {
         let now = self.controller_clock(leader);
@@ -479,7 +406,7 @@ impl World {
             && !held_up
     }
 
-    fn target_spec(&self, key: &WorkloadKey) -> Option<WorkloadSpec> {
+    pub(crate) fn target_spec(&self, key: &WorkloadKey) -> Option<WorkloadSpec> {
         let record = self.laws.record(key)?;
         let key = key::revision(key, record.revision);
         let value = self.store.bucket.value(&key)?;

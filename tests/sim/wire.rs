@@ -8,7 +8,7 @@ use std::sync::Arc;
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::{
-    ApiError, ClusterId, Digest, Forget, HostId, LeaderId, PlacementSet, Revision, RevisionNumber,
+    ApiError, ClusterId, Digest, HostId, LeaderId, PlacementSet, Removal, Revision, RevisionNumber,
     Term, WorkloadKey,
 };
 use wasmorch_host::runner::protocol::ReplicaKey;
@@ -132,7 +132,7 @@ pub(crate) enum Wake {
 pub(crate) enum HostWake {
     Beat,
     /// The disk has removed this, or has failed to.
-    Forget(Forget),
+    Remove(Removal),
     /// A timer of the agent.
     Agent,
     /// Try to connect.

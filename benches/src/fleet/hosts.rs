@@ -292,8 +292,8 @@ impl Fleet {
                 digest,
                 path: PathBuf::new(),
             }),
-            Effect::Forget(forget) => events.push(Event::Forgotten {
-                forget,
+            Effect::RemoveData(removal) => events.push(Event::DataRemoved {
+                removal,
                 failed: None,
             }),
             Effect::ToRunner(order) => self.obey(at, order, events),

@@ -163,7 +163,7 @@ impl Book {
                     .flatten()
                     .map(|slot| slot.placement)
                     .min();
-                { &mut removed.forget }
+                { &mut removed.removals }
                     .retain(|one| oldest.is_none_or(|oldest| oldest >= one.before));
             }
             self.records.insert(key.clone(), record);
@@ -235,14 +235,14 @@ impl Book {
             .sets
             .iter()
             .filter(|(host, _)| !answered.contains(host) && self.hosts.contains_key(host))
-            .map(|(host, set)| (host, &set.groups, set.forget.clone()));
+            .map(|(host, set)| (host, &set.groups, set.removals.clone()));
         let runs = |group: &wasmorch_api::PlacementGroup| {
             let known = self.revisions.get(&group.key());
             known.is_some_and(|known| known.contains_key(&group.revision))
         };
         held.chain(silent)
-            .map(|(host, groups, forget)| PlacementSet {
-                forget,
+            .map(|(host, groups, removals)| PlacementSet {
+                removals,
                 cluster: by.cluster.clone(),
                 term: by.term,
                 leader: by.leader.clone(),
@@ -261,10 +261,9 @@ impl Book {
         writes.extend(records.map(|record| Write::Record(Box::new(record))));
         let revisions = self.revisions.values().flat_map(BTreeMap::values).cloned();
         writes.extend(revisions.map(|revision| Write::Revision(Box::new(revision))));
-        let removed = self
-            .removed
-            .iter()
-            .filter(|(key, removed)| !removed.forget.is_empty() || !self.records.contains_key(key));
+        let removed = self.removed.iter().filter(|(key, removed)| {
+            !removed.removals.is_empty() || !self.records.contains_key(key)
+        });
         writes.extend(removed.map(|(_, removed)| Write::Removed(removed.clone())));
         writes
     }

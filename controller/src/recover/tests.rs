@@ -200,7 +200,7 @@ fn a_removal_that_goes_on_is_kept_beside_the_record() {
     let removal = |name: &str| {
         json!({
             "namespace": "shop", "name": name, "newest": 1, "next_placement": 4,
-            "forget": [{"before": 4, "at": "2023-11-14T22:13:20.000Z", "hosts": ["h9"]}],
+            "removals": [{"before": 4, "at": "2023-11-14T22:13:20.000Z", "hosts": ["h9"]}],
         })
     };
     let kept = [
@@ -220,7 +220,7 @@ fn a_removal_that_goes_on_is_kept_beside_the_record() {
     let rebuilt = rebuild(sources, &by()).unwrap();
     for workload in ["idle", "web", "gone"] {
         let removed = value(&rebuilt, &format!("removed.shop.{workload}"));
-        assert_eq!(removed.unwrap()["forget"][0]["hosts"], json!(["h9"]));
+        assert_eq!(removed.unwrap()["removals"][0]["hosts"], json!(["h9"]));
     }
     assert!(value(&rebuilt, "workload.shop.idle").is_some());
     assert!(value(&rebuilt, "workload.shop.web").is_some());

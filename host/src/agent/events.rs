@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wasmorch_api::{
-    BootId, ClusterId, Digest, Forget, HostId, LeaderId, PlacementNumber, PlacementSet,
+    BootId, ClusterId, Digest, HostId, LeaderId, PlacementNumber, PlacementSet, Removal,
     ReplicaStatus, Revision, RevisionNumber, Slot, StatusReport, Term, Timestamp, WorkloadKey,
 };
 
@@ -55,9 +55,9 @@ pub enum Event {
         retryable: bool,
     },
     /// What a removed workload left is gone from the disk, or why it is not.
-    Forgotten {
+    DataRemoved {
         /// What was asked for.
-        forget: Forget,
+        removal: Removal,
         /// Why it is still there.
         failed: Option<String>,
     },
@@ -125,7 +125,7 @@ pub enum Effect {
         digest: Digest,
     },
     /// Remove what a removed workload left, unless that was done before. Never asked twice at once.
-    Forget(Forget),
+    RemoveData(Removal),
     /// Tell the runner.
     ToRunner(ToRunner),
     /// Tell the leader.

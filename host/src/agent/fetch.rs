@@ -101,7 +101,7 @@ impl Fetches {
             Timer::Start(_)
             | Timer::DrainOverdue(_)
             | Timer::Lease(_)
-            | Timer::Forget
+            | Timer::Removal
             | Timer::Report => None,
         };
         if let Some(fetch) = fetch {

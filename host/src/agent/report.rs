@@ -202,7 +202,7 @@ impl Agent {
             memory_bytes: pulse.memory_bytes,
             cpu_millis: pulse.cpu_millis,
             replicas: pulse.replicas,
-            forgetting: self.forgets.left(),
+            removals: self.removals.left(),
             leaving: self.shutting_down,
             at: self.wants_echo().then_some(now),
             loads: self.loads(),

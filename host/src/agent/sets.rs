@@ -65,7 +65,7 @@ impl Agent {
                 self.fetches.keep(revision);
             }
         }
-        self.forgets.take(&held.set.forget);
+        self.removals.take(&held.set.removals);
         self.sequence = held.sequence;
         self.seen_term = held.set.term;
         self.set = Some(held.set);
@@ -95,7 +95,7 @@ impl Agent {
             .collect();
         self.seen_term = self.seen_term.max(set.term);
         self.sequence = sequence;
-        self.forgets.take(&set.forget);
+        self.removals.take(&set.removals);
         self.set = Some(set);
         self.persist = true;
         for key in dropped {
@@ -251,7 +251,7 @@ impl Agent {
             placement.wanted && !placement.finished && placement.live().is_none()
         };
         !self.shutting_down
-            && !self.forgets.holds_back(&key.workload)
+            && !self.removals.holds_back(&key.workload)
             && self.placements.get(key).is_some_and(startable)
     }
 

@@ -121,7 +121,7 @@ impl World {
             Effect::FetchArtifact { digest } => {
                 assert!(self.artifacts.insert(digest), "asked twice at once");
             }
-            Effect::Forget(_) => unreachable!("no set here names a removal"),
+            Effect::RemoveData(_) => unreachable!("no set here names a removal"),
             Effect::ToRunner(message) => self.check_message(message),
             Effect::Report(report) => {
                 assert!(!report.full);

@@ -73,7 +73,7 @@ pub(super) fn set(term: u64, leader: &str, placements: &[(&str, u64, u64)]) -> P
         leader: leader.parse().unwrap(),
         host: "h1".parse().unwrap(),
         groups: placements.iter().map(group).collect(),
-        forget: Vec::new(),
+        removals: Vec::new(),
     }
 }
 

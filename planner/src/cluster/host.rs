@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wasmorch_api::status::{Capacity, Drain, HostRecord, HostState};
 use wasmorch_api::{
-    BootId, ForgetId, HostInfo, PlacementNumber, PlacementSet, Slot, Timestamp, WorkloadKey,
+    BootId, HostInfo, PlacementNumber, PlacementSet, RemovalId, Slot, Timestamp, WorkloadKey,
 };
 
 use super::Line;
@@ -80,7 +80,7 @@ pub struct Host {
     /// Its set in the store names a workload that is no more.
     pub(crate) names_removed: bool,
     /// What it says that it has still to remove; `None`: it says nothing of that.
-    pub(crate) forgetting: Option<Vec<ForgetId>>,
+    pub(crate) removals: Option<Vec<RemovalId>>,
 }
 
 impl Host {
@@ -116,7 +116,7 @@ impl Host {
             caught_up: false,
             unsure: BTreeMap::new(),
             names_removed: false,
-            forgetting: None,
+            removals: None,
         }
     }
 
@@ -130,7 +130,7 @@ impl Host {
             story: VecDeque::new(),
             unsure: self.unsure.clone(),
             zone: self.zone.clone(),
-            forgetting: None,
+            removals: None,
             ..*self
         }
     }

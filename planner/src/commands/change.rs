@@ -14,7 +14,7 @@ use super::{Call, Outcome, data, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
 use crate::queries;
 use crate::write::{EventDraft, Write};
-use crate::{atomic, cron, forget, jobs, quota};
+use crate::{atomic, cron, jobs, quota, removals};
 
 type Changed = Result<Outcome<ChangeReply>, ApiError>;
 
@@ -382,10 +382,10 @@ pub fn rm(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed {
         } else {
             record.homes
         },
-        forget: if request.data {
-            forget::of_removal(cluster, workload, &key, call.now)
+        removals: if request.data {
+            removals::of_removal(cluster, workload, &key, call.now)
         } else {
-            forget::still_to_do(cluster, &key)
+            removals::still_to_do(cluster, &key)
         },
         answered: record.answered,
     }));

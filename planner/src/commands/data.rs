@@ -2,7 +2,7 @@
 //! is refused.
 //!
 //! Pure as its neighbours: the shell removes the streams, after the removal itself is stored, and
-//! hosts what lies there (`forget`).
+//! hosts what lies there (`removals`).
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use wasmorch_api::status::HostState;
 use wasmorch_api::{ApiError, ErrorCode, HostId, WorkloadKey, stores};
 
 use crate::cluster::{Cluster, Workload};
-use crate::forget;
+use crate::removals;
 
 /// A store in JetStream: what it is called, and the streams that it is made of.
 struct Kept {
@@ -92,7 +92,7 @@ pub(super) fn left(cluster: &Cluster, workload: &Workload, key: &WorkloadKey) ->
             }
         }
     }
-    let all: Vec<String> = forget::folders(workload, key).into_iter().collect();
+    let all: Vec<String> = removals::folders(workload, key).into_iter().collect();
     let mut own = all.clone();
     cluster.spare_used(key, &mut own);
     let shared = all.into_iter().filter(|folder| !own.contains(folder));

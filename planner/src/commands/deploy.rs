@@ -158,7 +158,7 @@ fn stored(
     // The record first: a revision without its workload is a leftover.
     let mut writes = vec![Write::Record(Box::new(step.record))];
     // What hosts have still to remove is kept beside the record.
-    if removed(cluster, &key).is_some_and(|removed| removed.forget.is_empty()) {
+    if removed(cluster, &key).is_some_and(|removed| removed.removals.is_empty()) {
         writes.push(Write::DeleteRemoved(key.clone()));
     }
     let revision = step.revision.map(Box::new);

@@ -29,7 +29,7 @@ pub(crate) struct World {
     /// Hosts that no newer set has reached, and the sequence of the one they hold.
     pub(crate) lagging: BTreeMap<HostId, u64>,
     /// Hosts that have not removed yet what their set names.
-    pub(crate) forgetting: BTreeSet<HostId>,
+    pub(crate) removing: BTreeSet<HostId>,
     /// How often each host has started again.
     pub(crate) boots: BTreeMap<HostId, u8>,
     pub(crate) fates: BTreeMap<u64, Fate>,
@@ -67,7 +67,7 @@ impl World {
             seqs: BTreeMap::new(),
             silent: BTreeSet::new(),
             lagging: BTreeMap::new(),
-            forgetting: BTreeSet::new(),
+            removing: BTreeSet::new(),
             boots: BTreeMap::new(),
             fates: BTreeMap::new(),
             own_fates: BTreeMap::new(),
@@ -146,7 +146,7 @@ impl World {
         let stored = stored.map_or(u64::MAX, |host| host.set_sequence);
         Heartbeat {
             sequence: self.lagging.get(id).copied().unwrap_or(stored),
-            forgetting: self.still_forgetting(id),
+            removals: self.still_removing(id),
             status_seq: self.seqs[id],
             loads: self.loads_of(id),
             info: HostInfo {

@@ -12,7 +12,7 @@
 //! open folder at a time and without recursion.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
-use wasmorch_api::Forget;
-use wasmorch_runtime::write_atomic;
+use wasmorch_api::{Removal, RemovalId};
+use wasmorch_runtime::{sync_folder, write_atomic};
 
 use crate::agent::Event;
 use crate::error::HostError;
@@ -41,7 +41,7 @@ const ANSWERS: usize = 16;
 /// The thread that removes, one thing after the other.
 pub(crate) struct Remover {
     /// Bounded by what a set names: the agent asks for nothing twice.
-    asked: Option<Sender<Forget>>,
+    asked: Option<Sender<Removal>>,
     answers: mpsc::Receiver<Event>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -73,11 +73,11 @@ impl Remover {
         })
     }
 
-    /// Asks for one removal; [`Event::Forgotten`] follows.
-    pub(crate) fn ask(&self, forget: Forget) {
+    /// Asks for one removal; [`Event::DataRemoved`] follows.
+    pub(crate) fn ask(&self, removal: Removal) {
         if let Some(asked) = &self.asked {
             // Gone only when the daemon ends.
-            let _ = asked.send(forget);
+            let _ = asked.send(removal);
         }
     }
 
@@ -99,7 +99,7 @@ impl Drop for Remover {
     }
 }
 
-fn run(volumes: &Path, to_do: &Receiver<Forget>, answer: &mpsc::Sender<Event>, stop: &AtomicBool) {
+fn run(volumes: &Path, to_do: &Receiver<Removal>, answer: &mpsc::Sender<Event>, stop: &AtomicBool) {
     let trash = volumes.join(TRASH);
     let mut stuck = BTreeSet::new();
     let mut empty = false;
@@ -110,11 +110,11 @@ fn run(volumes: &Path, to_do: &Receiver<Forget>, answer: &mpsc::Sender<Event>, s
             to_do.try_recv()
         };
         match next {
-            Ok(forget) => {
-                let failed = self::forget(volumes, &forget).err();
+            Ok(removal) => {
+                let failed = remove(volumes, &removal).err();
                 empty = false;
                 if answer
-                    .blocking_send(Event::Forgotten { forget, failed })
+                    .blocking_send(Event::DataRemoved { removal, failed })
                     .is_err()
                 {
                     return;
@@ -127,15 +127,17 @@ fn run(volumes: &Path, to_do: &Receiver<Forget>, answer: &mpsc::Sender<Event>, s
 }
 
 /// Moves it away, unless that was done before; the failure says what and why.
-fn forget(volumes: &Path, forget: &Forget) -> Result<(), String> {
-    let workload = Path::new(forget.namespace.as_str()).join(forget.workload.as_str());
+fn remove(volumes: &Path, removal: &Removal) -> Result<(), String> {
+    let id = &removal.id;
+    let namespace = id.workload.namespace.as_str();
+    let workload = Path::new(namespace).join(id.workload.name.as_str());
     let note = volumes.join(NOTES).join(&workload);
     let mut lines = done(&note)?;
-    if lines.iter().any(|line| covers(line, forget)) {
+    if lines.iter().any(|line| covers(line, id)) {
         return Ok(());
     }
-    let blobs = volumes.join(BLOBS).join(forget.namespace.as_str());
-    let containers = forget.containers.iter();
+    let blobs = volumes.join(BLOBS).join(namespace);
+    let containers = removal.containers.iter();
     let containers = containers.filter(|folder| wasmorch_api::stores::check_folder(folder).is_ok());
     let folders = containers.map(|folder| blobs.join(folder));
     let trash = volumes.join(TRASH);
@@ -144,17 +146,17 @@ fn forget(volumes: &Path, forget: &Forget) -> Result<(), String> {
         throw_away(&folder, &trash).map_err(|error| at(&folder, &error))?;
     }
     make(note.parent().unwrap_or(volumes))?;
-    lines.push(format!("{} {}", forget.before, forget.at.0));
+    lines.push(format!("{} {}", id.before, id.at.0));
     let old = lines.len().saturating_sub(LINES_MAX);
     let text = lines[old..].join("\n");
     write_atomic(&note, text.as_bytes()).map_err(|error| at(&note, &error))
 }
 
 /// Whether a removal that was carried out is this one, or a later one that took this one's with it.
-fn covers(line: &str, forget: &Forget) -> bool {
+fn covers(line: &str, id: &RemovalId) -> bool {
     let mut numbers = line.split(' ').map(str::parse::<u64>);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(before)), Some(Ok(at))) => before >= forget.before.0 && at >= forget.at.0,
+        (Some(Ok(before)), Some(Ok(at))) => before >= id.before.0 && at >= id.at.0,
         _ => false,
     }
 }
@@ -187,7 +189,7 @@ fn throw_away(folder: &Path, trash: &Path) -> io::Result<()> {
     }
     // Before the note that says so.
     for folder in folder.parent().into_iter().chain([trash]) {
-        File::open(folder)?.sync_all()?;
+        sync_folder(folder)?;
     }
     Ok(())
 }
@@ -248,14 +250,17 @@ fn take_apart(path: &Path, trash: &Path, stop: &AtomicBool) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use wasmorch_api::{PlacementNumber, Timestamp, WorkloadKey};
+
     use super::*;
 
-    fn of(before: u64, containers: &[&str]) -> Forget {
-        Forget {
-            namespace: "shop".parse().unwrap(),
-            workload: "cart".parse().unwrap(),
-            before: wasmorch_api::PlacementNumber(before),
-            at: wasmorch_api::Timestamp(before * 1_000),
+    fn of(before: u64, containers: &[&str]) -> Removal {
+        Removal {
+            id: RemovalId {
+                workload: WorkloadKey::new("shop".parse().unwrap(), "cart".parse().unwrap()),
+                before: PlacementNumber(before),
+                at: Timestamp(before * 1_000),
+            },
             containers: containers.iter().map(ToString::to_string).collect(),
         }
     }
@@ -285,16 +290,16 @@ mod tests {
             write(path);
         }
         let asked = of(7, &["a/box", "../../shop/till", "/etc"]);
-        forget(root, &asked).unwrap();
+        remove(root, &asked).unwrap();
         assert!(!volume.exists() && !blob.exists());
         assert!(neighbour.exists() && other.exists());
         assert_eq!(fs::read_dir(root.join(TRASH)).unwrap().count(), 2);
         empty(root);
 
         write(&volume);
-        forget(root, &asked).unwrap();
+        remove(root, &asked).unwrap();
         assert!(volume.exists(), "done once");
-        forget(root, &of(8, &[])).unwrap();
+        remove(root, &of(8, &[])).unwrap();
         assert!(!volume.exists(), "and again for the next");
     }
 
@@ -316,7 +321,7 @@ mod tests {
         }
         fs::create_dir_all(root.join("shop")).unwrap();
         fs::rename(&inner, root.join("shop/cart")).unwrap();
-        forget(&root, &of(1, &[])).unwrap();
+        remove(&root, &of(1, &[])).unwrap();
         assert!(!root.join("shop/cart").exists());
         empty(&root);
         assert_eq!(fs::read_dir(root.join(TRASH)).unwrap().count(), 0);
@@ -331,10 +336,10 @@ mod tests {
         write(&root.join("shop/cart/1/data/file"));
         let mut remover = Remover::start(root.to_owned()).unwrap();
         remover.ask(of(3, &[]));
-        let Some(Event::Forgotten { forget, failed }) = remover.next().await else {
+        let Some(Event::DataRemoved { removal, failed }) = remover.next().await else {
             panic!("no answer")
         };
-        assert_eq!((forget, failed), (of(3, &[]), None));
+        assert_eq!((removal, failed), (of(3, &[]), None));
         assert!(!root.join("shop/cart").exists());
         while fs::read_dir(root.join(TRASH)).unwrap().count() > 0 {
             tokio::task::yield_now().await;
@@ -343,7 +348,7 @@ mod tests {
         fs::remove_dir_all(root.join(NOTES)).unwrap();
         fs::write(root.join(NOTES), b"").unwrap();
         remover.ask(of(4, &[]));
-        let Some(Event::Forgotten { failed, .. }) = remover.next().await else {
+        let Some(Event::DataRemoved { failed, .. }) = remover.next().await else {
             panic!("no answer")
         };
         assert!(failed.unwrap().contains(NOTES));
@@ -354,14 +359,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         let volume = root.join("shop/cart/1/data/file");
-        forget(root, &of(9, &[])).unwrap();
+        remove(root, &of(9, &[])).unwrap();
         write(&volume);
-        forget(root, &of(7, &[])).unwrap();
+        remove(root, &of(7, &[])).unwrap();
         assert!(volume.exists(), "an old store says so again");
         // In a store that was lost, numbers begin anew.
         let mut anew = of(2, &[]);
-        anew.at = wasmorch_api::Timestamp(90_000);
-        forget(root, &anew).unwrap();
+        anew.id.at = Timestamp(90_000);
+        remove(root, &anew).unwrap();
         assert!(!volume.exists());
     }
 }

@@ -2,7 +2,7 @@
 //! hosts keep of it is theirs to remove.
 
 use wasmorch_api::messages::ChangeReply;
-use wasmorch_api::{ApiError, Forget, ForgetId, PlacementSet};
+use wasmorch_api::{ApiError, PlacementSet, Removal, RemovalId};
 
 use super::world::*;
 use super::*;
@@ -11,6 +11,14 @@ fn with_volume(version: &str, replicas: u32) -> WorkloadSpec {
     let mut wanted = spec(version, replicas);
     wasmorch_api::manifest::read_grant("volume=data:/data", &mut wanted.bindings).unwrap();
     wanted
+}
+
+/// A replica with a volume on each of these hosts.
+fn with_data(hosts: usize) -> World {
+    let mut world = World::new(hosts);
+    world.deploy(with_volume("1", hosts as u32), Kind::Http);
+    world.run(4);
+    world
 }
 
 impl World {
@@ -36,11 +44,11 @@ impl World {
     }
 
     /// What the host says: of what its set names, all or nothing is still to do.
-    pub(crate) fn still_forgetting(&self, id: &HostId) -> Option<Vec<ForgetId>> {
+    pub(crate) fn still_removing(&self, id: &HostId) -> Option<Vec<RemovalId>> {
         let set = self.cluster.hosts().get(id)?.set.as_ref()?;
-        let named = set.forget.iter().map(Forget::id);
-        let named = named.filter(|_| self.forgetting.contains(id));
-        (!set.forget.is_empty()).then(|| named.collect())
+        let named = set.removals.iter().map(|one| one.id.clone());
+        let named = named.filter(|_| self.removing.contains(id));
+        (!set.removals.is_empty()).then(|| named.collect())
     }
 
     fn stored_set(&self, n: usize) -> PlacementSet {
@@ -51,9 +59,9 @@ impl World {
         }
     }
 
-    fn told_to_forget(&self, n: usize) -> Vec<u64> {
+    fn told_to_remove(&self, n: usize) -> Vec<u64> {
         let set = self.stored_set(n);
-        { set.forget.iter() }.map(|one| one.before.0).collect()
+        { set.removals.iter() }.map(|one| one.id.before.0).collect()
     }
 
     /// Hosts that have still to remove something of `web`.
@@ -62,7 +70,7 @@ impl World {
         let Some((Write::Removed(removed), _)) = self.store.get(&key) else {
             return Vec::new();
         };
-        let hosts = removed.forget.iter().flat_map(|one| &one.hosts);
+        let hosts = removed.removals.iter().flat_map(|one| &one.hosts);
         hosts.map(ToString::to_string).collect()
     }
 }
@@ -125,20 +133,20 @@ fn every_host_is_told_once_to_remove_what_it_has_of_it() {
     world.change(commands::stop, None);
     world.run(6);
     world.lagging.insert(host(2), 1);
-    world.forgetting.insert(host(3));
+    world.removing.insert(host(3));
     let reply = world.rm("web", true).unwrap();
     assert_eq!(reply.kept, Vec::<String>::new());
     assert_eq!(world.still_to_do(), ["h1", "h2", "h3"]);
     world.run(3);
     for n in 1..=3 {
-        assert_eq!(world.told_to_forget(n), [3], "h{n}");
+        assert_eq!(world.told_to_remove(n), [3], "h{n}");
     }
     // One has not taken its set, one has not done it.
     assert_eq!(world.still_to_do(), ["h2", "h3"]);
     world.new_leader();
     world.run(3);
     assert_eq!(world.still_to_do(), ["h2", "h3"]);
-    world.forgetting.clear();
+    world.removing.clear();
     world.run(2);
     assert_eq!(world.still_to_do(), ["h2"]);
     world.lagging.clear();
@@ -149,32 +157,28 @@ fn every_host_is_told_once_to_remove_what_it_has_of_it() {
 
 #[test]
 fn one_of_the_same_name_is_placed_with_the_removal_and_the_next_removal_adds_to_it() {
-    let mut world = World::new(2);
-    world.deploy(with_volume("1", 2), Kind::Http);
-    world.run(4);
-    world.forgetting.insert(host(1));
+    let mut world = with_data(2);
+    world.removing.insert(host(1));
     world.stopped_and_removed();
     world.deploy(with_volume("2", 2), Kind::Http);
     world.run(6);
     let set = world.stored_set(1);
-    assert_eq!(world.told_to_forget(1), [3]);
+    assert_eq!(world.told_to_remove(1), [3]);
     assert!(set.groups[0].slots[0].placement.0 >= 3);
     assert_eq!(world.still_to_do(), ["h1"], "kept beside the new record");
     world.stopped_and_removed();
     world.run(3);
     // Whoever removes what the second has left removes what the first has.
-    assert_eq!(world.told_to_forget(1), [5]);
+    assert_eq!(world.told_to_remove(1), [5]);
     assert_eq!(world.still_to_do(), ["h1"]);
-    world.forgetting.clear();
+    world.removing.clear();
     world.run(2);
     assert_eq!(world.still_to_do(), Vec::<String>::new());
 }
 
 #[test]
 fn a_host_that_is_away_does_it_later_and_one_that_is_removed_never() {
-    let mut world = World::new(2);
-    world.deploy(with_volume("1", 2), Kind::Http);
-    world.run(4);
+    let mut world = with_data(2);
     world.change(commands::stop, None);
     world.run(6);
     world.silent.insert(host(2));
@@ -194,9 +198,7 @@ fn a_host_that_is_away_does_it_later_and_one_that_is_removed_never() {
 
 #[test]
 fn what_a_dead_host_ran_does_not_hold_up_the_removal_of_its_volumes() {
-    let mut world = World::new(2);
-    world.deploy(with_volume("1", 2), Kind::Http);
-    world.run(4);
+    let mut world = with_data(2);
     world.silent.insert(host(2));
     world.run(12);
     world.change(commands::stop, None);
@@ -205,7 +207,7 @@ fn what_a_dead_host_ran_does_not_hold_up_the_removal_of_its_volumes() {
     assert_eq!(reply.kept.len(), 1, "{reply:?}");
     world.run(3);
     assert_eq!(world.still_to_do(), ["h2"]);
-    assert_eq!(world.told_to_forget(2), [3]);
+    assert_eq!(world.told_to_remove(2), [3]);
     assert_eq!(world.stored_set(2).groups, []);
 }
 
@@ -220,13 +222,13 @@ fn volumes_go_too_that_no_revision_names_any_more() {
     world.run(4);
     world.stopped_and_removed();
     world.run(1);
-    assert_eq!(world.told_to_forget(1).len(), 1);
+    assert_eq!(world.told_to_remove(1).len(), 1);
 }
 
 #[test]
 fn a_set_names_a_bounded_number_of_removals_and_the_rest_later() {
     let mut world = World::new(1);
-    world.forgetting.insert(host(1));
+    world.removing.insert(host(1));
     for n in 0..70 {
         let mut wanted = with_volume("1", 1);
         wanted.name = name(&format!("w{n}"));
@@ -238,11 +240,11 @@ fn a_set_names_a_bounded_number_of_removals_and_the_rest_later() {
         world.rm(&format!("w{n}"), true).unwrap();
     }
     world.run(3);
-    assert_eq!(world.told_to_forget(1).len(), 64);
+    assert_eq!(world.told_to_remove(1).len(), 64);
     assert!(world.plan().is_empty(), "and rests");
-    world.forgetting.clear();
+    world.removing.clear();
     world.run(4);
-    assert_eq!(world.told_to_forget(1).len(), 6);
+    assert_eq!(world.told_to_remove(1).len(), 6);
     assert!(world.plan().is_empty());
 }
 
@@ -263,9 +265,9 @@ fn a_container_on_disk_stays_while_another_workload_uses_it() {
     };
     let containers = |world: &World| -> Vec<String> {
         let set = world.stored_set(1);
-        set.forget
+        set.removals
             .into_iter()
-            .flat_map(|one: Forget| one.containers)
+            .flat_map(|one: Removal| one.containers)
             .collect()
     };
     let mut world = World::new(1);

@@ -1,39 +1,40 @@
-//! Tests of `forget`: nothing that may write into the data lives while they go, nothing of that name
+//! Tests of `removals`: nothing that may write into the data lives while they go, nothing of that name
 //! starts before they are gone, and no removal is asked for twice.
 
-use wasmorch_api::{Forget, Kind, PlacementNumber, PlacementSet, Timestamp};
+use wasmorch_api::{Kind, PlacementNumber, PlacementSet, Removal, RemovalId, Timestamp};
 
 use super::tests::*;
 use super::*;
 
-fn removal(before: u64) -> Forget {
-    Forget {
-        namespace: "default".parse().unwrap(),
-        workload: "db".parse().unwrap(),
-        before: PlacementNumber(before),
-        at: Timestamp(before * 1_000),
+fn removal(before: u64) -> Removal {
+    Removal {
+        id: RemovalId {
+            workload: workload("db"),
+            before: PlacementNumber(before),
+            at: Timestamp(before * 1_000),
+        },
         containers: Vec::new(),
     }
 }
 
 fn without_data(placements: &[(&str, u64, u64)], before: &[u64]) -> PlacementSet {
     PlacementSet {
-        forget: before.iter().copied().map(removal).collect(),
+        removals: before.iter().copied().map(removal).collect(),
         ..set(1, "l1", placements)
     }
 }
 
 fn asked(effects: &[Effect]) -> Vec<u64> {
     let asked = effects.iter().filter_map(|effect| match effect {
-        Effect::Forget(forget) => Some(forget.before.0),
+        Effect::RemoveData(removal) => Some(removal.id.before.0),
         _ => None,
     });
     asked.collect()
 }
 
-fn forgotten(before: u64, failed: Option<&str>) -> Event {
-    Event::Forgotten {
-        forget: removal(before),
+fn removed(before: u64, failed: Option<&str>) -> Event {
+    Event::DataRemoved {
+        removal: removal(before),
         failed: failed.map(str::to_owned),
     }
 }
@@ -45,7 +46,7 @@ fn starts(effects: &[Effect]) -> bool {
 
 fn says_so(stage: &Stage) -> bool {
     let beat = stage.agent.heartbeat(&Default::default(), 0, stage.now);
-    !beat.unwrap().forgetting.unwrap().is_empty()
+    !beat.unwrap().removals.unwrap().is_empty()
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn one_of_the_same_name_starts_once_the_data_are_gone() {
         "others do"
     );
     assert!(says_so(&stage));
-    let effects = stage.event(forgotten(9, None));
+    let effects = stage.event(removed(9, None));
     assert!(starts(&effects));
     assert!(stage.agent.state_of(&key("db", 1, 9)).is_some());
     assert!(!says_so(&stage));
@@ -88,7 +89,7 @@ fn what_may_write_into_the_data_ends_first() {
 fn what_fails_is_tried_again_and_holds_starts_back() {
     let mut stage = Stage::new();
     stage.event(told(without_data(&[("db", 1, 9)], &[9]), 10));
-    stage.event(forgotten(9, Some("the disk fails")));
+    stage.event(removed(9, Some("the disk fails")));
     assert!(says_so(&stage));
     // Another set does not hurry it, and one that names it no more does not undo it.
     let effects = stage.event(told(set(1, "l1", &[("db", 1, 9)]), 11));
@@ -96,7 +97,7 @@ fn what_fails_is_tried_again_and_holds_starts_back() {
     assert_eq!(stage.agent.state_of(&key("db", 1, 9)), None);
     let effects = stage.until_due();
     assert_eq!(asked(&effects), [9]);
-    stage.event(forgotten(9, None));
+    stage.event(removed(9, None));
     assert!(stage.agent.state_of(&key("db", 1, 9)).is_some());
 }
 
@@ -105,10 +106,10 @@ fn removals_of_one_name_go_one_after_the_other() {
     let mut stage = Stage::new();
     let effects = stage.event(told(without_data(&[("db", 1, 12)], &[9, 12]), 10));
     assert_eq!(asked(&effects), [9]);
-    let effects = stage.event(forgotten(9, None));
+    let effects = stage.event(removed(9, None));
     assert_eq!(asked(&effects), [12]);
     assert_eq!(stage.agent.state_of(&key("db", 1, 12)), None);
-    stage.event(forgotten(12, None));
+    stage.event(removed(12, None));
     assert!(stage.agent.state_of(&key("db", 1, 12)).is_some());
 }
 
@@ -124,7 +125,7 @@ fn after_a_restart_the_disk_is_asked_again_before_anything_starts() {
     let effects = stage.event(Event::Tick);
     assert_eq!(asked(&effects), [9]);
     assert_eq!(stage.agent.state_of(&key("db", 1, 9)), None);
-    let effects = stage.event(forgotten(9, None));
+    let effects = stage.event(removed(9, None));
     assert!(starts(&effects));
 }
 
@@ -134,21 +135,21 @@ fn what_only_waits_is_not_done_once_no_set_names_it() {
     stage.event(told(without_data(&[("db", 1, 7)], &[8]), 11));
     stage.event(told(set(1, "l1", &[("db", 1, 7)]), 12));
     let beat = stage.agent.heartbeat(&Default::default(), 0, stage.now);
-    assert_eq!(beat.unwrap().forgetting, None);
+    assert_eq!(beat.unwrap().removals, None);
     assert_eq!(asked(&stage.fail("db", "1-7-1")), [0_u64; 0]);
 }
 
 #[test]
 fn nothing_near_starts_while_a_container_goes_that_it_might_use() {
     let mut both = without_data(&[("web", 1, 1)], &[9]);
-    both.forget[0].containers = vec!["box".to_owned()];
-    let forget = both.forget[0].clone();
+    both.removals[0].containers = vec!["box".to_owned()];
+    let removal = both.removals[0].clone();
     let mut stage = Stage::new();
     stage.event(told(both.clone(), 10));
     both.groups = set(1, "l1", &[("web", 1, 1), ("api", 1, 2)]).groups;
     stage.event(told(both, 11));
     assert_eq!(stage.agent.state_of(&key("api", 1, 2)), None);
     let failed = None;
-    stage.event(Event::Forgotten { forget, failed });
+    stage.event(Event::DataRemoved { removal, failed });
     assert!(stage.agent.state_of(&key("api", 1, 2)).is_some());
 }
