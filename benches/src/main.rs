@@ -5,6 +5,7 @@
 //! success was checked.
 
 mod cluster;
+mod density;
 mod deploy;
 mod fleet;
 mod guest;
@@ -40,6 +41,8 @@ enum Bench {
     Http(http::Args),
     /// What a workload notices of attacks beside it
     Hostile(hostile::Args),
+    /// How much one host holds: thousands of replicas, and of workloads loaded on demand
+    Density(density::Args),
     /// Bare hyper, for `http`
     #[command(name = "serve-bare", hide = true)]
     ServeBare,
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Cluster(args) => fleet::run(&args),
         Bench::Http(args) => http::run(&args),
         Bench::Hostile(args) => hostile::run(&args),
+        Bench::Density(args) => density::run(&args),
         Bench::ServeBare => http::serve_bare(),
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use wasmorch_api::{LeaderId, Term, VERSION};
 
 use crate::agent::Pulse;
-use crate::runner::protocol::GatewayStats;
+use crate::runner::protocol::{CodeStats, GatewayStats};
 
 /// A loop that has not turned for so long is stuck.
 const STUCK: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub(crate) struct View {
     pub pulse: Pulse,
     /// The gateway's counters.
     pub gateway: GatewayStats,
+    /// The code that runners have loaded.
+    pub code: CodeStats,
     /// The highest store sequence in the gateway's tables.
     pub table_seq: u64,
     /// Log lines dropped.
@@ -69,6 +71,7 @@ impl Default for View {
             term: Term(0),
             pulse: Pulse::default(),
             gateway: GatewayStats::default(),
+            code: CodeStats::default(),
             table_seq: 0,
             logs_dropped: 0,
             reports_dropped: 0,
@@ -184,8 +187,8 @@ fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 
 /// Prometheus text, version 0.0.4.
 fn metrics(view: &View) -> String {
-    let (pulse, gateway) = (&view.pulse, &view.gateway);
-    let rows: [(&str, &str, &str, u64); 15] = [
+    let (pulse, gateway, code) = (&view.pulse, &view.gateway, &view.code);
+    let rows: [(&str, &str, &str, u64); 19] = [
         ("replicas", "gauge", "Live replicas.", pulse.replicas),
         (
             "replicas_ready",
@@ -228,6 +231,30 @@ fn metrics(view: &View) -> String {
             "gauge",
             "Requests in hand.",
             gateway.in_flight,
+        ),
+        (
+            "code_loaded",
+            "gauge",
+            "Artifacts whose compiled code is in memory, in each runner.",
+            code.artifacts,
+        ),
+        (
+            "code_loaded_bytes",
+            "gauge",
+            "What that takes; runners share most of it.",
+            code.bytes,
+        ),
+        (
+            "code_loads_total",
+            "counter",
+            "Times that compiled code was loaded.",
+            code.loads,
+        ),
+        (
+            "code_unloads_total",
+            "counter",
+            "Times that unused code was unloaded.",
+            code.unloads,
         ),
         (
             "nats_up",

@@ -1,8 +1,9 @@
 //! What is left of compiled code that nobody will map again.
 //!
-//! The runtime keeps it under `<engine>/<target>/<digest>.cwasm` and never deletes any: another
-//! engine, or a digest that this host has forgotten, would leave it for ever. Deleting is always safe,
-//! since code that is missing is made again, and code that is mapped stays mapped.
+//! The runtime keeps it under `<engine>/<target>/<digest>.cwasm` and deletes only what is too much: that of
+//! another engine, or of a digest that this host has forgotten, would stay for long. A file's time is that of
+//! its last use. Deleting is always safe, since code that is missing is made again, and code that is mapped
+//! stays mapped.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -38,7 +38,12 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 const LINK_QUEUE: usize = 1024;
 /// Replicas that one host may be given: what its placement set, its memory of them and its
 /// reports are sized for.
-const REPLICAS_MAX: usize = 5_000;
+const REPLICAS_MAX: usize = 20_000;
+/// Compiled code that is kept in memory while nobody uses it, at the most: that of a thousand small
+/// components, or of a few with an interpreter.
+const LOADED_MAX: u64 = 256 << 20;
+/// And no more than this part of the memory for replicas.
+const LOADED_SHARE: u64 = 8;
 
 /// How a host is to run.
 #[derive(Debug)]
@@ -372,6 +377,7 @@ fn spawn_runner(
         compiled: Some(disk.data.compiled()),
         given: config.given.clone(),
         volumes: Some(disk.data.volumes()),
+        loaded_max: loaded_max(config.memory.unwrap_or_else(machine::memory_bytes)),
         paths: disk
             .data
             .for_runners(config.nats.creds.as_deref(), config.given.as_deref()),
@@ -394,6 +400,11 @@ fn spawn_runner(
             Runners::Processes { command, .. } => runner::spawn_process(command, config),
         }
     })
+}
+
+/// Code is there to be run: a small machine keeps less of it in memory, and loads it more often.
+fn loaded_max(memory_bytes: u64) -> u64 {
+    (memory_bytes / LOADED_SHARE).min(LOADED_MAX)
 }
 
 /// What the host is, for heartbeats.

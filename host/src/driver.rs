@@ -306,6 +306,7 @@ impl Driver {
             }
             Said::Message(FromRunner::Usage(usage)) => {
                 self.view.gateway = usage.gateway;
+                self.view.code = usage.code;
                 self.view.table_seq = usage.table_seq;
                 Some(Event::Runner(FromRunner::Usage(usage)))
             }

@@ -36,9 +36,12 @@ pub(crate) struct Booked {
 /// The load of a full host.
 pub(crate) const FULL: u32 = 1_000_000;
 
-/// A group without its names and slots, and a slot with numbers of 12 digits.
-const GROUP_BYTES: u64 = 60;
-const SLOT_BYTES: u64 = 47;
+/// A group without its names and slots, its revision of 8 digits.
+const GROUP_BYTES: u64 = 49;
+/// A slot of 6 digits, its placement's number of 12.
+const SLOT_BYTES: u64 = 22;
+/// What a slot that may be told to rest has besides, or one with arguments.
+const WHOLE_BYTES: u64 = 40;
 
 impl Booked {
     /// What one replica books.
@@ -47,12 +50,16 @@ impl Booked {
         let args = args.map_or(0, |args| {
             serde_json::to_vec(args).map_or(0, |json| json.len() as u64 + 8)
         });
+        let whole = match args > 0 || spec.standbys() > 0 {
+            true => WHOLE_BYTES,
+            false => 0,
+        };
         let reserve = &spec.resources.reserve;
         Self {
             memory_bytes: reserve.memory.0,
             cpu_millis: reserve.cpu.0,
             replicas: 1,
-            set_bytes: GROUP_BYTES + names as u64 + SLOT_BYTES + args,
+            set_bytes: GROUP_BYTES + names as u64 + SLOT_BYTES + whole + args,
         }
     }
 
@@ -475,6 +482,44 @@ impl Room {
             has,
             load: used.load(has),
             touched: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmorch_api::{PlacedSlot, PlacementGroup, PlacementNumber, RevisionNumber, Slot};
+
+    use super::*;
+
+    #[test]
+    fn a_slot_takes_no_more_of_a_set_than_it_books() {
+        let key = WorkloadKey::new("shop".parse().unwrap(), "orders-and-more".parse().unwrap());
+        let plain = WorkloadSpec::default();
+        let scale = r#"{"min": 0, "max": 3, "target": {"concurrency": 5}}"#;
+        let to_zero = WorkloadSpec {
+            scale: Some(serde_json::from_str(scale).unwrap()),
+            ..WorkloadSpec::default()
+        };
+        assert!(to_zero.standbys() > 0, "it may be told to rest");
+        let args = vec!["--month".to_owned(), "\"7\"".to_owned()];
+        let cases = [(&plain, None), (&to_zero, None), (&plain, Some(args))];
+        for (spec, args) in cases {
+            let booked = Booked::of(&key, spec, args.as_ref());
+            let group = PlacementGroup {
+                namespace: key.namespace.clone(),
+                workload: key.name.clone(),
+                revision: RevisionNumber(12_345_678),
+                slots: vec![PlacedSlot {
+                    slot: Slot(123_456),
+                    placement: PlacementNumber(123_456_789_012),
+                    standby: spec.standbys() > 0,
+                    args: args.map(Arc::new),
+                }],
+            };
+            // And the comma after it.
+            let encoded = serde_json::to_vec(&group).unwrap().len() as u64 + 1;
+            assert!(encoded <= booked.set_bytes, "{encoded} of {booked:?}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - Code is mapped only after its mark was verified: HMAC-SHA256 by a key that this host made for
 //!   itself (`<dir>/key`, mode 0600). Whatever fails the check is deleted and compiled again.
 //! - Files appear whole: written beside, synced, renamed.
+//! - There is a bound on their size: what was used longest ago leaves ([`crate::evict`]).
 //! - Not being able to write is never fatal: the code runs from memory.
 //!
 //! Known limit: who can write to the folder as the host's own user can replace a file between the
@@ -25,6 +26,7 @@ use wasmtime::{Engine, Module, Precompiled};
 
 use crate::artifact::Compiled;
 use crate::engines::Engines;
+use crate::evict::Bound;
 use crate::files::{write_atomic, write_whole};
 use crate::given::Given;
 use crate::target::{file_name, folder_here};
@@ -38,18 +40,20 @@ pub(crate) struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
     given: Option<Given>,
+    bound: Bound,
     warned: AtomicBool,
 }
 
 impl Cache {
     /// Opens the folder for the engines, making it and the key where they are missing. `given`: where
-    /// the operator puts what was compiled elsewhere.
-    pub(crate) fn open(root: &Path, given: Option<PathBuf>) -> io::Result<Self> {
+    /// the operator puts what was compiled elsewhere. `most`: bytes of code that may lie there.
+    pub(crate) fn open(root: &Path, given: Option<PathBuf>, most: u64) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let key = load_or_make_key(&root.join("key"))?;
         let dir = root.join(folder_here());
         fs::create_dir_all(&dir)?;
         Ok(Self {
+            bound: Bound::new(&dir, most),
             dir,
             key,
             given: given.map(Given::new),
@@ -89,7 +93,10 @@ impl Cache {
             return None;
         }
         match map(engines, &code) {
-            Ok(compiled) => Some(compiled),
+            Ok(compiled) => {
+                Bound::used(&code);
+                Some(compiled)
+            }
             Err(error) => {
                 tracing::warn!(%digest, error = format!("{error:#}"), "compiled code cannot be mapped");
                 self.forget(digest);
@@ -121,9 +128,10 @@ impl Cache {
         }
     }
 
-    /// Keeps code for a digest. Says so once when it cannot.
-    pub(crate) fn put(&self, digest: &Digest, serialized: &[u8]) {
-        if let Err(error) = self.store(digest, serialized)
+    /// Keeps code for a digest; whether it could. Says so once when it cannot.
+    pub(crate) fn put(&self, digest: &Digest, serialized: &[u8]) -> bool {
+        let stored = self.store(digest, serialized);
+        if let Err(error) = &stored
             && !self.warned.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(
@@ -131,6 +139,12 @@ impl Cache {
                 "compiled code cannot be kept; it runs from memory (said once)"
             );
         }
+        stored.is_ok()
+    }
+
+    /// The code of a digest is in use, whoever mapped it when.
+    pub(crate) fn is_used(&self, digest: &Digest) {
+        Bound::used(&self.paths(digest).0);
     }
 
     /// Writes code and its mark. The mark goes last: code without one is not used.
@@ -144,8 +158,9 @@ impl Cache {
             })
         });
         let stored = copied.and_then(|()| write_atomic(&mark, &mac.finalize().into_bytes()));
-        if stored.is_err() {
-            self.forget(digest);
+        match stored {
+            Ok(()) => self.bound.written(&code),
+            Err(_) => self.forget(digest),
         }
         stored
     }

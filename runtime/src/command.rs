@@ -12,7 +12,7 @@ use wasmtime_wasi::p1;
 use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 
-use crate::artifact::{Artifact, Compiled};
+use crate::artifact::{Artifact, Code, Compiled};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
 use crate::gate::Gate;
@@ -92,6 +92,8 @@ pub struct CommandReplica {
     shared: Arc<ReplicaShared>,
     pre: Pre,
     gate: Gate,
+    /// It is about to run, or runs: its code stays.
+    _code: Arc<Code>,
 }
 
 impl CommandReplica {
@@ -111,10 +113,12 @@ impl CommandReplica {
             expected: "wasi:cli/run@0.2, wasi:cli/run@0.3 or _start",
         };
         let mut concurrency = config.limits.concurrency;
-        let pre = match artifact.compiled() {
+        let code = link::code(runtime, artifact, &config)?;
+        let pre = match &code.compiled {
             Compiled::Component(component) => {
                 concurrency = link::concurrency(runtime, component, &config.limits)?;
-                let linked = link::pre(runtime, component, &config)?;
+                let is_limited = volume::is_limited(&config.preopens);
+                let linked = link::pre(runtime, component, is_limited)?;
                 match wasmtime_wasi::p3::bindings::CommandPre::new(linked.clone()) {
                     Ok(pre) => Pre::P3(pre),
                     Err(_) => Pre::P2(
@@ -123,7 +127,6 @@ impl CommandReplica {
                 }
             }
             Compiled::Module(module) => {
-                volume::check(None, &config.preopens)?;
                 if module.get_export("_start").is_none() {
                     return Err(WRONG);
                 }
@@ -139,6 +142,7 @@ impl CommandReplica {
             shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
             pre,
             gate,
+            _code: code,
         })
     }
 

@@ -17,6 +17,8 @@ pub struct RuntimeConfig {
     /// Where compiled code is kept: `<compiled_dir>/<engine>/<target>/<digest>.cwasm`, the key of
     /// this host in `<compiled_dir>/key`. `None`: nothing is kept.
     pub compiled_dir: Option<PathBuf>,
+    /// Bytes of code that may lie there; beyond it what was used longest ago is deleted.
+    pub compiled_max: u64,
     /// Where the operator puts code that was compiled elsewhere, laid out as `compiled_dir`. It is taken
     /// only where nobody else may write, and only with a `compiled_dir`.
     pub given_dir: Option<PathBuf>,
@@ -25,6 +27,9 @@ pub struct RuntimeConfig {
     /// The largest memory that any replica may ask for, in bytes. It is reserved (not committed)
     /// for every instance of the pool.
     pub memory_max: u64,
+    /// Compiled code that may be in memory, in bytes of its mappings. Beyond it what nobody uses is unloaded;
+    /// what is in use may take more.
+    pub loaded_max: u64,
     /// Threads that compile, at low priority.
     pub compile_threads: usize,
     /// Threads of the executor that run guests: so many guests run long at the same time.
@@ -38,10 +43,12 @@ impl Default for RuntimeConfig {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             compiled_dir: None,
+            compiled_max: 8 << 30,
             given_dir: None,
             instances_max: 1000,
             // What a 32-bit memory can address.
             memory_max: 4 << 30,
+            loaded_max: 256 << 20,
             // One core stays for what already runs.
             compile_threads: cores.saturating_sub(1).max(1),
             guest_threads: cores,

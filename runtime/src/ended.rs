@@ -58,9 +58,9 @@ pub enum Ended {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The pool of instances of this host is used up.
+    /// The pool of instances of this host is used up, or it has no code to make one of.
     HostFull {
-        /// What ran out.
+        /// What ran out, or failed.
         message: String,
         /// When to try again.
         retry_after: Duration,
@@ -123,7 +123,7 @@ impl fmt::Display for Ended {
                 retry_after,
             } => write!(
                 f,
-                "this host has no room for another instance ({message}); try again in {retry_after:?}"
+                "this host cannot run another instance ({message}); try again in {retry_after:?}"
             ),
             Self::BodyTooLarge { side, limit_bytes } => write!(
                 f,

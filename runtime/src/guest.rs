@@ -26,8 +26,8 @@ use crate::limits::Meter;
 use crate::pace::Pace;
 use crate::runtime::Runtime;
 
-/// When to try again on a host whose pool is used up.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// When to try again on a host whose pool is used up, or which cannot load the code.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A deadline and the limit it comes from.
 #[derive(Debug, Clone, Copy)]

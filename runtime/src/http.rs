@@ -35,12 +35,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-pub(crate) use self::call::{Head, HeadSender, RequestIo, has_body};
-use self::call::{Pre, run};
-use crate::artifact::Artifact;
+use self::call::run;
+pub(crate) use self::call::{Head, HeadSender, HttpPre, RequestIo, has_body};
+use crate::artifact::{Artifact, Code};
 use crate::body::{Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
 use crate::ended::{BodySide, Ended, PrepareError};
@@ -61,13 +59,19 @@ use crate::together::{Crew, Job, Terms};
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
 
+/// What exports neither version.
+pub(crate) const WRONG: PrepareError = PrepareError::WrongShape {
+    kind: "an http workload",
+    expected: "wasi:http/incoming-handler@0.2 and no wasi:http/handler@0.3",
+};
+
 type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A replica that answers HTTP requests, each in a fresh instance, unless [`crate::Reuse`] says
 /// otherwise.
 pub struct HttpReplica {
     shared: Arc<ReplicaShared>,
-    pre: Pre,
+    artifact: Arc<Artifact>,
     gate: Gate,
     /// Guests that outlive the head of their response.
     tasks: TaskTracker,
@@ -90,31 +94,20 @@ impl HttpReplica {
         artifact: &Arc<Artifact>,
         config: ReplicaConfig,
     ) -> Result<Self, PrepareError> {
-        const WRONG: PrepareError = PrepareError::WrongShape {
-            kind: "an http workload",
-            expected: "wasi:http/incoming-handler@0.2 and no wasi:http/handler@0.3",
-        };
-        let component = artifact.component().ok_or(WRONG)?;
+        let code = link::code(runtime, artifact, &config)?;
+        let component = code.component().ok_or(WRONG)?;
         let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
-        let linked = link::pre(runtime, component, &config)?;
-        let pre = match ServicePre::new(linked.clone()) {
-            Ok(pre) => Pre::P3(pre),
-            Err(_) => Pre::P2(ProxyPre::new(linked).map_err(|_| WRONG)?),
-        };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let reuse = config.reuse;
         let waiting = Pool::new(reuse, runtime);
         let shared = ReplicaShared::new(runtime, artifact.engine(), config)?;
-        let crew = match &pre {
-            Pre::P3(pre) if reuse.requests > 1 && reuse.concurrency > 1 => {
-                Some(Crew::new(&shared, pre.clone(), &waiting, (&tasks, &stop)))
-            }
-            _ => None,
-        };
+        let is_p3 = matches!(code.http(&shared)?, HttpPre::P3(_));
+        let together = is_p3 && reuse.requests > 1 && reuse.concurrency > 1;
+        let crew = together.then(|| Crew::new(&shared, &waiting, (&tasks, &stop)));
         Ok(Self {
             shared,
-            pre,
+            artifact: artifact.clone(),
             gate,
             tasks,
             waiting,
@@ -172,11 +165,28 @@ impl HttpReplica {
         seat: Option<Seat>,
     ) -> Result<http::Response<Body>, Ended> {
         let watch = self.shared.watch();
+        let code = tokio::select! {
+            biased;
+            code = self.shared.code(&self.artifact, deadline) => code,
+            () = self.stop.cancelled() => Err(Ended::Stopped),
+        };
+        let code = code.map_err(|ended| watch.end(ended))?;
         let is_head = request.method() == http::Method::HEAD;
         let exceeded = Arc::new(AtomicBool::new(false));
         let (tx, rx) = oneshot::channel();
+        let inherited = request.extensions().get::<Lineage>().copied();
+        let terms = Terms {
+            watch: watch.clone(),
+            lineage: Lineage {
+                deadline: deadline.map(|deadline| deadline.at.into_std()),
+                ..inherited.unwrap_or_default()
+            },
+            deadline,
+            seat,
+            exceeded: exceeded.clone(),
+        };
         let guest = self
-            .guest(request, exceeded.clone(), tx, watch.clone(), deadline, seat)
+            .guest(code, request, tx, terms)
             .map_err(|error| watch.end(Ended::Internal(format!("{error:#}"))))?;
         let (head, guest) = tokio::select! {
             // Stopping comes first, so that a guest that is always ready cannot outrun it.
@@ -237,49 +247,36 @@ impl HttpReplica {
     /// nothing behind.
     fn guest(
         &self,
+        code: Arc<Code>,
         request: http::Request<Body>,
-        exceeded: Arc<AtomicBool>,
-        tx: HeadSender,
-        watch: Arc<Watch>,
-        deadline: Option<Deadline>,
-        seat: Option<Seat>,
+        head: HeadSender,
+        terms: Terms,
     ) -> wasmtime::Result<Guest> {
         let shared = &self.shared;
         let given = request
             .extensions()
             .get::<RequestId>()
             .map(|id| id.0.clone());
-        let inherited = request.extensions().get::<Lineage>().copied();
-        let inherited = inherited.unwrap_or_default();
         let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), given);
         let limit = shared.config.limits.body_bytes;
-        let request = request.map(|body| RequestBody::new(body, limit, exceeded.clone()));
-        let lineage = Lineage {
-            deadline: deadline.map(|deadline| deadline.at.into_std()),
-            ..inherited
-        };
+        let request = request.map(|body| RequestBody::new(body, limit, terms.exceeded.clone()));
         if let Some(crew) = &self.crew {
-            let job = Job {
-                request,
-                tag,
-                head: tx,
-            };
-            let terms = Terms {
-                watch,
-                lineage,
-                deadline,
-                seat,
-                exceeded,
-            };
-            return Ok(Box::pin(crew.run(job, terms)?));
+            let job = Job { request, tag, head };
+            return Ok(Box::pin(crew.run(code, job, terms)?));
         }
-        let mut running = self.instance(tag, &watch)?;
+        let Terms {
+            watch,
+            lineage,
+            deadline,
+            seat,
+            exceeded,
+        } = terms;
+        let mut running = self.instance(code, tag, &watch)?;
         running.store.data_mut().hooks.inherit(lineage);
-        let pre = self.pre.clone();
         let meter = shared.meter.clone();
         let waiting = self.waiting.clone();
         Ok(Box::pin(Metered::new(meter, async move {
-            let run = run(&pre, &mut running, request, tx);
+            let run = run(&mut running, request, head);
             // How it failed is in the watch; the head and the body look there.
             let is_well = bounded(&watch, deadline, run).await.is_ok();
             if is_well && !exceeded.load(Relaxed) {
@@ -292,7 +289,12 @@ impl HttpReplica {
     }
 
     /// One that waits, or a new one.
-    fn instance(&self, tag: RequestTag, watch: &Arc<Watch>) -> wasmtime::Result<Running> {
+    fn instance(
+        &self,
+        code: Arc<Code>,
+        tag: RequestTag,
+        watch: &Arc<Watch>,
+    ) -> wasmtime::Result<Running> {
         if let Some(Idle::Alone(mut running)) = self.waiting.take() {
             running.store.data_mut().begin(tag, watch);
             return Ok(running);
@@ -308,6 +310,7 @@ impl HttpReplica {
         Ok(Running {
             instance: None,
             store,
+            code,
             served: 0,
         })
     }

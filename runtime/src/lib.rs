@@ -4,7 +4,8 @@
 //!   Runtime ── load ──> Artifact ── prepare ──> HttpReplica | MessagesReplica | CommandReplica
 //!   engine, epochs,     compiled code,          pre-linked; one store and one instance for each
 //!   compile pool,       from the cache or       request, message or run; limits summed over all
-//!   compiled cache      the compiler            the live instances of the replica
+//!   compiled cache      the compiler; unloaded  the live instances of the replica
+//!                       while nobody uses it
 //! ```
 //!
 //! Without the feature `compiler` it runs what another wasmorch compiled for it ([`Target`]).
@@ -37,6 +38,7 @@ mod compile;
 mod config;
 mod ended;
 mod engines;
+mod evict;
 mod files;
 mod gate;
 mod given;
@@ -48,6 +50,7 @@ mod ledger;
 mod limits;
 mod link;
 mod load;
+mod loaded;
 mod logs;
 mod messages;
 mod network;
@@ -86,6 +89,7 @@ pub use ledger::{Account, Field, Ledger};
 pub use limits::Usage;
 pub use link::{granted_imports, wasi_imports};
 pub use load::LoadError;
+pub use loaded::LoadedCode;
 pub use logs::{LogLevel, LogLine, LogSink, LogStream, NoLogs};
 pub use messages::{Message, MessagesReplica, Messaging};
 pub use network::{Network, SocketPattern};

@@ -4,10 +4,13 @@
 //! component may import it at all is checked when it is deployed. [`wasi_imports`] and
 //! [`granted_imports`] name what is linked here, so that check can be held equal to it.
 
+use std::sync::{Arc, OnceLock};
+
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime_wasi_config::WasiConfig;
 
+use crate::artifact::{Artifact, Code};
 use crate::bindings::{logging, messaging};
 use crate::blobstore;
 use crate::config::{Limits, ReplicaConfig};
@@ -33,26 +36,47 @@ pub fn granted_imports() -> &'static [(&'static str, &'static str)] {
     wasmorch_api::component::GRANTED
 }
 
+/// One linker for each engine, without and with what watches the limits of volumes; made when it is needed.
+#[derive(Default)]
+pub(crate) struct Linkers([[OnceLock<Linker<GuestState>>; 2]; 2]);
+
+/// The code of an artifact that was just loaded, for a replica whose volumes are held to their limits. May
+/// block.
+pub(crate) fn code(
+    runtime: &Runtime,
+    artifact: &Arc<Artifact>,
+    config: &ReplicaConfig,
+) -> Result<Arc<Code>, PrepareError> {
+    let code = runtime.code_or_load(artifact);
+    let code = code.map_err(|error| PrepareError::Link(error.to_string()))?;
+    volume::check(code.component(), &config.preopens)?;
+    Ok(code)
+}
+
 /// A component with all its imports resolved: what is left per request is to instantiate it.
 pub(crate) fn pre(
     runtime: &Runtime,
     component: &Component,
-    config: &ReplicaConfig,
+    limited: bool,
 ) -> Result<InstancePre<GuestState>, PrepareError> {
-    volume::check(Some(component), &config.preopens)?;
     let engine = component.engine();
-    let linker = linker(engine, runtime.engines().is_concurrent(engine)).and_then(|mut linker| {
-        if volume::is_limited(&config.preopens) {
-            volume::add_to_linker(&mut linker)?;
-        }
-        Ok(linker)
-    });
+    let concurrent = runtime.engines().is_concurrent(engine);
+    let [plain, limiting] = &runtime.inner.linkers.0[usize::from(concurrent)];
+    let cell = if limited { limiting } else { plain };
+    let linker = match cell.get() {
+        Some(linker) => Ok(linker),
+        None => linker(engine, concurrent, limited).map(|linker| cell.get_or_init(|| linker)),
+    };
     linker
         .and_then(|linker| linker.instantiate_pre(component))
         .map_err(|error| PrepareError::Link(format!("{error:#}")))
 }
 
-fn linker(engine: &Engine, concurrent: bool) -> wasmtime::Result<Linker<GuestState>> {
+fn linker(
+    engine: &Engine,
+    concurrent: bool,
+    limited: bool,
+) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
@@ -67,6 +91,9 @@ fn linker(engine: &Engine, concurrent: bool) -> wasmtime::Result<Linker<GuestSta
     messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     keyvalue::add_to_linker(&mut linker)?;
     blobstore::add_to_linker(&mut linker)?;
+    if limited {
+        volume::add_to_linker(&mut linker)?;
+    }
     Ok(linker)
 }
 
@@ -200,7 +227,7 @@ mod tests {
             ..Default::default()
         })
         .unwrap();
-        let mut linker = linker(runtime.engines().concurrent(), true).unwrap();
+        let mut linker = linker(runtime.engines().concurrent(), true, false).unwrap();
         let interfaces = interfaces();
         let granted = granted_imports().iter().map(|(name, _)| *name);
         let mut checked = 0;

@@ -1,19 +1,20 @@
-//! From bytes to an [`Artifact`]: from this process, from the cache, or from the compiler.
+//! From bytes to an [`Artifact`] with its code: from this process, from the cache, or from the compiler.
 //!
-//! Single flight: a digest that is being compiled is waited for, not compiled twice. A caller that
-//! goes away stops nobody; the compilation goes on and its result is kept.
+//! Single flight: a digest that is being loaded is waited for, not loaded twice. A caller that goes away
+//! stops nobody; compiling goes on and its result is kept.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use wasmorch_api::Digest;
 
-use crate::artifact::Artifact;
-use crate::compile::{Pool, compile, serialize};
+use crate::artifact::{Artifact, Code, Compiled};
+use crate::compile::{compile, serialize};
 use crate::engines::ENGINE;
 use crate::runtime::{Inner, Runtime};
 
@@ -37,6 +38,16 @@ pub enum LoadError {
     /// The compiler failed.
     #[error("compiling failed: {0}")]
     Compile(String),
+    /// The file with the bytes could not be read.
+    #[error("artifact {}: {} cannot be read: {reason}", digest.short(), path.display())]
+    Unreadable {
+        /// Which artifact.
+        digest: Digest,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// This program was built without one, and has no code to load.
     #[error(
         "this host has no compiler and {}: `wasmorch compile --target {} APP.wasm` makes it, by a wasmorch \
@@ -50,111 +61,215 @@ pub enum LoadError {
     },
 }
 
-type Loaded = Result<Arc<Artifact>, LoadError>;
-type Flight = Shared<BoxFuture<'static, Loaded>>;
+/// Code that is verified and mapped at the same time, off the async threads.
+const MAPPED_AT_ONCE: usize = 4;
+
+/// An artifact, its code held.
+#[derive(Clone)]
+struct Loaded(Arc<Artifact>, Arc<Code>);
+
+type Landed = Result<Option<Loaded>, LoadError>;
+type Flight = Shared<BoxFuture<'static, Landed>>;
+
+/// Where the bytes are.
+enum Bytecode {
+    Here(Bytes),
+    File(PathBuf),
+}
 
 /// What is loaded and what is being loaded.
-#[derive(Default)]
-pub(crate) struct Loads(Mutex<Table>);
+pub(crate) struct Loads {
+    table: Mutex<Table>,
+    mapping: Semaphore,
+}
 
 #[derive(Default)]
 struct Table {
-    loaded: HashMap<Digest, Weak<Artifact>>,
+    known: HashMap<Digest, Weak<Artifact>>,
     flights: HashMap<Digest, Flight>,
+}
+
+impl Default for Loads {
+    fn default() -> Self {
+        Self {
+            table: Mutex::default(),
+            mapping: Semaphore::new(MAPPED_AT_ONCE),
+        }
+    }
 }
 
 impl Loads {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // A panic while it was held leaves both maps usable.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every artifact that somebody has.
+    pub(crate) fn known(&self) -> Vec<Arc<Artifact>> {
+        let table = self.lock();
+        table.known.values().filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Runtime {
     /// Loads an artifact: what this process has already, what the cache has, else compiles `bytes`
-    /// on the compile pool and keeps the code.
+    /// on the compile pool and keeps the code. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
     /// When the bytes are no valid WebAssembly or have another digest.
     pub async fn load(&self, digest: &Digest, bytes: Bytes) -> Result<Arc<Artifact>, LoadError> {
-        self.fly(digest, Some(bytes))
-            .await?
-            .ok_or_else(|| LoadError::Compile("no bytes".into()))
+        self.found(digest, Bytecode::Here(bytes)).await
+    }
+
+    /// The same with the bytes in a file, which stays as it is: read only when there is no code yet. While
+    /// nobody uses the code it may be unloaded.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Self::load`], and when the file cannot be read.
+    pub async fn load_file(
+        &self,
+        digest: &Digest,
+        path: &Path,
+    ) -> Result<Arc<Artifact>, LoadError> {
+        let artifact = self.found(digest, Bytecode::File(path.to_owned())).await?;
+        artifact.lies_in(path.to_owned());
+        Ok(artifact)
     }
 
     /// Loads an artifact without its bytes: `None` when it is neither in this process nor in the
-    /// cache.
+    /// cache. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
     /// When it is being compiled for another caller, and that fails.
     pub async fn load_cached(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, LoadError> {
-        self.fly(digest, None).await
+        Ok(self
+            .fly(digest, None)
+            .await?
+            .map(|Loaded(artifact, _)| artifact))
+    }
+
+    async fn found(&self, digest: &Digest, from: Bytecode) -> Result<Arc<Artifact>, LoadError> {
+        let loaded = self.fly(digest, Some(from)).await?;
+        loaded
+            .map(|Loaded(artifact, _)| artifact)
+            .ok_or_else(|| LoadError::Compile("no bytes".into()))
+    }
+
+    /// The code of an artifact, which was unloaded. Boxed: it is rare, and would make every request
+    /// larger. Must be called in a tokio runtime.
+    pub(crate) fn load_again<'a>(
+        &'a self,
+        artifact: &'a Artifact,
+    ) -> BoxFuture<'a, Result<Arc<Code>, LoadError>> {
+        let from = artifact.bytes().cloned().map(Bytecode::File);
+        let loaded = self.fly(artifact.digest(), from);
+        async {
+            let loaded = loaded.await?;
+            let gone = || LoadError::Compile("the code is gone, and so are the bytes".into());
+            loaded.map(|Loaded(_, code)| code).ok_or_else(gone)
+        }
+        .boxed()
+    }
+
+    /// Its code, if that is in memory.
+    pub(crate) fn code_now(&self, artifact: &Artifact) -> Option<Arc<Code>> {
+        artifact.code(self.inner.counts.now_ms())
+    }
+
+    /// Its code, for somebody who just loaded it; mapped or compiled again where others have pushed it out
+    /// meanwhile. Blocks then.
+    pub(crate) fn code_or_load(&self, artifact: &Arc<Artifact>) -> Result<Arc<Code>, LoadError> {
+        if let Some(code) = self.code_now(artifact) {
+            return Ok(code);
+        }
+        let digest = artifact.digest();
+        let Some(path) = artifact.bytes() else {
+            return Err(LoadError::Compile("its code is gone".into()));
+        };
+        let loaded = match self.inner.map_kept(digest) {
+            Ok(Some(loaded)) => loaded,
+            _ => {
+                let bytes =
+                    std::fs::read(path).map_err(|error| unreadable(digest, path, &error))?;
+                self.inner.load_or_compile(digest, &bytes)?
+            }
+        };
+        Ok(loaded.1)
     }
 
     async fn fly(
         &self,
         digest: &Digest,
-        bytes: Option<Bytes>,
-    ) -> Result<Option<Arc<Artifact>>, LoadError> {
-        // Started before the table is locked: a job that is refused would unlock it again itself.
-        let pool = match &bytes {
-            Some(_) => Some(self.inner.compile.pool().map_err(LoadError::Compile)?),
-            None => None,
-        };
-        let flight = {
-            let mut table = self.inner.loads.lock();
-            if let Some(artifact) = table.loaded.get(digest).and_then(Weak::upgrade) {
-                return Ok(Some(artifact));
-            }
-            match (table.flights.get(digest), bytes.zip(pool)) {
-                (Some(flight), _) => Some(flight.clone()),
-                (None, Some((bytes, pool))) => {
-                    let flight = self.start(pool, digest.clone(), bytes);
-                    table.flights.insert(digest.clone(), flight.clone());
-                    Some(flight)
+        mut from: Option<Bytecode>,
+    ) -> Result<Option<Loaded>, LoadError> {
+        loop {
+            let (flight, job) = {
+                let mut table = self.inner.loads.lock();
+                let known = table.known.get(digest).and_then(Weak::upgrade);
+                if let Some(artifact) = known
+                    && let Some(code) = self.code_now(&artifact)
+                {
+                    return Ok(Some(Loaded(artifact, code)));
                 }
-                (None, None) => None,
+                match table.flights.get(digest) {
+                    Some(flight) => (flight.clone(), None),
+                    None => {
+                        let (flight, land) = flight();
+                        table.flights.insert(digest.clone(), flight.clone());
+                        (flight, Some((from.take(), land)))
+                    }
+                }
+            };
+            let is_own = job.is_some();
+            if let Some((from, land)) = job {
+                // Not under the lock: a task that is dropped at once takes its flight out itself.
+                self.start(digest.clone(), from, land);
             }
-        };
-        match flight {
-            Some(flight) => flight.await.map(Some),
-            None => self.map_cached(digest).await,
+            match flight.await {
+                Ok(Some(loaded)) => return Ok(Some(loaded)),
+                // What another found nothing for, or failed to load, may be made of ours.
+                _ if !is_own && from.is_some() => {}
+                ended => return ended,
+            }
         }
     }
 
-    /// Mapping reads the whole file once to verify it, so it leaves the async threads.
-    async fn map_cached(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, LoadError> {
-        if self.inner.cache.is_none() {
-            return Ok(None);
-        }
-        let (inner, digest) = (self.inner.clone(), digest.clone());
-        // Why code that was given is refused is told when nothing else helps: by `load`.
-        tokio::task::spawn_blocking(move || inner.map_kept(&digest).unwrap_or_default())
-            .await
-            .map_err(|error| LoadError::Compile(error.to_string()))
-    }
-
-    fn start(&self, pool: &Pool, digest: Digest, bytes: Bytes) -> Flight {
-        let (tx, rx) = oneshot::channel();
+    /// A task, which ends with the load whoever waits for it.
+    fn start(&self, digest: Digest, from: Option<Bytecode>, land: oneshot::Sender<Landed>) {
         let inner = self.inner.clone();
         let landing = Landing {
             inner: inner.clone(),
             digest: digest.clone(),
         };
-        pool.spawn(move || {
-            // Also when compiling panics, the flight ends and the next caller starts another.
-            let _landing = landing;
-            // No one may be waiting any more; the artifact is then only kept in the cache.
-            let _ = tx.send(inner.load_or_compile(&digest, &bytes));
+        tokio::spawn(async move {
+            let loaded = inner.obtain(&digest, from).await;
+            // First: whoever finds nothing may start another.
+            drop(landing);
+            // No one may be waiting any more; what was compiled is then only kept in the cache.
+            let _ = land.send(loaded);
         });
-        async move {
-            rx.await
-                .unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
-        }
-        .boxed()
-        .shared()
+    }
+}
+
+/// What is waited for, and where it lands.
+fn flight() -> (Flight, oneshot::Sender<Landed>) {
+    let (land, landed) = oneshot::channel();
+    let flight = async move {
+        landed
+            .await
+            .unwrap_or_else(|_| Err(LoadError::Compile("it was cut off".into())))
+    };
+    (flight.boxed().shared(), land)
+}
+
+fn unreadable(digest: &Digest, path: &Path, error: &std::io::Error) -> LoadError {
+    LoadError::Unreadable {
+        digest: digest.clone(),
+        path: path.to_owned(),
+        reason: error.to_string(),
     }
 }
 
@@ -171,7 +286,58 @@ impl Drop for Landing {
 }
 
 impl Inner {
-    fn load_or_compile(&self, digest: &Digest, bytes: &[u8]) -> Loaded {
+    async fn obtain(
+        self: &Arc<Self>,
+        digest: &Digest,
+        from: Option<Bytecode>,
+    ) -> Result<Option<Loaded>, LoadError> {
+        let bytes = match from {
+            Some(Bytecode::Here(bytes)) => bytes,
+            from => {
+                if let Some(loaded) = self.mapped(digest).await? {
+                    return Ok(Some(loaded));
+                }
+                let Some(Bytecode::File(path)) = from else {
+                    return Ok(None);
+                };
+                let bytes = tokio::fs::read(&path).await;
+                Bytes::from(bytes.map_err(|error| unreadable(digest, &path, &error))?)
+            }
+        };
+        let (tx, rx) = oneshot::channel();
+        let (inner, digest) = (self.clone(), digest.clone());
+        let pool = self.compile.pool().map_err(LoadError::Compile)?;
+        pool.spawn(move || {
+            let loaded = inner.load_or_compile(&digest, &bytes);
+            inner.unload_too_much();
+            _ = tx.send(loaded);
+        });
+        let loaded = rx.await;
+        loaded
+            .unwrap_or_else(|_| Err(LoadError::Compile("the compiler panicked".into())))
+            .map(Some)
+    }
+
+    /// What is kept, mapped. That reads the whole file once to verify it, so it leaves the async threads.
+    async fn mapped(self: &Arc<Self>, digest: &Digest) -> Result<Option<Loaded>, LoadError> {
+        if self.cache.is_none() {
+            return Ok(None);
+        }
+        // Never closed.
+        let _turn = self.loads.mapping.acquire().await;
+        let (inner, digest) = (self.clone(), digest.clone());
+        // Why code that was given is refused is told when nothing else helps: by `load_or_compile`.
+        let mapped = tokio::task::spawn_blocking(move || {
+            let mapped = inner.map_kept(&digest).unwrap_or_default();
+            inner.unload_too_much();
+            mapped
+        });
+        mapped
+            .await
+            .map_err(|error| LoadError::Compile(error.to_string()))
+    }
+
+    fn load_or_compile(&self, digest: &Digest, bytes: &[u8]) -> Result<Loaded, LoadError> {
         let actual = Digest::of(bytes);
         if actual != *digest {
             return Err(LoadError::DigestMismatch {
@@ -180,7 +346,7 @@ impl Inner {
             });
         }
         let given = match self.map_kept(digest) {
-            Ok(Some(artifact)) => return Ok(artifact),
+            Ok(Some(loaded)) => return Ok(loaded),
             Ok(None) if self.cache.is_none() && self.config.given_dir.is_some() => {
                 Some("its own folder for compiled code cannot be used".to_owned())
             }
@@ -197,35 +363,46 @@ impl Inner {
         })?;
         let took = started.elapsed();
         tracing::info!(%digest, bytes = bytes.len(), ms = took.as_millis() as u64, "compiled");
+        let mut is_kept = false;
         if let Some(cache) = &self.cache {
             match serialize(&compiled) {
-                Ok(code) => cache.put(digest, &code),
+                Ok(code) => is_kept = cache.put(digest, &code),
                 Err(error) => {
                     tracing::warn!(%digest, "compiled code cannot be serialized: {error:#}")
                 }
             }
         }
-        let artifact = Artifact::new(digest.clone(), compiled, Some(took));
-        Ok(self.remember(artifact))
+        Ok(self.remember(digest, (compiled, is_kept), Some(took)))
     }
 
     /// What the cache has, or was given; why what was given is not used.
-    fn map_kept(&self, digest: &Digest) -> Result<Option<Arc<Artifact>>, String> {
+    fn map_kept(&self, digest: &Digest) -> Result<Option<Loaded>, String> {
         let Some(cache) = &self.cache else {
             return Ok(None);
         };
         let compiled = cache.get(&self.engines, digest)?;
-        Ok(compiled.map(|compiled| self.remember(Artifact::new(digest.clone(), compiled, None))))
+        Ok(compiled.map(|compiled| self.remember(digest, (compiled, true), None)))
     }
 
-    fn remember(&self, artifact: Artifact) -> Arc<Artifact> {
-        let artifact = Arc::new(artifact);
+    fn remember(
+        &self,
+        digest: &Digest,
+        compiled: (Compiled, bool),
+        took: Option<Duration>,
+    ) -> Loaded {
+        self.counts.loaded();
         let mut table = self.loads.lock();
+        if let Some(artifact) = table.known.get(digest).and_then(Weak::upgrade) {
+            let code = artifact.take_in(compiled, &self.counts);
+            return Loaded(artifact, code);
+        }
+        let (artifact, code) = Artifact::new(digest.clone(), compiled, took, &self.counts);
+        let artifact = Arc::new(artifact);
         // Dropped artifacts leave their entry behind; collect them as others come.
-        table.loaded.retain(|_, weak| weak.strong_count() > 0);
+        table.known.retain(|_, weak| weak.strong_count() > 0);
         table
-            .loaded
-            .insert(artifact.digest().clone(), Arc::downgrade(&artifact));
-        artifact
+            .known
+            .insert(digest.clone(), Arc::downgrade(&artifact));
+        Loaded(artifact, code)
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::artifact::Artifact;
-use crate::bindings::messaging::MessagesPre;
 use crate::bindings::messaging::wasmcloud::messaging::{consumer, types};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
@@ -54,10 +53,16 @@ pub trait Messaging: Send + Sync {
     ) -> Result<Message, String>;
 }
 
+/// What exports no handler.
+pub(crate) const WRONG: PrepareError = PrepareError::WrongShape {
+    kind: "a messages workload",
+    expected: "wasmcloud:messaging/handler@0.2.0",
+};
+
 /// A replica that handles messages.
 pub struct MessagesReplica {
     shared: Arc<ReplicaShared>,
-    pre: MessagesPre<GuestState>,
+    artifact: Arc<Artifact>,
     gate: Gate,
 }
 
@@ -72,18 +77,15 @@ impl MessagesReplica {
         artifact: &Arc<Artifact>,
         config: ReplicaConfig,
     ) -> Result<Self, PrepareError> {
-        const WRONG: PrepareError = PrepareError::WrongShape {
-            kind: "a messages workload",
-            expected: "wasmcloud:messaging/handler@0.2.0",
-        };
-        let component = artifact.component().ok_or(WRONG)?;
+        let code = link::code(runtime, artifact, &config)?;
+        let component = code.component().ok_or(WRONG)?;
         let concurrency = link::concurrency(runtime, component, &config.limits)?;
         let gate = Gate::new(config.account.clone(), concurrency, config.limits.queue);
-        let pre = link::pre(runtime, component, &config)?;
-        let pre = MessagesPre::new(pre).map_err(|_| WRONG)?;
+        let shared = ReplicaShared::new(runtime, artifact.engine(), config)?;
+        code.messages(&shared)?;
         Ok(Self {
-            shared: ReplicaShared::new(runtime, artifact.engine(), config)?,
-            pre,
+            shared,
+            artifact: artifact.clone(),
             gate,
         })
     }
@@ -137,6 +139,8 @@ impl MessagesReplica {
         let shared = &self.shared;
         let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), None);
         let watch = shared.watch();
+        let code = shared.code(&self.artifact, deadline).await;
+        let code = code.map_err(|ended| watch.end(ended))?;
         let internal = |error: wasmtime::Error| watch.end(Ended::Internal(format!("{error:#}")));
         let mut wasi = shared.wasi().map_err(internal)?;
         shared.log_streams(&mut wasi, &tag);
@@ -147,7 +151,8 @@ impl MessagesReplica {
             reply_to: message.reply_to,
         };
         let handled = bounded(&watch, deadline, async {
-            let instance = self.pre.instantiate_async(&mut store).await?;
+            let pre = code.messages(shared)?;
+            let instance = pre.instantiate_async(&mut store).await?;
             instance
                 .wasmcloud_messaging_handler()
                 .call_handle_message(&mut store, &message)

@@ -22,6 +22,7 @@ use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
+use crate::artifact::Code;
 use crate::runtime::Runtime;
 use crate::state::GuestState;
 use crate::together::Together;
@@ -57,6 +58,7 @@ pub(crate) enum Instance {
 pub(crate) struct Running {
     pub(crate) instance: Option<Instance>,
     pub(crate) store: Store<GuestState>,
+    pub(crate) code: Arc<Code>,
     /// Requests that it has answered.
     pub(crate) served: u32,
 }

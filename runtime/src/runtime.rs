@@ -9,7 +9,9 @@ use crate::cache::Cache;
 use crate::compile::CompilePool;
 use crate::config::RuntimeConfig;
 use crate::engines::Engines;
+use crate::link::Linkers;
 use crate::load::Loads;
+use crate::loaded::Counts;
 use crate::pace::Pacer;
 use crate::reuse::Places;
 
@@ -36,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) compile: CompilePool,
     pub(crate) cache: Option<Cache>,
     pub(crate) loads: Loads,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) linkers: Linkers,
     pub(crate) config: RuntimeConfig,
     pub(crate) waiting: Places,
 }
@@ -55,21 +59,22 @@ impl Runtime {
         let turns = config.guest_threads;
         let pacer = Pacer::start(engines.ticks(), turns).map_err(RuntimeError::Ticker)?;
         let cache = config.compiled_dir.as_deref().and_then(|dir| {
-            Cache::open(dir, config.given_dir.clone())
+            Cache::open(dir, config.given_dir.clone(), config.compiled_max)
                 .inspect_err(|error| {
                     tracing::warn!(dir = %dir.display(), %error, "compiled code will not be kept");
                 })
                 .ok()
         });
         let compile = CompilePool::new(config.compile_threads);
-        let loads = Loads::default();
         Ok(Self {
             inner: Arc::new(Inner {
                 engines,
                 pacer,
                 compile,
                 cache,
-                loads,
+                loads: Loads::default(),
+                counts: Arc::default(),
+                linkers: Linkers::default(),
                 config,
                 waiting: Places::default(),
             }),

@@ -13,16 +13,17 @@ use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::artifact::{Artifact, Code};
 use crate::config::ReplicaConfig;
-use crate::ended::PrepareError;
-use crate::guest::Watch;
+use crate::ended::{Ended, PrepareError};
+use crate::guest::{Deadline, RETRY_AFTER, Watch};
 use crate::holdings::{self, RESOURCES_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::outbound::Hooks;
 use crate::reuse::Pool;
 use crate::runtime::Runtime;
-use crate::volume::{Places, Volumes};
+use crate::volume::{self, Places, Volumes};
 
 /// Bytes of random data in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
@@ -39,6 +40,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) config: ReplicaConfig,
     pub(crate) variables: WasiConfigVariables,
     pub(crate) volumes: Volumes,
+    /// Some of them have a limit, which what it is linked to watches.
+    pub(crate) is_limited: bool,
     pub(crate) meter: Arc<Meter>,
 }
 
@@ -50,6 +53,7 @@ impl ReplicaShared {
         config: ReplicaConfig,
     ) -> Result<Arc<Self>, PrepareError> {
         let volumes = Volumes::open(&config.preopens)?;
+        let is_limited = volume::is_limited(&config.preopens);
         let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);
@@ -59,8 +63,36 @@ impl ReplicaShared {
             config,
             variables,
             volumes,
+            is_limited,
             meter,
         }))
+    }
+
+    /// Its code, loaded again if it was unloaded meanwhile. That it cannot be loaded is the host's fault and
+    /// not the guest's. Must be called in a tokio runtime.
+    pub(crate) async fn code(
+        &self,
+        artifact: &Arc<Artifact>,
+        deadline: Option<Deadline>,
+    ) -> Result<Arc<Code>, Ended> {
+        if let Some(code) = self.runtime.code_now(artifact) {
+            return Ok(code);
+        }
+        let load = self.runtime.load_again(artifact);
+        let loaded = match deadline {
+            Some(limit) => tokio::time::timeout_at(limit.at, load).await,
+            None => Ok(load.await),
+        };
+        let message = match loaded {
+            Ok(Ok(code)) => return Ok(code),
+            Ok(Err(error)) => format!("its code cannot be loaded: {error}"),
+            Err(_) => "its code was not loaded within the time of the request".to_owned(),
+        };
+        tracing::warn!(replica = self.config.name, message);
+        Err(Ended::HostFull {
+            message,
+            retry_after: RETRY_AFTER,
+        })
     }
 
     pub(crate) fn watch(&self) -> Arc<Watch> {

@@ -10,6 +10,9 @@ use wasmorch_api::Digest;
 
 use crate::engines::ENGINE;
 
+/// Of files with compiled code.
+pub(crate) const CODE_EXTENSION: &str = "cwasm";
+
 /// A target of the compiler: `x86_64-linux`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -86,7 +89,7 @@ pub fn compiled_path(target: Target, digest: &Digest) -> PathBuf {
 
 /// The name of a file of compiled code.
 pub(crate) fn file_name(digest: &Digest) -> String {
-    format!("{}.cwasm", digest.hex())
+    format!("{}.{CODE_EXTENSION}", digest.hex())
 }
 
 /// This machine, whether it can be compiled for or not.

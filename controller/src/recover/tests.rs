@@ -32,8 +32,7 @@ fn host(id: &str, cluster: &str, placed: &[(&str, u64, u64, u64)]) -> Told {
     let host: wasmorch_api::HostId = id.parse().unwrap();
     let cluster: ClusterId = cluster.parse().unwrap();
     let groups = placed.iter().map(|(name, number, slot, placement)| {
-        json!({"namespace": "shop", "workload": name, "revision": number,
-            "slots": [{"slot": slot, "placement": placement}]})
+        json!({"workload": format!("shop/{name}"), "revision": number, "slots": [[slot, placement]]})
     });
     let replicas = placed.iter().map(|(name, number, slot, placement)| {
         json!({"namespace": "shop", "workload": name, "replica": format!("{slot}-{placement}-1"),

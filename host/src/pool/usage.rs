@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use wasmorch_api::Answers;
 
 use super::shares::RunnerIndex;
-use crate::runner::protocol::{FromRunner, GatewayStats, ReplicaKey, ReplicaUsage, Usage};
+use crate::runner::protocol::{
+    CodeStats, FromRunner, GatewayStats, ReplicaKey, ReplicaUsage, Usage,
+};
 
 /// The answers of one round of questions.
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Usages {
                 return None;
             }
             all.gateway = sum(all.gateway, answer.usage.gateway);
+            all.code = sum_code(all.code, answer.usage.code);
             all.table_seq = all.table_seq.min(answer.usage.table_seq);
             for share in &answer.usage.replicas {
                 match replicas.get_mut(&share.replica) {
@@ -128,6 +131,16 @@ impl Usages {
             .iter_mut()
             .for_each(|answer| answer.fresh = false);
         Some(all)
+    }
+}
+
+/// A counter falls when a runner ends: its code is gone, and is loaded again by the next.
+fn sum_code(one: CodeStats, other: CodeStats) -> CodeStats {
+    CodeStats {
+        artifacts: one.artifacts + other.artifacts,
+        bytes: one.bytes + other.bytes,
+        loads: one.loads + other.loads,
+        unloads: one.unloads + other.unloads,
     }
 }
 
@@ -168,6 +181,7 @@ mod tests {
                 in_flight: 1,
                 ..GatewayStats::default()
             },
+            code: CodeStats::default(),
             table_seq,
         }
     }

@@ -33,6 +33,7 @@ use super::protocol::FromRunner;
 use super::replica::{End, Life, Resting};
 use choice::{Candidate as _, Choice, Missing};
 use member::{LEAVING, Member, SERVING};
+pub(super) use waking::Coming;
 use waking::Waking;
 
 /// All http replicas of this runner.

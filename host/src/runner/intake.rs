@@ -235,7 +235,7 @@ pub(super) async fn take_in<R, Handled, Shed>(
             () = drain.cancelled(), if !draining => {
                 draining = true;
                 for feed in feeds.iter_mut() {
-                    feed.drain().await;
+                    Box::pin(feed.drain()).await;
                     // All feeds are of one connection.
                     out_of_reach = feed.out_of_reach().boxed();
                 }

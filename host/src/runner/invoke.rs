@@ -89,7 +89,8 @@ pub(super) async fn serve(
         if !waited {
             return;
         }
-        let feed = match context.link.subscribe(&subject, &group).await {
+        // Boxed, as all that is over soon: there is such a task for every replica, and most do nothing.
+        let feed = match Box::pin(context.link.subscribe(&subject, &group)).await {
             Ok(feed) => feed,
             Err(error) => {
                 tracing::warn!(subject, %error, "calls cannot be taken");
@@ -101,7 +102,7 @@ pub(super) async fn serve(
         };
         let until = draining.child_token();
         let confirmed = async {
-            if let Err(error) = confirmed(&context).await {
+            if let Err(error) = Box::pin(confirmed(&context)).await {
                 tracing::debug!(subject, %error, "calls are perhaps not taken yet");
             }
             listening.send_replace(true);

@@ -112,6 +112,8 @@ pub struct Settings {
     pub compiled: Option<PathBuf>,
     /// Where the operator puts code that was compiled elsewhere.
     pub given: Option<PathBuf>,
+    /// Compiled code that it may have in memory, in bytes; runners share most of it.
+    pub loaded_max: u64,
     /// What it may open, when it is a process.
     pub paths: Paths,
     /// Its column of the ledger.

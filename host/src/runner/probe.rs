@@ -147,7 +147,8 @@ impl<'a> Prober<'a> {
         tokio::time::sleep_until(self.next).await;
         let interval = self.probe.interval.0.max(INTERVAL_MIN);
         self.next = Instant::now() + interval;
-        self.ask().await
+        // Boxed: between two probes a replica waits, and many do.
+        Box::pin(self.ask()).await
     }
 
     async fn ask(&self) -> Verdict {

@@ -204,6 +204,20 @@ pub struct GatewayStats {
     pub in_flight: u64,
 }
 
+/// Compiled code in a runner's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CodeStats {
+    /// Artifacts whose code is loaded.
+    pub artifacts: u64,
+    /// What that takes.
+    pub bytes: u64,
+    /// Times that code was loaded, since it started.
+    pub loads: u64,
+    /// Times that unused code was unloaded.
+    pub unloads: u64,
+}
+
 /// A runner's usage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -212,6 +226,8 @@ pub struct Usage {
     pub replicas: Vec<ReplicaUsage>,
     /// The gateway's counters.
     pub gateway: GatewayStats,
+    /// The code that it has loaded.
+    pub code: CodeStats,
     /// The highest store sequence that its tables have applied.
     pub table_seq: u64,
 }

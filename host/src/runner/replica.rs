@@ -10,7 +10,6 @@
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use wasmorch_api::Kind;
 use wasmorch_api::error::chain;
 use wasmorch_runtime::{
@@ -23,6 +22,7 @@ use super::backlog::Backlog;
 use super::calls::Calls;
 use super::consume::StreamSubscription;
 use super::grants::{Grants, Storage};
+use super::http::Coming;
 use super::logs::ReplicaLogs;
 use super::messages::{GuestMessaging, Intake};
 use super::orders::Orders;
@@ -183,6 +183,8 @@ impl Life {
 }
 
 /// The whole life of a replica; returns its last word.
+///
+/// Its parts are boxed, each as large as it is and no longer than it lasts: replicas that only wait are many.
 pub(super) async fn live(
     context: Arc<Context>,
     replica: ReplicaKey,
@@ -190,6 +192,44 @@ pub(super) async fn live(
     (orders, counts): (Orders, Counts),
     known: Arc<OnceLock<Guest>>,
 ) -> FromRunner {
+    let begun = Box::pin(begin(
+        context.clone(),
+        replica.clone(),
+        launch,
+        (orders, counts),
+    ));
+    // On its way, or there, for as long as it lives.
+    let (life, guest, _coming) = match begun.await {
+        Ok(begun) => begun,
+        Err(last) => return last,
+    };
+    let _ = known.set(guest.clone());
+    context
+        .tell(FromRunner::Started {
+            replica: replica.clone(),
+        })
+        .await;
+    let end = match guest {
+        Guest::Http(guest) => Box::pin(http::live(life, guest)).await,
+        Guest::Messages(guest) => Box::pin(messages::live(life, guest)).await,
+        Guest::Command(guest) => Box::pin(command::live(life, guest)).await,
+    };
+    // Its last lines before its last word.
+    context.logs.flush().await;
+    tracing::info!(%replica, ?end, "ended");
+    match end {
+        End::Stopped => FromRunner::Stopped { replica },
+        End::Ended(outcome) => FromRunner::Ended { replica, outcome },
+    }
+}
+
+/// Until it is started; else its last word.
+async fn begin(
+    context: Arc<Context>,
+    replica: ReplicaKey,
+    launch: Launch,
+    (orders, counts): (Orders, Counts),
+) -> Result<(Life, Guest, Option<Coming>), FromRunner> {
     let stopped = FromRunner::Stopped {
         replica: replica.clone(),
     };
@@ -202,8 +242,8 @@ pub(super) async fn live(
     let (mut ending, mut starts) = (orders.clone(), orders.clone());
     let prepared = tokio::select! {
         biased;
-        _ = ending.ending() => return stopped,
-        prepared = prepare(&context, &replica, &launch, &logs) => prepared,
+        _ = ending.ending() => return Err(stopped),
+        prepared = Box::pin(prepare(&context, &replica, &launch, &logs)) => prepared,
     };
     let Prepared {
         guest,
@@ -214,12 +254,12 @@ pub(super) async fn live(
         Ok(prepared) => prepared,
         Err(reason) => {
             tracing::info!(%replica, reason, "rejected");
-            return FromRunner::Rejected { replica, reason };
+            return Err(FromRunner::Rejected { replica, reason });
         }
     };
     let mut life = Life {
-        context: context.clone(),
-        replica: replica.clone(),
+        context,
+        replica,
         launch,
         logs,
         messaging,
@@ -235,38 +275,21 @@ pub(super) async fn live(
         started = starts.start() => started,
         never = life.tell_prepared() => match never {},
     };
-    if !started {
-        // Nobody waits for it any more.
-        drop(coming);
-        if let Some(mut resting) = life.resting.take() {
-            tokio::select! {
-                biased;
-                () = life.orders.cut_off() => resting.cut_off().await,
-                () = resting.end() => {}
-            }
+    if started {
+        return Ok((life, guest, coming));
+    }
+    // Nobody waits for it any more.
+    drop(coming);
+    if let Some(mut resting) = life.resting.take() {
+        tokio::select! {
+            biased;
+            () = life.orders.cut_off() => resting.cut_off().await,
+            () = resting.end() => {}
         }
-        // Its last lines before its last word.
-        context.logs.flush().await;
-        return stopped;
     }
-    let _ = known.set(guest.clone());
-    context
-        .tell(FromRunner::Started {
-            replica: replica.clone(),
-        })
-        .await;
-    let end = match guest {
-        Guest::Http(guest) => http::live(life, guest).await,
-        Guest::Messages(guest) => messages::live(life, guest).await,
-        Guest::Command(guest) => command::live(life, guest).await,
-    };
     // Its last lines before its last word.
-    context.logs.flush().await;
-    tracing::info!(%replica, ?end, "ended");
-    match end {
-        End::Stopped => stopped,
-        End::Ended(outcome) => FromRunner::Ended { replica, outcome },
-    }
+    life.context.logs.flush().await;
+    Err(stopped)
 }
 
 struct Prepared {
@@ -285,7 +308,11 @@ async fn prepare(
 ) -> Result<Prepared, String> {
     let mut grants = Grants::of(&replica.workload, &launch.spec)?;
     grants.route(&context.gateway, &replica.workload.namespace);
-    let artifact = load(context, launch).await?;
+    // The daemon has hashed the bytes, and the runtime's cache goes by the same digest.
+    let load = context
+        .engine
+        .load_file(&launch.artifact, &launch.artifact_path);
+    let artifact = load.await.map_err(|error| chain(&error))?;
     let subscribe = std::mem::take(&mut grants.subscribe);
     let streams = std::mem::take(&mut grants.streams);
     let allowed = std::mem::take(&mut grants.allowed);
@@ -309,6 +336,12 @@ async fn prepare(
         config.account = ledger.account(row);
     }
     // Opening volumes reads whole trees, and linking takes its time: other guests go on meanwhile.
+    // A few at a time: thousands may come at once, and a thread for each would be the most they ever need. One
+    // with volumes waits for nobody, and nobody for its disk.
+    let _turn = match config.preopens.is_empty() {
+        true => context.linking.acquire().await.ok(),
+        false => None,
+    };
     let (kind, linking) = (launch.kind, context.clone());
     let linked = tokio::task::spawn_blocking(move || linked(&linking, kind, &artifact, config));
     let guest = linked
@@ -321,34 +354,6 @@ async fn prepare(
         subscribe,
         streams,
     })
-}
-
-/// Compiled code that is there already is taken before the bytes are read: the daemon has hashed
-/// them, and the runtime's cache goes by the same digest.
-async fn load(context: &Context, launch: &Launch) -> Result<Arc<Artifact>, String> {
-    let digest = &launch.artifact;
-    let cached = context
-        .engine
-        .load_cached(digest)
-        .await
-        .map_err(|error| chain(&error))?;
-    if let Some(artifact) = cached {
-        return Ok(artifact);
-    }
-    let bytes = tokio::fs::read(&launch.artifact_path)
-        .await
-        .map_err(|error| {
-            format!(
-                "artifact {}: {} cannot be read: {error}",
-                digest.short(),
-                launch.artifact_path.display()
-            )
-        })?;
-    context
-        .engine
-        .load(digest, Bytes::from(bytes))
-        .await
-        .map_err(|error| chain(&error))
 }
 
 fn linked(

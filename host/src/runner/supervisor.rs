@@ -15,14 +15,15 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wasmorch_gateway::{
     Certificates, Crowd, Gateway, GatewayConfig, Limits, PemPair, Server, Tables, Tunnel,
 };
-use wasmorch_runtime::{Runtime, RuntimeConfig};
+use wasmorch_runtime::{LoadedCode, Runtime, RuntimeConfig};
 
 use super::answers::Tally;
 use super::backlog::Backlog;
@@ -33,7 +34,8 @@ use super::link::Link;
 use super::logs::LogQueue;
 use super::orders::{Order, Orderer, orders};
 use super::protocol::{
-    FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage, ToRunner, Usage,
+    CodeStats, FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage,
+    ToRunner, Usage,
 };
 use super::replica::{self, Counts, Guest};
 use super::tunnel::Tunnels;
@@ -45,6 +47,10 @@ use wasmorch_api::error::chain;
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
 /// Tunnels that the gateway has not taken up yet; it does so at once.
 const TUNNELS_WAITING: usize = 16;
+/// Replicas that are linked, and their volumes read, at the same time.
+const LINKED_AT_ONCE: usize = 4;
+/// Between two looks at code that nobody uses.
+const UNLOAD_EVERY: Duration = Duration::from_secs(10);
 /// On the way out nothing is waited for longer than this.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
@@ -57,6 +63,8 @@ pub(super) struct Context {
     /// Carries what guests ask of other workloads.
     pub(super) gateway: Gateway,
     pub(super) locals: Arc<Locals>,
+    /// Turns of replicas that are linked, off the guests' thread.
+    pub(super) linking: Semaphore,
     pub(super) logs: LogQueue,
     pub(super) domain: String,
     /// Where all runners count; `None`: this one counts alone.
@@ -133,6 +141,7 @@ pub(super) async fn run(
         given,
         volumes,
         column,
+        loaded_max,
         paths: _,
     } = settings;
     let ledger = ledger.and_then(|file| Column::open(&file, column?));
@@ -141,6 +150,7 @@ pub(super) async fn run(
         compiled_dir: compiled,
         given_dir: given,
         guest_threads: 1,
+        loaded_max,
         ..RuntimeConfig::default()
     })
     .map_err(RunnerError::Engine)?;
@@ -186,6 +196,7 @@ pub(super) async fn run(
         tunnels: tunnels.clone(),
         gateway: server.gateway(),
         locals,
+        linking: Semaphore::new(LINKED_AT_ONCE),
         logs,
         domain: context_domain,
         ledger,
@@ -207,6 +218,8 @@ pub(super) async fn run(
         tasks: JoinSet::new(),
         waiting: VecDeque::new(),
     };
+    let unloading = guests.spawn(unload(supervisor.context.engine.clone()));
+    let _unloading = AbortOnDropHandle::new(unloading);
     let ended = supervisor.supervise(inbox, &out).await;
     supervisor.shutdown.cancel();
     if let Some(gateways) = &supervisor.gateways {
@@ -228,6 +241,19 @@ pub(super) async fn run(
     }
     delivery.abort();
     ended
+}
+
+/// Unloads code that was not used for long, until it is dropped.
+async fn unload(engine: Runtime) {
+    loop {
+        tokio::time::sleep(UNLOAD_EVERY).await;
+        let engine = engine.clone();
+        // Unmapping takes its time.
+        let unloaded = tokio::task::spawn_blocking(move || engine.unload_unused());
+        if let Err(error) = unloaded.await {
+            tracing::error!(%error, "unused code was not unloaded");
+        }
+    }
 }
 
 impl Supervisor {
@@ -429,6 +455,7 @@ impl Supervisor {
         Usage {
             replicas: replicas.collect(),
             gateway: gateway_stats(&self.context.gateway.stats()),
+            code: code_stats(self.context.engine.loaded()),
             table_seq: self.tables.sequence(),
         }
     }
@@ -441,6 +468,21 @@ fn gateway_stats(stats: &wasmorch_gateway::Stats) -> GatewayStats {
         errors: server_errors,
         forwarded: stats.forwarded,
         in_flight: stats.in_flight,
+    }
+}
+
+fn code_stats(loaded: LoadedCode) -> CodeStats {
+    let LoadedCode {
+        artifacts,
+        bytes,
+        loads,
+        unloads,
+    } = loaded;
+    CodeStats {
+        artifacts,
+        bytes,
+        loads,
+        unloads,
     }
 }
 

@@ -122,6 +122,7 @@ impl Bench {
             given: None,
             volumes: Some(files.path().join("volumes")),
             paths: Default::default(),
+            loaded_max: 256 << 20,
             column: None,
         };
         let runner = spawn(RunnerConfig {

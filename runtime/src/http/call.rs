@@ -4,13 +4,16 @@ use std::pin::Pin;
 
 use tokio::sync::oneshot;
 use wasmtime::Store;
+use wasmtime::component::InstancePre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::Request as RequestP3;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
+use super::WRONG;
 use crate::body::RequestBody;
+use crate::ended::PrepareError;
 use crate::reuse::{Instance, Running};
 use crate::state::GuestState;
 
@@ -20,10 +23,19 @@ pub(crate) type HeadSender = oneshot::Sender<Head>;
 pub(crate) type RequestIo =
     Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
 /// A component, linked.
-#[derive(Clone)]
-pub(super) enum Pre {
+pub(crate) enum HttpPre {
     P2(ProxyPre<GuestState>),
     P3(ServicePre<GuestState>),
+}
+
+impl HttpPre {
+    /// One that exports both versions of `wasi:http` is served by 0.3.
+    pub(crate) fn new(linked: InstancePre<GuestState>) -> Result<Self, PrepareError> {
+        match ServicePre::new(linked.clone()) {
+            Ok(pre) => Ok(Self::P3(pre)),
+            Err(_) => ProxyPre::new(linked).map(Self::P2).map_err(|_| WRONG),
+        }
+    }
 }
 
 /// Whether anybody reads the body of an answer.
@@ -33,20 +45,17 @@ pub(crate) fn has_body(is_head: bool, status: http::StatusCode) -> bool {
 
 /// Runs a request to its end, in an instance that is made if need be.
 pub(super) async fn run(
-    pre: &Pre,
     running: &mut Running,
     request: http::Request<RequestBody>,
     tx: HeadSender,
 ) -> wasmtime::Result<()> {
     let store = &mut running.store;
-    let instance = match (&mut running.instance, pre) {
-        (Some(instance), _) => instance,
-        (none, Pre::P2(pre)) => {
-            none.insert(Instance::P2(pre.instantiate_async(&mut *store).await?))
-        }
-        (none, Pre::P3(pre)) => {
-            none.insert(Instance::P3(pre.instantiate_async(&mut *store).await?))
-        }
+    let instance = match &mut running.instance {
+        Some(instance) => instance,
+        none => none.insert(match running.code.http(&store.data().shared)? {
+            HttpPre::P2(pre) => Instance::P2(pre.instantiate_async(&mut *store).await?),
+            HttpPre::P3(pre) => Instance::P3(pre.instantiate_async(&mut *store).await?),
+        }),
     };
     match instance {
         Instance::P2(proxy) => run_p2(store, proxy, request, tx).await,

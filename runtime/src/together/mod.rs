@@ -29,19 +29,19 @@ use std::task::Poll;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use self::instance::{After, State, serve};
 use self::told::until_its_end;
+use crate::artifact::Code;
 use crate::body::RequestBody;
 use crate::ended::Ended;
 use crate::gate::Seat;
 use crate::guest::{Deadline, Metered, Watch, bounded};
-use crate::http::{Head, HeadSender, has_body};
+use crate::http::{Head, HeadSender, HttpPre, has_body};
 use crate::logs::RequestTag;
 use crate::outbound::Lineage;
 use crate::reuse::{Idle, Pool};
-use crate::state::{GuestState, ReplicaShared};
+use crate::state::ReplicaShared;
 
 /// One request, on its way into an instance.
 pub(crate) struct Job {
@@ -64,7 +64,6 @@ pub(crate) struct Terms {
 /// The instances of one replica that may take more requests.
 pub(crate) struct Crew {
     shared: Arc<ReplicaShared>,
-    pre: ServicePre<GuestState>,
     resting: Arc<Pool>,
     /// Those with requests in them, or with work that goes on after these.
     busy: Mutex<Vec<Arc<Together>>>,
@@ -85,13 +84,11 @@ type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Crew {
     pub(crate) fn new(
         shared: &Arc<ReplicaShared>,
-        pre: ServicePre<GuestState>,
         resting: &Arc<Pool>,
         (tasks, stop): (&TaskTracker, &CancellationToken),
     ) -> Arc<Self> {
         Arc::new(Self {
             shared: shared.clone(),
-            pre,
             resting: resting.clone(),
             busy: Mutex::default(),
             tasks: tasks.clone(),
@@ -114,10 +111,11 @@ impl Crew {
     /// runtime.
     pub(crate) fn run(
         self: &Arc<Self>,
+        code: Arc<Code>,
         job: Job,
         terms: Terms,
     ) -> wasmtime::Result<impl Future<Output = ()> + Send + use<>> {
-        let mut member = self.join(terms.lineage)?;
+        let mut member = self.join(code, terms.lineage)?;
         terms.watch.joined(&member.instance.state.watch);
         let Job { request, tag, head } = job;
         let is_head = request.method() == http::Method::HEAD;
@@ -162,7 +160,7 @@ impl Crew {
     }
 
     /// One that rests; the one with the fewest requests of those that wait for their host; a new one.
-    fn join(self: &Arc<Self>, lineage: Lineage) -> wasmtime::Result<Member> {
+    fn join(self: &Arc<Self>, code: Arc<Code>, lineage: Lineage) -> wasmtime::Result<Member> {
         let mut busy = self.lock();
         let mut resting = std::iter::from_fn(|| match self.resting.take()? {
             Idle::Together(resting) => Some(resting),
@@ -178,7 +176,7 @@ impl Crew {
             if let Some(found) = found.min_by_key(inside) {
                 found.clone()
             } else {
-                let made = Arc::new(self.make()?);
+                let made = Arc::new(self.make(code)?);
                 busy.push(made.clone());
                 made
             }
@@ -188,7 +186,7 @@ impl Crew {
     }
 
     /// An instance, started by its task.
-    fn make(self: &Arc<Self>) -> wasmtime::Result<Together> {
+    fn make(self: &Arc<Self>, code: Arc<Code>) -> wasmtime::Result<Together> {
         let shared = &self.shared;
         let tag = RequestTag::none();
         let state = State::new(shared.watch_of_several(), Arc::downgrade(self));
@@ -199,9 +197,12 @@ impl Crew {
         let data = store.data_mut();
         data.may_be_kept(lines, Arc::downgrade(&self.resting));
         data.hooks.inherit_of_all(state.lineages.clone());
-        let (pre, own, stop) = (self.pre.clone(), state.clone(), self.stop.clone());
+        let (own, stop) = (state.clone(), self.stop.clone());
         let guest = async move {
             let serving = async {
+                let HttpPre::P3(pre) = code.http(&store.data().shared)? else {
+                    wasmtime::bail!("it is of 0.2: that serves one request at a time");
+                };
                 let service = pre.instantiate_async(&mut store).await?;
                 serve(&own, &service, &mut store).await
             };

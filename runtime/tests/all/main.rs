@@ -18,4 +18,5 @@ mod reuse;
 mod sockets;
 mod support;
 mod together;
+mod unload;
 mod volume;
