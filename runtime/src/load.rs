@@ -38,6 +38,9 @@ pub enum LoadError {
     /// The compiler failed.
     #[error("compiling failed: {0}")]
     Compile(String),
+    /// Whoever loaded it ended before it was done.
+    #[error("loading was cut off")]
+    CutOff,
     /// The file with the bytes could not be read.
     #[error("artifact {}: {} cannot be read: {reason}", digest.short(), path.display())]
     Unreadable {
@@ -80,7 +83,7 @@ enum Bytecode {
 /// What is loaded and what is being loaded.
 pub(crate) struct Loads {
     table: Mutex<Table>,
-    mapping: Semaphore,
+    mapping: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -93,7 +96,7 @@ impl Default for Loads {
     fn default() -> Self {
         Self {
             table: Mutex::default(),
-            mapping: Semaphore::new(MAPPED_AT_ONCE),
+            mapping: Arc::new(Semaphore::new(MAPPED_AT_ONCE)),
         }
     }
 }
@@ -230,8 +233,13 @@ impl Runtime {
             }
             match flight.await {
                 Ok(Some(loaded)) => return Ok(Some(loaded)),
-                // What another found nothing for, or failed to load, may be made of ours.
-                _ if !is_own && from.is_some() => {}
+                // That says nothing of our bytes.
+                Ok(None)
+                | Err(
+                    LoadError::CutOff
+                    | LoadError::Unreadable { .. }
+                    | LoadError::DigestMismatch { .. },
+                ) if !is_own && from.is_some() => {}
                 ended => return ended,
             }
         }
@@ -257,11 +265,7 @@ impl Runtime {
 /// What is waited for, and where it lands.
 fn flight() -> (Flight, oneshot::Sender<Landed>) {
     let (land, landed) = oneshot::channel();
-    let flight = async move {
-        landed
-            .await
-            .unwrap_or_else(|_| Err(LoadError::Compile("it was cut off".into())))
-    };
+    let flight = async move { landed.await.unwrap_or(Err(LoadError::CutOff)) };
     (flight.boxed().shared(), land)
 }
 
@@ -308,9 +312,8 @@ impl Inner {
         let (inner, digest) = (self.clone(), digest.clone());
         let pool = self.compile.pool().map_err(LoadError::Compile)?;
         pool.spawn(move || {
-            let loaded = inner.load_or_compile(&digest, &bytes);
+            _ = tx.send(inner.load_or_compile(&digest, &bytes));
             inner.unload_too_much();
-            _ = tx.send(loaded);
         });
         let loaded = rx.await;
         loaded
@@ -324,17 +327,17 @@ impl Inner {
             return Ok(None);
         }
         // Never closed.
-        let _turn = self.loads.mapping.acquire().await;
+        let turn = self.loads.mapping.clone().acquire_owned().await;
+        let (tx, rx) = oneshot::channel();
         let (inner, digest) = (self.clone(), digest.clone());
-        // Why code that was given is refused is told when nothing else helps: by `load_or_compile`.
-        let mapped = tokio::task::spawn_blocking(move || {
-            let mapped = inner.map_kept(&digest).unwrap_or_default();
+        tokio::task::spawn_blocking(move || {
+            // Why code that was given is refused is told when nothing else helps: by `load_or_compile`.
+            _ = tx.send(inner.map_kept(&digest).unwrap_or_default());
+            // Whoever asked does not wait for the room to be made.
             inner.unload_too_much();
-            mapped
+            drop(turn);
         });
-        mapped
-            .await
-            .map_err(|error| LoadError::Compile(error.to_string()))
+        rx.await.map_err(|_| LoadError::CutOff)
     }
 
     fn load_or_compile(&self, digest: &Digest, bytes: &[u8]) -> Result<Loaded, LoadError> {
