@@ -19,6 +19,7 @@ use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, wasmorch};
 
 use crate::guest::unseen;
+use crate::services::percentile;
 use crate::{machine, memory};
 
 /// Workloads in one manifest.
@@ -134,10 +135,10 @@ fn held(args: &Args) -> Result<Vec<Row>> {
         Row::new("  until all were ready", took.as_secs_f64(), "s"),
         Row::new(
             "  a request to each component: p50",
-            answers.percentile(50),
+            percentile(&answers, 50),
             "ms",
         ),
-        Row::new("  p99", answers.percentile(99), "ms"),
+        Row::new("  p99", percentile(&answers, 99), "ms"),
     ])
 }
 
@@ -162,27 +163,20 @@ fn demand(args: &Args) -> Result<Vec<Row>> {
         )
         .aim(1024.0),
         Row::new("  until all were ready", took.as_secs_f64(), "s"),
-        Row::new("  the first request to one: p50", cold.percentile(50), "ms"),
-        Row::new("  p99", cold.percentile(99), "ms").aim(20.0),
-        Row::new("  slowest", cold.percentile(100), "ms"),
         Row::new(
-            "  one asked again and again: p50",
-            warm.percentile(50),
+            "  the first request to one: p50",
+            percentile(&cold, 50),
             "ms",
         ),
-        Row::new("  p99", warm.percentile(99), "ms"),
+        Row::new("  p99", percentile(&cold, 99), "ms").aim(20.0),
+        Row::new("  slowest", percentile(&cold, 100), "ms"),
+        Row::new(
+            "  one asked again and again: p50",
+            percentile(&warm, 50),
+            "ms",
+        ),
+        Row::new("  p99", percentile(&warm, 99), "ms"),
     ])
-}
-
-/// Sorted times, ms.
-struct Times(Vec<f64>);
-
-impl Times {
-    /// Nearest rank.
-    fn percentile(&self, percent: usize) -> f64 {
-        let rank = (self.0.len() * percent).div_ceil(100).max(1);
-        self.0[rank - 1]
-    }
 }
 
 /// One host that has been given code for so many components.
@@ -269,8 +263,8 @@ impl Dense {
         Ok(usize::try_from(listed.iter().map(ready).sum::<u64>())?)
     }
 
-    /// Asks each of them once, over a connection of its own.
-    fn ask(&self, workloads: &[usize]) -> Result<Times> {
+    /// Asks each of them once, over a connection of its own: sorted times, ms.
+    fn ask(&self, workloads: &[usize]) -> Result<Vec<f64>> {
         let mut times = Vec::with_capacity(workloads.len());
         for n in workloads {
             let name = format!("w{n}");
@@ -279,7 +273,7 @@ impl Dense {
             times.push(asked.elapsed().as_secs_f64() * 1e3);
         }
         times.sort_by(f64::total_cmp);
-        Ok(Times(times))
+        Ok(times)
     }
 }
 

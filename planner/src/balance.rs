@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::{HostId, Name, PlacementNumber, Slot, WorkloadKey, WorkloadSpec};
 
+use crate::booked::Booked;
 use crate::cluster::{Cluster, Host, Placed, Workload};
 use crate::place::{self, HOST, Scored, Standpoint};
-use crate::pool::Booked;
 use crate::ports;
 
 /// Hosts looked at in one question: some 0.3 s of the leader's time.

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, Name, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
 
+use crate::booked::Booked;
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
-use crate::pool::Booked;
 
 mod claims;
 mod slots;

@@ -17,10 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use wasmorch_api::spec::Constraint;
 use wasmorch_api::{HostId, Revision, WorkloadKey, WorkloadSpec};
 
+use crate::booked::{Booked, FULL};
 use crate::cached::CACHED;
 use crate::cluster::{Cluster, Workload};
 use crate::place::{self, HOST};
-use crate::pool::{Booked, FULL, Pool, Rank};
+use crate::pool::{Pool, Rank};
 use crate::ports;
 
 /// The score of free room has ten steps.

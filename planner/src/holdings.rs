@@ -13,9 +13,9 @@ use wasmorch_api::{
     Slot, StatusReport, Timestamp, WorkloadKey,
 };
 
+use crate::booked::Booked;
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::observe::ASK_EVERY;
-use crate::pool::Booked;
 
 impl Host {
     /// How many placements of a workload its set holds.

@@ -22,6 +22,7 @@ mod atomic;
 mod autoscale;
 mod awaited;
 mod balance;
+mod booked;
 mod cached;
 mod canary;
 pub mod check;

@@ -26,10 +26,11 @@ use wasmorch_api::spec::{Constraint, LabelTest};
 use wasmorch_api::status::HostState;
 use wasmorch_api::{ByteSize, HostId, Name, WorkloadKey, WorkloadSpec, features};
 
+use crate::booked::{Booked, FULL};
 use crate::cached;
 use crate::cluster::{Cluster, Host};
 use crate::planted::{self, Bug};
-use crate::pool::{Booked, Class, FULL};
+use crate::pool::Class;
 use crate::ports;
 
 /// The label that every host has: its name.

@@ -20,11 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::{EventKind, HostId, PlacementNumber, Slot, WorkloadKey};
 
+use crate::booked::Booked;
 use crate::cluster::Workload;
 use crate::place::{self, Standpoint};
 use crate::plan::{Stop, StopReason};
 use crate::planted::{self, Bug};
-use crate::pool::{Booked, Rank};
+use crate::pool::Rank;
 use crate::ports;
 use crate::queries;
 use crate::slots::Pass;

@@ -20,11 +20,11 @@ use wasmorch_api::{
     WorkloadSpec,
 };
 
+use crate::booked::Booked;
 use crate::cluster::{Cluster, Workload};
 use crate::place::{Effort, Removed};
 use crate::plan::Plan;
 use crate::planted::{self, Bug};
-use crate::pool::Booked;
 use crate::slots::Pass;
 
 /// What a quota allows; a dimension that it leaves out is not limited.

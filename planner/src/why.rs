@@ -81,7 +81,7 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
     let there = |id: &_| placed.is_some_and(|placed| placed.host == *id);
     let booked = placed.map(|placed| {
         let args = placed.args.as_deref();
-        crate::pool::Booked::of(key, &target.spec, args)
+        crate::booked::Booked::of(key, &target.spec, args)
     });
     // What is lost and waits for its host counts for nothing meanwhile.
     let lost_after = target.spec.disconnect.lost_after.0;

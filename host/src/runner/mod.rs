@@ -47,6 +47,7 @@ mod sandbox;
 mod stores;
 mod supervisor;
 mod tunnel;
+mod usage;
 mod volumes;
 mod wire;
 

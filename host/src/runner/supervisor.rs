@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmorch_gateway::{
     Certificates, Crowd, Gateway, GatewayConfig, Limits, PemPair, Server, Tables, Tunnel,
 };
-use wasmorch_runtime::{LoadedCode, Runtime, RuntimeConfig};
+use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::answers::Tally;
 use super::backlog::Backlog;
@@ -33,12 +33,10 @@ use super::http::Locals;
 use super::link::Link;
 use super::logs::LogQueue;
 use super::orders::{Order, Orderer, orders};
-use super::protocol::{
-    CodeStats, FromRunner, GatewayStats, Launch, Outcome, QUEUE, ReplicaKey, ReplicaUsage,
-    ToRunner, Usage,
-};
+use super::protocol::{FromRunner, Launch, Outcome, QUEUE, ReplicaKey, ToRunner, Usage};
 use super::replica::{self, Counts, Guest};
 use super::tunnel::Tunnels;
+use super::usage::{self, Measured};
 use super::{RunnerConfig, RunnerError, Settings};
 use crate::descriptors;
 use wasmorch_api::error::chain;
@@ -47,7 +45,7 @@ use wasmorch_api::error::chain;
 const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
 /// Tunnels that the gateway has not taken up yet; it does so at once.
 const TUNNELS_WAITING: usize = 16;
-/// Replicas that are linked, and their volumes read, at the same time.
+/// Replicas without volumes that are linked at the same time.
 const LINKED_AT_ONCE: usize = 4;
 /// Between two looks at code that nobody uses.
 const UNLOAD_EVERY: Duration = Duration::from_secs(10);
@@ -86,8 +84,7 @@ struct Entry {
     /// Set when it starts.
     guest: Arc<OnceLock<Guest>>,
     counts: Counts,
-    /// When its processor time and its requests were last looked at, and what they were.
-    measured: (Instant, Duration, u64),
+    measured: Measured,
 }
 
 struct Supervisor {
@@ -307,7 +304,7 @@ impl Supervisor {
             ToRunner::Prepare { replica, launch } => self.prepare(replica, launch),
             ToRunner::Start { replica } => match self.replicas.get_mut(&replica) {
                 Some(entry) => {
-                    entry.measured.0 = Instant::now();
+                    entry.measured = Measured::begin();
                     entry.orders.give(Order::Start);
                 }
                 None => tracing::debug!(%replica, "start of an unknown replica"),
@@ -388,7 +385,7 @@ impl Supervisor {
             orders: orderer,
             guest: guest.clone(),
             counts: counts.clone(),
-            measured: (Instant::now(), Duration::ZERO, 0),
+            measured: Measured::begin(),
         };
         let context = self.context.clone();
         let key = replica.clone();
@@ -433,73 +430,16 @@ impl Supervisor {
     fn usage(&mut self) -> Usage {
         let now = Instant::now();
         let replicas = self.replicas.iter_mut().filter_map(|(replica, entry)| {
-            let used = entry.guest.get()?.usage();
-            let measured = (now, used.cpu_time, used.requests_total);
-            let (since, before, requests) = std::mem::replace(&mut entry.measured, measured);
-            let requests = used.requests_total.saturating_sub(requests);
-            Some(ReplicaUsage {
-                replica: replica.clone(),
-                memory_bytes: used.memory_bytes,
-                cpu_millis: cpu_millis(used.cpu_time.saturating_sub(before), now - since),
-                in_flight: (used.in_flight + used.queued) as u64,
-                request_millis: a_second(requests, now - since),
-                pending: { entry.counts.backlog.as_deref() }.map_or(0, Backlog::messages),
-                answers: entry
-                    .counts
-                    .tally
-                    .as_deref()
-                    .map(Tally::so_far)
-                    .unwrap_or_default(),
-            })
+            let guest = entry.guest.get()?;
+            Some(entry.measured.take(replica, guest, &entry.counts, now))
         });
         Usage {
             replicas: replicas.collect(),
-            gateway: gateway_stats(&self.context.gateway.stats()),
-            code: code_stats(self.context.engine.loaded()),
+            gateway: usage::gateway(&self.context.gateway.stats()),
+            code: usage::code(self.context.engine.loaded()),
             table_seq: self.tables.sequence(),
         }
     }
-}
-
-fn gateway_stats(stats: &wasmorch_gateway::Stats) -> GatewayStats {
-    let [.., server_errors] = stats.answers;
-    GatewayStats {
-        requests: stats.requests,
-        errors: server_errors,
-        forwarded: stats.forwarded,
-        in_flight: stats.in_flight,
-    }
-}
-
-fn code_stats(loaded: LoadedCode) -> CodeStats {
-    let LoadedCode {
-        artifacts,
-        bytes,
-        loads,
-        unloads,
-    } = loaded;
-    CodeStats {
-        artifacts,
-        bytes,
-        loads,
-        unloads,
-    }
-}
-
-/// Processor time per wall time, in thousandths.
-fn cpu_millis(used: Duration, elapsed: Duration) -> u64 {
-    if elapsed.is_zero() {
-        return 0;
-    }
-    (used.as_secs_f64() / elapsed.as_secs_f64() * 1000.0).round() as u64
-}
-
-/// So many in this time: how many in a second, in thousandths.
-fn a_second(many: u64, elapsed: Duration) -> u64 {
-    if elapsed.is_zero() {
-        return 0;
-    }
-    (many as f64 / elapsed.as_secs_f64() * 1000.0).round() as u64
 }
 
 /// The last word of a replica whose task panicked: a bug of ours, and the end of that replica only.
@@ -522,24 +462,5 @@ fn panicked(replica: &ReplicaKey, panic: &(dyn Any + Send), started: bool) -> Fr
         }
     } else {
         FromRunner::Rejected { replica, reason }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_is_in_thousandths_of_a_core() {
-        let second = Duration::from_secs(1);
-        assert_eq!(cpu_millis(second / 2, second), 500);
-        assert_eq!(cpu_millis(second * 2, second), 2000);
-        assert_eq!(cpu_millis(second, Duration::ZERO), 0);
-    }
-
-    #[test]
-    fn requests_are_in_thousandths_of_one_in_a_second() {
-        assert_eq!(a_second(3, Duration::from_secs(2)), 1_500);
-        assert_eq!(a_second(3, Duration::ZERO), 0);
     }
 }

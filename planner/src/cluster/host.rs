@@ -10,8 +10,8 @@ use wasmorch_api::{
 };
 
 use super::Line;
+use crate::booked::Booked;
 use crate::observe::ASK_EVERY;
-use crate::pool::Booked;
 
 /// The label by which gateways keep requests near.
 const ZONE: &str = "zone";

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use wasmorch_api::{PlacementNumber, Slot};
 
 use super::{Pass, Seat, Standing};
+use crate::booked::Booked;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
-use crate::pool::Booked;
 
 impl Pass<'_> {
     pub(super) fn end_gone_and_used_up(&mut self) {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use wasmorch_api::{EventKind, HostId, Slot};
 
 use super::{Pass, SAID_EACH, SAID_STARTS, Seat, Standing};
+use crate::booked::Booked;
 use crate::cluster::Placed;
 use crate::fill::Ground;
 use crate::place;
 use crate::plan::{Start, Stop, StopReason};
-use crate::pool::{Booked, Rank};
+use crate::pool::Rank;
 use crate::ports;
 use crate::write::EventDraft;
 
