@@ -131,7 +131,14 @@ async fn answer(
     let what = format!("{} {}", request.method(), request.uri());
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     match replica.handle(request).await {
-        Ok(response) => Ok(response),
+        // What breaks off later can be told here alone.
+        Ok(response) => Ok(response.map(|body| {
+            let told = body.inspect_err(move |error| match error.downcast_ref::<Ended>() {
+                None | Some(Ended::Stopped) => {}
+                Some(ended) => warn(&format!("{}: {ended}", harmless(&what))),
+            });
+            told.boxed_unsync()
+        })),
         Err(ended) => {
             warn(&format!("{}: {ended}", harmless(&what)));
             Ok(refusal(&ended))

@@ -296,8 +296,7 @@ impl Driver {
 
     fn runner_said(&mut self, said: Said) -> Option<Event> {
         match said {
-            Said::Message(FromRunner::Logs { lines, dropped }) => {
-                self.view.logs_dropped += dropped;
+            Said::Message(FromRunner::Logs(lines)) => {
                 for (replica, line) in &lines {
                     self.live.tell(&self.parts.link, replica, line);
                 }
@@ -349,7 +348,7 @@ impl Driver {
         self.view.runner = self.parts.pool.answers();
         self.view.turned = std::time::Instant::now();
         let view = View {
-            logs_dropped: self.view.logs_dropped + self.parts.logs.dropped(),
+            logs_dropped: self.parts.logs.dropped(),
             ..self.view.clone()
         };
         self.parts.views.set(view);

@@ -65,12 +65,15 @@ impl LogStore {
         }
     }
 
-    /// Keeps these lines; never waits. What does not fit the queue is counted.
+    /// Keeps these lines; never waits. Counted are those that were lost before them on their way, and
+    /// those that do not fit the queue.
     pub(crate) fn write(&self, lines: Vec<(ReplicaKey, LogLine)>) {
         let count = lines.len() as u64;
+        let mut lost = lines.iter().map(|(_, line)| line.dropped).sum();
         if self.queue.try_send(Job::Lines(lines)).is_err() {
-            self.dropped.fetch_add(count, Ordering::Relaxed);
+            lost += count;
         }
+        self.dropped.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// The replica has ended: its log may be pruned when space is short.
@@ -414,5 +417,9 @@ mod tests {
         store.write(vec![line("1-1-1", 1, "kept")]);
         store.write(vec![line("1-1-1", 2, "a"), line("1-1-1", 3, "b")]);
         assert_eq!(store.dropped(), 2);
+        let mut after_a_flood = line("1-1-1", 4, "c");
+        after_a_flood.1.dropped = 100;
+        store.write(vec![after_a_flood]);
+        assert_eq!(store.dropped(), 103, "on the way to the queue too");
     }
 }

@@ -1,7 +1,7 @@
 //! Programs that run from start to end: `wasi:cli/run` 0.2 and 0.3, and core modules (preview 1).
 //!
 //! Used by `run`, by jobs and by services. One replica may run several times, one after another
-//! or at the same time; the timeout is for each whole run.
+//! or at the same time; the timeout is for each whole run, or for the start of what goes on for ever.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{InstancePre, Linker};
 use wasmtime_wasi::p1;
+use wasmtime_wasi::p2::bindings as p2;
 use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
+use wasmtime_wasi::p3::bindings as p3;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 
 use crate::artifact::{Artifact, Code, Compiled};
@@ -82,9 +84,18 @@ impl Default for Capture {
 }
 
 enum Pre {
-    P2(wasmtime_wasi::p2::bindings::CommandPre<GuestState>),
-    P3(wasmtime_wasi::p3::bindings::CommandPre<GuestState>),
+    P2(p2::CommandPre<GuestState>),
+    P3(p3::CommandPre<GuestState>),
     Module(InstancePre<ModuleState>),
+}
+
+/// Until when a program may take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// To be there: whatever its module does when it is instantiated.
+    start: Option<Deadline>,
+    /// To end.
+    end: Option<Deadline>,
 }
 
 /// A replica that runs a program.
@@ -119,11 +130,9 @@ impl CommandReplica {
                 concurrency = link::concurrency(runtime, component, &config.limits)?;
                 let is_limited = volume::is_limited(&config.preopens);
                 let linked = link::pre(runtime, component, is_limited)?;
-                match wasmtime_wasi::p3::bindings::CommandPre::new(linked.clone()) {
+                match p3::CommandPre::new(linked.clone()) {
                     Ok(pre) => Pre::P3(pre),
-                    Err(_) => Pre::P2(
-                        wasmtime_wasi::p2::bindings::CommandPre::new(linked).map_err(|_| WRONG)?,
-                    ),
+                    Err(_) => Pre::P2(p2::CommandPre::new(linked).map_err(|_| WRONG)?),
                 }
             }
             Compiled::Module(module) => {
@@ -152,11 +161,42 @@ impl CommandReplica {
     ///
     /// Why it did not end by itself; [`Ended::Stopped`] once `stop` is cancelled.
     pub async fn run(&self, stdio: Stdio, stop: CancellationToken) -> Result<i32, Ended> {
-        let deadline = Deadline::after(self.shared.config.limits.timeout);
-        let _seat = self
-            .gate
-            .enter(deadline.map(|deadline| deadline.at))
-            .await?;
+        let whole = Deadline::after(self.shared.config.limits.timeout);
+        let times = Times {
+            start: whole,
+            end: whole,
+        };
+        self.within(times, stdio, stop, || {}).await
+    }
+
+    /// The same of a program that is meant to go on for ever: the timeout is for its start, and `up` is
+    /// called when that is over.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::run`].
+    pub async fn serve(
+        &self,
+        stdio: Stdio,
+        stop: CancellationToken,
+        up: impl FnOnce() + Send,
+    ) -> Result<i32, Ended> {
+        let times = Times {
+            start: Deadline::after(self.shared.config.limits.timeout),
+            end: None,
+        };
+        self.within(times, stdio, stop, up).await
+    }
+
+    async fn within(
+        &self,
+        times: Times,
+        stdio: Stdio,
+        stop: CancellationToken,
+        up: impl FnOnce() + Send,
+    ) -> Result<i32, Ended> {
+        let enter = self.gate.enter(times.start.map(|start| start.at));
+        let _seat = enter.await?;
         let watch = self.shared.watch();
         let mut wasi = self
             .shared
@@ -165,8 +205,9 @@ impl CommandReplica {
         self.streams(&mut wasi, stdio);
         let program = async {
             match &self.pre {
-                Pre::Module(pre) => self.run_module(pre, wasi, &watch, deadline).await,
-                pre => self.run_component(pre, wasi, &watch, deadline).await,
+                Pre::Module(pre) => self.run_module(pre, wasi, &watch, times, up).await,
+                Pre::P2(pre) => self.run_p2(pre, wasi, &watch, times, up).await,
+                Pre::P3(pre) => self.run_p3(pre, wasi, &watch, times, up).await,
             }
         };
         let program = Metered::new(self.shared.meter.clone(), program);
@@ -193,28 +234,41 @@ impl CommandReplica {
         }
     }
 
-    async fn run_component(
+    async fn run_p2(
         &self,
-        pre: &Pre,
+        pre: &p2::CommandPre<GuestState>,
         mut wasi: WasiCtxBuilder,
         watch: &Arc<Watch>,
-        deadline: Option<Deadline>,
+        times: Times,
+        up: impl FnOnce(),
     ) -> Result<i32, Ended> {
         let mut store = self.shared.store(wasi.build(), RequestTag::none(), watch);
-        bounded(watch, deadline, async {
-            let ended = match pre {
-                Pre::P2(pre) => {
-                    let command = pre.instantiate_async(&mut store).await?;
-                    command.wasi_cli_run().call_run(&mut store).await
-                }
-                Pre::P3(pre) => {
-                    let command = pre.instantiate_async(&mut store).await?;
-                    store
-                        .run_concurrent(async |store| command.wasi_cli_run().call_run(store).await)
-                        .await?
-                }
-                Pre::Module(_) => wasmtime::bail!("a core module is no component"),
-            };
+        let start = pre.instantiate_async(&mut store);
+        let command = bounded(watch, times.start, start).await?;
+        up();
+        bounded(watch, times.end, async {
+            let ended = command.wasi_cli_run().call_run(&mut store).await;
+            exit_code(ended.map(|result| result.map_or(EXIT_FAILURE, |()| 0)))
+        })
+        .await
+    }
+
+    async fn run_p3(
+        &self,
+        pre: &p3::CommandPre<GuestState>,
+        mut wasi: WasiCtxBuilder,
+        watch: &Arc<Watch>,
+        times: Times,
+        up: impl FnOnce(),
+    ) -> Result<i32, Ended> {
+        let mut store = self.shared.store(wasi.build(), RequestTag::none(), watch);
+        let start = pre.instantiate_async(&mut store);
+        let command = bounded(watch, times.start, start).await?;
+        up();
+        bounded(watch, times.end, async {
+            let ended = store
+                .run_concurrent(async |store| command.wasi_cli_run().call_run(store).await)
+                .await?;
             exit_code(ended.map(|result| result.map_or(EXIT_FAILURE, |()| 0)))
         })
         .await
@@ -225,11 +279,14 @@ impl CommandReplica {
         pre: &InstancePre<ModuleState>,
         mut wasi: WasiCtxBuilder,
         watch: &Arc<Watch>,
-        deadline: Option<Deadline>,
+        times: Times,
+        up: impl FnOnce(),
     ) -> Result<i32, Ended> {
         let mut store = self.shared.module_store(wasi.build_p1(), watch);
-        bounded(watch, deadline, async {
-            let instance = pre.instantiate_async(&mut store).await?;
+        let start = pre.instantiate_async(&mut store);
+        let instance = bounded(watch, times.start, start).await?;
+        up();
+        bounded(watch, times.end, async {
             let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
             exit_code(start.call_async(&mut store, ()).await.map(|()| 0))
         })

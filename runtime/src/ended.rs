@@ -33,6 +33,13 @@ pub enum Ended {
         /// What all its instances together would have had.
         wanted_bytes: u64,
     },
+    /// The guest failed after it was denied a table.
+    TableLimit {
+        /// Elements that one table may have.
+        limit: u64,
+        /// Elements that it would have had.
+        wanted: u64,
+    },
     /// It held too much open: files, sockets, streams, or any other handles.
     Handles {
         /// The limit: for files, sockets and streams of all instances of the replica, for others
@@ -95,6 +102,11 @@ impl fmt::Display for Ended {
                  raise it with `--memory` or resources.memory",
                 Bytes(*limit_bytes),
                 Bytes(*wanted_bytes),
+            ),
+            Self::TableLimit { limit, wanted } => write!(
+                f,
+                "a table of {wanted} elements was wanted, and none may have more than {limit}; this \
+                 limit is fixed"
             ),
             Self::Handles { limit } => write!(
                 f,

@@ -29,7 +29,7 @@ use crate::runtime::RuntimeError;
 pub const ENGINE: &str = "wasmtime-48.0.8-1";
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
-const WASM_STACK_BYTES: usize = 512 << 10;
+pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
 /// The whole stack of a guest, host calls included.
 const STACK_BYTES: usize = 1 << 20;
 /// Memory that a free slot of the pool keeps, so that its next user faults on no page.

@@ -21,6 +21,7 @@ use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::ended::Ended;
+use crate::engines::{TABLE_ELEMENTS_MAX, WASM_STACK_BYTES};
 use crate::holdings::{HANDLES_MAX, RESOURCES_MAX};
 use crate::limits::Meter;
 use crate::pace::Pace;
@@ -83,6 +84,8 @@ pub(crate) struct Watch {
     meter: Arc<Meter>,
     memory_limit: u64,
     memory_wanted: AtomicU64,
+    /// The elements of a table that was not made.
+    elements_wanted: AtomicU64,
     handles_denied: AtomicBool,
     ended: OnceLock<Ended>,
     /// That of an instance which this request shares with others.
@@ -99,6 +102,7 @@ impl Watch {
             meter,
             memory_limit,
             memory_wanted: AtomicU64::new(0),
+            elements_wanted: AtomicU64::new(0),
             handles_denied: AtomicBool::new(false),
             ended: OnceLock::new(),
             instance: OnceLock::new(),
@@ -133,6 +137,11 @@ impl Watch {
         self.memory_wanted.fetch_max(wanted, Relaxed);
     }
 
+    /// The same of a table with more elements than one may have.
+    pub(crate) fn elements_denied(&self, wanted: u64) {
+        self.elements_wanted.fetch_max(wanted, Relaxed);
+    }
+
     /// It holds too much open; the failure that follows is put down to it.
     pub(crate) fn handles_denied(&self) {
         self.handles_denied.store(true, Relaxed);
@@ -140,7 +149,9 @@ impl Watch {
 
     /// Whether it met one of these limits, whatever it made of that.
     pub(crate) fn was_denied(&self) -> bool {
-        self.memory_wanted.load(Relaxed) > 0 || self.handles_denied.load(Relaxed)
+        self.memory_wanted.load(Relaxed) > 0
+            || self.elements_wanted.load(Relaxed) > 0
+            || self.handles_denied.load(Relaxed)
     }
 
     /// Records the first reason, counts the failure, and gives that reason back. A host without room
@@ -175,6 +186,11 @@ impl Watch {
                 wanted_bytes,
             };
         }
+        let wanted = self.elements_wanted.load(Relaxed);
+        if wanted > 0 {
+            let limit = TABLE_ELEMENTS_MAX as u64;
+            return Ended::TableLimit { limit, wanted };
+        }
         if self.handles_denied.load(Relaxed) {
             return Ended::Handles { limit: HANDLES_MAX };
         }
@@ -194,6 +210,10 @@ impl Watch {
             .map(|backtrace| backtrace.to_string())
             .unwrap_or_default();
         let message = match error.downcast_ref::<Trap>() {
+            Some(trap @ Trap::StackOverflow) => format!(
+                "{trap}: more than the {} KiB of an instance, which is a fixed limit",
+                WASM_STACK_BYTES >> 10
+            ),
             Some(trap) => trap.to_string(),
             None => error.root_cause().to_string(),
         };

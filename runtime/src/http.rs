@@ -46,18 +46,13 @@ use crate::gate::{Gate, Seat};
 use crate::guest::{Deadline, Metered, Watch, bounded};
 use crate::limits::Usage;
 use crate::link;
-use crate::logs::RequestTag;
+use crate::logs::{RequestId, RequestTag};
 use crate::outbound::Lineage;
 use crate::pace::Pace;
 use crate::reuse::{Idle, Pool, Running};
 use crate::runtime::Runtime;
 use crate::state::ReplicaShared;
 use crate::together::{Crew, Job, Terms};
-
-/// Names a request in the logs. Put it into the extensions of a request; without it lines carry
-/// the request's number in its replica.
-#[derive(Debug, Clone)]
-pub struct RequestId(pub Arc<str>);
 
 /// What exports neither version.
 pub(crate) const WRONG: PrepareError = PrepareError::WrongShape {
@@ -253,11 +248,7 @@ impl HttpReplica {
         terms: Terms,
     ) -> wasmtime::Result<Guest> {
         let shared = &self.shared;
-        let given = request
-            .extensions()
-            .get::<RequestId>()
-            .map(|id| id.0.clone());
-        let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), given);
+        let tag = RequestTag::new(request.extensions().get::<RequestId>());
         let limit = shared.config.limits.body_bytes;
         let request = request.map(|body| RequestBody::new(body, limit, terms.exceeded.clone()));
         if let Some(crew) = &self.crew {

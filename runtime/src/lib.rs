@@ -53,6 +53,7 @@ mod load;
 mod loaded;
 mod logs;
 mod messages;
+mod names;
 mod network;
 mod outbound;
 mod pace;
@@ -80,7 +81,7 @@ pub use engines::ENGINE;
 pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};
 pub use gate::{Place, Seat};
 pub use given::check_folder as check_compiled_folder;
-pub use http::{HttpReplica, RequestId};
+pub use http::HttpReplica;
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
     VALUE_BYTES_MAX, Version, increment_by_swaps,
@@ -90,7 +91,7 @@ pub use limits::Usage;
 pub use link::{granted_imports, wasi_imports};
 pub use load::LoadError;
 pub use loaded::LoadedCode;
-pub use logs::{LogLevel, LogLine, LogSink, LogStream, NoLogs};
+pub use logs::{LogLevel, LogLine, LogSink, LogStream, NoLogs, RequestId};
 pub use messages::{Message, MessagesReplica, Messaging};
 pub use network::{Network, SocketPattern};
 pub use outbound::{HostPattern, InternalRoute, Lineage, OutboundHttp, PatternError, RouteError};

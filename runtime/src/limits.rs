@@ -63,8 +63,6 @@ pub(crate) struct Meter {
     /// Requests that came from outside.
     pub(crate) came: AtomicU64,
     cpu_nanos: AtomicU64,
-    /// What requests are numbered by.
-    pub(crate) requests: AtomicU64,
 }
 
 impl Meter {
@@ -78,7 +76,6 @@ impl Meter {
             refused: AtomicU64::new(0),
             came: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
         }
     }
 
@@ -262,9 +259,14 @@ impl ResourceLimiter for MemoryLimiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if desired > TABLE_ELEMENTS_MAX || maximum.is_some_and(|maximum| desired > maximum) {
+        if maximum.is_some_and(|maximum| desired > maximum) {
             self.last = 0;
-            return Ok(desired <= TABLE_ELEMENTS_MAX);
+            return Ok(true);
+        }
+        if desired > TABLE_ELEMENTS_MAX {
+            self.last = 0;
+            self.watch.elements_denied(desired as u64);
+            return Ok(false);
         }
         Ok(self.grow(desired.saturating_sub(current) as u64 * ELEMENT_BYTES))
     }

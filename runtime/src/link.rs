@@ -18,6 +18,7 @@ use crate::ended::PrepareError;
 use crate::engines::TABLES_PER_INSTANCE;
 use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
+use crate::network::lookup;
 use crate::runtime::Runtime;
 use crate::state::GuestState;
 use crate::volume;
@@ -91,6 +92,7 @@ fn linker(
     messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     keyvalue::add_to_linker(&mut linker)?;
     blobstore::add_to_linker(&mut linker)?;
+    lookup::add_to_linker(&mut linker, concurrent)?;
     if limited {
         volume::add_to_linker(&mut linker)?;
     }

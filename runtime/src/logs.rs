@@ -6,7 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -75,6 +76,27 @@ impl LogSink for NoLogs {
     fn line(&self, _line: LogLine) {}
 }
 
+/// Tells the numbers of this process from those of others, of which each replica may have several.
+static PROCESS: LazyLock<u32> = LazyLock::new(rand::random);
+/// The newest number of this process.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// The name of a request or message in the lines that are said during it, unlike that of any other.
+/// Those of HTTP requests are given by whoever has them, as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(pub Arc<str>);
+
+impl RequestId {
+    /// A new one.
+    pub fn next() -> Self {
+        Self(name(NUMBER.fetch_add(1, Relaxed)))
+    }
+}
+
+fn name(number: u64) -> Arc<str> {
+    format!("{:08x}-{number}", *PROCESS).into()
+}
+
 /// Names the request that a store serves; the text is made when the first line needs it.
 #[derive(Clone)]
 pub(crate) struct RequestTag(Option<Arc<Tag>>);
@@ -89,19 +111,18 @@ impl RequestTag {
         Self(None)
     }
 
-    /// Its number in the replica, unless a name was given.
-    pub(crate) fn new(number: u64, given: Option<Arc<str>>) -> Self {
-        let text = given.map(OnceLock::from).unwrap_or_default();
-        Self(Some(Arc::new(Tag { number, text })))
+    /// The name that was given, or a new one.
+    pub(crate) fn new(given: Option<&RequestId>) -> Self {
+        let text = given.map(|id| OnceLock::from(id.0.clone()));
+        Self(Some(Arc::new(Tag {
+            number: NUMBER.fetch_add(1, Relaxed),
+            text: text.unwrap_or_default(),
+        })))
     }
 
     fn text(&self) -> Option<Arc<str>> {
         let tag = self.0.as_ref()?;
-        Some(
-            tag.text
-                .get_or_init(|| tag.number.to_string().into())
-                .clone(),
-        )
+        Some(tag.text.get_or_init(|| name(tag.number)).clone())
     }
 }
 

@@ -137,7 +137,7 @@ impl MessagesReplica {
 
     async fn run(&self, message: Message, deadline: Option<Deadline>) -> Result<(), Ended> {
         let shared = &self.shared;
-        let tag = RequestTag::new(shared.meter.requests.fetch_add(1, Relaxed), None);
+        let tag = RequestTag::new(None);
         let watch = shared.watch();
         let code = shared.code(&self.artifact, deadline).await;
         let code = code.map_err(|ended| watch.end(ended))?;

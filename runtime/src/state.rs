@@ -20,6 +20,7 @@ use crate::guest::{Deadline, RETRY_AFTER, Watch};
 use crate::holdings::{self, RESOURCES_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
+use crate::network::Sockets;
 use crate::outbound::Hooks;
 use crate::reuse::Pool;
 use crate::runtime::Runtime;
@@ -40,6 +41,7 @@ pub(crate) struct ReplicaShared {
     pub(crate) config: ReplicaConfig,
     pub(crate) variables: WasiConfigVariables,
     pub(crate) volumes: Volumes,
+    pub(crate) sockets: Arc<Sockets>,
     /// Some of them have a limit, which what it is linked to watches.
     pub(crate) is_limited: bool,
     pub(crate) meter: Arc<Meter>,
@@ -55,6 +57,7 @@ impl ReplicaShared {
         let volumes = Volumes::open(&config.preopens)?;
         let is_limited = volume::is_limited(&config.preopens);
         let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
+        let sockets = Arc::new(Sockets::new(config.network.clone()));
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);
         Ok(Arc::new(Self {
@@ -63,6 +66,7 @@ impl ReplicaShared {
             config,
             variables,
             volumes,
+            sockets,
             is_limited,
             meter,
         }))
@@ -126,7 +130,7 @@ impl ReplicaShared {
             };
             wasi.preopened_dir(&preopen.host, &preopen.guest, perms)?;
         }
-        self.config.network.apply(&mut wasi);
+        self.sockets.apply(&mut wasi);
         Ok(wasi)
     }
 
@@ -165,7 +169,7 @@ impl ReplicaShared {
             wasi,
             table,
             http: WasiHttpCtx::new(),
-            hooks: Hooks::new(self.config.outbound.clone()),
+            hooks: Hooks::new(self.config.outbound.clone(), self.config.limits.body_bytes),
             limiter: self.limiter(watch),
             tag,
             lines: None,

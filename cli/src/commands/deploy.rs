@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::messages::{DeployReply, Deployed, WorkloadState};
-use wasmorch_api::{ByteSize, Name, Problem};
+use wasmorch_api::{Name, Problem};
 
 use super::follow::{Followed, Verdict, awaits_a_person, done_word, follow};
 use super::source::{Prepared, prepare};
+use super::upload::upload;
 use super::{Context, Interrupt, logs};
 use crate::args::DeployArgs;
 use crate::error::{CliError, Exit};
-use crate::link::{Link, Upload};
+use crate::link::Link;
 use crate::out::progress::Progress;
 use crate::out::table::Tone;
 use crate::out::views;
@@ -38,7 +39,7 @@ pub(crate) async fn run(ctx: &Context, args: DeployArgs) -> Result<Exit, CliErro
         let work = async {
             let link = ctx.link().await?;
             prepared.complete(&link, &args.spec).await?;
-            upload(&link, &prepared, &progress, &stop).await?;
+            upload(&link, &prepared, Some(&progress), &stop).await?;
             Ok::<Link, CliError>(link)
         };
         tokio::pin!(work);
@@ -75,39 +76,6 @@ pub(crate) async fn run(ctx: &Context, args: DeployArgs) -> Result<Exit, CliErro
     ctx.out
         .note(&Tone::Dim.paint(&format!("done in {}", views::took(started.elapsed()))));
     Ok(exit)
-}
-
-/// Puts every artifact into the store that is not there.
-pub(super) async fn upload(
-    link: &Link,
-    prepared: &Prepared,
-    progress: &Progress,
-    stop: &CancellationToken,
-) -> Result<(), CliError> {
-    for item in &prepared.items {
-        let Some(source) = &item.source else { continue };
-        let size = source.bytes.len() as u64;
-        let bar = progress.upload(item.spec.name.as_str(), size);
-        let step = |stored: u64| bar.set_position(stored);
-        let done = link
-            .upload(&source.digest, source.bytes.clone(), stop, step)
-            .await;
-        bar.finish_and_clear();
-        let sent = done? == Upload::Sent;
-        let text = format!(
-            "{}  {} ({}, {})",
-            item.spec.name,
-            if sent { "uploaded" } else { "already uploaded" },
-            ByteSize(size).approximate(),
-            source.digest.short(),
-        );
-        let object = json!({
-            "stage": "uploaded", "workload": item.spec.name, "artifact": source.digest,
-            "size_bytes": size, "present": !sent,
-        });
-        progress.stage(&text, &object)?;
-    }
-    Ok(())
 }
 
 /// Asks for the deploy. Ctrl-C while the answer is under way waits for it a moment.

@@ -23,6 +23,7 @@ mod rollout;
 mod run;
 mod show;
 mod source;
+mod upload;
 mod why;
 
 use std::path::Path;

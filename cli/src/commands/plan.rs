@@ -10,6 +10,7 @@ use wasmorch_api::messages::Unplaced;
 
 use super::Context;
 use super::source::prepare;
+use super::upload::upload;
 use crate::args::PlanArgs;
 use crate::error::{CliError, Exit};
 use crate::out::human::{count, harmless};
@@ -58,13 +59,7 @@ pub(crate) async fn run(ctx: &Context, args: PlanArgs) -> Result<Exit, CliError>
     let mut prepared = prepare(ctx, &args.spec)?;
     let link = ctx.link().await?;
     prepared.complete(&link, &args.spec).await?;
-    for item in &prepared.items {
-        if let Some(source) = &item.source {
-            let stop = CancellationToken::new();
-            link.upload(&source.digest, source.bytes.clone(), &stop, |_| {})
-                .await?;
-        }
-    }
+    upload(&link, &prepared, None, &CancellationToken::new()).await?;
     let answer: Value = link
         .call(Some(&prepared.namespace), "plan", &prepared.request())
         .await?;

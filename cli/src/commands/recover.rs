@@ -20,7 +20,7 @@ use super::show::{every_page, with};
 use super::{Context, now, request_id};
 use crate::cluster;
 use crate::error::{CliError, Exit};
-use crate::link::Link;
+use crate::link::{Link, Uploads};
 use crate::out::human::count;
 
 /// A host may have to put back the largest artifact over a slow link.
@@ -121,7 +121,8 @@ pub(crate) async fn recover(ctx: &Context, file: Option<&Path>) -> Result<Exit, 
             let bytes = Bytes::from(encode(&backup)?);
             let digest = Digest::of(&bytes);
             let stop = CancellationToken::new();
-            link.upload(&digest, bytes, &stop, |_| {}).await?;
+            let uploads = Uploads::into(&link).await?;
+            uploads.upload(&digest, bytes, &stop, |_| {}).await?;
             Some(digest)
         }
         None => None,

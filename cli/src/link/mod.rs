@@ -19,7 +19,7 @@ use wasmorch_api::error::ErrorBody;
 use wasmorch_api::error::chain;
 use wasmorch_api::{ErrorCode, HostId, HumanDuration, Name, NatsOptions, subjects};
 
-pub(crate) use upload::Upload;
+pub(crate) use upload::{Upload, Uploads};
 
 use crate::error::{CliError, Exit};
 

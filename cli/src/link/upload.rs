@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::error::chain;
 use wasmorch_api::{Digest, HumanDuration, subjects};
@@ -25,7 +26,8 @@ use crate::error::{CliError, Exit};
 
 /// A chunk's size: with it a full window is 4 MiB, and any server's message limit holds it.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Chunks under way at once.
+/// Chunks under way at once, of all uploads together: on a slow link more of them would only wait
+/// for each other, and for longer than an acknowledgement is waited for.
 const WINDOW: usize = 16;
 
 /// What became of the bytes.
@@ -52,7 +54,34 @@ struct Meta {
     chunks: usize,
 }
 
-impl Link {
+/// Uploads that share a window of chunks.
+pub(crate) struct Uploads<'a> {
+    link: &'a Link,
+    stream: Stream<()>,
+    window: Semaphore,
+}
+
+/// A chunk that the server has not confirmed.
+struct Sent<'a> {
+    size: u64,
+    ack: PublishAckFuture,
+    _place: SemaphorePermit<'a>,
+}
+
+impl<'a> Uploads<'a> {
+    /// How many artifacts it makes sense to send at once: small ones are one chunk.
+    pub(crate) const AT_ONCE: usize = WINDOW;
+
+    pub(crate) async fn into(link: &'a Link) -> Result<Self, CliError> {
+        let store = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
+        let stream = link.jetstream.get_stream_no_info(&store).await;
+        Ok(Self {
+            link,
+            stream: stream.map_err(|error| failed(&error))?,
+            window: Semaphore::new(WINDOW),
+        })
+    }
+
     /// Puts the bytes of `digest` into the artifact store. `progress` is told how many are stored.
     /// Once `stop` is cancelled, what has been sent is taken away again, unless it may be whole.
     pub(crate) async fn upload(
@@ -62,17 +91,15 @@ impl Link {
         stop: &CancellationToken,
         mut progress: impl FnMut(u64),
     ) -> Result<Upload, CliError> {
-        let store = format!("OBJ_{}", subjects::ARTIFACT_BUCKET);
-        let stream = self
-            .jetstream
-            .get_stream_no_info(&store)
-            .await
-            .map_err(|e| failed(&e))?;
+        if stop.is_cancelled() {
+            return Err(CliError::interrupted("interrupted"));
+        }
+        let stream = &self.stream;
         let name = URL_SAFE.encode(digest.as_str());
         let meta_subject = format!("$O.{}.M.{name}", subjects::ARTIFACT_BUCKET);
         let checksum = checksum(digest);
         if self
-            .is_stored(&stream, &meta_subject, &checksum, bytes.len() as u64)
+            .is_stored(&meta_subject, &checksum, bytes.len() as u64)
             .await?
         {
             return Ok(Upload::Present);
@@ -98,6 +125,7 @@ impl Link {
             let meta = meta.to_string().into();
             meta_sent.store(true, Relaxed);
             let sent = self
+                .link
                 .jetstream
                 .publish_with_headers(meta_subject, headers, meta)
                 .await;
@@ -118,14 +146,8 @@ impl Link {
         stored
     }
 
-    async fn is_stored(
-        &self,
-        stream: &Stream<()>,
-        meta: &str,
-        checksum: &str,
-        size: u64,
-    ) -> Result<bool, CliError> {
-        let message = match stream.direct_get_last_for_subject(meta).await {
+    async fn is_stored(&self, meta: &str, checksum: &str, size: u64) -> Result<bool, CliError> {
+        let message = match self.stream.direct_get_last_for_subject(meta).await {
             Ok(message) => message,
             Err(error) => {
                 return match error.kind() {
@@ -146,7 +168,7 @@ impl Link {
             !meta.deleted && meta.size == size && meta.digest.as_deref() == Some(checksum)
         });
         match meta {
-            Some(meta) => has_chunks(stream, &meta).await,
+            Some(meta) => has_chunks(&self.stream, &meta).await,
             None => Ok(false),
         }
     }
@@ -157,29 +179,38 @@ impl Link {
         bytes: &Bytes,
         progress: &mut impl FnMut(u64),
     ) -> Result<usize, CliError> {
-        let mut under_way: VecDeque<(u64, PublishAckFuture)> = VecDeque::with_capacity(WINDOW);
+        let mut under_way: VecDeque<Sent<'_>> = VecDeque::with_capacity(WINDOW);
         let mut stored = 0;
         let mut count = 0;
-        let mut acknowledge = async |(size, ack): (u64, PublishAckFuture)| {
-            ack.await.map_err(|error| failed(&error))?;
-            stored += size;
+        let mut acknowledge = async |sent: Sent<'_>| {
+            sent.ack.await.map_err(|error| failed(&error))?;
+            stored += sent.size;
             progress(stored);
             Ok::<(), CliError>(())
         };
         for from in (0..bytes.len()).step_by(CHUNK_BYTES) {
             let chunk = bytes.slice(from..bytes.len().min(from + CHUNK_BYTES));
-            if under_way.len() == WINDOW
-                && let Some(oldest) = under_way.pop_front()
-            {
-                acknowledge(oldest).await?;
-            }
+            // Whoever holds places of the window frees one before it waits for one.
+            let place = loop {
+                if let Ok(place) = self.window.try_acquire() {
+                    break place;
+                }
+                match under_way.pop_front() {
+                    Some(oldest) => acknowledge(oldest).await?,
+                    None => break self.window.acquire().await.expect("it is never closed"),
+                }
+            };
             let size = chunk.len() as u64;
-            let ack = self.jetstream.publish(subject.to_owned(), chunk).await;
-            under_way.push_back((size, ack.map_err(|error| failed(&error))?));
+            let ack = self.link.jetstream.publish(subject.to_owned(), chunk).await;
+            under_way.push_back(Sent {
+                size,
+                ack: ack.map_err(|error| failed(&error))?,
+                _place: place,
+            });
             count += 1;
         }
-        for ack in under_way {
-            acknowledge(ack).await?;
+        for sent in under_way {
+            acknowledge(sent).await?;
         }
         Ok(count)
     }

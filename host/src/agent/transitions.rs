@@ -88,7 +88,7 @@ impl Agent {
             FromRunner::Ended { replica, outcome } => self.outcome(&replica, outcome, now),
             FromRunner::Stopped { replica } => self.stopped(&replica, now),
             FromRunner::Usage(usage) => self.used(&usage.replicas, now),
-            FromRunner::Logs { .. } | FromRunner::Pong(_) => {}
+            FromRunner::Logs(_) | FromRunner::Pong(_) => {}
         }
     }
 

@@ -189,9 +189,7 @@ impl Pool {
                 let all = self.usages.answer(runner, usage);
                 self.say(all.map(FromRunner::Usage));
             }
-            keeper::Said::Message(
-                message @ (FromRunner::Logs { .. } | FromRunner::Wake { .. }),
-            ) => {
+            keeper::Said::Message(message @ (FromRunner::Logs(_) | FromRunner::Wake { .. })) => {
                 self.say(Some(message));
             }
             keeper::Said::Message(message) => {

@@ -246,7 +246,7 @@ impl Shares {
             | FromRunner::Health { replica, .. }
             | FromRunner::Ended { replica, .. }
             | FromRunner::Stopped { replica } => replica.clone(),
-            FromRunner::Logs { .. }
+            FromRunner::Logs(_)
             | FromRunner::Wake { .. }
             | FromRunner::Usage(_)
             | FromRunner::Pong(_) => return moves,

@@ -2,21 +2,21 @@
 //!
 //! Owns what counts as a request, as an error and as slow; what follows from it is the leader's to
 //! decide. Every http replica is counted: a few atomic additions for each request. Probes are not
-//! requests and do not come by here.
+//! requests and do not come by here. What the guest fails is told in its log, also after the head of
+//! its answer.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::Response;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use wasmorch_api::{Answers, Kind, WorkloadSpec};
 use wasmorch_gateway::Body;
-use wasmorch_runtime::{BodyError, BodySide, Ended};
+use wasmorch_runtime::{BodySide, Ended, LogSink, RequestId};
+
+use super::logs::failed;
 
 /// The counts of one replica in this runner.
 #[derive(Debug, Default)]
@@ -67,27 +67,20 @@ impl Counted {
         }
     }
 
-    /// Counts how it ended, and goes on watching the body of an answer.
-    pub(super) fn answered(
-        mut self,
-        answer: Result<Response<Body>, Ended>,
-    ) -> Result<Response<Body>, Ended> {
+    /// Counts how it ended. Whoever watches the body of an answer goes on with what is given back.
+    fn settle(&mut self, answer: &Result<Response<Body>, Ended>) -> Option<Arc<Tally>> {
         self.settled = true;
         match answer {
             Ok(response) => {
                 let failed = response.status().is_server_error();
                 self.count(failed);
-                if failed || response.body().is_end_stream() {
-                    return Ok(response);
-                }
-                let tally = Some(self.tally.clone());
-                Ok(response.map(|body| Watched { body, tally }.boxed_unsync()))
+                (!failed).then(|| self.tally.clone())
             }
             Err(ended) => {
-                if let Some(failed) = fault(&ended) {
+                if let Some(failed) = fault(ended) {
                     self.count(failed);
                 }
-                Err(ended)
+                None
             }
         }
     }
@@ -122,6 +115,7 @@ fn fault(ended: &Ended) -> Option<bool> {
     match ended {
         Ended::Trap { .. }
         | Ended::MemoryLimit { .. }
+        | Ended::TableLimit { .. }
         | Ended::Handles { .. }
         | Ended::Timeout { .. }
         | Ended::NoResponse
@@ -143,45 +137,50 @@ fn fault(ended: &Ended) -> Option<bool> {
     }
 }
 
-/// A body that may still break off.
-struct Watched {
-    body: Body,
-    /// Taken when it has.
-    tally: Option<Arc<Tally>>,
+/// Where it is told how a request failed, and under which name.
+pub(super) struct Told {
+    pub(super) logs: Arc<dyn LogSink>,
+    pub(super) id: RequestId,
 }
 
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Err(error))) = &polled
-            && error.downcast_ref::<Ended>().and_then(fault) == Some(true)
-            && let Some(tally) = self.tally.take()
-        {
-            tally.errors.fetch_add(1, Relaxed);
-        }
-        polled
+/// Counts and tells how a request ended, and goes on watching the body of its answer.
+pub(super) fn answered(
+    answer: Result<Response<Body>, Ended>,
+    counted: Option<Counted>,
+    told: Told,
+) -> Result<Response<Body>, Ended> {
+    let mut tally = counted.and_then(|mut counted| counted.settle(&answer));
+    let Told { logs, id } = told;
+    let response = answer.inspect_err(|ended| failed(&*logs, "a request", Some(&id), ended))?;
+    if response.body().is_end_stream() {
+        return Ok(response);
     }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    Ok(response.map(|body| {
+        let watched = body.inspect_err(move |error| {
+            let Some(ended) = error.downcast_ref::<Ended>() else {
+                return;
+            };
+            failed(&*logs, "an answer that had begun", Some(&id), ended);
+            if fault(ended) == Some(true)
+                && let Some(tally) = tally.take()
+            {
+                tally.errors.fetch_add(1, Relaxed);
+            }
+        });
+        watched.boxed_unsync()
+    }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::{Empty, StreamBody};
     use wasmorch_api::HumanDuration;
     use wasmorch_api::spec::FailWhen;
+    use wasmorch_runtime::{BodyError, LogLine};
 
     use super::*;
 
@@ -199,6 +198,27 @@ mod tests {
     fn answer(status: u16) -> Result<Response<Body>, Ended> {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         Ok(Response::builder().status(status).body(body).expect("one"))
+    }
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<(Option<Arc<str>>, String)>>);
+
+    impl LogSink for Lines {
+        fn line(&self, line: LogLine) {
+            let mut lines = self.0.lock().expect("no panic");
+            lines.push((line.request_id, line.text));
+        }
+    }
+
+    fn ended(
+        counted: Counted,
+        end: Result<Response<Body>, Ended>,
+    ) -> Result<Response<Body>, Ended> {
+        let told = Told {
+            logs: Arc::new(Lines::default()),
+            id: RequestId::next(),
+        };
+        answered(end, Some(counted), told)
     }
 
     fn figures(tally: &Tally) -> (u64, u64, u64) {
@@ -233,7 +253,7 @@ mod tests {
         ];
         for (end, expected) in ends {
             let words = format!("{end:?}");
-            drop(Counted::begin(tally.clone()).answered(end));
+            drop(ended(Counted::begin(tally.clone()), end));
             assert_eq!(figures(&tally), expected, "{words}");
         }
         drop(Counted::begin(tally.clone()));
@@ -248,9 +268,9 @@ mod tests {
             counted.began -= Duration::from_millis(ago);
             counted
         };
-        drop(begun(0).answered(answer(200)));
+        drop(ended(begun(0), answer(200)));
         assert_eq!(figures(&tally), (1, 0, 0));
-        drop(begun(60).answered(answer(200)));
+        drop(ended(begun(60), answer(200)));
         assert_eq!(figures(&tally), (2, 0, 1));
         drop(begun(60));
         assert_eq!(figures(&tally), (3, 0, 2), "whoever waited has gone");
@@ -267,10 +287,19 @@ mod tests {
             })),
         ];
         let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
-        let answered = Counted::begin(tally.clone()).answered(Ok(Response::new(body)));
+        let lines = Arc::new(Lines::default());
+        let told = Told {
+            logs: lines.clone(),
+            id: RequestId("r-7".into()),
+        };
+        let counted = Some(Counted::begin(tally.clone()));
+        let answered = answered(Ok(Response::new(body)), counted, told);
         assert_eq!(figures(&tally), (1, 0, 0));
         let body = answered.expect("a head").into_body();
         assert!(body.collect().await.is_err());
         assert_eq!(figures(&tally), (1, 1, 0));
+        let lines = lines.0.lock().expect("no panic");
+        let said = "an answer that had begun failed: the guest trapped: unreachable";
+        assert_eq!(*lines, [(Some("r-7".into()), said.to_owned())]);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::Kind;
 use wasmorch_runtime::{CommandReplica, Ended, Stdio};
@@ -12,8 +13,8 @@ use super::orders::Orders;
 use super::protocol::Outcome;
 use super::replica::{End, Life};
 
-/// Runs the guest. A service is ready once it has been alive for `update.min_ready`; a job never
-/// is. A guest has no way to hear that it shall end, so a service is cut off by a drain at once,
+/// Runs the guest. A service is ready once it has started and been alive for `update.min_ready`; a job
+/// never is. A guest has no way to hear that it shall end, so a service is cut off by a drain at once,
 /// and a job, which ends by itself, at the drain's deadline.
 pub(super) async fn live(life: Life, guest: Arc<CommandReplica>) -> End {
     let stop = CancellationToken::new();
@@ -23,9 +24,17 @@ pub(super) async fn live(life: Life, guest: Arc<CommandReplica>) -> End {
     };
     let service = life.launch.kind == Kind::Service;
     let ended = {
-        let run = guest.run(stdio, stop.clone());
+        let (up, started) = oneshot::channel();
+        let run = async {
+            if service {
+                let up = || _ = up.send(());
+                guest.serve(stdio, stop.clone(), up).await
+            } else {
+                guest.run(stdio, stop.clone()).await
+            }
+        };
         tokio::pin!(run);
-        let mut alive = std::pin::pin!(alive(&life, service));
+        let mut alive = std::pin::pin!(alive(&life, started));
         let mut cut_off = std::pin::pin!(cut_off(life.orders.clone(), service));
         let mut told = false;
         let mut stopping = false;
@@ -41,16 +50,15 @@ pub(super) async fn live(life: Life, guest: Arc<CommandReplica>) -> End {
             }
         }
     };
-    if let Err(ended) = &ended
-        && logs::is_the_guests(ended)
-    {
-        logs::failed(&*life.logs, "the program", ended);
+    if let Err(ended) = &ended {
+        logs::failed(&*life.logs, "the program", None, ended);
     }
     end_of(ended)
 }
 
-async fn alive(life: &Life, service: bool) {
-    if service {
+/// Tells that a service is ready, in time. Nobody tells that a job has started.
+async fn alive(life: &Life, started: oneshot::Receiver<()>) {
+    if started.await.is_ok() {
         tokio::time::sleep(life.launch.spec.update.min_ready.0).await;
         life.health(true, None).await;
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use wasmorch_api::spec::Subscription;
-use wasmorch_api::{Kind, Name, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{Name, WorkloadKey, WorkloadSpec};
 use wasmorch_gateway::Gateway;
 use wasmorch_runtime::{
     BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, Messaging, Network, OutboundHttp,
@@ -103,7 +103,7 @@ impl Grants {
             .collect();
         config.env = environment(replica, launch);
         config.config = spec.config.clone().into_iter().collect();
-        config.limits = limits(launch.kind, spec);
+        config.limits = limits(spec);
         config.reuse = Reuse {
             requests: spec.instance.reuse,
             concurrency: spec.instance.concurrency,
@@ -160,13 +160,12 @@ fn environment(replica: &ReplicaKey, launch: &Launch) -> Vec<(String, String)> {
     variables.into_iter().collect()
 }
 
-fn limits(kind: Kind, spec: &WorkloadSpec) -> Limits {
+fn limits(spec: &WorkloadSpec) -> Limits {
     let resources = &spec.resources;
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Limits {
         memory_bytes: resources.memory.0,
-        // A service runs for ever: what would be timed is its life.
-        timeout: Some(resources.timeout.0).filter(|_| kind != Kind::Service),
+        timeout: Some(resources.timeout.0),
         concurrency: count(resources.concurrency).max(1),
         queue: count(resources.queue),
         body_bytes: resources.body.0,
@@ -176,8 +175,6 @@ fn limits(kind: Kind, spec: &WorkloadSpec) -> Limits {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -200,15 +197,5 @@ mod tests {
         assert!(subscribe("shop.ask", Some("KV_wasmorch_state")).is_err());
         assert!(subscribe("wasmorch.>", None).is_err());
         assert!(subscribe("a b", None).is_err());
-    }
-
-    #[test]
-    fn a_service_has_no_timeout_and_a_job_has() {
-        let spec = WorkloadSpec::default();
-        assert_eq!(limits(Kind::Service, &spec).timeout, None);
-        assert_eq!(
-            limits(Kind::Job, &spec).timeout,
-            Some(Duration::from_secs(30))
-        );
     }
 }

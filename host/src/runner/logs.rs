@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use wasmorch_api::messages::LogLine;
-use wasmorch_runtime::{Ended, LogLevel, LogSink, LogStream};
+use wasmorch_runtime::{BodySide, Ended, LogLevel, LogSink, LogStream, RequestId};
 
 use super::protocol::{FromRunner, ReplicaKey};
 
@@ -197,19 +197,26 @@ impl Drop for ReplicaLogs {
 
 /// Whether a failure is the guest's doing and so belongs into its log: being busy, being stopped,
 /// a client's body and a caller's patience are not.
-pub(super) fn is_the_guests(ended: &Ended) -> bool {
+fn is_the_guests(ended: &Ended) -> bool {
     !matches!(
         ended,
         Ended::Busy { .. }
             | Ended::HostFull { .. }
-            | Ended::BodyTooLarge { .. }
+            | Ended::BodyTooLarge {
+                side: BodySide::Request,
+                ..
+            }
             | Ended::CallerTimeout { .. }
             | Ended::Stopped
     )
 }
 
-/// Says in a guest's log how it failed: the guest cannot any more.
-pub(super) fn failed(logs: &dyn LogSink, what: &str, ended: &Ended) {
+/// Says in a guest's log how it failed, if that is its doing: the guest cannot any more. `during` names
+/// the request.
+pub(super) fn failed(logs: &dyn LogSink, what: &str, during: Option<&RequestId>, ended: &Ended) {
+    if !is_the_guests(ended) {
+        return;
+    }
     let mut text = format!("{what} failed: {ended}");
     if let Ended::Trap { backtrace, .. } = ended
         && !backtrace.is_empty()
@@ -220,7 +227,7 @@ pub(super) fn failed(logs: &dyn LogSink, what: &str, ended: &Ended) {
         let stream = LogStream::Wasi(LogLevel::Error);
         logs.line(wasmorch_runtime::LogLine {
             stream,
-            request_id: None,
+            request_id: during.map(|id| id.0.clone()),
             text: line.to_owned(),
         });
     }
@@ -271,12 +278,7 @@ async fn deliver(mut queue: mpsc::Receiver<Item>, out: mpsc::Sender<FromRunner>)
         }
         let sent = Instant::now();
         // Lines that found the queue full are told with the next line of their replica.
-        if !lines.is_empty()
-            && out
-                .send(FromRunner::Logs { lines, dropped: 0 })
-                .await
-                .is_err()
-        {
+        if !lines.is_empty() && out.send(FromRunner::Logs(lines)).await.is_err() {
             return;
         }
         let waited_for = !flushed.is_empty();
@@ -344,7 +346,7 @@ mod tests {
         queue.flush().await;
         drop((sink, queue));
         let (mut texts, mut dropped) = (Vec::new(), 0);
-        while let Some(FromRunner::Logs { lines, .. }) = from.recv().await {
+        while let Some(FromRunner::Logs(lines)) = from.recv().await {
             for (_, line) in lines {
                 dropped += line.dropped;
                 texts.push(line.text);

@@ -254,11 +254,14 @@ impl Handler {
             None => self.handle_in_time(&seat, message).await,
         };
         drop(seat);
-        if let Err(ended) = &handled
-            && logs::is_the_guests(ended)
-        {
+        if let Err(ended) = &handled {
             tracing::debug!(subject, %ended, "a message failed");
-            logs::failed(&*self.logs, &format!("the message on `{subject}`"), ended);
+            logs::failed(
+                &*self.logs,
+                &format!("the message on `{subject}`"),
+                None,
+                ended,
+            );
         }
         // Whoever waits for an answer gets one: the guest's, or why there is none.
         let Some((reply, held)) = reply.zip(held) else {
@@ -312,11 +315,9 @@ impl Handler {
         };
         let handled = self.handle_in_time(&seat, handed).await;
         drop(seat);
-        if let Err(ended) = &handled
-            && logs::is_the_guests(ended)
-        {
+        if let Err(ended) = &handled {
             let what = format!("the message on `{}`", message.subject);
-            logs::failed(&*self.logs, &what, ended);
+            logs::failed(&*self.logs, &what, None, ended);
         }
         handled
     }

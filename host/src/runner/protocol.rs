@@ -283,13 +283,8 @@ pub enum FromRunner {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holder: Option<ReplicaId>,
     },
-    /// What guests wrote.
-    Logs {
-        /// Lines, in the order of each replica.
-        lines: Vec<(ReplicaKey, LogLine)>,
-        /// Lines lost because the queue was full.
-        dropped: u64,
-    },
+    /// What guests wrote, in the order of each replica. A line says how many were lost before it.
+    Logs(Vec<(ReplicaKey, LogLine)>),
     /// The answer to `Usage`.
     Usage(Usage),
     /// The answer to `Ping`.

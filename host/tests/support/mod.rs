@@ -160,7 +160,7 @@ impl Bench {
         let message = timeout_at(until, self.runner.from.recv()).await;
         let message = message.unwrap_or_else(|_| panic!("no {what}; said: {:?}", self.said));
         match message.unwrap_or_else(|| panic!("the runner ended before {what}")) {
-            FromRunner::Logs { lines, .. } => self.lines.extend(lines),
+            FromRunner::Logs(lines) => self.lines.extend(lines),
             other => self.said.push_back(other),
         }
     }

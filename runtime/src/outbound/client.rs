@@ -1,18 +1,12 @@
 //! The pooled client of one replica, and what its failures mean to a guest.
 
 use std::error::Error as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep, sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::HostPattern;
@@ -39,15 +33,12 @@ impl Pool {
         Self(client)
     }
 
-    /// Sends a request and answers with its head; the body follows, and takes up room until it is
-    /// dropped.
+    /// Sends a request and answers with its head; the body follows.
     pub(crate) async fn send(
         &self,
         request: http::Request<WasiBody>,
-        options: Option<RequestOptions>,
-        room: OwnedSemaphorePermit,
+        options: RequestOptions,
     ) -> Result<http::Response<WasiBody>, Error> {
-        let options = options.unwrap_or_default();
         let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
         // A pooled request may need no connection, so its limit counts on top of the other.
         let head = options
@@ -58,8 +49,7 @@ impl Pool {
             .await
             .map_err(|_| Error::ConnectionReadTimeout)?
             .map_err(meaning)?;
-        let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
-        Ok(response.map(|body| Paced::new(body, between, room).boxed_unsync()))
+        Ok(response.map(|body| body.map_err(Error::from).boxed_unsync()))
     }
 }
 
@@ -114,57 +104,5 @@ fn connect_meaning(error: &ConnectError) -> Error {
             }
         }
         ConnectError::Timeout => Error::ConnectionTimeout,
-    }
-}
-
-/// A response body whose frames may not be too far apart, and its room among the requests in hand.
-pub(super) struct Paced<B> {
-    body: B,
-    between: Duration,
-    sleep: Pin<Box<Sleep>>,
-    _room: OwnedSemaphorePermit,
-}
-
-impl<B> Paced<B> {
-    pub(super) fn new(body: B, between: Duration, room: OwnedSemaphorePermit) -> Self {
-        Self {
-            body,
-            between,
-            sleep: Box::pin(sleep(between)),
-            _room: room,
-        }
-    }
-}
-
-impl<B> http_body::Body for Paced<B>
-where
-    B: http_body::Body<Data = Bytes, Error: Into<Error>> + Unpin,
-{
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                let next = Instant::now() + self.between;
-                self.sleep.as_mut().reset(next);
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-            }
-            Poll::Pending => match self.sleep.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
-                Poll::Pending => Poll::Pending,
-            },
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

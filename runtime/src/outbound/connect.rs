@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::address::is_restricted;
 use super::client::IDLE_TIMEOUT;
 use super::{HostPattern, IN_HAND_MAX};
+use crate::names::Resolver;
 
 /// How long a connection may take, TLS included, whatever the guest asks for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,8 +34,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// gets it within twice its idle time-out.
 const CONNECTIONS_MAX: usize = IN_HAND_MAX;
 const _: () = assert!(2 * IDLE_TIMEOUT.as_secs() < CONNECT_TIMEOUT.as_secs());
-/// Look-ups of one replica at once: each holds a thread of those that all replicas share.
-const LOOKUPS_MAX: usize = 16;
 
 /// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +57,7 @@ pub(crate) enum ConnectError {
 pub(crate) struct Connector {
     patterns: Arc<[HostPattern]>,
     connections: Arc<Semaphore>,
-    lookups: Arc<Semaphore>,
+    names: Resolver,
 }
 
 impl Connector {
@@ -66,7 +65,7 @@ impl Connector {
         Self {
             patterns,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+            names: Resolver::new(),
         }
     }
 
@@ -100,17 +99,15 @@ impl Connector {
             .patterns
             .iter()
             .any(|p| p.is_literal() && p.matches(host, port));
-        let found = self
-            .look_up(host, port)
-            .await
-            .map_err(|error| ConnectError::Resolve(host.to_owned(), error))?;
+        let found = self.names.look_up(host).await;
+        let found = found.map_err(|error| ConnectError::Resolve(host.to_owned(), error))?;
         let mut refused = None;
         let mut allowed = Vec::new();
-        for address in found {
-            if literal || !is_restricted(address.ip()) {
-                allowed.push(address);
+        for ip in found {
+            if literal || !is_restricted(ip) {
+                allowed.push(SocketAddr::new(ip, port));
             } else {
-                refused = Some(address.ip());
+                refused = Some(ip);
             }
         }
         match refused {
@@ -120,21 +117,6 @@ impl Connector {
             }),
             _ => Ok(allowed),
         }
-    }
-}
-
-impl Connector {
-    async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(ip, port)]);
-        }
-        let (place, host) = (take(&self.lookups).await, host.to_owned());
-        // The thread goes on when nobody waits any more, and keeps its place until it ends.
-        let looking = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            Ok((host.as_str(), port).to_socket_addrs()?.collect())
-        });
-        looking.await.map_err(io::Error::other)?
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use super::client::{DEFAULT_TIMEOUT, Paced};
+use super::bounded::{Bounded, Bounds};
+use super::client::DEFAULT_TIMEOUT;
 use super::{InternalRoute, Lineage, Lineages, OutboundHttp, RouteError};
 use crate::body::BodyError;
 use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
@@ -14,15 +15,18 @@ use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
 /// The hooks of one store.
 pub(crate) struct Hooks {
     outbound: OutboundHttp,
+    /// What the body of an answer may have.
+    body_bytes: u64,
     lineage: Lineage,
     /// Instead, where several requests share the store.
     lineages: Option<Arc<Lineages>>,
 }
 
 impl Hooks {
-    pub(crate) fn new(outbound: OutboundHttp) -> Self {
+    pub(crate) fn new(outbound: OutboundHttp, body_bytes: u64) -> Self {
         Self {
             outbound,
+            body_bytes,
             lineage: Lineage::default(),
             lineages: None,
         }
@@ -60,10 +64,23 @@ impl WasiHttpHooks for Hooks {
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let of_all = self.lineages.as_ref().map(|all| all.of_all());
         let (outbound, lineage) = (self.outbound.clone(), of_all.unwrap_or(self.lineage));
+        let body_bytes = self.body_bytes;
         Box::new(async move {
             let room = outbound.room.clone().try_acquire_owned();
             let room = room.map_err(|_| Error::ConnectionLimitReached)?;
-            let response = send(&outbound, lineage, request, options, room).await?;
+            let options = options.unwrap_or_default();
+            let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
+            let response = send(&outbound, lineage, request, options).await?;
+            let expected = response.body().size_hint().lower();
+            if expected > body_bytes {
+                return Err(Error::HttpResponseBodySize(Some(expected)));
+            }
+            let bounds = Bounds {
+                left: body_bytes,
+                between,
+                room,
+            };
+            let response = response.map(|body| Bounded::new(body, bounds).boxed_unsync());
             // The connection is driven by the pool; nothing is left to be done here.
             Ok((response, Box::new(async { Ok(()) }) as Io))
         })
@@ -74,8 +91,7 @@ async fn send(
     outbound: &OutboundHttp,
     lineage: Lineage,
     request: http::Request<WasiBody>,
-    options: Option<RequestOptions>,
-    room: OwnedSemaphorePermit,
+    options: RequestOptions,
 ) -> Result<http::Response<WasiBody>, Error> {
     // A tunnel would carry whatever the guest likes past every later check.
     if request.method() == http::Method::CONNECT {
@@ -89,12 +105,12 @@ async fn send(
         .trim_end_matches('.');
     let host = host.to_ascii_lowercase();
     if let Some(route) = outbound.internal(&host) {
-        return send_inside(&**route, lineage, request, options, room).await;
+        return send_inside(&**route, lineage, request, options).await;
     }
     let secure = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
     match outbound.pool(&host, port) {
-        Some(pool) => pool.send(request, options, room).await,
+        Some(pool) => pool.send(request, options).await,
         None => Err(Error::HttpRequestDenied),
     }
 }
@@ -104,12 +120,9 @@ async fn send_inside(
     route: &dyn InternalRoute,
     lineage: Lineage,
     request: http::Request<WasiBody>,
-    options: Option<RequestOptions>,
-    room: OwnedSemaphorePermit,
+    options: RequestOptions,
 ) -> Result<http::Response<WasiBody>, Error> {
-    let options = options.unwrap_or_default();
     let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
-    let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
     let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
     let response = tokio::time::timeout(first, route.send(request, lineage))
         .await
@@ -119,7 +132,7 @@ async fn send_inside(
             RouteError::Invalid(_) => Error::HttpRequestUriInvalid,
         })?;
     Ok(response.map(|body| {
-        let body = body.map_err(|error| Error::InternalError(Some(error.to_string())));
-        Paced::new(body.boxed_unsync(), between, room).boxed_unsync()
+        body.map_err(|error| Error::InternalError(Some(error.to_string())))
+            .boxed_unsync()
     }))
 }

@@ -8,6 +8,7 @@
 //! One pooled client per replica.
 
 pub(crate) mod address;
+mod bounded;
 mod client;
 mod connect;
 mod hooks;

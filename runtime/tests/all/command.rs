@@ -1,7 +1,8 @@
 //! Programs: 0.2, 0.3 and preview 1; arguments, environment, input, files, exit codes, stopping.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -130,8 +131,9 @@ async fn a_crash_at_the_start_keeps_what_was_said() {
 #[tokio::test]
 async fn a_service_runs_until_it_is_stopped() {
     let lines = Arc::new(Lines::default());
+    // For its start alone.
     let limits = Limits {
-        timeout: None,
+        timeout: Some(Duration::from_millis(300)),
         ..Limits::default()
     };
     let config = ReplicaConfig {
@@ -141,20 +143,22 @@ async fn a_service_runs_until_it_is_stopped() {
     };
     let replica = Arc::new(command("ticker", &["10"], config).await);
     let stop = CancellationToken::new();
+    let up = Arc::new(AtomicBool::new(false));
     let running = tokio::spawn({
-        let (replica, stop) = (replica.clone(), stop.clone());
+        let (replica, stop, up) = (replica.clone(), stop.clone(), up.clone());
+        let stdin = Bytes::new();
         async move {
-            replica
-                .run(
-                    Stdio::Logs {
-                        stdin: Bytes::new(),
-                    },
-                    stop,
-                )
-                .await
+            let told = || up.store(true, SeqCst);
+            replica.serve(Stdio::Logs { stdin }, stop, told).await
         }
     });
+    let began = Instant::now();
     eventually("it ticks", || lines.all().len() >= 3).await;
+    assert!(up.load(SeqCst));
+    eventually("its start is long ago", || {
+        began.elapsed() > Duration::from_millis(600)
+    })
+    .await;
     assert_eq!(lines.texts()[..2], ["tick 1", "tick 2"]);
     assert_eq!(replica.usage().in_flight, 1);
     stop.cancel();

@@ -8,7 +8,7 @@ use wasmorch_runtime::{
     HttpReplica, KeyValueStore, KeyValueStores, MemoryStore, RedisStore, ReplicaConfig,
 };
 
-use crate::support::{PATIENCE, fetch, http};
+use crate::support::{PATIENCE, eventually, fetch, http};
 
 async fn keeper(name: &str, store: Arc<dyn KeyValueStore>) -> HttpReplica {
     let mut keyvalue = KeyValueStores::default();
@@ -189,4 +189,24 @@ async fn a_redis_that_is_not_there_is_an_error_of_the_guest() {
     let replica = keeper("cart", Arc::new(RedisStore::new(&url, "").unwrap())).await;
     let (status, body) = ask(&replica, "/get?cart/a").await;
     assert!(status == 502 && body.starts_with("redis: "), "{body}");
+}
+
+/// At each point where a request may be given up, nothing of it is left.
+#[tokio::test]
+async fn a_request_that_is_dropped_while_it_writes_leaves_nothing() {
+    let replica = keeper("cart", Arc::new(MemoryStore::default())).await;
+    for polls in 0..200 {
+        let mut request = Box::pin(fetch(&replica, "/batch?cart"));
+        for _ in 0..polls {
+            if futures::poll!(request.as_mut()).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    eventually("nothing is left", || {
+        let usage = replica.usage();
+        (usage.memory_bytes, usage.in_flight) == (0, 0)
+    })
+    .await;
 }

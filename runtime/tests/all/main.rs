@@ -18,5 +18,6 @@ mod reuse;
 mod sockets;
 mod support;
 mod together;
+mod told;
 mod unload;
 mod volume;

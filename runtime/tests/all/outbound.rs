@@ -11,7 +11,7 @@ use wasmorch_runtime::{
     Body, Ended, InternalRoute, Lineage, OutboundHttp, ReplicaConfig, RouteError,
 };
 
-use crate::support::{fetch, full, http};
+use crate::support::{eventually, fetch, full, http};
 
 /// A server that answers `served` to every request; counts connections.
 async fn serve() -> (u16, Arc<AtomicUsize>) {
@@ -181,4 +181,71 @@ async fn what_a_guest_asks_for_inherits_hops_and_deadline() {
     };
     let ended = ask("silent", lineage).await.unwrap_err();
     assert!(matches!(ended, Ended::CallerTimeout { .. }), "{ended}");
+}
+
+#[tokio::test]
+async fn an_answer_has_a_limit_that_is_said_and_one_that_is_counted() {
+    let sized = |head: &'static str, body: usize| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut buffer = [0; 4096];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(&vec![b'x'; body]).await;
+            }
+        });
+        let mut config = ReplicaConfig {
+            outbound: allow(&format!("127.0.0.1:{port}")),
+            ..ReplicaConfig::new("test")
+        };
+        config.limits.body_bytes = 1000;
+        let replica = http("fetcher-http", config).await;
+        fetch(&replica, &format!("/fetch?http://127.0.0.1:{port}/")).await
+    };
+    let (status, body) = sized("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", 1000)
+        .await
+        .unwrap();
+    assert_eq!((status, body.len()), (200, 1000));
+    let refused = "ErrorCode::HttpResponseBodySize(Some(1001))\n";
+    let said = sized("HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n", 1001).await;
+    assert_eq!(said.unwrap(), (502, refused.to_owned()));
+    // Without a length it ends with the connection. What the guest makes of an answer that breaks off
+    // is its own affair; it is not the whole of it.
+    let counted = sized("HTTP/1.1 200 OK\r\n\r\n", 1_000_000).await;
+    assert!(
+        !matches!(&counted, Ok((200, body)) if body.len() > 1000),
+        "{counted:?}"
+    );
+}
+
+/// At each point where a request may be given up, nothing of it and of its own request is left.
+#[tokio::test]
+async fn a_request_that_is_dropped_while_it_asks_leaves_nothing() {
+    let (port, _) = serve().await;
+    let config = ReplicaConfig {
+        outbound: allow(&format!("127.0.0.1:{port}")).with_internal(Arc::new(Inside)),
+        ..ReplicaConfig::new("test")
+    };
+    let replica = http("fetcher-http", config).await;
+    let outside = format!("/fetch?http://127.0.0.1:{port}/");
+    for path in [&outside, "/fetch?http://silent.shop.internal/"] {
+        for polls in 0..200 {
+            let mut request = Box::pin(fetch(&replica, path));
+            for _ in 0..polls {
+                if futures::poll!(request.as_mut()).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        eventually("nothing is left", || {
+            let usage = replica.usage();
+            (usage.memory_bytes, usage.in_flight) == (0, 0)
+        })
+        .await;
+    }
+    let answer = fetch(&replica, &outside).await;
+    assert_eq!(answer.unwrap(), (200, "served".into()));
 }

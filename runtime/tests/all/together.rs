@@ -330,7 +330,7 @@ async fn a_request_that_is_dropped_anywhere_leaves_nothing() {
     config.reuse.idle = Duration::ZERO;
     let replica = http("hostile-p3", config).await;
     for path in ["/count", "/wait", "/endless", "/waits-after"] {
-        for polls in 0..50 {
+        for polls in 0..200 {
             let mut request = Box::pin(async {
                 let response = replica.handle(get(path)).await.unwrap();
                 response.into_body().collect().await.map(drop)

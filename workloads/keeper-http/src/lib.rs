@@ -8,20 +8,29 @@
 //! | `/swap?STORE/KEY` | swaps a value that changes meanwhile: refused once, then done |
 //! | `/batch?STORE` | sets, gets and deletes several keys |
 //! | `/list?STORE` | every key, a line each |
+//! | `/config?/KEY`, `/config` | what `wasi:config` has under KEY, or all of it, a line each |
+//! | `/log?LEVEL/TEXT` | says TEXT by `wasi:logging`, in the context `keeper` |
 //!
 //! KEY and VALUE are percent-encoded. 403: no store is granted, 404: no such store or key, 502: it failed.
 
 use answer::{answer, decoded, respond, target};
+use wasi::config::store as config;
 use wasi::keyvalue0_2_0_draft::store::{Bucket, Error};
 use wasi::keyvalue0_2_0_draft::{atomics, batch, store};
 use wasi::keyvalue0_2_0_draft2 as draft2;
+use wasi::logging::logging::{self, Level};
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 
 /// The most that one blocking write of `wasi:io` takes.
 const WRITE_BYTES_MAX: usize = 4096;
 
 wit_bindgen::generate!({
-    path: ["../../wit/deps/wasi-keyvalue", "../../wit/deps/wasi-keyvalue-draft2"],
+    path: [
+        "../../wit/deps/wasi-keyvalue",
+        "../../wit/deps/wasi-keyvalue-draft2",
+        "../../wit/deps/wasi-config",
+        "../../wit/deps/wasi-logging",
+    ],
     inline: "
         package wasmorch:samples;
 
@@ -31,6 +40,8 @@ wit_bindgen::generate!({
             import wasi:keyvalue/batch@0.2.0-draft;
             import wasi:keyvalue/store@0.2.0-draft2;
             import wasi:keyvalue/atomics@0.2.0-draft2;
+            import wasi:config/store@0.2.0-rc.1;
+            import wasi:logging/logging@0.1.0-draft;
         }
     ",
     generate_all,
@@ -81,6 +92,30 @@ impl From<draft2::store::Error> for Failure {
     }
 }
 
+/// The value of a key, or everything that is configured.
+fn configured(key: &str) -> Result<Vec<u8>, Failure> {
+    let failed = |error| Failure::Store(Error::Other(format!("{error:?}")));
+    if !key.is_empty() {
+        let value = config::get(key).map_err(failed)?;
+        return Ok(value.ok_or(Failure::NoKey)?.into());
+    }
+    let all = config::get_all().map_err(failed)?;
+    let lines = all.iter().map(|(key, value)| format!("{key}={value}\n"));
+    Ok(lines.collect::<String>().into())
+}
+
+fn level(name: &str) -> Option<Level> {
+    Some(match name {
+        "trace" => Level::Trace,
+        "debug" => Level::Debug,
+        "info" => Level::Info,
+        "warn" => Level::Warn,
+        "error" => Level::Error,
+        "critical" => Level::Critical,
+        _ => return None,
+    })
+}
+
 fn ask(path: &str, query: &str) -> Result<Vec<u8>, Failure> {
     let (name, rest) = query.split_once('/').unwrap_or((query, ""));
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
@@ -104,6 +139,8 @@ fn ask(path: &str, query: &str) -> Result<Vec<u8>, Failure> {
         "/swap" => swap(name, &key)?,
         "/batch" => several(&open()?)?,
         "/list" => list(&open()?)?,
+        "/config" => configured(&key)?,
+        "/log" => done(logging::log(level(name).ok_or(Failure::Path)?, "keeper", &key)),
         _ => return Err(Failure::Path),
     };
     Ok(body)

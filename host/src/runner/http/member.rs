@@ -12,15 +12,17 @@ use http::{Request, Response};
 use tokio::sync::Notify;
 use wasmorch_api::RevisionNumber;
 use wasmorch_gateway::{Body, Deadline, Health, Hops, LocalError};
-use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink};
+use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink, RequestId};
 
 use super::choice::Candidate;
-use crate::runner::answers::{Counted, Tally};
-use crate::runner::logs;
+use crate::runner::answers::{Counted, Tally, Told, answered};
 
 /// A draining replica goes on answering for so long, so that other gateways hear first that it is
 /// going: a status report, the leader's new table, and its way to them.
 const LEAVING_GRACE: Duration = Duration::from_millis(300);
+
+/// The longest name of a request that a client may give.
+const REQUEST_ID_MAX: usize = 128;
 
 /// Where a member stands. Order matters: higher is closer to the end.
 pub(super) const UNREADY: u8 = 0;
@@ -103,17 +105,17 @@ impl Member {
         };
         let mut request = request;
         let lineage = lineage(request.extensions());
+        let id = request_id(request.headers());
         request.extensions_mut().insert(lineage);
+        request.extensions_mut().insert(id.clone());
         self.guest.count_request();
         let counted = self.tally.clone().map(Counted::begin);
-        let mut answered = self.guest.handle(request).await;
-        if let Some(counted) = counted {
-            answered = counted.answered(answered);
-        }
+        let told = Told {
+            logs: self.logs.clone(),
+            id,
+        };
+        let answered = answered(self.guest.handle(request).await, counted, told);
         answered.map_err(|ended| {
-            if logs::is_the_guests(&ended) {
-                logs::failed(&*self.logs, "a request", &ended);
-            }
             let blamed = blames_replica(&ended);
             (local_error(ended), blamed)
         })
@@ -166,6 +168,18 @@ impl Candidate for Member {
     }
 }
 
+/// The client's own name for a request, where it can stand in a line; a new one elsewhere.
+fn request_id(headers: &http::HeaderMap) -> RequestId {
+    let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    let legal = |id: &&str| {
+        (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match given.filter(legal) {
+        Some(given) => RequestId(given.into()),
+        None => RequestId::next(),
+    }
+}
+
 /// What the guest's own requests inherit, as the gateway tells it.
 fn lineage(extensions: &http::Extensions) -> Lineage {
     Lineage {
@@ -210,6 +224,20 @@ fn local_error(ended: Ended) -> LocalError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_named_by_their_clients_or_by_us() {
+        let named = |id: &str| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("x-request-id", id.parse().unwrap());
+            request_id(&headers)
+        };
+        assert_eq!(&*named("a-1").0, "a-1");
+        for wrong in ["", "a b", "\u{e9}", &"x".repeat(REQUEST_ID_MAX + 1)] {
+            assert_ne!(&*named(wrong).0, wrong);
+        }
+        assert_ne!(named(""), named(""), "each has one of its own");
+    }
 
     #[test]
     fn failures_are_what_the_gateway_needs_to_know() {

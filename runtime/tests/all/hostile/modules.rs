@@ -1,6 +1,7 @@
 //! Attacks by modules that no compiler would make, and by compiled code.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::Digest;
@@ -56,6 +57,40 @@ async fn a_start_function_that_never_returns_is_timed_out() {
     for name in ["start-spins", "start-spins-p1"] {
         assert_eq!(attack(name, config()).await, Err(timeout()), "{name}");
     }
+}
+
+/// What is meant to go on for ever has a limit for its start, and is not up before.
+#[tokio::test]
+async fn a_service_that_never_starts_is_timed_out() {
+    for name in ["start-spins", "start-spins-p1"] {
+        let artifact = corpus(name).await;
+        let replica = CommandReplica::prepare(&runtime(), &artifact, config()).unwrap();
+        let up = Arc::new(AtomicBool::new(false));
+        let told = up.clone();
+        let serving = async move {
+            let stdin = bytes::Bytes::new();
+            let told = || told.store(true, SeqCst);
+            let stop = CancellationToken::new();
+            replica.serve(Stdio::Logs { stdin }, stop, told).await
+        };
+        assert_eq!(beside(serving).await, Err(timeout()), "{name}");
+        assert!(!up.load(SeqCst), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_is_too_large_is_named() {
+    let text = "(module (table $t 1 funcref) (func (export \"_start\")
+        (if (i32.eq (table.grow $t (ref.null func) (i32.const 70000)) (i32.const -1))
+            (then unreachable))))";
+    let artifact = load(text).await.unwrap();
+    let replica = CommandReplica::prepare(&runtime(), &artifact, config()).unwrap();
+    let ended = run(Arc::new(replica)).await;
+    let limit = Ended::TableLimit {
+        limit: 65536,
+        wanted: 70001,
+    };
+    assert_eq!(ended, Err(limit));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ async fn an_infinite_loop_is_timed_out() {
 #[tokio::test]
 async fn infinite_recursion_is_a_trap() {
     let ended = attack("/recurse", patient()).await;
-    assert_trap(&ended, "call stack exhausted");
+    assert_trap(&ended, "more than the 512 KiB of an instance");
 }
 
 #[tokio::test]

@@ -101,6 +101,18 @@ async fn a_name_does_not_lead_to_a_private_address() {
     };
     let report = attack("/lookup?localhost", config).await.unwrap().1;
     assert!(!report.contains("127"), "{report}");
+    // One granted name is not all of them.
+    for (granted, found) in [("localhost:1", true), ("db.example.com", false)] {
+        let config = ReplicaConfig {
+            network: Network::Allow {
+                connect: vec![granted.parse().unwrap()],
+                listen: Vec::new(),
+            },
+            ..patient()
+        };
+        let report = attack("/lookup?localhost", config).await.unwrap().1;
+        assert_eq!(report.contains("Some("), found, "{granted}: {report}");
+    }
 }
 
 /// A server that accepts, and says nothing; counts who comes.
