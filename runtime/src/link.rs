@@ -94,7 +94,7 @@ fn linker(
     blobstore::add_to_linker(&mut linker)?;
     lookup::add_to_linker(&mut linker, concurrent)?;
     if limited {
-        volume::add_to_linker(&mut linker)?;
+        volume::add_to_linker(&mut linker, concurrent)?;
     }
     Ok(linker)
 }

@@ -101,16 +101,11 @@ pub fn check(inspection: &Inspection, spec: &WorkloadSpec) -> CapabilityCheck {
     }
 }
 
-/// Sizes of volumes that nothing would hold: hosts count what is written by `wasi:filesystem` 0.2.
+/// Sizes of volumes that nothing would hold: hosts count what is written by `wasi:filesystem`.
 fn uncounted(inspection: &Inspection, bindings: &Bindings) -> Vec<Problem> {
-    let mut imports = inspection.imports.iter();
-    let by = if inspection.shape == Shape::CoreModule {
-        "core modules"
-    } else if imports.any(|name| name.starts_with("wasi:filesystem/types@0.3.")) {
-        "wasi:filesystem 0.3"
-    } else {
+    if inspection.shape != Shape::CoreModule {
         return Vec::new();
-    };
+    }
     let limited = bindings
         .volume
         .iter()
@@ -120,7 +115,7 @@ fn uncounted(inspection: &Inspection, bindings: &Bindings) -> Vec<Problem> {
             at: format!("bindings.volume.{name}.size"),
             line: None,
             column: None,
-            what: format!("is not held for {by} in this version yet: leave it out"),
+            what: "is not held for core modules in this version yet: leave it out".to_owned(),
         })
         .collect()
 }

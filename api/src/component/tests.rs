@@ -357,10 +357,10 @@ fn a_size_that_nothing_holds_is_refused() {
         checked(bytes, &spec).passes()
     };
     let run = "wasi:cli/run@0.2.0";
-    let counted = component(&["wasi:filesystem/types@0.2.4"], &[run]);
-    let uncounted = component(&["wasi:filesystem/types@0.3.0"], &[run]);
+    let p2 = component(&["wasi:filesystem/types@0.2.4"], &[run]);
+    let p3 = component(&["wasi:filesystem/types@0.3.0"], &[run]);
     let module = wat::parse_str(START).unwrap();
-    for (bytes, held) in [(&counted, true), (&uncounted, false), (&module, false)] {
+    for (bytes, held) in [(&p2, true), (&p3, true), (&module, false)] {
         assert!(limited(bytes, false));
         assert_eq!(limited(bytes, true), held);
     }

@@ -179,8 +179,13 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
     lines.push((
         "limits",
         format!(
-            "memory {}, {} at once, {} each",
-            limits.memory, limits.concurrency, limits.timeout
+            "memory {}, cpu {}, body {}\n{} at once, {} waiting, {} each",
+            limits.memory,
+            limits.cpu,
+            limits.body,
+            limits.concurrency,
+            limits.queue,
+            limits.timeout
         ),
     ));
     if let Some(rollout) = &status.rollout {

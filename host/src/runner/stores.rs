@@ -123,7 +123,9 @@ fn container(
                 region: setting("region").map(str::to_owned),
                 prefix: setting("prefix").map(str::to_owned),
             };
-            let container = ObjectsContainer::in_s3(&settings);
+            let environment = std::env::vars_os()
+                .filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+            let container = ObjectsContainer::in_s3(&settings, environment);
             Ok(Arc::new(container.map_err(|error| error.to_string())?))
         }
         other => Err(format!("there is no backend {other}")),

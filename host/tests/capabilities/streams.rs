@@ -194,6 +194,37 @@ async fn a_runner_that_dies_with_messages_in_hand_loses_none() {
 }
 
 #[tokio::test]
+async fn no_more_are_in_hand_than_may_be() {
+    let nats = NatsServer::start_jetstream().await;
+    let js = shop(&nats).await;
+    for _ in 0..20 {
+        put(&js, "shop.orders.eu", "sleep").await;
+    }
+    let mut spec = taking("shop.orders.*", 5, None);
+    spec.resources.timeout = wasmorch_api::HumanDuration::secs(60);
+    let mut bench = Bench::start(Some(nats.options()));
+    let echo = bench
+        .serve("echo", Kind::Messages, "echo-messages", spec)
+        .await;
+    bench.usage_until(&echo, |usage| usage.in_flight >= 8).await;
+    // One more that is answered at once would be handed over now, if there were room.
+    let stream = js.get_stream("SHOP").await.unwrap();
+    for _ in 0..10 {
+        put(&js, "shop.orders.us", "tell").await;
+        let info = stream.consumer_info("default_echo_SHOP").await.unwrap();
+        assert_eq!(info.num_ack_pending, 8, "{info:?}");
+    }
+    bench.usage_until(&echo, |usage| usage.in_flight == 8).await;
+    bench
+        .send(ToRunner::Stop {
+            replica: echo.clone(),
+        })
+        .await;
+    bench.stopped(&echo).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn without_its_stream_a_workload_says_what_is_missing() {
     let nats = NatsServer::start_jetstream().await;
     let mut bench = Bench::start(Some(nats.options()));

@@ -29,7 +29,16 @@ const PARTS: usize = 2;
 #[error("{0}")]
 pub struct ObjectsError(String);
 
-/// Where an S3 bucket is. Who comes is in the host's environment (`AWS_ACCESS_KEY_ID` and its like).
+/// What says who comes: one of these, or nobody does. The role of the machine is the host's own, and
+/// no workload's.
+const CREDENTIALS: [&str; 4] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
+/// Where an S3 bucket is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct S3Settings {
     /// The bucket.
@@ -73,13 +82,33 @@ impl ObjectsContainer {
         })
     }
 
-    /// In S3, or in what speaks its protocol.
+    /// In S3, or in what speaks its protocol. Who comes is in the environment of the host
+    /// (`AWS_ACCESS_KEY_ID` and its like).
     ///
     /// # Errors
     ///
-    /// What is wrong with the settings.
-    pub fn in_s3(settings: &S3Settings) -> Result<Self, ObjectsError> {
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(&settings.bucket);
+    /// What is wrong with the settings, or that the environment names nobody.
+    pub fn in_s3(
+        settings: &S3Settings,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ObjectsError> {
+        let mut builder = AmazonS3Builder::new();
+        let mut is_somebody = false;
+        for (name, value) in environment {
+            let key = name.starts_with("AWS_").then(|| name.to_ascii_lowercase());
+            if let Some(key) = key.and_then(|key| key.parse().ok()) {
+                is_somebody |= CREDENTIALS.contains(&name.as_str()) && !value.is_empty();
+                builder = builder.with_config(key, value);
+            }
+        }
+        if !is_somebody {
+            return Err(ObjectsError(
+                "this host has no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the \
+                 environment of `wasmorch host`"
+                    .to_owned(),
+            ));
+        }
+        let mut builder = builder.with_bucket_name(&settings.bucket);
         // Where neither names one, the builder takes us-east-1.
         if let Some(region) = &settings.region {
             builder = builder.with_region(region);

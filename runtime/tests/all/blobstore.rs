@@ -1,10 +1,14 @@
 //! `wasi:blobstore`: allowed, not granted, denied; streams, ranges, and what is never finished.
 
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
-use wasmorch_runtime::{BlobContainers, HttpReplica, ObjectsContainer, ReplicaConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use wasmorch_runtime::{BlobContainers, HttpReplica, ObjectsContainer, ReplicaConfig, S3Settings};
 
-use crate::support::{fetch, http};
+use crate::support::{PATIENCE, fetch, http};
 
 async fn blobs(containers: BlobContainers) -> HttpReplica {
     let config = ReplicaConfig {
@@ -101,4 +105,96 @@ async fn without_a_grant_and_under_another_name_there_is_no_container() {
     }
     let any = blobs(BlobContainers::in_memory()).await;
     assert_eq!(ask(&any, "/put?whatever/x=1").await.0, 200);
+}
+
+/// A server that speaks S3's protocol: moto, from PyPI, ended when dropped.
+struct Moto {
+    child: Child,
+    endpoint: String,
+}
+
+impl Moto {
+    /// `None` where there is no `moto_server` on PATH.
+    async fn start() -> Option<Self> {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+        let port = free.unwrap().port();
+        let child = Command::new("moto_server")
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let moto = Self {
+            child,
+            endpoint: format!("http://127.0.0.1:{port}"),
+        };
+        let up = async {
+            while tokio::net::TcpStream::connect(("127.0.0.1", port))
+                .await
+                .is_err()
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // It is a Python program: its start takes a while.
+        tokio::time::timeout(3 * PATIENCE, up).await.ok()?;
+        Some(moto)
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn keys() -> Vec<(String, String)> {
+    ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+        .map(|name| (name.to_owned(), "test".to_owned()))
+        .to_vec()
+}
+
+#[tokio::test]
+async fn a_granted_container_in_s3_does_it_all() {
+    let Some(moto) = Moto::start().await else {
+        eprintln!("NOT TESTED: there is no moto_server here (pip install 'moto[server]')");
+        return;
+    };
+    // moto takes any signature; making a bucket is not a container's business.
+    let authority = moto.endpoint.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(authority).await.unwrap();
+    let make = format!(
+        "PUT /shop HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\ncontent-length: 0\r\n\
+         authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request\r\n\r\n"
+    );
+    stream.write_all(make.as_bytes()).await.unwrap();
+    let mut made = String::new();
+    stream.read_to_string(&mut made).await.unwrap();
+    assert!(made.starts_with("HTTP/1.1 200"), "{made}");
+
+    for prefix in [None, Some("a/b".to_owned())] {
+        let settings = S3Settings {
+            bucket: "shop".into(),
+            endpoint: Some(moto.endpoint.clone()),
+            prefix,
+            ..S3Settings::default()
+        };
+        exercise(ObjectsContainer::in_s3(&settings, keys()).unwrap()).await;
+    }
+}
+
+#[test]
+fn nobody_comes_to_s3_as_the_machine() {
+    let settings = S3Settings {
+        bucket: "shop".into(),
+        ..S3Settings::default()
+    };
+    let region = [("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
+    let refused = ObjectsContainer::in_s3(&settings, region).err().unwrap();
+    assert!(
+        refused.to_string().contains("AWS_ACCESS_KEY_ID"),
+        "{refused}"
+    );
+    assert!(ObjectsContainer::in_s3(&settings, keys()).is_ok());
 }

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use wasmorch_runtime::{CommandReplica, HttpReplica, Preopen, PrepareError, ReplicaConfig};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use wasmorch_runtime::{
+    Capture, CommandReplica, HttpReplica, Preopen, PrepareError, ReplicaConfig, Stdio,
+};
 
 use crate::support::{artifact, fetch, http, runtime};
 
@@ -238,6 +242,94 @@ async fn files_do_not_move_between_volumes_that_are_counted_apart() {
         assert_eq!((status, why.as_str()), (507, "cross-device"));
     }
     assert_eq!(ask(&replica, "/rename?/a/file=/a/other").await, done());
+}
+
+/// What a guest of 0.3 says when it does that to files.
+async fn act_p3(preopens: &[Preopen], words: &str) -> String {
+    let output = Capture::new();
+    let stdio = Stdio::Captured {
+        stdin: Bytes::new(),
+        output: output.clone(),
+    };
+    let words = format!("command-p3 files {words}");
+    let config = ReplicaConfig {
+        args: words.split(' ').map(str::to_owned).collect(),
+        preopens: preopens.to_vec(),
+        ..ReplicaConfig::new("test")
+    };
+    let artifact = artifact("command-p3").await;
+    let replica = CommandReplica::prepare(&runtime(), &artifact, config).unwrap();
+    let code = replica.run(stdio, CancellationToken::new()).await.unwrap();
+    assert_eq!(code, 0, "{words}");
+    let said = String::from_utf8(output.stdout().to_vec()).unwrap();
+    said.trim().to_owned()
+}
+
+#[tokio::test]
+async fn the_size_holds_for_guests_of_p3_too() {
+    const FULL: &str = "ErrorCode::InsufficientSpace";
+    for (act, fits) in [
+        ("stream", 900_000),
+        ("append", 900_000),
+        ("resize", 900_000),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        std::fs::create_dir(&root).unwrap();
+        let given = [volume(&root, "/data")];
+        let ask = async |words: String| act_p3(&given, &words).await;
+        assert_eq!(
+            ask(format!("{act} file {}", LIMIT * 2)).await,
+            FULL,
+            "{act}"
+        );
+        assert!(held(&root) <= LIMIT, "{act}: {}", held(&root));
+        assert_eq!(ask("remove file".into()).await, "done", "{act}");
+        // What was deleted can be written again.
+        assert_eq!(ask(format!("{act} file {fits}")).await, "done", "{act}");
+        let written = std::fs::read(root.join("file")).unwrap();
+        assert_eq!(written.len() as u64, fits, "{act}");
+        let expected = if act == "resize" { 0 } else { b'x' };
+        assert!(written.iter().all(|byte| *byte == expected), "{act}");
+        // In its place there is room, beyond it there is not.
+        if act != "append" {
+            assert_eq!(ask(format!("{act} file {fits}")).await, "done", "{act}");
+        }
+        assert_eq!(ask("append more 200000".into()).await, FULL, "{act}");
+        assert!(held(&root) <= LIMIT, "{act}");
+    }
+}
+
+#[tokio::test]
+async fn names_count_and_stay_in_their_volume_for_guests_of_p3_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&a).unwrap();
+    std::fs::create_dir(&b).unwrap();
+    let mut given = [volume(&a, "/a"), volume(&b, "/b")];
+    // Three names, of 4 KiB each.
+    given[0].limit_bytes = Some(3 * 4096);
+    assert_eq!(act_p3(&given, "make file").await, "done");
+    for act in ["rename", "link"] {
+        let said = act_p3(&given, &format!("{act} file ../other")).await;
+        assert_eq!(said, "ErrorCode::CrossDevice", "{act}");
+    }
+    assert_eq!(act_p3(&given, "rename file other").await, "done");
+    assert_eq!(act_p3(&given, "directory folder").await, "done");
+    assert_eq!(act_p3(&given, "symlink new other").await, "done");
+    for full in [
+        "make new2",
+        "directory new2",
+        "symlink new2 other",
+        "link other new2",
+    ] {
+        let said = act_p3(&given, full).await;
+        assert_eq!(said, "ErrorCode::InsufficientSpace", "{full}");
+    }
+    given[0].read_only = true;
+    for denied in ["stream other 1", "append other 1", "make new2"] {
+        assert_ne!(act_p3(&given, denied).await, "done", "{denied}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,11 @@
 //! A command of `wasi:cli` 0.3: async, with stdin and stdout as streams of the component model.
 //!
+//! `files ACT PATH [BYTES | OTHER]` does something to a file or a name below the first directory that it was given: `stream`,
+//! `append`, `resize`, `make`, `directory`, `symlink`, `link`, `rename`, `remove`; it says `done`, or the error.
 //! `cat` copies stdin to stdout, `fail` ends with exit code 1; `tcp PORT`, `udp PORT` and `bind PORT` say whether that
 //! port of 127.0.0.1 may be reached or had; anything else prints the arguments and the environment variable GREETING.
+
+mod files;
 
 use wasip3::cli::{environment, stdin, stdout};
 use wasip3::sockets::types::{
@@ -30,6 +34,11 @@ impl wasip3::exports::cli::run::Guest for Command {
             Some(act @ ("tcp" | "udp" | "bind")) => {
                 let port = args.get(1).and_then(|port| port.parse().ok()).ok_or(())?;
                 let done = reach(act, port).await;
+                say(done.map_or_else(|error| format!("{error:?}\n"), |()| "done\n".into())).await
+            }
+            Some("files") => {
+                let words: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+                let done = files::act(&words).await;
                 say(done.map_or_else(|error| format!("{error:?}\n"), |()| "done\n".into())).await
             }
             _ => say(report(&args)).await,

@@ -140,7 +140,11 @@ fn ask(path: &str, query: &str) -> Result<Vec<u8>, Failure> {
         "/batch" => several(&open()?)?,
         "/list" => list(&open()?)?,
         "/config" => configured(&key)?,
-        "/log" => done(logging::log(level(name).ok_or(Failure::Path)?, "keeper", &key)),
+        "/log" => done(logging::log(
+            level(name).ok_or(Failure::Path)?,
+            "keeper",
+            &key,
+        )),
         _ => return Err(Failure::Path),
     };
     Ok(body)

@@ -16,7 +16,7 @@ use wasmtime_wasi::p2::{DynOutputStream, FsError};
 
 use super::measure::ENTRY_BYTES;
 use super::quota::Quota;
-use super::stream::{Counted, Short};
+use super::stream_p2::{Counted, Short};
 use crate::state::GuestState;
 
 /// As wasmtime-wasi names them; a test of `link` holds these versions equal to `wit/`.
@@ -102,9 +102,7 @@ fn directories(mut store: Store<'_>) -> wasmtime::Result<(Vec<(Fd, String)>,)> {
     let found = store.data_mut().filesystem().get_directories()?;
     let state = store.data_mut();
     for (fd, path) in &found {
-        let mut preopens = state.shared.config.preopens.iter();
-        let place = preopens.position(|preopen| preopen.guest == *path);
-        state.places.note(fd.rep(), place);
+        state.note_preopen(fd.rep(), path);
     }
     Ok((found,))
 }
