@@ -40,12 +40,13 @@ impl RouteTable {
 pub struct Route {
     /// Lower-case host name without port.
     pub host: String,
-    /// Begins with `/`; `/` is everything. A prefix ends at a segment: `/api` is not `/apis`.
+    /// Begins with `/`; `/` is everything. A prefix ends at a segment: `/api` is not `/apis`. Two ways to
+    /// write one route are one: no other ends with `/`.
     pub path: String,
 }
 
 impl Route {
-    /// Reads `HOST/PATH`; without a path, everything on the host.
+    /// Reads `HOST/PATH`; without a path, everything on the host. A slash at the end says nothing.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (host, path) = match text.find('/') {
             Some(at) => text.split_at(at),
@@ -82,6 +83,10 @@ impl Route {
                 "`{text}` is not a route: its path holds `.` or `..`"
             ));
         }
+        let path = match path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
         Ok(Self {
             host,
             path: path.to_owned(),
@@ -175,6 +180,20 @@ mod tests {
         assert!(wild.matches("a.example.com", "/"));
         assert!(wild.matches("a.b.example.com", "/x"));
         assert!(!wild.matches("example.com", "/"));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_makes_no_other_route() {
+        let route = |text| Route::parse(text).unwrap();
+        for same in ["a.com/api/", "A.com/api", "a.com/api//"] {
+            assert_eq!(route(same), route("a.com/api"));
+            assert_eq!(route(same).to_string(), "a.com/api");
+        }
+        for all in ["a.com", "a.com/", "a.com//"] {
+            assert_eq!(route(all).to_string(), "a.com/");
+            assert!(route(all).matches("a.com", "/x"));
+        }
+        assert_ne!(route("a.com/api/x"), route("a.com/api"));
     }
 
     #[test]
