@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tracing::Level;
@@ -163,8 +163,9 @@ impl Gateway {
         connection: &Arc<Watch>,
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
-        let mut held = inner.hold(Some(connection));
         let (method, version) = (request.method().clone(), request.version());
+        let mut held = inner.hold(Some((connection, version)));
+        let unanswered = connection.asks();
         let trace = Trace::begin(&request);
         let (target, answer) = match inner.route(request, client) {
             Err(answer) => (None, answer),
@@ -173,6 +174,8 @@ impl Gateway {
                 (Some(target), answer)
             }
         };
+        unanswered.answered();
+        held.is_to_be_read();
         let key = target.as_ref().map(|target| &target.key);
         let mut response = inner.finish(answer, &method, held, key, trace);
         connection.part(version, &mut response);
@@ -186,7 +189,7 @@ impl Gateway {
         connection: &Arc<Watch>,
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
-        let held = inner.hold(Some(connection));
+        let held = inner.hold(Some((connection, request.version())));
         inner.counters.from_peers.fetch_add(1, Relaxed);
         let method = request.method().clone();
         let trace = Trace::begin(&request);
@@ -217,7 +220,7 @@ impl Gateway {
 }
 
 impl Inner {
-    fn hold(&self, connection: Option<&Arc<Watch>>) -> Held {
+    fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
         self.counters.requests.fetch_add(1, Relaxed);
         Held::new(&self.counters, connection)
     }

@@ -42,7 +42,7 @@ use keeper::{Keeper, direct};
 pub(crate) use peer::Peer;
 
 /// Unread data of one response. Small beside the connection's, so that a few clients that do not
-/// read cannot stop all others.
+/// read cannot stop all others; however many they are, each is ended in time (`stall`).
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Unread data of one connection between gateways.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
