@@ -146,6 +146,14 @@ impl Answer {
         }
     }
 
+    /// On the peer port: it is this host that is meant.
+    pub(crate) fn host(host: &HeaderValue) -> Self {
+        let mut answer = Self::empty(http::StatusCode::NO_CONTENT);
+        let headers = answer.response.headers_mut();
+        headers.insert(headers::HOST, host.clone());
+        answer
+    }
+
     /// A replica's response.
     pub(crate) fn local(response: Response<Body>) -> Self {
         let mut response = response.map(Source::Local);

@@ -189,7 +189,12 @@ impl Gateway {
         connection: &Arc<Watch>,
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
-        let held = inner.hold(Some((connection, request.version())));
+        let connection = Some((connection, request.version()));
+        if let Some(meant) = request.headers().get(headers::HOST) {
+            let held = Held::new(&inner.counters, connection);
+            return inner.who_is_here(meant).finish(request.method(), held);
+        }
+        let held = inner.hold(connection);
         inner.counters.from_peers.fetch_add(1, Relaxed);
         let method = request.method().clone();
         let trace = Trace::begin(&request);
@@ -289,6 +294,14 @@ impl Inner {
         headers::scrub_public_request(request.headers_mut());
         client.tell(request.headers_mut());
         Ok((target, request.map(incoming)))
+    }
+
+    /// Whoever dialled this port asks whether it has come to the host that it means.
+    fn who_is_here(&self, meant: &HeaderValue) -> Answer {
+        if meant == self.host.as_str() {
+            return Answer::host(meant);
+        }
+        Answer::empty(StatusCode::MISDIRECTED_REQUEST)
     }
 
     /// From a request of the peer port to the workload and the request as the guest sees it.
