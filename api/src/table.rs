@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Slot, Term, WorkloadKey};
 use crate::spec::Kind;
+use crate::units::HumanDuration;
 
 /// Which requests belong to one workload. Besides these, `<name>.<namespace>.<domain>` always does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct RouteTable {
     pub kind: Kind,
     /// Its routes.
     pub routes: Vec<Route>,
+    /// How long one request may take, tries on several hosts together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<HumanDuration>,
 }
 
 impl RouteTable {

@@ -100,7 +100,9 @@ pub struct Limits {
     pub peer_idle: Duration,
     /// Connections kept to one other host. Several, so that several cores and runners share.
     pub peer_connections: usize,
-    /// Tries of one request on other hosts, the first included.
+    /// Tries of one request on other hosts, the first included. What may have been executed is tried
+    /// once more at most; what certainly was not, so often: a rollout may have taken its replica from
+    /// more than one host before the tables say so.
     pub attempts_max: usize,
     /// So many failures to connect in a row eject a host.
     pub eject_after: u32,

@@ -145,7 +145,7 @@ impl Gateway {
         };
         headers::scrub_public_request(request.headers_mut());
         let target = inner.tables.target(workload);
-        let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone())));
+        let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone(), None)));
         let answer = match (inner.overloaded(), normal) {
             (Some(text), _) => Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text),
             (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
@@ -371,10 +371,11 @@ impl Inner {
 
     /// Here if it can be, else elsewhere.
     async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
+        let began = Instant::now();
         let Some(Deadline(deadline)) = request.extensions().get::<Deadline>().copied() else {
-            return self.serve_somewhere(target, request, held).await;
+            return self.serve_somewhere(target, request, held, began).await;
         };
-        let served = self.serve_somewhere(target, request, held);
+        let served = self.serve_somewhere(target, request, held, began);
         match timeout_at(deadline.into(), served).await {
             Ok(answer) => answer,
             Err(_) => self.late(&target.key),
@@ -386,6 +387,7 @@ impl Inner {
         target: &Target,
         request: Request<Body>,
         held: &mut Held,
+        began: Instant,
     ) -> Answer {
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
         if hops >= self.limits.hops_max {
@@ -394,11 +396,11 @@ impl Inner {
         let key = &target.key;
         let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
         if !awake || self.spills(key) {
-            return self.forward(target, request, hops, held).await;
+            return self.forward(target, request, (hops, began), held).await;
         }
         match self.serve_here(key, request).await {
             Here::Answer(answer) => answer,
-            Here::Back(request) => self.forward(target, request, hops, held).await,
+            Here::Back(request) => self.forward(target, request, (hops, began), held).await,
         }
     }
 

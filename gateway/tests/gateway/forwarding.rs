@@ -298,6 +298,96 @@ async fn what_may_have_been_executed_is_repeated_only_if_that_is_the_same() {
     }
 }
 
+/// Lets one request take so long, tries on several hosts together.
+fn gives(host: &Host, timeout: Duration) {
+    let table = wasmorch_api::RouteTable {
+        timeout: Some(wasmorch_api::HumanDuration(timeout)),
+        ..routes(&["shop.example.com/"])
+    };
+    host.tables.apply_routes(table, host.tables.sequence() + 1);
+}
+
+#[tokio::test]
+async fn a_further_try_gets_what_the_first_has_left_of_the_time() {
+    let front = Host::start("a", 0, says(""));
+    // Answers with what it is given, in milliseconds.
+    let told = Host::start(
+        "c",
+        1,
+        handler(|request| async move {
+            let left = request.extensions().get::<Deadline>().map(|Deadline(at)| {
+                let left = at.saturating_duration_since(Instant::now());
+                left.as_millis()
+            });
+            Ok(Response::new(full(format!("{left:?}"))))
+        }),
+    );
+    const HELD: Duration = Duration::from_millis(300);
+    let (address, breaking) = breaker(HELD).await;
+    gives(&front, Duration::from_secs(60));
+    // A first try has all of it: its replica keeps its own time-out.
+    front.sees(&[("c", told.peer)]);
+    assert_eq!(get(front.http).await, (200, "None".to_owned()));
+    front.sees(&[("b", address), ("c", told.peer)]);
+    let mut left = "None".to_owned();
+    // Which of the two is asked first is chance.
+    for _ in 0..100 {
+        if left == "None" {
+            left = get(front.http).await.1;
+        }
+    }
+    let left: u64 = left[5..left.len() - 1].parse().unwrap();
+    assert!((30_000..=59_700).contains(&left), "{left} ms");
+
+    // Nothing is left: no further try. Something is, and the other host takes longer.
+    let silent = Host::start("d", 1, hangs());
+    for (timeout, further) in [(HELD / 2, 0), (HELD * 2, 1)] {
+        let front = Host::start("a", 0, says(""));
+        gives(&front, timeout);
+        front.sees(&[("b", address)]);
+        let mut late = H1::connect(front.http).await;
+        let request = Request::get("/").header("host", "shop.example.com");
+        let asked = late.send(request.body(empty()).unwrap());
+        let (tables, other) = (front.tables.clone(), endpoint("d", silent.peer));
+        let news = async {
+            until("it is under way", || front.gateway.stats().forwarded == 1).await;
+            tables.apply_endpoints(endpoints(vec![other]), 100);
+        };
+        let began = Instant::now();
+        let (answer, ()) = futures::future::join(asked, news).await;
+        assert_eq!(answer.unwrap().status(), 502);
+        assert!(began.elapsed() < timeout.max(HELD) + Duration::from_secs(5));
+        assert_eq!(front.gateway.stats().retried, further);
+        front.stop().await;
+    }
+    breaking.abort();
+    for host in [front, told, silent] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_never_executed_goes_on_to_three_hosts_and_no_further() {
+    let front = Host::start("a", 0, says(""));
+    let refuses = || handler(|request| async { Err(LocalError::Refused(request)) });
+    let names = ["b", "c", "d", "e"];
+    let hosts = names.map(|name| Host::start(name, 1, refuses()));
+    let seen: Vec<_> = { names.iter().zip(&hosts) }
+        .map(|(name, host)| (*name, host.peer))
+        .collect();
+    let post = async || ask(front.http, "POST /", &["host: shop.example.com"]).await;
+    front.sees(&seen);
+    let answer = post().await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert!(answer.contains("wasmorch-error: refused\r\n"), "{answer}");
+    let asked: u32 = hosts.iter().map(Host::calls).sum();
+    assert_eq!((asked, front.gateway.stats().retried), (3, 2));
+    for host in hosts {
+        host.stop().await;
+    }
+    front.stop().await;
+}
+
 #[tokio::test]
 async fn a_host_whose_replica_fails_all_the_time_is_left_alone_and_half_stay() {
     let fails = || {
