@@ -64,7 +64,8 @@ impl Held {
 
     /// The response is there, and a client of the public port is to read it.
     pub(crate) fn is_to_be_read(&mut self) {
-        self.turn = Turn::begin();
+        let connection = self.connection.as_ref();
+        self.turn = connection.and_then(|connection| Turn::begin(connection.went_on()));
     }
 
     /// Counts the request as this host's, instead of the one before.
@@ -229,6 +230,9 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(turn) = &self.held.turn {
+            turn.goes_on();
+        }
         let polled = self.source.poll(cx);
         if let Some(turn) = &self.held.turn {
             turn.is_the_clients(matches!(polled, Poll::Ready(Some(Ok(_)))));

@@ -76,6 +76,8 @@ pub(crate) struct Watch {
     answered: AtomicU32,
     given_up: AtomicU32,
     resets_max: u32,
+    /// How often its client has made room for more of a response.
+    went_on: Arc<AtomicU64>,
     now: Arc<AtomicU32>,
 }
 
@@ -125,6 +127,10 @@ impl Watch {
         } else if given_up > max {
             self.order(CLOSE);
         }
+    }
+
+    pub(crate) fn went_on(&self) -> &Arc<AtomicU64> {
+        &self.went_on
     }
 
     /// Bytes were read that no request has been made of yet.
@@ -245,6 +251,7 @@ impl Connections {
             answered: AtomicU32::new(0),
             given_up: AtomicU32::new(0),
             resets_max: self.resets_max,
+            went_on: Arc::default(),
             now,
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);

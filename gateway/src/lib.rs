@@ -15,7 +15,9 @@
 //! - Forwarding headers are believed on the peer port only, and the peer port never forwards: a
 //!   request passes at most two gateways, and a cycle of workloads that call each other ends at the
 //!   hop limit.
-//! - A request goes elsewhere only if it was certainly not executed.
+//! - A request goes elsewhere only if it was certainly not executed; or, once, if executing it twice is
+//!   the same as once.
+//! - No client holds what others need for longer than it uses it: see `connections` and `stall`.
 //! - Connections, requests, replay buffers and pools are bounded; whatever is refused says why.
 
 mod answer;
