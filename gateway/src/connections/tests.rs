@@ -1,3 +1,5 @@
+//! Connections as the sweep sees them, tick by tick.
+
 use super::*;
 
 fn limits(connections_max: usize) -> Limits {

@@ -4,11 +4,12 @@
 //! a private network means another machine in another one, and a host behind NAT tells its own: a
 //! request must go neither to a host that it is not meant for, nor to whatever else listens there.
 
+use std::pin::Pin;
+
 use http::header::HeaderValue;
 use http::{Request, Response, StatusCode, Version};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use std::pin::Pin;
 use tokio::net::TcpStream;
 use wasmorch_api::HostId;
 use wasmorch_api::error::chain;
