@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, HostId, Name, RevisionNumber, Slot, Term, WorkloadKey};
 use crate::spec::Kind;
+use crate::units::HumanDuration;
 
 /// Which requests belong to one workload. Besides these, `<name>.<namespace>.<domain>` always does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct RouteTable {
     pub kind: Kind,
     /// Its routes.
     pub routes: Vec<Route>,
+    /// How long one request may take, tries on several hosts together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<HumanDuration>,
 }
 
 impl RouteTable {
@@ -40,12 +44,13 @@ impl RouteTable {
 pub struct Route {
     /// Lower-case host name without port.
     pub host: String,
-    /// Begins with `/`; `/` is everything. A prefix ends at a segment: `/api` is not `/apis`.
+    /// Begins with `/`; `/` is everything. A prefix ends at a segment: `/api` is not `/apis`. Two ways to
+    /// write one route are one: no other ends with `/`.
     pub path: String,
 }
 
 impl Route {
-    /// Reads `HOST/PATH`; without a path, everything on the host.
+    /// Reads `HOST/PATH`; without a path, everything on the host. A slash at the end says nothing.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (host, path) = match text.find('/') {
             Some(at) => text.split_at(at),
@@ -82,6 +87,10 @@ impl Route {
                 "`{text}` is not a route: its path holds `.` or `..`"
             ));
         }
+        let path = match path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
         Ok(Self {
             host,
             path: path.to_owned(),
@@ -175,6 +184,20 @@ mod tests {
         assert!(wild.matches("a.example.com", "/"));
         assert!(wild.matches("a.b.example.com", "/x"));
         assert!(!wild.matches("example.com", "/"));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_makes_no_other_route() {
+        let route = |text| Route::parse(text).unwrap();
+        for same in ["a.com/api/", "A.com/api", "a.com/api//"] {
+            assert_eq!(route(same), route("a.com/api"));
+            assert_eq!(route(same).to_string(), "a.com/api");
+        }
+        for all in ["a.com", "a.com/", "a.com//"] {
+            assert_eq!(route(all).to_string(), "a.com/");
+            assert!(route(all).matches("a.com", "/x"));
+        }
+        assert_ne!(route("a.com/api/x"), route("a.com/api"));
     }
 
     #[test]

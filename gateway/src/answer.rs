@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Response};
-use http_body::{Frame, SizeHint};
+use http::{Method, Response, Version};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 
 use crate::connections::Watch;
 use crate::headers;
 use crate::peers::Peer;
+use crate::stall::Turn;
 use crate::stats::{CounterGauge, Counters, ErrorClass, Gauge};
 use crate::{Body, BoxError};
 
@@ -23,7 +24,7 @@ use crate::{Body, BoxError};
 pub(crate) struct Outgoing {
     source: Source,
     /// Dropped with the body: at its last byte, or when the client goes.
-    _held: Held,
+    held: Held,
 }
 
 #[derive(Debug)]
@@ -41,18 +42,30 @@ pub(crate) struct Held {
     _in_flight: CounterGauge,
     connection: Option<Arc<Watch>>,
     peer: Option<Arc<Peer>>,
+    /// While a client reads the response: whose turn it is.
+    turn: Option<Turn>,
 }
 
 impl Held {
-    pub(crate) fn new(counters: &Arc<Counters>, connection: Option<&Arc<Watch>>) -> Self {
-        if let Some(connection) = connection {
-            connection.request_began();
+    pub(crate) fn new(
+        counters: &Arc<Counters>,
+        connection: Option<(&Arc<Watch>, Version)>,
+    ) -> Self {
+        if let Some((connection, version)) = connection {
+            connection.request_began(version);
         }
         Self {
             _in_flight: Gauge::new(counters.clone(), |counters| &counters.in_flight),
-            connection: connection.cloned(),
+            connection: connection.map(|(connection, _)| connection.clone()),
             peer: None,
+            turn: None,
         }
+    }
+
+    /// The response is there, and a client of the public port is to read it.
+    pub(crate) fn is_to_be_read(&mut self) {
+        let connection = self.connection.as_ref();
+        self.turn = connection.and_then(|connection| Turn::begin(connection.went_on()));
     }
 
     /// Counts the request as this host's, instead of the one before.
@@ -134,6 +147,14 @@ impl Answer {
         }
     }
 
+    /// On the peer port: it is this host that is meant.
+    pub(crate) fn host(host: &HeaderValue) -> Self {
+        let mut answer = Self::empty(http::StatusCode::NO_CONTENT);
+        let headers = answer.response.headers_mut();
+        headers.insert(headers::HOST, host.clone());
+        answer
+    }
+
     /// A replica's response.
     pub(crate) fn local(response: Response<Body>) -> Self {
         let mut response = response.map(Source::Local);
@@ -175,10 +196,7 @@ impl Answer {
         let head_only = *method == Method::HEAD;
         self.response.map(|source| {
             let source = if head_only { Source::Nothing } else { source };
-            Outgoing {
-                source,
-                _held: held,
-            }
+            Outgoing { source, held }
         })
     }
 }
@@ -190,6 +208,20 @@ impl Outgoing {
     }
 }
 
+impl Source {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Local(body) => Pin::new(body).poll_frame(cx),
+            Self::Peer(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+        }
+    }
+}
+
 impl http_body::Body for Outgoing {
     type Data = Bytes;
     type Error = BoxError;
@@ -198,15 +230,14 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.source {
-            Source::Nothing => Poll::Ready(None),
-            Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Local(body) => Pin::new(body).poll_frame(cx),
-            Source::Peer(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
-            }
+        if let Some(turn) = &self.held.turn {
+            turn.goes_on();
         }
+        let polled = self.source.poll(cx);
+        if let Some(turn) = &self.held.turn {
+            turn.is_the_clients(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -76,12 +76,18 @@ pub struct Limits {
     pub requests_max: u64,
     /// The head of a request; a larger one is answered 431.
     pub header_bytes_max: usize,
-    /// The first request's head must be complete this long after the connection was accepted.
+    /// The first request's head must be complete this long after the connection was accepted, a further
+    /// one's after its first byte (by HTTP/1.1: other bytes of HTTP/2 are no heads).
     pub header_timeout: Duration,
-    /// Between requests a connection may rest, and a head may take, this long.
+    /// Between requests a connection may rest this long.
     pub idle_timeout: Duration,
+    /// A client that takes nothing of its response for so long loses it.
+    pub stall_timeout: Duration,
     /// Requests at once on one HTTP/2 connection of a client.
     pub streams_max: u32,
+    /// Requests that an HTTP/2 connection of a client may give up in ten seconds before they are answered;
+    /// one for every ten answered ones on top. Beyond, it is closed.
+    pub resets_max: u32,
     /// After shutdown has begun, requests in hand may take this long.
     pub drain: Duration,
     /// Connecting to another host may take this long.
@@ -94,7 +100,9 @@ pub struct Limits {
     pub peer_idle: Duration,
     /// Connections kept to one other host. Several, so that several cores and runners share.
     pub peer_connections: usize,
-    /// Tries of one request on other hosts, the first included.
+    /// Tries of one request on other hosts, the first included. What may have been executed is tried
+    /// once more at most; what certainly was not, so often: a rollout may have taken its replica from
+    /// more than one host before the tables say so.
     pub attempts_max: usize,
     /// So many failures to connect in a row eject a host.
     pub eject_after: u32,
@@ -112,7 +120,9 @@ impl Default for Limits {
             header_bytes_max: 64 * 1024,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
             streams_max: 200,
+            resets_max: 100,
             drain: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
             tunnel_after: Duration::from_millis(300),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   accepted ──first request──> serving <──> resting ──idle, or shutdown──> closing ──> gone
-//!      └── no complete head in time ──────────────────────────────────────────────────> gone
+//!      │                                     │ first byte of a head
+//!      └── no complete head in time ─────────┴────────────────────────────────────────> gone
 //! ```
 //!
 //! One sweep looks at all of them now and then, so that a connection carries no timer and no
@@ -21,6 +22,7 @@ use futures::task::AtomicWaker;
 use http::{HeaderValue, Response, StatusCode, Version, header};
 use hyper_util::server::graceful::GracefulConnection;
 
+use crate::config::Limits;
 use crate::crowd::{self, Crowd};
 
 const STAY: u8 = 0;
@@ -30,6 +32,12 @@ const LEAVE: u8 = 1;
 const CLOSE: u8 = 2;
 /// Go now.
 const DROP: u8 = 3;
+
+/// How long what a client gives up is remembered: short, so that a browser that is closed over many
+/// requests, or a service whose deadlines all pass at once, is soon forgiven.
+const RESETS_WINDOW: Duration = Duration::from_secs(10);
+/// Of those that are answered, one in so many may be given up on top.
+const RESETS_PER_ANSWER: u32 = 10;
 
 /// The open connections of one port.
 #[derive(Debug)]
@@ -42,6 +50,9 @@ pub(crate) struct Connections {
     tick: Duration,
     header_ticks: u32,
     idle_ticks: u32,
+    /// Requests that a connection may give up, before they are answered, in [`RESETS_WINDOW`].
+    resets_max: u32,
+    resets_ticks: u32,
     /// Who else accepts here.
     crowd: Option<Arc<dyn Crowd>>,
 }
@@ -56,13 +67,82 @@ pub(crate) struct Watch {
     served: AtomicBool,
     /// When it began to rest.
     rests_since: AtomicU32,
+    /// Whether bytes are more than heads and bodies: HTTP/2, with its pings.
+    framed: AtomicBool,
+    /// Whether a head has begun that is not complete.
+    in_head: AtomicBool,
+    head_since: AtomicU32,
+    /// Lately: requests that were answered, and those that were given up before.
+    answered: AtomicU32,
+    given_up: AtomicU32,
+    resets_max: u32,
+    /// How often its client has made room for more of a response.
+    went_on: Arc<AtomicU64>,
     now: Arc<AtomicU32>,
 }
 
+/// A client's request that has not been answered. Dropped without an answer it was given up.
+#[derive(Debug)]
+pub(crate) struct Unanswered<'w>(Option<&'w Watch>);
+
+impl Unanswered<'_> {
+    pub(crate) fn answered(mut self) {
+        if let Some(watch) = self.0.take() {
+            watch.answered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(watch) = self.0 {
+            watch.gives_up();
+        }
+    }
+}
+
 impl Watch {
-    pub(crate) fn request_began(&self) {
+    pub(crate) fn request_began(&self, version: Version) {
+        let framed = version >= Version::HTTP_2;
+        self.framed.store(framed, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.served.store(true, Ordering::Relaxed);
+        self.in_head.store(false, Ordering::Relaxed);
+    }
+
+    /// A client's request, which it may give up.
+    pub(crate) fn asks(&self) -> Unanswered<'_> {
+        Unanswered(Some(self))
+    }
+
+    /// Each costs the start of a guest and nothing of the client (CVE-2023-44487). The library counts only
+    /// those that are given up before it has looked at them.
+    fn gives_up(&self) {
+        let given_up = self.given_up.fetch_add(1, Ordering::Relaxed) + 1;
+        let answered = self.answered.load(Ordering::Relaxed);
+        let max = self.resets_max.saturating_add(answered / RESETS_PER_ANSWER);
+        if given_up > max.saturating_mul(2) {
+            // It was asked to go, and goes on.
+            self.order(DROP);
+        } else if given_up > max {
+            self.order(CLOSE);
+        }
+    }
+
+    pub(crate) fn went_on(&self) -> &Arc<AtomicU64> {
+        &self.went_on
+    }
+
+    /// Bytes were read that no request has been made of yet.
+    pub(crate) fn bytes_came(&self) {
+        let between = self.served.load(Ordering::Relaxed)
+            && self.in_flight.load(Ordering::Relaxed) == 0
+            && !self.framed.load(Ordering::Relaxed);
+        if between && !self.in_head.load(Ordering::Relaxed) {
+            let now = self.now.load(Ordering::Relaxed);
+            self.head_since.store(now, Ordering::Relaxed);
+            self.in_head.store(true, Ordering::Release);
+        }
     }
 
     pub(crate) fn request_ended(&self) {
@@ -93,8 +173,8 @@ impl Watch {
 }
 
 impl Connections {
-    pub(crate) fn new(max: usize, header_timeout: Duration, idle_timeout: Duration) -> Self {
-        let shortest = header_timeout.min(idle_timeout);
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let shortest = limits.header_timeout.min(limits.idle_timeout);
         let tick = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
         // One more: the first tick comes early.
         let ticks = |timeout: Duration| {
@@ -102,12 +182,14 @@ impl Connections {
         };
         Self {
             open: Mutex::default(),
-            max,
+            max: limits.connections_max,
             next: AtomicU64::new(0),
             now: Arc::default(),
             tick,
-            header_ticks: ticks(header_timeout),
-            idle_ticks: ticks(idle_timeout),
+            header_ticks: ticks(limits.header_timeout),
+            idle_ticks: ticks(limits.idle_timeout),
+            resets_max: limits.resets_max,
+            resets_ticks: ticks(RESETS_WINDOW),
             crowd: None,
         }
     }
@@ -163,6 +245,13 @@ impl Connections {
             in_flight: AtomicU32::new(0),
             served: AtomicBool::new(false),
             rests_since: AtomicU32::new(now.load(Ordering::Relaxed)),
+            framed: AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            head_since: AtomicU32::new(0),
+            answered: AtomicU32::new(0),
+            given_up: AtomicU32::new(0),
+            resets_max: self.resets_max,
+            went_on: Arc::default(),
             now,
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -179,15 +268,25 @@ impl Connections {
     pub(crate) fn sweep(&self) {
         self.shed();
         let now = self.now.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let forgives = now.is_multiple_of(self.resets_ticks);
         for watch in self.lock().values() {
+            if forgives {
+                watch.answered.store(0, Ordering::Relaxed);
+                watch.given_up.store(0, Ordering::Relaxed);
+            }
             if watch.in_flight.load(Ordering::Acquire) > 0 {
                 continue;
             }
-            let rested = now.wrapping_sub(watch.rests_since.load(Ordering::Relaxed));
+            let since = |at: &AtomicU32| now.wrapping_sub(at.load(Ordering::Relaxed));
+            let rested = since(&watch.rests_since);
             if !watch.served.load(Ordering::Relaxed) {
                 if rested >= self.header_ticks {
                     watch.order(DROP);
                 }
+            } else if watch.in_head.load(Ordering::Acquire)
+                && since(&watch.head_since) >= self.header_ticks
+            {
+                watch.order(DROP);
             } else if rested >= self.idle_ticks.saturating_add(self.header_ticks) {
                 // Asked to close, and still in the middle of a head.
                 watch.order(DROP);
@@ -274,112 +373,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn connections() -> Arc<Connections> {
-        // Ticks of a second: 5 for a head, 11 for a rest (each one more than the time-out).
-        Arc::new(Connections::new(
-            2,
-            Duration::from_secs(4),
-            Duration::from_secs(10),
-        ))
-    }
-
-    fn sweep(connections: &Connections, place: &Place, times: u32) -> u8 {
-        (0..times).for_each(|_| connections.sweep());
-        place.watch.order.load(Ordering::Relaxed)
-    }
-
-    #[test]
-    fn a_connection_without_a_request_goes() {
-        let connections = connections();
-        let place = connections.enter().unwrap();
-        assert_eq!(sweep(&connections, &place, 4), STAY);
-        assert_eq!(sweep(&connections, &place, 1), DROP);
-    }
-
-    #[test]
-    fn a_request_may_take_its_time_and_a_rest_may_not() {
-        let connections = connections();
-        let place = connections.enter().unwrap();
-        place.watch.request_began();
-        assert_eq!(sweep(&connections, &place, 100), STAY);
-        place.watch.request_ended();
-        assert_eq!(sweep(&connections, &place, 10), STAY);
-        assert_eq!(sweep(&connections, &place, 1), CLOSE);
-        assert_eq!(sweep(&connections, &place, 5), DROP);
-    }
-
-    /// Another process that has none.
-    #[derive(Debug, Default)]
-    struct Half(std::sync::atomic::AtomicUsize);
-
-    impl Crowd for Half {
-        fn tell(&self, open: usize) {
-            self.0.store(open, Ordering::Relaxed);
-        }
-
-        fn share(&self) -> usize {
-            self.0.load(Ordering::Relaxed).div_ceil(2)
-        }
-    }
-
-    #[test]
-    fn what_is_over_its_share_goes_and_those_at_work_first() {
-        let crowd = Arc::new(Half::default());
-        let connections = Connections::new(100, Duration::from_secs(4), Duration::from_secs(10));
-        let connections = Arc::new(connections.among(Some(crowd.clone())));
-        let mut places: Vec<_> = (0..20).map(|_| connections.enter().unwrap()).collect();
-        assert!(connections.is_over());
-        let (working, resting) = places.split_at(5);
-        working.iter().for_each(|place| place.watch.request_began());
-        for place in resting {
-            place.watch.request_began();
-            place.watch.request_ended();
-        }
-        let leaves = |place: &Place| place.watch.order.load(Ordering::Relaxed) == LEAVE;
-        // Nobody else is asked while these are still there.
-        for _ in 0..3 {
-            connections.sweep();
-            assert!(working.iter().all(leaves));
-            assert_eq!(places.iter().filter(|place| leaves(place)).count(), 10);
-        }
-        places.truncate(2);
-        assert!(!connections.is_over());
-        assert_eq!(crowd.0.load(Ordering::Relaxed), 2);
-    }
-
-    #[test]
-    fn who_leaves_is_told_with_an_answer() {
-        let connections = connections();
-        let place = connections.enter().unwrap();
-        let (watch, mut answer) = (place.watch(), Response::new(()));
-        watch.part(Version::HTTP_11, &mut answer);
-        assert!(answer.headers().is_empty(), "it stays");
-        watch.order(LEAVE);
-        let mut upgraded = Response::new(());
-        *upgraded.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        watch.part(Version::HTTP_11, &mut upgraded);
-        assert!(
-            upgraded.headers().is_empty(),
-            "it is no connection of requests any more"
-        );
-        watch.part(Version::HTTP_11, &mut answer);
-        assert_eq!(answer.headers()[header::CONNECTION], "close");
-        assert_eq!(watch.order.load(Ordering::Relaxed), LEAVE);
-        let mut second = Response::new(());
-        watch.part(Version::HTTP_2, &mut second);
-        assert!(second.headers().is_empty());
-        assert_eq!(watch.order.load(Ordering::Relaxed), CLOSE);
-    }
-
-    #[test]
-    fn places_are_limited() {
-        let connections = connections();
-        let (first, _second) = (connections.enter().unwrap(), connections.enter().unwrap());
-        assert!(connections.enter().is_none());
-        drop(first);
-        assert!(connections.enter().is_some());
-    }
-}
+mod tests;

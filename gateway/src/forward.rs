@@ -1,7 +1,8 @@
 //! To another host: which one, and whether to try one more.
 //!
 //! Invariant: a request goes elsewhere only if it was certainly not executed where it was; or,
-//! once, if executing it twice is the same as once and no byte of its response has been seen.
+//! once, if executing it twice is the same as once and no byte of its response has been seen. Neither
+//! goes on for ever: so many tries in all, and further ones get what the first has left of the time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +13,7 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::time::timeout_at;
 use wasmorch_api::{HostId, WorkloadKey};
 
 use crate::Body;
@@ -41,7 +43,7 @@ struct Miss {
 }
 
 impl Inner {
-    /// To another host, and to one more if that is safe.
+    /// To another host, and to further ones while that is safe.
     ///
     /// The tables are read again for each try: a host that refuses has often just lost its
     /// replica, and what replaces it is news.
@@ -49,7 +51,7 @@ impl Inner {
         &self,
         target: &Target,
         request: Request<Body>,
-        hops: u32,
+        (hops, began): (u32, Instant),
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
@@ -57,7 +59,11 @@ impl Inner {
             return self.no_endpoint(key);
         };
         let (parts, body) = request.into_parts();
-        let patient = parts.extensions.get::<Deadline>().is_none();
+        let callers = parts.extensions.get::<Deadline>().map(|callers| callers.0);
+        // The first try has a whole time-out, which its replica keeps and tells of; whatever follows has
+        // what is left of it.
+        let all_tries = target.timeout.and_then(|all| began.checked_add(all));
+        let mut deadline = callers;
         let replay = Replay::new(body);
         let mut tried: Vec<HostId> = Vec::new();
         let mut repeated = false;
@@ -65,13 +71,14 @@ impl Inner {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
             held.at(Some(choice.peer.clone()));
             self.counters.forwarded.fetch_add(1, Relaxed);
-            let mut head = wrapped(&parts, target, hops);
+            let mut head = wrapped(&parts, target, hops, deadline);
             if choice.wakes {
                 head.headers
                     .insert(headers::WAKE, HeaderValue::from_static("1"));
             }
             let attempt = Request::from_parts(head, replay.attempt(last));
-            let miss = match self.attempt(key, &choice, attempt, patient).await {
+            let until = deadline.filter(|_| !tried.is_empty());
+            let miss = match self.attempt(key, &choice, attempt, (callers, until)).await {
                 Ok(response) => {
                     replay.settle();
                     return Answer::peer(response);
@@ -81,7 +88,10 @@ impl Inner {
             tracing::debug!(workload = %key, reason = miss.reason, "no response from there");
             tried.push(choice.host);
             let lost = miss.class == ErrorClass::Lost;
-            let again = !last && replay.is_whole() && (!lost || parts.method.is_idempotent());
+            deadline = [callers, all_tries].into_iter().flatten().min();
+            let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
+            let safe = replay.is_whole() && (!lost || parts.method.is_idempotent());
+            let again = !last && in_time && safe;
             repeated |= lost;
             let next = again.then(|| self.elsewhere_or_woken(key, &tried));
             if let Some(next) = next.flatten() {
@@ -93,31 +103,51 @@ impl Inner {
             let here = || self.rests_at(key, &self.host);
             if again && (self.local.ready(key) > 0 || here() && self.local.wake(key).await) {
                 self.counters.retried.fetch_add(1, Relaxed);
-                let request = Request::from_parts(parts, replay.attempt(true).boxed_unsync());
+                let body = replay.attempt(true).boxed_unsync();
+                let mut request = Request::from_parts(parts, body);
+                if let Some(deadline) = deadline {
+                    request.extensions_mut().insert(Deadline(deadline));
+                }
                 if let Here::Answer(answer) = self.serve_here(key, request).await {
                     return answer;
                 }
             }
-            // Once lost, it may have been executed: whatever came after does not undo that.
-            return if repeated {
-                Answer::error(ErrorClass::Lost, self.lost(key, &miss.reason))
-            } else {
-                let text = self.nowhere(key, tried.len(), &miss.reason);
-                Answer::later(miss.class, RETRY_AFTER, text)
-            };
+            return self.in_vain(key, tried.len(), repeated, &miss);
         }
     }
 
-    /// One try on one host, and what it tells of that host.
+    /// What is answered when no try brought a response.
+    fn in_vain(&self, key: &WorkloadKey, tries: usize, repeated: bool, miss: &Miss) -> Answer {
+        match miss.class {
+            // It may have been executed: whatever came after does not undo that.
+            _ if repeated => Answer::error(ErrorClass::Lost, self.lost(key, &miss.reason)),
+            ErrorClass::TimedOut => self.late(key),
+            class => {
+                let text = self.nowhere(key, tries, &miss.reason);
+                Answer::later(class, RETRY_AFTER, text)
+            }
+        }
+    }
+
+    /// One try on one host, and what it tells of that host. `until`: what is left for it, when that is not a
+    /// whole time-out.
     async fn attempt(
         &self,
         key: &WorkloadKey,
         choice: &Choice,
         attempt: Request<Attempt>,
-        patient: bool,
+        (callers, until): (Option<Instant>, Option<Instant>),
     ) -> Result<Response<Incoming>, Miss> {
         let address = choice.peer.name();
-        let sent = self.peers.send(&choice.peer, attempt).await;
+        let patient = callers.is_none() && until.is_none();
+        let sending = self.peers.send(&choice.peer, attempt);
+        let sent = match until {
+            None => sending.await,
+            Some(until) => timeout_at(until.into(), sending).await.map_err(|_| Miss {
+                class: ErrorClass::TimedOut,
+                reason: format!("{address}: the time was over"),
+            })?,
+        };
         // A host that refuses tells it too, and is the less likely to be asked next.
         let load = sent.as_ref().ok().map(Response::headers);
         if let Some(load) = load.and_then(headers::load) {
@@ -258,8 +288,7 @@ impl Inner {
 }
 
 /// A request's head as the peer port wants it.
-fn wrapped(parts: &Parts, target: &Target, hops: u32) -> Parts {
-    let deadline = parts.extensions.get::<Deadline>().copied();
+fn wrapped(parts: &Parts, target: &Target, hops: u32, deadline: Option<Instant>) -> Parts {
     let mut parts = parts.clone();
     // With a relative URI, HTTP/2 wants to be told that the request came in as HTTP/1.1. The
     // original `Host` goes along.
@@ -271,7 +300,7 @@ fn wrapped(parts: &Parts, target: &Target, hops: u32) -> Parts {
     parts
         .headers
         .insert(headers::HOPS, HeaderValue::from(hops + 1));
-    if let Some(Deadline(deadline)) = deadline {
+    if let Some(deadline) = deadline {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         parts

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tracing::Level;
@@ -145,7 +145,7 @@ impl Gateway {
         };
         headers::scrub_public_request(request.headers_mut());
         let target = inner.tables.target(workload);
-        let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone())));
+        let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone(), None)));
         let answer = match (inner.overloaded(), normal) {
             (Some(text), _) => Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text),
             (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
@@ -163,8 +163,9 @@ impl Gateway {
         connection: &Arc<Watch>,
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
-        let mut held = inner.hold(Some(connection));
         let (method, version) = (request.method().clone(), request.version());
+        let mut held = inner.hold(Some((connection, version)));
+        let unanswered = connection.asks();
         let trace = Trace::begin(&request);
         let (target, answer) = match inner.route(request, client) {
             Err(answer) => (None, answer),
@@ -173,6 +174,8 @@ impl Gateway {
                 (Some(target), answer)
             }
         };
+        unanswered.answered();
+        held.is_to_be_read();
         let key = target.as_ref().map(|target| &target.key);
         let mut response = inner.finish(answer, &method, held, key, trace);
         connection.part(version, &mut response);
@@ -186,7 +189,12 @@ impl Gateway {
         connection: &Arc<Watch>,
     ) -> Response<Outgoing> {
         let inner = &*self.inner;
-        let held = inner.hold(Some(connection));
+        let connection = Some((connection, request.version()));
+        if let Some(meant) = request.headers().get(headers::HOST) {
+            let held = Held::new(&inner.counters, connection);
+            return inner.who_is_here(meant).finish(request.method(), held);
+        }
+        let held = inner.hold(connection);
         inner.counters.from_peers.fetch_add(1, Relaxed);
         let method = request.method().clone();
         let trace = Trace::begin(&request);
@@ -217,7 +225,7 @@ impl Gateway {
 }
 
 impl Inner {
-    fn hold(&self, connection: Option<&Arc<Watch>>) -> Held {
+    fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
         self.counters.requests.fetch_add(1, Relaxed);
         Held::new(&self.counters, connection)
     }
@@ -288,6 +296,14 @@ impl Inner {
         Ok((target, request.map(incoming)))
     }
 
+    /// Whoever dialled this port asks whether it has come to the host that it means.
+    fn who_is_here(&self, meant: &HeaderValue) -> Answer {
+        if meant == self.host.as_str() {
+            return Answer::host(meant);
+        }
+        Answer::empty(StatusCode::MISDIRECTED_REQUEST)
+    }
+
     /// From a request of the peer port to the workload and the request as the guest sees it.
     #[expect(
         clippy::result_large_err,
@@ -355,10 +371,11 @@ impl Inner {
 
     /// Here if it can be, else elsewhere.
     async fn serve(&self, target: &Target, request: Request<Body>, held: &mut Held) -> Answer {
+        let began = Instant::now();
         let Some(Deadline(deadline)) = request.extensions().get::<Deadline>().copied() else {
-            return self.serve_somewhere(target, request, held).await;
+            return self.serve_somewhere(target, request, held, began).await;
         };
-        let served = self.serve_somewhere(target, request, held);
+        let served = self.serve_somewhere(target, request, held, began);
         match timeout_at(deadline.into(), served).await {
             Ok(answer) => answer,
             Err(_) => self.late(&target.key),
@@ -370,6 +387,7 @@ impl Inner {
         target: &Target,
         request: Request<Body>,
         held: &mut Held,
+        began: Instant,
     ) -> Answer {
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
         if hops >= self.limits.hops_max {
@@ -378,11 +396,11 @@ impl Inner {
         let key = &target.key;
         let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
         if !awake || self.spills(key) {
-            return self.forward(target, request, hops, held).await;
+            return self.forward(target, request, (hops, began), held).await;
         }
         match self.serve_here(key, request).await {
             Here::Answer(answer) => answer,
-            Here::Back(request) => self.forward(target, request, hops, held).await,
+            Here::Back(request) => self.forward(target, request, (hops, began), held).await,
         }
     }
 

@@ -14,6 +14,8 @@ use crate::stats::ErrorClass;
 
 /// Which workload a request on the peer port is for: `namespace/name`.
 pub(crate) const WORKLOAD: HeaderName = HeaderName::from_static("wasmorch-workload");
+/// Who is there? The host that whoever dialled means, and the answer when it is that one.
+pub(crate) const HOST: HeaderName = HeaderName::from_static("wasmorch-host");
 /// How many gateways a request, and what caused it, has passed.
 pub(crate) const HOPS: HeaderName = HeaderName::from_static("wasmorch-hops");
 /// On an answer of the peer port: the workload's requests in hand on that host.

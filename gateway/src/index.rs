@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use wasmorch_api::{Kind, Route, RouteTable, WorkloadKey};
@@ -19,12 +20,18 @@ pub(crate) struct Target {
     pub(crate) key: WorkloadKey,
     /// The key as the peer port reads it, made once.
     pub(crate) header: HeaderValue,
+    /// How long one request may take, all tries together; `None`: nothing says.
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Target {
-    pub(crate) fn new(key: WorkloadKey) -> Self {
+    pub(crate) fn new(key: WorkloadKey, timeout: Option<Duration>) -> Self {
         let header = HeaderValue::try_from(key.to_string()).expect("names are DNS labels");
-        Self { key, header }
+        Self {
+            key,
+            header,
+            timeout,
+        }
     }
 }
 

@@ -15,7 +15,9 @@
 //! - Forwarding headers are believed on the peer port only, and the peer port never forwards: a
 //!   request passes at most two gateways, and a cycle of workloads that call each other ends at the
 //!   hop limit.
-//! - A request goes elsewhere only if it was certainly not executed.
+//! - A request goes elsewhere only if it was certainly not executed; or, once, if executing it twice is
+//!   the same as once.
+//! - No client holds what others need for longer than it uses it: see `connections` and `stall`.
 //! - Connections, requests, replay buffers and pools are bounded; whatever is refused says why.
 
 mod answer;
@@ -27,6 +29,7 @@ mod forward;
 mod front;
 mod gateway;
 mod headers;
+mod heads;
 mod health;
 mod index;
 mod local;
@@ -36,6 +39,7 @@ mod refusals;
 mod replay;
 mod server;
 mod socket;
+mod stall;
 mod stats;
 mod tables;
 mod tls;

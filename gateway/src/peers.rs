@@ -10,6 +10,8 @@
 //!     └───────────── dialled now and then, in the background: it answers ──────┘
 //! ```
 //!
+//! Whoever answers in its place does not count: see `dial`.
+//!
 //! Known limit: a connection is cleartext and the peer is not authenticated yet (identity comes
 //! with mTLS).
 
@@ -22,7 +24,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,16 +35,18 @@ use crate::config::Limits;
 use crate::health::{ms, now_ms};
 use crate::replay::Attempt;
 use crate::stats::Counters;
-use crate::tunnel::{Pipe, Tunnel};
+use crate::tunnel::Tunnel;
 
+mod dial;
 mod keeper;
 mod peer;
 
-use keeper::{Keeper, direct};
+use dial::{Joined, direct, join};
+use keeper::{Keeper, Redial};
 pub(crate) use peer::Peer;
 
 /// Unread data of one response. Small beside the connection's, so that a few clients that do not
-/// read cannot stop all others.
+/// read cannot stop all others; however many they are, each is ended in time (`stall`).
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Unread data of one connection between gateways.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
@@ -256,14 +260,9 @@ impl Peers {
         if self.tasks.end.is_cancelled() {
             return Err("this gateway is shutting down".into());
         }
-        let reached = timeout(self.connect_timeout, async {
-            let (stream, tunnelled) = self.reach(peer).await?;
-            let handshake = self.builder.handshake(TokioIo::new(stream));
-            let (sender, connection) = handshake.await.map_err(|e| chain(&e))?;
-            Ok::<_, String>((sender, connection, tunnelled))
-        });
+        let reached = timeout(self.connect_timeout, self.reach(peer)).await;
         let no_answer = |_| format!("no connection within {:?}", self.connect_timeout);
-        let (sender, connection, tunnelled) = reached.await.map_err(no_answer)??;
+        let ((sender, connection), tunnelled) = reached.map_err(no_answer)??;
         if tunnelled {
             self.counters.tunnelled.fetch_add(1, Relaxed);
         }
@@ -271,7 +270,11 @@ impl Peers {
             peer: peer.clone(),
             turn,
             idle: self.idle,
-            redial: tunnelled.then_some((self.connect_timeout, self.dial_again)),
+            redial: tunnelled.then(|| Redial {
+                builder: self.builder.clone(),
+                within: self.connect_timeout,
+                pauses: self.dial_again,
+            }),
         };
         let end = self.tasks.end.clone();
         self.tasks.tracker.spawn(async move {
@@ -280,47 +283,53 @@ impl Peers {
         Ok(sender)
     }
 
-    /// A stream to the host, and whether it goes through the tunnel.
-    async fn reach(&self, peer: &Peer) -> Result<(Pipe, bool), String> {
+    /// A connection to the host, and whether it goes through the tunnel.
+    async fn reach(&self, peer: &Peer) -> Result<(Joined, bool), String> {
+        let dial = |address| direct(&self.builder, address, &peer.host);
         let (address, tunnel) = match (&peer.address, &self.tunnel) {
-            (Some(address), None) => return Ok((direct(address).await?, false)),
+            (Some(address), None) => return Ok((dial(address).await?, false)),
             (None, None) => return Err("it cannot be dialled".into()),
-            (None, Some(tunnel)) => return Ok((tunnel.open(&peer.host).await?, true)),
+            (None, Some(tunnel)) => return Ok((self.through(tunnel, peer).await?, true)),
             (Some(address), Some(tunnel)) => (address, tunnel),
         };
         if !peer.dials_in().is_zero() {
-            if let Ok(stream) = tunnel.open(&peer.host).await {
-                return Ok((stream, true));
+            if let Ok(joined) = self.through(tunnel, peer).await {
+                return Ok((joined, true));
             }
-            let stream = direct(address).await?;
+            let joined = dial(address).await?;
             peer.went_directly();
-            return Ok((stream, false));
+            return Ok((joined, false));
         }
-        let mut dialling = pin!(direct(address));
+        let mut dialling = pin!(dial(address));
         match timeout(self.tunnel_after, &mut dialling).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok(joined)) => {
                 peer.went_directly();
-                return Ok((stream, false));
+                return Ok((joined, false));
             }
             Ok(Err(reason)) => {
-                let opened = tunnel.open(&peer.host).await;
-                let stream = opened.map_err(|error| format!("{reason}; {error}"))?;
+                let joined = self.through(tunnel, peer).await;
+                let joined = joined.map_err(|error| format!("{reason}; {error}"))?;
                 peer.went_through_tunnel(self.dial_again);
-                return Ok((stream, true));
+                return Ok((joined, true));
             }
             Err(_) => {}
         }
         tokio::select! {
-            Ok(stream) = &mut dialling => {
+            Ok(joined) = &mut dialling => {
                 peer.went_directly();
-                Ok((stream, false))
+                Ok((joined, false))
             }
-            Ok(stream) = tunnel.open(&peer.host) => {
+            Ok(joined) = self.through(tunnel, peer) => {
                 peer.went_through_tunnel(self.dial_again);
-                Ok((stream, true))
+                Ok((joined, true))
             }
             else => Err("it answers neither directly nor through the tunnel".into()),
         }
+    }
+
+    /// What leads there by the host's id needs not to ask who is there.
+    async fn through(&self, tunnel: &Arc<dyn Tunnel>, peer: &Peer) -> Result<Joined, String> {
+        join(&self.builder, tunnel.open(&peer.host).await?).await
     }
 
     /// Ends all connections and joins their tasks.

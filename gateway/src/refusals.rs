@@ -70,7 +70,7 @@ impl Inner {
     }
 
     pub(crate) fn late(&self, workload: &WorkloadKey) -> Answer {
-        let text = format!("{workload} had no answer before the caller's own time was over");
+        let text = format!("{workload} had no answer before the time for it was over");
         Answer::error(ErrorClass::TimedOut, text)
     }
 

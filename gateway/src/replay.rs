@@ -146,6 +146,16 @@ impl Shared {
     }
 }
 
+impl Attempt {
+    /// Of a request that has no body.
+    pub(crate) const fn empty() -> Self {
+        Self {
+            shared: None,
+            number: 0,
+        }
+    }
+}
+
 impl http_body::Body for Attempt {
     type Data = Bytes;
     type Error = BoxError;

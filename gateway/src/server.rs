@@ -35,9 +35,11 @@ use crate::crowd::{Crowd, LEAVE_FOR};
 use crate::front::{Front, Opened};
 use crate::gateway::Gateway;
 use crate::headers::Client;
+use crate::heads::Heads;
 use crate::local::Local;
 use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::socket;
+use crate::stall;
 use crate::stats::{CounterGauge, Gauge};
 use crate::tables::Tables;
 use crate::tunnel::Pipe;
@@ -223,14 +225,25 @@ enum Role {
 
 /// Runs the streams of HTTP/2 connections. They end with their connection.
 #[derive(Debug, Clone)]
-struct Streams(TaskTracker);
+struct Streams {
+    tasks: TaskTracker,
+    stall_timeout: Option<Duration>,
+}
 
 impl<F> hyper::rt::Executor<F> for Streams
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.spawn(stream);
+        let Some(limit) = self.stall_timeout else {
+            self.tasks.spawn(stream);
+            return;
+        };
+        self.tasks.spawn(async move {
+            if stall::driven(limit, stream).await.is_none() {
+                tracing::debug!("a stream is reset: its client takes nothing");
+            }
+        });
     }
 }
 
@@ -252,17 +265,13 @@ impl Port {
         tasks: &TaskTracker,
         crowd: Option<Arc<dyn Crowd>>,
     ) -> Self {
-        let connections = Connections::new(
-            limits.connections_max,
-            limits.header_timeout,
-            limits.idle_timeout,
-        )
-        .among(crowd);
+        let connections = Connections::new(limits).among(crowd);
         let shared = Shared {
             role,
             gateway: gateway.clone(),
             builder: protocols(role, limits, tasks),
             front,
+            stall_timeout: stall_timeout(role, limits),
         };
         Self {
             role,
@@ -350,6 +359,7 @@ struct Shared {
     gateway: Gateway,
     builder: auto::Builder<Streams>,
     front: Front,
+    stall_timeout: Option<Duration>,
 }
 
 impl Shared {
@@ -385,13 +395,29 @@ impl Shared {
                 })
             }
         });
+        let stream = Heads::new(stream, place.watch().clone());
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
-        place.drive(connection).await
+        let driven = place.drive(connection);
+        match self.stall_timeout {
+            None => driven.await,
+            Some(limit) => {
+                let ended = stall::driven(limit, driven).await;
+                ended.unwrap_or_else(|| Err("its client takes nothing".into()))
+            }
+        }
     }
 }
 
+/// Another gateway stalls when its client does, and ends that itself.
+fn stall_timeout(role: Role, limits: &Limits) -> Option<Duration> {
+    (role == Role::Public).then_some(limits.stall_timeout)
+}
+
 fn protocols(role: Role, limits: &Limits, tasks: &TaskTracker) -> auto::Builder<Streams> {
-    let mut builder = auto::Builder::new(Streams(tasks.clone()));
+    let mut builder = auto::Builder::new(Streams {
+        tasks: tasks.clone(),
+        stall_timeout: stall_timeout(role, limits),
+    });
     // A gateway adds headers of its own on the way to another.
     let header_bytes_max = match role {
         Role::Public => limits.header_bytes_max,

@@ -131,9 +131,10 @@ impl State {
         if !self.routes.accepts(&key, sequence) {
             return;
         }
-        let routes = table.map(|table| Routes {
-            table,
-            target: Arc::new(Target::new(key.clone())),
+        let routes = table.map(|table| {
+            let timeout = table.timeout.map(|timeout| timeout.0);
+            let target = Arc::new(Target::new(key.clone(), timeout));
+            Routes { table, target }
         });
         // Out of the index before the new ones go in: they may share a route.
         if let Some(before) = self.routes.get(&key) {

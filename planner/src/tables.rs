@@ -50,7 +50,10 @@ pub(crate) fn plan_tables(
     plan.endpoints.extend(changed);
     let wanted = route_table(cluster, key, workload);
     let stored = workload.routes.as_ref();
-    if stored.map(|table| (&table.routes, table.kind)) != Some((&wanted.routes, wanted.kind)) {
+    let is_told = |told: &RouteTable| {
+        (&told.routes, told.kind, told.timeout) == (&wanted.routes, wanted.kind, wanted.timeout)
+    };
+    if !stored.is_some_and(is_told) {
         plan.routes.push(wanted);
     }
     awaits
@@ -329,17 +332,9 @@ const fn common_divisor(mut a: u64, mut b: u64) -> u64 {
 
 fn route_table(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> RouteTable {
     // A route that does not parse was refused at deploy; one from an older version is left out.
-    let routes = workload
-        .target()
-        .map(|target| {
-            target
-                .spec
-                .routes
-                .iter()
-                .filter_map(|text| Route::parse(text).ok())
-                .collect()
-        })
-        .unwrap_or_default();
+    let spec = workload.target().map(|target| &target.spec);
+    let routes = spec.map_or(&[][..], |spec| &spec.routes).iter();
+    let routes = routes.filter_map(|text| Route::parse(text).ok()).collect();
     RouteTable {
         cluster: cluster.cluster.clone(),
         term: cluster.term,
@@ -347,5 +342,6 @@ fn route_table(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> Rou
         workload: key.name.clone(),
         kind: workload.record.kind,
         routes,
+        timeout: spec.map(|spec| spec.resources.timeout),
     }
 }

@@ -11,6 +11,7 @@ mod device;
 mod disconnect;
 mod drain;
 mod faults;
+mod front;
 mod kinds;
 mod leaders;
 mod main_job;

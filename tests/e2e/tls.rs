@@ -14,7 +14,7 @@ use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, http, wait_for};
 
 /// `up` with flags, until it is ready; where its gateway listens.
-fn up(home: &Home, flags: &[&str]) -> (Process, String) {
+pub(super) fn up(home: &Home, flags: &[&str]) -> (Process, String) {
     let args = [&["up", "--http", "127.0.0.1:0", "--json"], flags].concat();
     let mut up = Process::start(home.command(&args), home.path(), "up");
     wait_for("`up` to be ready", || {

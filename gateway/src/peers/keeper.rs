@@ -5,30 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use hyper::client::conn::http2;
 use tokio::time::timeout;
 use wasmorch_api::error::chain;
 
-use super::Peer;
-use crate::socket;
-use crate::tunnel::Pipe;
-
-/// Dials.
-pub(super) async fn direct(address: &str) -> Result<Pipe, String> {
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|e| e.to_string())?;
-    socket::prepare(&stream).map_err(|e| e.to_string())?;
-    Ok(Pipe::new(stream))
-}
+use super::dial::direct;
+use super::{Peer, Tasks};
 
 /// Drives one connection.
 pub(super) struct Keeper {
     pub(super) peer: Arc<Peer>,
     pub(super) turn: usize,
     pub(super) idle: Duration,
-    /// For a tunnelled one: how long dialling may take, and how often it is tried.
-    pub(super) redial: Option<(Duration, (Duration, Duration))>,
+    /// For a tunnelled one.
+    pub(super) redial: Option<Redial>,
+}
+
+/// How the host is dialled again.
+pub(super) struct Redial {
+    pub(super) builder: http2::Builder<Tasks>,
+    /// How long it may take.
+    pub(super) within: Duration,
+    /// How often: from the first to the last.
+    pub(super) pauses: (Duration, Duration),
 }
 
 impl Keeper {
@@ -67,15 +66,16 @@ impl Keeper {
 
     /// Returns once the host has answered on its own address; never when it is reached there.
     async fn answers_directly(&self) {
-        let (Some((connect, pauses)), Some(address)) = (self.redial, &self.peer.address) else {
+        let (Some(redial), Some(address)) = (&self.redial, &self.peer.address) else {
             return std::future::pending().await;
         };
         loop {
-            tokio::time::sleep(self.peer.dials_in().max(pauses.0)).await;
-            if matches!(timeout(connect, direct(address)).await, Ok(Ok(_))) {
+            tokio::time::sleep(self.peer.dials_in().max(redial.pauses.0)).await;
+            let dialled = direct(&redial.builder, address, &self.peer.host);
+            if matches!(timeout(redial.within, dialled).await, Ok(Ok(_))) {
                 return;
             }
-            self.peer.went_through_tunnel(pauses);
+            self.peer.went_through_tunnel(redial.pauses);
         }
     }
 }

@@ -20,6 +20,7 @@ fn routes(key: &WorkloadKey, routes: &[&str]) -> RouteTable {
             .iter()
             .map(|route| Route::parse(route).unwrap())
             .collect(),
+        timeout: None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, StreamBody};
 use rand::{Rng as _, SeedableRng as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -32,6 +33,32 @@ async fn a_slow_head_is_cut_off() {
         host.gateway.stats().connections_open == 0
     })
     .await;
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_further_head_that_dribbles_is_cut_off() {
+    let host = Host::start_with("a", 1, says("hello"), |config| {
+        config.limits.header_timeout = Duration::from_millis(200);
+    });
+    let mut stream = TcpStream::connect(host.http).await.unwrap();
+    let whole = b"GET / HTTP/1.1\r\nhost: shop.example.com\r\n\r\n";
+    for _ in 0..2 {
+        stream.write_all(whole).await.unwrap();
+        let mut answer = [0; 1024];
+        let read = within(stream.read(&mut answer)).await.unwrap();
+        assert!(String::from_utf8_lossy(&answer[..read]).contains("hello"));
+    }
+    stream.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+    let began = std::time::Instant::now();
+    let gone = async {
+        // The connection may rest for 75 s; one more byte now and then makes no difference.
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(gone).await;
+    assert!(began.elapsed() < Duration::from_secs(15));
     host.stop().await;
 }
 
@@ -178,6 +205,181 @@ async fn rapid_resets_end_the_connection_and_nothing_else() {
         stats.in_flight == 0 && stats.connections_open == 0
     })
     .await;
-    assert!(host.calls() < 2000, "{}", host.calls());
+    // The library ends it before it has handed many of them on.
+    assert!(host.calls() <= 100, "{}", host.calls());
     host.stop().await;
+}
+
+/// Hangs for `/hang`, else answers.
+fn hangs_when_told() -> Handle {
+    handler(|request| async move {
+        if request.uri().path() == "/hang" {
+            std::future::pending::<()>().await;
+        }
+        Ok(http::Response::new(full("hello")))
+    })
+}
+
+/// Requests that are reset once the replica has them; how many, before the connection is closed.
+async fn resets(at: std::net::SocketAddr, host: &Host, most: u32) -> u32 {
+    let stream = TcpStream::connect(at).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let driving = tokio::spawn(connection);
+    let before = host.calls();
+    for number in 0..most {
+        let request = Request::get("http://shop.example.com/hang").body(());
+        let asked = async {
+            client = client.clone().ready().await?;
+            client.send_request(request.unwrap(), true)
+        };
+        let Ok((_answer, mut stream)) = within(asked).await else {
+            driving.abort();
+            return number;
+        };
+        until("it is in hand, or the connection is gone", || {
+            host.calls() > before + number || driving.is_finished()
+        })
+        .await;
+        stream.send_reset(h2::Reason::CANCEL);
+    }
+    driving.abort();
+    most
+}
+
+#[tokio::test]
+async fn requests_that_are_given_up_one_by_one_end_the_connection_too() {
+    let host = Host::start("a", 1, hangs_when_told());
+    let sent = resets(host.http, &host, 2000).await;
+    assert!(sent < 500, "{sent}");
+    assert!(host.calls() <= 250, "{}", host.calls());
+    until("nothing is in hand", || {
+        let stats = host.gateway.stats();
+        stats.in_flight == 0 && stats.connections_open == 0
+    })
+    .await;
+    // Over a hop it is the client's connection that ends, not the one between the two hosts.
+    let front = Host::start("b", 0, says(""));
+    front.sees(&[("a", host.peer)]);
+    let between = host.gateway.stats().connections;
+    for _ in 0..3 {
+        assert!(resets(front.http, &host, 2000).await < 500);
+        assert_eq!(get(front.http).await, (200, "hello".to_owned()));
+    }
+    assert!(host.gateway.stats().connections <= between + 2);
+    front.stop().await;
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_now_and_then_keeps_its_connection() {
+    let host = Host::start("a", 1, hangs_when_told());
+    let mut client = H2::connect(host.http).await;
+    let request = |path: &str| {
+        let request = Request::get(format!("http://shop.example.com/{path}"));
+        request.body(empty()).unwrap()
+    };
+    for number in 1..=60 {
+        let mut impatient = client.clone();
+        let given_up = tokio::spawn(async move { impatient.send(request("hang")).await });
+        until("it is in hand", || host.calls() == 2 * number - 1).await;
+        given_up.abort();
+        assert_eq!(client.send(request("")).await.unwrap().status(), 200);
+    }
+    assert_eq!(host.gateway.stats().connections, 1);
+    drop(client);
+    host.stop().await;
+}
+
+/// Answers `/endless` with a body that does not end.
+fn endless() -> Handle {
+    handler(|request| async move {
+        if request.uri().path() != "/endless" {
+            return Ok(http::Response::new(full("hello")));
+        }
+        let chunk = bytes::Bytes::from(vec![b'x'; 16 << 10]);
+        let frames =
+            futures::stream::repeat_with(move || Ok(http_body::Frame::data(chunk.clone())));
+        Ok(http::Response::new(StreamBody::new(frames).boxed_unsync()))
+    })
+}
+
+/// A gateway with one connection to another host, whose window is full once 128 clients read nothing.
+fn narrow(stall_timeout: Duration) -> (Host, Host) {
+    let back = Host::start("b", 1, endless());
+    let front = Host::start_with("a", 0, says("never"), |config| {
+        config.limits.peer_connections = 1;
+        config.limits.stall_timeout = stall_timeout;
+    });
+    front.sees(&[("b", back.peer)]);
+    (front, back)
+}
+
+const NON_READERS: u32 = 140;
+
+#[tokio::test]
+async fn clients_that_read_nothing_are_ended_and_others_are_answered() {
+    let (front, back) = narrow(Duration::from_millis(1500));
+    let mut held = Vec::new();
+    for _ in 0..NON_READERS {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(front.http).await.unwrap();
+        let request = b"GET /endless HTTP/1.1\r\nhost: shop.example.com\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        held.push(stream);
+    }
+    until("all are in hand", || back.calls() == NON_READERS).await;
+    assert_eq!(get(front.http).await, (200, "hello".to_owned()));
+    until("they are gone", || {
+        let (front, back) = (front.gateway.stats(), back.gateway.stats());
+        front.connections_open == 0 && front.in_flight + back.in_flight == 0
+    })
+    .await;
+    drop(held);
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn streams_whose_window_stays_closed_are_ended_and_their_connection_is_not() {
+    let (front, back) = narrow(Duration::from_millis(1500));
+    let client = H2::connect(front.http).await;
+    let asked = (0..NON_READERS).map(|_| {
+        let mut client = client.clone();
+        async move {
+            let request = Request::get("http://shop.example.com/endless");
+            client.send(request.body(empty()).unwrap()).await.unwrap()
+        }
+    });
+    let held = futures::future::join_all(asked).await;
+    assert_eq!(get(front.http).await, (200, "hello".to_owned()));
+    until("nothing is in hand", || {
+        front.gateway.stats().in_flight + back.gateway.stats().in_flight == 0
+    })
+    .await;
+    let request = Request::get("http://shop.example.com/");
+    let again = client.clone().send(request.body(empty()).unwrap()).await;
+    assert_eq!(again.unwrap().status(), StatusCode::OK);
+    assert_eq!(front.gateway.stats().connections, 2);
+    drop((held, client));
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_all_of_it() {
+    let (front, back) = narrow(Duration::from_millis(300));
+    let mut stream = TcpStream::connect(front.http).await.unwrap();
+    let request = b"GET /endless HTTP/1.1\r\nhost: shop.example.com\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let began = std::time::Instant::now();
+    let mut chunk = vec![0; 512 << 10];
+    // A pause that is shorter than the time-out, many times as long in all.
+    while began.elapsed() < Duration::from_millis(1500) {
+        within(stream.read_exact(&mut chunk)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(stream);
+    front.stop().await;
+    back.stop().await;
 }

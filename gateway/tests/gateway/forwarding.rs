@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use futures::SinkExt as _;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinHandle;
 use wasmorch_gateway::{Deadline, Hops, LocalError};
 
@@ -233,23 +232,22 @@ async fn a_host_that_cannot_be_reached_is_tried_once_and_left_alone() {
     }
 }
 
-/// Takes requests, and breaks off before it answers.
-async fn breaker() -> (SocketAddr, JoinHandle<()>) {
+/// Says that it is whoever is meant, takes requests, and breaks off before it answers.
+async fn breaker(after: Duration) -> (SocketAddr, JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let breaking = tokio::spawn(async move {
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
-                stream.read_exact(&mut [0; 24]).await.unwrap();
-                // Frame by frame, until one is a head.
-                let mut frame = [0; 9];
-                while stream.read_exact(&mut frame).await.is_ok() && frame[3] != 1 {
-                    let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
-                    stream
-                        .read_exact(&mut vec![0; length as usize])
-                        .await
-                        .unwrap();
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut answer))) = connection.accept().await {
+                    let Some(meant) = request.headers().get("wasmorch-host") else {
+                        return tokio::time::sleep(after).await;
+                    };
+                    let here = Response::builder().status(204);
+                    let here = here.header("wasmorch-host", meant).body(()).unwrap();
+                    answer.send_response(here, true).unwrap();
                 }
             });
         }
@@ -263,8 +261,8 @@ async fn what_may_have_been_executed_is_repeated_only_if_that_is_the_same() {
         Host::start("a", 0, says("")),
         Host::start("c", 1, says("good")),
     );
-    let (address, breaking) = breaker().await;
-    let (also, breaking_too) = breaker().await;
+    let (address, breaking) = breaker(Duration::ZERO).await;
+    let (also, breaking_too) = breaker(Duration::ZERO).await;
     let post = async || ask(front.http, "POST /", &["host: shop.example.com"]).await;
     front.sees(&[("b", address)]);
     let answer = post().await;
@@ -282,7 +280,8 @@ async fn what_may_have_been_executed_is_repeated_only_if_that_is_the_same() {
     assert_eq!(good.calls(), 20);
 
     // A POST is not, whether there is another host or not.
-    front.sees(&[("e", address), ("f", good.peer)]);
+    let other = Host::start("f", 1, says("good"));
+    front.sees(&[("e", address), ("f", other.peer)]);
     let before = front.gateway.stats();
     let mut lost = 0;
     for _ in 0..20 {
@@ -290,12 +289,103 @@ async fn what_may_have_been_executed_is_repeated_only_if_that_is_the_same() {
     }
     let stats = front.gateway.stats();
     assert_eq!(stats.retried, before.retried);
-    assert_eq!(u64::from(good.calls()), 20 + 20 - lost);
+    assert_eq!(u64::from(other.calls()), 20 - lost);
     assert!(lost > 0, "the breaker was never asked");
     breaking.abort();
     breaking_too.abort();
+    for host in [front, good, other] {
+        host.stop().await;
+    }
+}
+
+/// Lets one request take so long, tries on several hosts together.
+fn gives(host: &Host, timeout: Duration) {
+    let table = wasmorch_api::RouteTable {
+        timeout: Some(wasmorch_api::HumanDuration(timeout)),
+        ..routes(&["shop.example.com/"])
+    };
+    host.tables.apply_routes(table, host.tables.sequence() + 1);
+}
+
+#[tokio::test]
+async fn a_further_try_gets_what_the_first_has_left_of_the_time() {
+    let front = Host::start("a", 0, says(""));
+    // Answers with what it is given, in milliseconds.
+    let told = Host::start(
+        "c",
+        1,
+        handler(|request| async move {
+            let left = request.extensions().get::<Deadline>().map(|Deadline(at)| {
+                let left = at.saturating_duration_since(Instant::now());
+                left.as_millis()
+            });
+            Ok(Response::new(full(format!("{left:?}"))))
+        }),
+    );
+    const HELD: Duration = Duration::from_millis(300);
+    let (address, breaking) = breaker(HELD).await;
+    gives(&front, Duration::from_secs(60));
+    // A first try has all of it: its replica keeps its own time-out.
+    front.sees(&[("c", told.peer)]);
+    assert_eq!(get(front.http).await, (200, "None".to_owned()));
+    front.sees(&[("b", address), ("c", told.peer)]);
+    let mut left = "None".to_owned();
+    // Which of the two is asked first is chance.
+    for _ in 0..100 {
+        if left == "None" {
+            left = get(front.http).await.1;
+        }
+    }
+    let left: u64 = left[5..left.len() - 1].parse().unwrap();
+    assert!((30_000..=59_700).contains(&left), "{left} ms");
+
+    // Nothing is left: no further try. Something is, and the other host takes longer.
+    let silent = Host::start("d", 1, hangs());
+    for (timeout, further) in [(HELD / 2, 0), (HELD * 2, 1)] {
+        let front = Host::start("a", 0, says(""));
+        gives(&front, timeout);
+        front.sees(&[("b", address)]);
+        let mut late = H1::connect(front.http).await;
+        let request = Request::get("/").header("host", "shop.example.com");
+        let asked = late.send(request.body(empty()).unwrap());
+        let (tables, other) = (front.tables.clone(), endpoint("d", silent.peer));
+        let news = async {
+            until("it is under way", || front.gateway.stats().forwarded == 1).await;
+            tables.apply_endpoints(endpoints(vec![other]), 100);
+        };
+        let began = Instant::now();
+        let (answer, ()) = futures::future::join(asked, news).await;
+        assert_eq!(answer.unwrap().status(), 502);
+        assert!(began.elapsed() < timeout.max(HELD) + Duration::from_secs(5));
+        assert_eq!(front.gateway.stats().retried, further);
+        front.stop().await;
+    }
+    breaking.abort();
+    for host in [front, told, silent] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_never_executed_goes_on_to_three_hosts_and_no_further() {
+    let front = Host::start("a", 0, says(""));
+    let refuses = || handler(|request| async { Err(LocalError::Refused(request)) });
+    let names = ["b", "c", "d", "e"];
+    let hosts = names.map(|name| Host::start(name, 1, refuses()));
+    let seen: Vec<_> = { names.iter().zip(&hosts) }
+        .map(|(name, host)| (*name, host.peer))
+        .collect();
+    let post = async || ask(front.http, "POST /", &["host: shop.example.com"]).await;
+    front.sees(&seen);
+    let answer = post().await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert!(answer.contains("wasmorch-error: refused\r\n"), "{answer}");
+    let asked: u32 = hosts.iter().map(Host::calls).sum();
+    assert_eq!((asked, front.gateway.stats().retried), (3, 2));
+    for host in hosts {
+        host.stop().await;
+    }
     front.stop().await;
-    good.stop().await;
 }
 
 #[tokio::test]
@@ -477,6 +567,19 @@ async fn the_peer_port_serves_what_is_here_and_nothing_else() {
         let response = client.send(request(workload, hops)).await.unwrap();
         assert_eq!(response.status(), expected, "{workload} {hops}");
     }
+    // It says who it is to whoever means it, and nothing to others.
+    for (meant, expected) in [
+        ("a", StatusCode::NO_CONTENT),
+        ("b", StatusCode::MISDIRECTED_REQUEST),
+    ] {
+        let asked = Request::get("http://a/").header("wasmorch-host", meant);
+        let response = client.send(asked.body(empty()).unwrap()).await.unwrap();
+        let said = response.headers().get("wasmorch-host");
+        assert_eq!(
+            (response.status(), said.is_some()),
+            (expected, meant == "a")
+        );
+    }
     // No HTTP/1.1 there.
     assert_eq!(
         ask(here.peer, "GET /", &["host: shop.example.com"])
@@ -511,6 +614,51 @@ async fn a_circle_of_workloads_comes_to_an_end() {
     assert!(answer.contains("hops=Some(Hops(16))"), "{answer}");
     front.stop().await;
     back.stop().await;
+}
+
+#[tokio::test]
+async fn who_answers_at_a_hosts_address_and_is_another_gets_nothing() {
+    let front = Host::start("a", 0, says(""));
+    let (wrong, good) = (
+        Host::start("x", 1, says("wrong")),
+        Host::start("c", 1, says("good")),
+    );
+    // One that speaks HTTP, and answers whatever it is asked.
+    let foreign = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let foreign_at = foreign.local_addr().unwrap();
+    let foreign = tokio::spawn(async move {
+        loop {
+            let (stream, _) = foreign.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut answer))) = connection.accept().await {
+                    let all_well = Response::builder().status(200).body(()).unwrap();
+                    answer.send_response(all_well, true).unwrap();
+                }
+            });
+        }
+    });
+    for address in [wrong.peer, foreign_at] {
+        front.sees(&[("b", address)]);
+        let answer = ask(front.http, "POST /", &["host: shop.example.com"]).await;
+        assert_eq!(status(&answer), 503, "{answer}");
+        assert!(
+            answer.contains("wasmorch-error: unreachable\r\n"),
+            "{answer}"
+        );
+        assert!(answer.contains("who answers there is not b"), "{answer}");
+        // Nothing was executed, so even a POST goes elsewhere.
+        front.sees(&[("b", address), ("c", good.peer)]);
+        for _ in 0..20 {
+            let answer = ask(front.http, "POST /", &["host: shop.example.com"]).await;
+            assert_eq!((status(&answer), body(&answer).as_str()), (200, "good"));
+        }
+    }
+    assert_eq!(wrong.calls(), 0);
+    foreign.abort();
+    for host in [front, wrong, good] {
+        host.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -201,6 +201,7 @@ pub(crate) fn routes(routes: &[&str]) -> RouteTable {
             .iter()
             .map(|route| Route::parse(route).unwrap())
             .collect(),
+        timeout: None,
     }
 }
 

@@ -128,6 +128,50 @@ async fn the_direct_way_is_found_to_fail_and_taken_again_when_it_works() {
 }
 
 #[tokio::test]
+async fn another_host_at_the_same_private_address_is_not_the_one_that_is_meant() {
+    let mesh = Arc::new(Mesh::default());
+    let (front, edge) = (mesh.host("a", 0, ""), mesh.host("b", 1, "edge"));
+    // The edge tells an address of its own network, which means another machine in this one; that
+    // one serves the same workload.
+    let wrong = Host::start("x", 1, says("wrong"));
+    front.sees(&[("b", wrong.peer)]);
+    for _ in 0..10 {
+        assert_eq!(get(front.http).await, (200, "edge".to_owned()));
+    }
+    // It is dialled again and again, and that the wrong one answers changes nothing.
+    let dialled = wrong.gateway.stats().connections;
+    until("it is dialled again", || {
+        wrong.gateway.stats().connections > dialled + 3
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(get(front.http).await, (200, "edge".to_owned()));
+    }
+    let stats = front.gateway.stats();
+    assert_eq!(
+        (stats.tunnelled, stats.retried, stats.ejected),
+        (2, 0, 0),
+        "{stats:?}"
+    );
+    assert_eq!((wrong.calls(), edge.calls()), (0, 20));
+    for host in [front, edge, wrong] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_answers_nothing_is_reached_through_the_tunnel() {
+    let mesh = Arc::new(Mesh::default());
+    let (front, edge) = (mesh.host("a", 0, ""), mesh.host("b", 1, "edge"));
+    // It accepts connections, and that is all.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    front.sees(&[("b", mute.local_addr().unwrap())]);
+    assert_eq!(get(front.http).await, (200, "edge".to_owned()));
+    front.stop().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_host_that_is_silent_is_not_waited_for() {
     let mesh = Arc::new(Mesh::default());
     let front = Host::start_with("a", 0, says(""), |config| {

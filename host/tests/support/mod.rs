@@ -392,6 +392,7 @@ impl Bench {
             workload: key.name.clone(),
             kind: Kind::Http,
             routes: Vec::new(),
+            timeout: None,
         };
         let endpoints = EndpointTable {
             cluster,

@@ -1,6 +1,7 @@
 //! Rollouts: what serves meanwhile, and what becomes of a bad revision.
 
 use super::*;
+use wasmorch_api::HumanDuration;
 
 #[test]
 fn a_roll_never_has_fewer_ready_than_wanted() {
@@ -22,6 +23,26 @@ fn a_roll_never_has_fewer_ready_than_wanted() {
             .values()
             .all(|placed| placed.revision.0 == 2)
     );
+}
+
+#[test]
+fn gateways_are_told_of_a_new_time_out() {
+    let mut world = World::new(1);
+    let told = |world: &World| {
+        let workload = world.cluster.workload(&web()).unwrap();
+        workload.routes.as_ref().and_then(|table| table.timeout)
+    };
+    for (version, timeout) in [
+        ("1", HumanDuration::secs(30)),
+        ("2", HumanDuration::secs(5)),
+    ] {
+        let mut spec = spec(version, 1);
+        spec.resources.timeout = timeout;
+        world.deploy(spec, Kind::Http);
+        world.run(40);
+        assert_eq!(world.rollout(), RolloutState::Completed);
+        assert_eq!(told(&world), Some(timeout));
+    }
 }
 
 #[test]
