@@ -40,6 +40,8 @@ pub struct Cluster {
     pub since: Timestamp,
     /// When a silent host counts as dead.
     pub detection: Detection,
+    /// The largest value that the store takes.
+    pub value_bytes_max: usize,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
     /// Silences, to tell a network that broke from hosts that died.
@@ -86,6 +88,8 @@ pub(crate) struct Line {
 
 /// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
+/// What a server takes unless it is told otherwise, without what a message carries beside its value.
+const VALUE_BYTES_MAX: usize = (1 << 20) - (4 << 10);
 
 impl Cluster {
     /// An empty state at the start of a term.
@@ -96,6 +100,7 @@ impl Cluster {
             leader,
             since: now,
             detection: Detection::default(),
+            value_bytes_max: VALUE_BYTES_MAX,
             ticked: now,
             silence: Silence::default(),
             hosts: BTreeMap::new(),
@@ -147,6 +152,7 @@ impl Cluster {
         let (cluster, leader) = (self.cluster.clone(), self.leader.clone());
         let mut copy = Self::new(cluster, self.term, leader, self.since);
         copy.detection = self.detection;
+        copy.value_bytes_max = self.value_bytes_max;
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();

@@ -53,12 +53,7 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
             ));
         }
     }
-    if let Some(one) = workload.record.crash_loop.first() {
-        fix.push(format!(
-            "slot {} keeps failing ({}): see `wasmorch logs {}`",
-            one.slot, one.reason, key.name
-        ));
-    }
+    fix.extend(keeps_failing(key, workload));
     let trouble = explain::unplaced(key, 0, &ranking);
     Some(json!({
         "state": state(cluster, workload),
@@ -72,6 +67,22 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
         "scores": scores(&ranking),
         "fix": fix,
     }))
+}
+
+/// What failed last, and how many slots wait after failures.
+fn keeps_failing(key: &WorkloadKey, workload: &Workload) -> Option<String> {
+    let failing = &workload.record.crash_loop;
+    let (last, others) = failing.split_last()?;
+    let more = match others.len() {
+        0 => String::new(),
+        1 => " and 1 more slot".to_owned(),
+        many => format!(" and {many} more slots"),
+    };
+    let verb = if others.is_empty() { "keeps" } else { "keep" };
+    Some(format!(
+        "slot {}{more} {verb} failing ({}): see `wasmorch logs {}`",
+        last.slot, last.reason, key.name
+    ))
 }
 
 fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) -> Option<Ranking> {
