@@ -278,6 +278,7 @@ impl<'a> Board<'a> {
                 claims: None,
                 without: Some((piece.key, piece.number)),
             },
+            homes: None,
         };
         let mut fits = place::rank(&on, &[]).fits;
         let here = fits.iter().position(|one| one.host == *own);

@@ -115,6 +115,38 @@ fn a_thousand_constraints() {
 }
 
 #[test]
+fn the_nearest_fix_is_what_takes_the_smallest_share() {
+    let mut world = World::new(3);
+    // h1 lacks half of the cpu, h2 a tenth of the memory, h3 hardly any, and is barred besides.
+    let fill = |n: usize, mib: u64, cpu: u64| {
+        let mut one = shaped(n as u8, 1, 1, 0);
+        one.constraints = vec![label("host", LabelTest::Eq(format!("h{n}")))];
+        one.resources.reserve.memory = ByteSize::mib(mib);
+        one.resources.reserve.cpu = wasmorch_api::Cpu(cpu);
+        one
+    };
+    for (n, mib, cpu) in [(1, 64, 1_500), (2, 574, 0), (3, 525, 0)] {
+        world.deploy(fill(n, mib, cpu), Kind::Http);
+    }
+    world.run(6);
+    let mut wanted = spec("1", 1);
+    wanted.resources.memory = ByteSize::mib(512);
+    wanted.resources.reserve.memory = ByteSize::mib(500);
+    wanted.resources.reserve.cpu = wasmorch_api::Cpu(1_000);
+    wanted.constraints = vec![label("host", LabelTest::Ne("h3".into()))];
+    let trouble = world.unplaced(wanted);
+    assert!(
+        trouble.fix[0].starts_with("free 50 MiB on h2, ")
+            && trouble.fix[1].starts_with("free 500m cpu on h1, "),
+        "{:?}",
+        trouble.fix
+    );
+    // 1 MiB on h3 would not help.
+    assert_eq!(trouble.lacking["memory"], 50 << 20);
+    assert_eq!(trouble.lacking["cpu"], 500);
+}
+
+#[test]
 fn a_million_replicas_where_three_hundred_fit() {
     let mut world = World::new(3);
     world.oracle = false;
