@@ -50,6 +50,8 @@ pub struct Cluster {
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
+    /// The store sequence of each of those removals.
+    pub(crate) removed_at: BTreeMap<WorkloadKey, u64>,
     /// Those of them whose data hosts have still to remove.
     pub(crate) removing: BTreeSet<WorkloadKey>,
     /// Namespaces with a quota.
@@ -106,6 +108,7 @@ impl Cluster {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
+            removed_at: BTreeMap::new(),
             removing: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             scaling: BTreeMap::new(),
@@ -209,7 +212,7 @@ impl Cluster {
         self.stale = true;
         match entry {
             Stored::Record(record) => self.put_record(*record, sequence),
-            Stored::Removed(removed) => self.put_removed(removed),
+            Stored::Removed(removed) => self.put_removed(removed, sequence),
             Stored::Revision(revision) => self.put_revision(*revision),
             Stored::Namespace(one) => self.put_namespace(one),
             Stored::Host(record) => self.put_host(*record),
@@ -239,10 +242,11 @@ impl Cluster {
         match write {
             Write::Record(record) => self.put_record(*record, sequence),
             Write::DeleteRecord(key) => self.remove_workload(&key),
-            Write::Removed(removed) => self.put_removed(removed),
+            Write::Removed(removed) => self.put_removed(removed, sequence),
             Write::DeleteRemoved(key) => {
                 self.removing.remove(&key);
                 self.removed.remove(&key);
+                self.removed_at.remove(&key);
             }
             Write::Revision(revision) => self.put_revision(*revision),
             Write::DeleteRevision(key, number) => {

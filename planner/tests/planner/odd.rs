@@ -245,3 +245,38 @@ fn a_plan_shows_the_rollout_to_its_end() {
     let refused = commands::deploy(&world.cluster, &stale, &world.call()).unwrap_err();
     assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
 }
+
+#[test]
+fn a_removal_is_a_change_since_it_was_shown() {
+    let mut world = World::new(2);
+    let older = spec("1", 1);
+    world.deploy(older.clone(), Kind::Http);
+    let newer = shaped(1, 1, 1, 0);
+    world.deploy(newer.clone(), Kind::Http);
+    world.run(6);
+    let mut input = DeployInput {
+        workloads: vec![(older, Kind::Http), (newer, Kind::Http)],
+        if_index: None,
+        ..DeployInput::default()
+    };
+    let shown = |world: &World, input: &DeployInput| {
+        let shown = preview::of_deploy(&world.cluster, input, &world.call()).unwrap();
+        shown["index"].as_u64()
+    };
+    input.if_index = shown(&world, &input);
+    commands::deploy(&world.cluster, &input, &world.call()).unwrap();
+    // The older one goes: what is left is as it was.
+    world.change(commands::rm, None);
+    let refused = commands::deploy(&world.cluster, &input, &world.call()).unwrap_err();
+    assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
+    world.new_leader();
+    world.run(6);
+    let refused = commands::deploy(&world.cluster, &input, &world.call()).unwrap_err();
+    assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
+    input.if_index = None;
+    input.if_index = shown(&world, &input);
+    let outcome = commands::deploy(&world.cluster, &input, &world.call()).unwrap();
+    world.store(outcome.writes);
+    world.run(6);
+    assert_eq!(world.ready(), 1);
+}
