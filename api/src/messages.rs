@@ -527,6 +527,9 @@ pub struct HostRequest {
     /// `rebalance`: at most so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_moves: Option<u32>,
+    /// `rebalance`: what the last answer left off at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
     /// The write's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
@@ -540,6 +543,9 @@ pub struct HostRequest {
 pub struct RebalanceReply {
     /// The moves, the most useful first.
     pub moves: Vec<MoveView>,
+    /// Not all has been looked at: the cursor to go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// One replica that moves.

@@ -319,7 +319,8 @@ pub struct CrashLoop {
     pub placements: u32,
     /// Not tried again before this.
     pub until: Timestamp,
-    /// The last reason.
+    /// The last reason; empty where others have failed since.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// With one replica on every host: whose slot it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -138,6 +138,11 @@ impl Store {
         }
     }
 
+    /// The largest value that a batch takes.
+    pub fn value_bytes_max(&self) -> usize {
+        { self.link.message_bytes_max() }.saturating_sub(batch::HEADER_BYTES_MAX)
+    }
+
     fn put_subject(&self, key: &str) -> String {
         format!("{}{}", self.put_prefix, subjects::state(key))
     }

@@ -259,7 +259,7 @@ impl Pass<'_> {
     }
 
     fn score(&self, seat: &Seat) -> Option<i64> {
-        self.with_standpoint(|on| place::score_on(on, &seat.placed.host))
+        self.with_standpoint(None, |on| place::score_on(on, &seat.placed.host))
     }
 
     /// Whether a replica of this slot may be started: always, but for what must not run twice.

@@ -8,11 +8,17 @@
 //! board on which those before are done already, so that together they help too, and none undoes
 //! another. Spread goes before load, the workload or host that is worst off first; ties break by name.
 //!
-//! Known limits: a bound on hosts looked at, so that a question never holds up the leader: in a cluster
-//! of thousands of hosts only the first workloads by name are looked at for spread. Only start-first workloads without a rollout under way are looked at.
+//! A question looks at so many hosts and no more, so that it never holds up the leader. What it did not come
+//! to is named by a [`Cursor`]: the next question goes on there. What is already told to move counts as moved.
+//!
+//! Known limits: on hosts that are no fuller than others, wishes (affinity) are looked at only as far as one
+//! question goes. Only start-first workloads without a rollout under way are looked at.
 //! Packed ones (`spread = []`) are left as they are.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Bound;
 
 use wasmorch_api::spec::UpdateOrder;
 use wasmorch_api::{HostId, Name, PlacementNumber, Slot, WorkloadKey, WorkloadSpec};
@@ -23,7 +29,7 @@ use crate::place::{self, HOST, Scored, Standpoint};
 use crate::ports;
 
 /// Hosts looked at in one question: some 0.3 s of the leader's time.
-const LOOKS_MAX: usize = 300_000;
+pub(crate) const LOOKS_MAX: usize = 300_000;
 /// Counting what is on a host costs less than scoring it.
 const COUNTS_A_LOOK: usize = 16;
 /// Of one host, so many replicas are tried when it is full beside others.
@@ -40,20 +46,62 @@ pub(crate) struct Better {
     pub(crate) why: String,
 }
 
-/// At most so many moves, each better than staying with those before it made.
-pub(crate) fn better(cluster: &Cluster, most: usize) -> Vec<Better> {
+/// What a question has not come to: the next one begins there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cursor {
+    /// This workload and those after it, for spread; then all hosts, for load.
+    Spread(WorkloadKey),
+    /// The host with this load and this name, and those after it.
+    Load(u32, Name),
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spread(key) => write!(f, "spread/{key}"),
+            Self::Load(load, name) => write!(f, "load/{load}/{name}"),
+        }
+    }
+}
+
+impl Cursor {
+    /// Reads what an answer has given; `None`: no answer has.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let (kind, rest) = text.split_once('/')?;
+        let (first, name) = rest.split_once('/')?;
+        let name = name.parse().ok()?;
+        match kind {
+            "spread" => Some(Self::Spread(WorkloadKey::new(first.parse().ok()?, name))),
+            "load" => Some(Self::Load(first.parse().ok()?, name)),
+            _ => None,
+        }
+    }
+}
+
+/// At most so many moves, each better than staying with those before it made; and where to go on when
+/// not all has been looked at.
+pub(crate) fn better(
+    cluster: &Cluster,
+    most: usize,
+    from: Option<Cursor>,
+    looks: usize,
+) -> (Vec<Better>, Option<Cursor>) {
     let mut board = Board {
         cluster,
         used: cluster.hosts.iter().map(|(id, h)| (id, h.booked)).collect(),
         counts: BTreeMap::new(),
         moved: BTreeSet::new(),
-        looks: LOOKS_MAX,
+        looks,
         most,
         found: Vec::new(),
     };
-    board.spread();
-    board.even_out();
-    board.found
+    board.set_up();
+    let next = match from {
+        Some(Cursor::Load(load, name)) => board.even_out(Some((load, name))),
+        Some(Cursor::Spread(key)) => board.spread(Some(&key)),
+        None => board.spread(None),
+    };
+    (board.found, next)
 }
 
 /// The cluster with the moves found so far made.
@@ -78,18 +126,60 @@ struct Piece<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn over(&self) -> bool {
-        self.found.len() >= self.most || self.looks < self.cluster.hosts.len()
+    /// All the moves that were allowed are found.
+    fn full(&self) -> bool {
+        self.found.len() >= self.most
     }
 
-    /// Workloads that stand closer together than they have to.
-    fn spread(&mut self) {
+    /// No further host is looked at.
+    fn spent(&self) -> bool {
+        self.looks < self.cluster.hosts.len()
+    }
+
+    /// What has been told to move, and has not moved yet.
+    fn set_up(&mut self) {
         let cluster = self.cluster;
         for (key, workload) in &cluster.workloads {
+            for one in &workload.record.moves {
+                let placed = workload.placements.get(&one.placement);
+                let revision = placed.and_then(|placed| workload.revisions.get(&placed.revision));
+                let (Some(placed), Some(revision)) = (placed, revision) else {
+                    continue;
+                };
+                let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
+                self.shift(key, &placed.host, booked, -1);
+                // Its successor is booked there already.
+                let to = cluster.hosts.get_key_value(&one.to);
+                if let Some((to, _)) = to.filter(|_| one.successor.is_none()) {
+                    self.shift(key, to, booked, 1);
+                }
+            }
+        }
+    }
+
+    /// One replica more on a host, or one less.
+    fn shift(&mut self, key: &'a WorkloadKey, id: &'a HostId, booked: Booked, by: i64) {
+        *self.counts.entry((id, key)).or_default() += by;
+        let used = self.used.entry(id).or_default();
+        *used = match by {
+            1 => used.plus(booked),
+            _ => used.minus(booked),
+        };
+    }
+
+    /// Workloads that stand closer together than they have to, then hosts that carry more than others.
+    fn spread(&mut self, from: Option<&WorkloadKey>) -> Option<Cursor> {
+        let cluster = self.cluster;
+        let from = from.map_or(Bound::Unbounded, Bound::Included);
+        let workloads = cluster.workloads.range((from, Bound::Unbounded));
+        for (key, workload) in workloads {
             let Some(spec) = movable(workload).filter(|_| workload.placements.len() > 1) else {
                 continue;
             };
-            while !self.over() {
+            while !self.full() {
+                if self.spent() {
+                    return Some(Cursor::Spread(key.clone()));
+                }
                 self.looks = self
                     .looks
                     .saturating_sub(cluster.hosts.len() / COUNTS_A_LOOK);
@@ -99,6 +189,7 @@ impl<'a> Board<'a> {
                 }
             }
         }
+        self.even_out(None)
     }
 
     /// The replica with the most company, when a value of one of its labels has two fewer.
@@ -141,26 +232,46 @@ impl<'a> Board<'a> {
         let crowded = pieces.map(|piece| (company(&piece), piece));
         let crowded = crowded.filter(|(company, _)| *company > 0);
         crowded
-            .max_by_key(|(company, piece)| (*company, std::cmp::Reverse(piece.number)))
+            .max_by_key(|(company, piece)| (*company, Reverse(piece.number)))
             .map(|(_, piece)| piece)
     }
 
-    /// Hosts that carry more than others.
-    fn even_out(&mut self) {
-        let mut full: BTreeSet<&HostId> = self.cluster.hosts.keys().collect();
-        while !self.over() {
-            let load = |id: &&HostId| {
-                let host = &self.cluster.hosts[*id];
-                let name = std::cmp::Reverse(&host.info().name);
-                (self.used[*id].load(Booked::of_host(host)), name)
-            };
-            let Some(id) = full.iter().copied().max_by_key(load) else {
-                return;
-            };
+    /// Hosts that carry more than others, the fullest first; from a load and a name on.
+    fn even_out(&mut self, from: Option<(u32, Name)>) -> Option<Cursor> {
+        let cluster = self.cluster;
+        let name = |id: &HostId| Reverse(&cluster.hosts[id].info().name);
+        let from = from.as_ref().map(|(load, name)| (*load, Reverse(name)));
+        let at = |id: &HostId| (self.load(id), name(id));
+        let all = cluster.hosts.keys();
+        let mut full: BTreeSet<&HostId> = all
+            .filter(|id| from.is_none_or(|from| at(id) <= from))
+            .collect();
+        while !self.full() {
+            let fullest = full.iter().copied();
+            let id = fullest.max_by_key(|id| (self.load(id), name(id)))?;
+            if self.spent() {
+                let cursor = Cursor::Load(self.load(id), name(id).0.clone());
+                return self.carries_more(id).then_some(cursor);
+            }
             if !self.relieve(id) {
                 full.remove(id);
             }
         }
+        None
+    }
+
+    fn load(&self, id: &HostId) -> u32 {
+        let host = self.cluster.hosts.get(id);
+        let used = self.used.get(id).copied().unwrap_or_default();
+        host.map_or(0, |host| used.load(Booked::of_host(host)))
+    }
+
+    /// Whether a host carries more than some other by as much as a move for load takes.
+    fn carries_more(&self, id: &HostId) -> bool {
+        let hosts = self.cluster.hosts.iter().filter(|(_, host)| open(host));
+        let least = hosts.map(|(id, _)| self.load(id)).min();
+        let load = self.load(id);
+        least.is_some_and(|least| load.saturating_sub(least) > load / 10)
     }
 
     /// Moves one replica off a host, if one of those tried does better elsewhere.
@@ -184,7 +295,7 @@ impl<'a> Board<'a> {
             if self.consider(piece) {
                 return true;
             }
-            if tried >= TRIES || self.over() {
+            if tried >= TRIES || self.spent() {
                 return false;
             }
         }
@@ -234,14 +345,8 @@ impl<'a> Board<'a> {
             return false;
         };
         let from = &piece.placed.host;
-        for (id, by) in [(from, -1), (to, 1)] {
-            *self.counts.entry((id, piece.key)).or_default() += by;
-            let used = self.used.entry(id).or_default();
-            *used = match by {
-                1 => used.plus(booked),
-                _ => used.minus(booked),
-            };
-        }
+        self.shift(piece.key, from, booked, -1);
+        self.shift(piece.key, to, booked, 1);
         self.moved.insert((piece.key, piece.placed.slot));
         self.found.push(Better {
             key: piece.key.clone(),
@@ -278,6 +383,7 @@ impl<'a> Board<'a> {
                 claims: None,
                 without: Some((piece.key, piece.number)),
             },
+            homes: None,
         };
         let mut fits = place::rank(&on, &[]).fits;
         let here = fits.iter().position(|one| one.host == *own);
@@ -298,12 +404,7 @@ impl<'a> Board<'a> {
                 "spread over {over}, and affinity: {go} on {to}, {stay} on {from}"
             ));
         }
-        let load = |id: &HostId| {
-            let host = self.cluster.hosts.get(id);
-            let used = self.used.get(id).copied().unwrap_or_default();
-            host.map_or(0, |host| used.load(Booked::of_host(host)))
-        };
-        let (with, less) = (load(&here.host), load(&there.host));
+        let (with, less) = (self.load(&here.host), self.load(&there.host));
         // Both without the replica: then there and back would each have to be better than the other.
         let (left, taken) = (here.load, there.load);
         let enough = i64::from(left) - i64::from(taken) > i64::from(with / 10);

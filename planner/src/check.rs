@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
 
 mod claims;
+mod sizes;
 mod slots;
 
 /// A rule that a plan breaks. Such a plan is not dispatched.
@@ -145,6 +146,21 @@ pub enum BrokenRule {
         /// The revision.
         revision: RevisionNumber,
     },
+    /// A value that the store does not take: whatever is dispatched with it would not be stored either.
+    #[error(
+        "the {what} of {workload} would have {bytes} bytes, and the store takes {most}: scale it down, split it, \
+         or raise the server's max_payload"
+    )]
+    TooLarge {
+        /// The workload.
+        workload: WorkloadKey,
+        /// `record`, `endpoint table`.
+        what: &'static str,
+        /// So many.
+        bytes: usize,
+        /// At most so many.
+        most: usize,
+    },
 }
 
 impl BrokenRule {
@@ -171,6 +187,7 @@ impl BrokenRule {
             | Self::WithoutFeature { workload, .. }
             | Self::NumberTwice { workload, .. }
             | Self::Held { workload, .. }
+            | Self::TooLarge { workload, .. }
             | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
         }
     }
@@ -216,6 +233,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     preemption_is_sound(cluster, plan, &mut broken);
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     claims::are_met(cluster, plan, &mut broken);
+    sizes::fit(cluster, plan, &mut broken);
     broken
 }
 

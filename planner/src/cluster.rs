@@ -40,6 +40,8 @@ pub struct Cluster {
     pub since: Timestamp,
     /// When a silent host counts as dead.
     pub detection: Detection,
+    /// The largest value that the store takes.
+    pub value_bytes_max: usize,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
     /// Silences, to tell a network that broke from hosts that died.
@@ -48,6 +50,8 @@ pub struct Cluster {
     pub(crate) workloads: BTreeMap<WorkloadKey, Workload>,
     /// Counters of workloads that are gone.
     pub(crate) removed: BTreeMap<WorkloadKey, Removed>,
+    /// The store sequence of each of those removals.
+    pub(crate) removed_at: BTreeMap<WorkloadKey, u64>,
     /// Those of them whose data hosts have still to remove.
     pub(crate) removing: BTreeSet<WorkloadKey>,
     /// Namespaces with a quota.
@@ -86,6 +90,8 @@ pub(crate) struct Line {
 
 /// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
+/// What a server takes unless it is told otherwise, without what a message carries beside its value.
+const VALUE_BYTES_MAX: usize = (1 << 20) - (4 << 10);
 
 impl Cluster {
     /// An empty state at the start of a term.
@@ -96,11 +102,13 @@ impl Cluster {
             leader,
             since: now,
             detection: Detection::default(),
+            value_bytes_max: VALUE_BYTES_MAX,
             ticked: now,
             silence: Silence::default(),
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             removed: BTreeMap::new(),
+            removed_at: BTreeMap::new(),
             removing: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             scaling: BTreeMap::new(),
@@ -147,6 +155,7 @@ impl Cluster {
         let (cluster, leader) = (self.cluster.clone(), self.leader.clone());
         let mut copy = Self::new(cluster, self.term, leader, self.since);
         copy.detection = self.detection;
+        copy.value_bytes_max = self.value_bytes_max;
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();
@@ -203,7 +212,7 @@ impl Cluster {
         self.stale = true;
         match entry {
             Stored::Record(record) => self.put_record(*record, sequence),
-            Stored::Removed(removed) => self.put_removed(removed),
+            Stored::Removed(removed) => self.put_removed(removed, sequence),
             Stored::Revision(revision) => self.put_revision(*revision),
             Stored::Namespace(one) => self.put_namespace(one),
             Stored::Host(record) => self.put_host(*record),
@@ -233,10 +242,11 @@ impl Cluster {
         match write {
             Write::Record(record) => self.put_record(*record, sequence),
             Write::DeleteRecord(key) => self.remove_workload(&key),
-            Write::Removed(removed) => self.put_removed(removed),
+            Write::Removed(removed) => self.put_removed(removed, sequence),
             Write::DeleteRemoved(key) => {
                 self.removing.remove(&key);
                 self.removed.remove(&key);
+                self.removed_at.remove(&key);
             }
             Write::Revision(revision) => self.put_revision(*revision),
             Write::DeleteRevision(key, number) => {

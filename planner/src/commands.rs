@@ -21,7 +21,7 @@ pub(crate) use differences::{Difference, changes};
 pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use quota::quota;
-pub use rebalance::rebalance;
+pub use rebalance::{rebalance, rebalance_within};
 pub use revise::{rollback, rollout};
 
 use serde::Serialize;

@@ -2,11 +2,16 @@
 //!
 //! Owns `Record::crash_loop`: how often in a row a slot's placements failed, and until when the next
 //! one waits. Restarts on one host are the host's; what a failure means for a rollout is `rollout`'s.
+//!
+//! A record is one message, so no more than [`SLOTS_MAX`] slots are remembered. When more fail, the newest
+//! failure takes the place of the one that is tried again first, and goes on from its count: a slot that is
+//! not remembered waits until the longest wait is over. So some of them try for all, and once they hold the
+//! others follow.
 
 use std::time::Duration;
 
 use wasmorch_api::record::CrashLoop;
-use wasmorch_api::{EventKind, Slot, Timestamp};
+use wasmorch_api::{EventKind, Record, Slot, Timestamp};
 
 use crate::rollout;
 use crate::slots::{Pass, Seat, Standing};
@@ -18,6 +23,10 @@ const BACKOFF_MS: u64 = 30_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
 /// So many hosts are tried at once before it counts as one.
 const HOSTS_TRIED: usize = 3;
+/// So many slots are remembered.
+const SLOTS_MAX: usize = 2_000;
+/// And of so many of them, the newest, what they said.
+const REASONS_MAX: usize = 8;
 /// Ready for so long, a replica has left its failures behind; the host counts its starts anew after as
 /// much.
 const STEADY: Duration = Duration::from_secs(60);
@@ -35,9 +44,7 @@ impl Pass<'_> {
         let hosts = if per_host { 1 } else { hosts.count().max(1) };
         let tried = hosts.min(HOSTS_TRIED);
         let slot = seat.placed.slot;
-        let at = self.record.crash_loop.iter();
-        let at = { at }.position(|one| one.slot == slot);
-        let before = at.map(|at| self.record.crash_loop.remove(at));
+        let before = make_room(&mut self.record.crash_loop, slot);
         let before = before.filter(|one| one.revision == seat.placed.revision);
         let placements = before.map_or(0, |one| one.placements) + 1;
         let mut wait = 0;
@@ -56,6 +63,7 @@ impl Pass<'_> {
             reason: reason.clone(),
             host: per_host.then(|| seat.placed.host.clone()),
         });
+        keep_newest_reasons(&mut self.record.crash_loop);
         // A revert may have begun in this very pass: then this seat is no longer the wanted one's.
         // Nor is it the held one's.
         let held = self.record.held().is_some();
@@ -66,12 +74,7 @@ impl Pass<'_> {
 
     /// Whether nothing may start in a slot yet, for it has failed too often.
     pub(crate) fn crash_loop_waits(&mut self, slot: Slot) -> bool {
-        let (now, revision) = (self.now, self.record.revision);
-        let waits = self.record.crash_loop.iter().find(|one| {
-            let same = one.slot == slot && one.revision == revision;
-            same && one.until > now
-        });
-        let until = waits.map(|one| one.until);
+        let until = waits_until(&self.record, slot).filter(|until| *until > self.now);
         if let Some(until) = until {
             self.wake(until);
         }
@@ -97,5 +100,88 @@ impl Pass<'_> {
     /// Only wanted slots are remembered.
     pub(crate) fn forget_crash_loops_beyond(&mut self, wanted: u64) {
         self.record.crash_loop.retain(|one| one.slot.0 <= wanted);
+    }
+}
+
+/// Takes a slot's entry out; where no further one fits, that of another which is tried again first.
+fn make_room(entries: &mut Vec<CrashLoop>, slot: Slot) -> Option<CrashLoop> {
+    let own = entries.iter().position(|one| one.slot == slot);
+    let at = own.or_else(|| {
+        let full = entries.len() >= SLOTS_MAX;
+        let all = entries.iter().enumerate().filter(|_| full);
+        all.min_by_key(|(_, one)| one.until).map(|(at, _)| at)
+    });
+    at.map(|at| entries.remove(at))
+}
+
+/// The newest is the last.
+fn keep_newest_reasons(entries: &mut [CrashLoop]) {
+    let older = entries.len().saturating_sub(REASONS_MAX);
+    for one in &mut entries[..older] {
+        one.reason = String::new();
+    }
+}
+
+/// Until when nothing starts in a slot.
+fn waits_until(record: &Record, slot: Slot) -> Option<Timestamp> {
+    let all = record.crash_loop.iter();
+    let mut of_it = all.clone().filter(|one| one.revision == record.revision);
+    if all.len() < SLOTS_MAX || all.clone().any(|one| one.slot == slot) {
+        return of_it.find(|one| one.slot == slot).map(|one| one.until);
+    }
+    of_it.map(|one| one.until).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmorch_api::{Kind, RevisionNumber};
+
+    use super::*;
+
+    fn failed(slot: u64, until: u64) -> CrashLoop {
+        CrashLoop {
+            slot: Slot(slot),
+            revision: RevisionNumber(1),
+            placements: 3,
+            until: Timestamp(until),
+            reason: "x".repeat(1_024),
+            host: Some("h".repeat(20).parse().unwrap()),
+        }
+    }
+
+    fn note(record: &mut Record, slot: u64, until: u64) -> Option<CrashLoop> {
+        let before = make_room(&mut record.crash_loop, Slot(slot));
+        record.crash_loop.push(failed(slot, until));
+        keep_newest_reasons(&mut record.crash_loop);
+        before
+    }
+
+    #[test]
+    fn a_record_fits_its_message_however_many_slots_fail() {
+        let key = wasmorch_api::WorkloadKey::new("shop".parse().unwrap(), "web".parse().unwrap());
+        let mut record = Record::new(&key, Kind::Http, RevisionNumber(1), None, Timestamp(0));
+        for slot in 1..=SLOTS_MAX as u64 {
+            assert_eq!(note(&mut record, slot, 1_000 + slot), None);
+        }
+        let until = |record: &Record, slot| waits_until(record, Slot(slot)).map(|at| at.0);
+        assert_eq!(until(&record, 7), Some(1_007));
+        // The first to be tried again makes room, and its count goes on.
+        let before = note(&mut record, 30_000, 9_000);
+        assert_eq!(
+            before.map(|one| (one.slot, one.placements)),
+            Some((Slot(1), 3))
+        );
+        for unknown in [1, 20_000] {
+            assert_eq!(until(&record, unknown), Some(9_000), "slot {unknown}");
+        }
+        assert_eq!(until(&record, 7), Some(1_007));
+        let bytes = serde_json::to_vec(&record).unwrap().len();
+        assert!(bytes < 512 << 10, "{bytes}");
+        let said = |one: &&CrashLoop| !one.reason.is_empty();
+        assert_eq!(record.crash_loop.iter().filter(said).count(), REASONS_MAX);
+        assert!(record.crash_loop.last().is_some_and(|one| said(&one)));
+        // With room again, only what has failed waits.
+        record.crash_loop.retain(|one| one.slot != Slot(9));
+        assert_eq!(until(&record, 20_000), None);
     }
 }

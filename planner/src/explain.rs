@@ -20,7 +20,10 @@ pub(crate) fn unplaced(key: &WorkloadKey, slots: u32, ranking: &Ranking) -> Unpl
         if let Some(first) = removed.first() {
             *filtered.entry(first.filter.clone()).or_default() += 1;
         }
-        for (dimension, amount) in removed.iter().filter_map(|one| one.lacking) {
+        // A host that is barred for another reason would not help with more room.
+        let only_room = removed.iter().all(|one| one.lacking.is_some());
+        let lacks = removed.iter().filter_map(|one| one.lacking);
+        for (dimension, amount) in lacks.filter(|_| only_room) {
             // The nearest host is the one that lacks least.
             lacking
                 .entry(dimension.to_owned())

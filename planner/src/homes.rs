@@ -16,11 +16,13 @@
 use std::collections::BTreeSet;
 
 use wasmorch_api::messages::Unplaced;
-use wasmorch_api::{HostId, Slot, WorkloadSpec};
+use wasmorch_api::status::HostState;
+use wasmorch_api::{HostId, Record, Slot, WorkloadSpec};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Host, Workload};
+use crate::place;
 use crate::pool::Rank;
-use crate::slots::{Pass, Seat};
+use crate::slots::{Pass, Seat, Standing};
 
 /// Whether slots of this workload have a home.
 pub(crate) fn has_volumes(spec: &WorkloadSpec) -> bool {
@@ -44,16 +46,79 @@ fn on_disk(spec: &WorkloadSpec) -> bool {
     stores.any(|store| store.backend == "disk")
 }
 
+/// The host that has a slot's volumes, unless it has been removed or is lost.
+fn home_of<'a>(
+    cluster: &Cluster,
+    spec: &WorkloadSpec,
+    record: &'a Record,
+    slot: Slot,
+    lost: impl FnOnce(&HostId, &Host) -> bool,
+) -> Option<&'a HostId> {
+    let home = record.homes.get(&slot).filter(|_| has_volumes(spec))?;
+    let host = cluster.hosts.get(home)?;
+    (!lost(home, host)).then_some(home)
+}
+
+/// The only hosts where a workload's empty slots may go, for whoever asks why; `None`: anywhere.
+pub(crate) fn awaited(cluster: &Cluster, workload: &Workload) -> Option<BTreeSet<HostId>> {
+    let spec = &workload
+        .target()
+        .map(|target| &target.spec)
+        .filter(|spec| has_volumes(spec))?;
+    let lives = |number| {
+        let placed = workload.placements.get(&number);
+        let host = placed.and_then(|placed| cluster.hosts.get(&placed.host));
+        host.is_some_and(|host| host.state != HostState::Dead)
+    };
+    // With one on every host its slots go by hosts.
+    let last = u64::from(workload.record.seats(spec)) * u64::from(!workload.per_host());
+    let empty = (1..=last)
+        .map(Slot)
+        .filter(|slot| !workload.numbers_of(*slot).any(lives));
+    only(empty.map(|slot| home(cluster, workload, slot)))
+}
+
+/// Where a slot of a workload has its volumes, for whoever asks why.
+pub(crate) fn home<'a>(
+    cluster: &Cluster,
+    workload: &'a Workload,
+    slot: Slot,
+) -> Option<&'a HostId> {
+    let spec = &workload.target()?.spec;
+    let lost_after = spec.disconnect.lost_after.0;
+    home_of(cluster, spec, &workload.record, slot, |_, host| {
+        begins_anew(spec) && host.surely_silent(lost_after, cluster.ticked)
+    })
+}
+
+/// All of these; `None` when there are none, or one of them may be any host.
+fn only<'a>(homes: impl Iterator<Item = Option<&'a HostId>>) -> Option<BTreeSet<HostId>> {
+    let homes: Option<BTreeSet<HostId>> = homes.map(Option::<&HostId>::cloned).collect();
+    homes.filter(|homes| !homes.is_empty())
+}
+
 impl Pass<'_> {
     /// The host that has the slot's volumes.
     pub(crate) fn home(&self, slot: Slot) -> Option<&HostId> {
+        let spec = &self.target.spec;
+        home_of(self.cluster, spec, &self.record, slot, |home, host| {
+            self.gives_up(slot, home) && host.surely_silent(self.lost_after(), self.now)
+        })
+    }
+
+    /// Wanted slots in which nothing is, or may come back.
+    fn empty(&self) -> impl Iterator<Item = Slot> + '_ {
+        let gone = |seat: &Seat| seat.standing == Standing::Gone;
+        let wanted = self.wanted().into_iter();
+        wanted.filter(move |slot| self.seats_of(*slot).all(gone))
+    }
+
+    /// The only hosts where the empty slots may go; `None`: anywhere.
+    pub(crate) fn awaited_homes(&self) -> Option<BTreeSet<HostId>> {
         if !has_volumes(&self.target.spec) {
             return None;
         }
-        let home = self.record.homes.get(&slot)?;
-        let host = self.cluster.hosts.get(home)?;
-        let given_up = self.gives_up(slot, home) && host.surely_silent(self.lost_after(), self.now);
-        (!given_up).then_some(home)
+        only(self.empty().map(|slot| self.home(slot)))
     }
 
     /// Whether the slot may begin anew elsewhere once its home is lost: not while a revision that says
@@ -143,30 +208,27 @@ impl Pass<'_> {
         stays
     }
 
-    /// Names the homes that slots wait for.
+    /// Names the homes that slots wait for, and what each of them takes, first.
     pub(crate) fn explain_homes(&self, unplaced: &mut Unplaced) {
-        let homes: BTreeSet<&HostId> = self
-            .wanted()
+        if !has_volumes(&self.target.spec) {
+            return;
+        }
+        let homes: BTreeSet<&HostId> = self.empty().filter_map(|slot| self.home(slot)).collect();
+        let hosts = homes
             .into_iter()
-            .filter_map(|slot| self.home(slot))
-            .filter(|home| self.pool.usable(home).is_none())
-            .collect();
-        for home in homes.into_iter().take(HOMES_SAID) {
-            let name = name_of(self.cluster, home);
-            unplaced.fix.insert(
-                0,
-                format!(
-                    "bring {name} back: it has the volumes; `wasmorch host-rm {name}` gives them up"
-                ),
-            );
+            .filter_map(|home| self.cluster.hosts.get(home));
+        let barred = hosts.filter_map(|host| Some((host, place::state(host)?.fix)));
+        for (host, fix) in barred.take(HOMES_SAID) {
+            unplaced.fix.retain(|one| *one != fix);
+            let mut said = format!("{fix}: it has the volumes");
+            if host.state != HostState::Alive {
+                let name = &host.info().name;
+                said.push_str(&format!("; `wasmorch host-rm {name}` gives them up"));
+            }
+            unplaced.fix.insert(0, said);
         }
     }
 }
 
 /// So many homes are named.
 const HOMES_SAID: usize = 3;
-
-fn name_of(cluster: &Cluster, host: &HostId) -> String {
-    let known = cluster.hosts.get(host);
-    known.map_or_else(|| host.to_string(), |host| host.info().name.to_string())
-}

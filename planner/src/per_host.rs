@@ -4,7 +4,8 @@
 //!
 //! Rule: a host is *open* when it is alive, heard, not cordoned and passes the spec's filters; a
 //! replica starts there. One that is cordoned, suspect or not heard yet keeps the replica that it
-//! has and gets none; one that is drained loses it. A dead one keeps it and is not counted: should it
+//! has and gets none; one that is drained loses it: at once when it does not serve or more than
+//! `min_available` do, at the latest at the deadline. A dead one keeps it and is not counted: should it
 //! run behind a broken network, nothing has to change when it is heard again. A host that the filters bar loses its replica. An
 //! open host without room counts as wanted and is told of as unplaced.
 //!
@@ -21,6 +22,7 @@ use wasmorch_api::{HostId, Slot};
 use crate::cluster::{Cluster, Host, Workload};
 use crate::place;
 use crate::plan::StopReason;
+use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
 
 /// Which slot is whose.
@@ -56,6 +58,8 @@ enum Meant {
     Keeps,
     /// It keeps the one that it has, and is not counted.
     Away,
+    /// It shall have none, as soon as the one that it has can be spared. It is not counted.
+    Leaves,
     /// It shall have none.
     Barred,
 }
@@ -89,7 +93,7 @@ impl Hosts<'_> {
         }
         // What leaves has nowhere to go: it ends.
         if host.record.drain.is_some() {
-            return Meant::Barred;
+            return Meant::Leaves;
         }
         if host.record.cordoned || host.state != HostState::Alive {
             return Meant::Keeps;
@@ -131,6 +135,7 @@ impl Pass<'_> {
         let mut seating = Seating::default();
         let mut seated: BTreeMap<HostId, Slot> = BTreeMap::new();
         let mut taken: BTreeMap<Slot, HostId> = BTreeMap::new();
+        let mut spared = self.to_spare();
         let mut seats: Vec<Seat> = self.seats.values().cloned().collect();
         seats.sort_by_key(|seat| {
             let ready = matches!(seat.standing, Standing::Ready(_));
@@ -150,9 +155,14 @@ impl Pass<'_> {
                 self.stop_if_heard(&seat, StopReason::NotWanted);
                 continue;
             }
+            if meant == Meant::Leaves && (!seat.serves() || spared > 0) {
+                spared -= u64::from(seat.serves());
+                self.stop_if_heard(&seat, StopReason::Drained);
+                continue;
+            }
             taken.insert(slot, id.clone());
             seated.insert(id.clone(), slot);
-            if meant != Meant::Away {
+            if matches!(meant, Meant::Open | Meant::Keeps) {
                 seating.slots.insert(slot, id.clone());
             }
             if meant == Meant::Keeps {
@@ -199,6 +209,17 @@ impl Pass<'_> {
             });
         }
         self.seating = Some(seating);
+    }
+
+    /// So many ready ones may end on hosts that are drained.
+    fn to_spare(&self) -> u64 {
+        if planted::is(Bug::MinAvailableForgotten) {
+            return u64::MAX;
+        }
+        let serving = self.seats.values().filter(|seat| seat.serves());
+        let slots: BTreeSet<Slot> = serving.map(|seat| seat.placed.slot).collect();
+        let least = u64::from(self.target.spec.min_available);
+        (slots.len() as u64).saturating_sub(least)
     }
 
     /// Of a steady workload nothing but a slot's own replica has changed: its host stays.

@@ -20,6 +20,8 @@
 //! `fill` carries this rule out on counts. What is here says it of one host at a time, for whoever
 //! asks why; `World::plan` in the tests holds the two together.
 
+mod labels;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::{Constraint, LabelTest};
@@ -33,6 +35,9 @@ use crate::planted::{self, Bug};
 use crate::pool::Class;
 use crate::ports;
 
+pub(crate) use labels::passes;
+use labels::words;
+
 /// The label that every host has: its name.
 pub(crate) const HOST: &str = "host";
 /// A replica more under the same value weighs more than anything but a matching affinity of 100.
@@ -44,9 +49,13 @@ pub(crate) struct Removed {
     pub(crate) filter: String,
     pub(crate) lacking: Option<(&'static str, u64)>,
     pub(crate) fix: String,
-    /// How far away the fix is: less is nearer.
+    /// How far away the fix is: less is nearer. Of room, the lacking share of what is asked for, in
+    /// millionths.
     pub(crate) effort: (Effort, u64),
 }
+
+/// A share of this is a whole.
+const WHOLE: u128 = 1_000_000;
 
 /// What a fix takes, the nearest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +100,8 @@ pub(crate) struct Standpoint<'a> {
     pub(crate) used: &'a dyn Fn(&HostId, &Host) -> Booked,
     pub(crate) count: &'a dyn Fn(&HostId, &Host) -> u32,
     pub(crate) ports: ports::View<'a>,
+    /// It goes to one of these and nowhere else: they have its volumes.
+    pub(crate) homes: Option<&'a BTreeSet<HostId>>,
 }
 
 /// Ranks every host for one more replica: for people who ask why. Costs a look at every host.
@@ -98,21 +109,9 @@ pub(crate) struct Standpoint<'a> {
 pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
     let mut ranking = Ranking::default();
     let under = Under::of(on);
-    let wants = Booked::of(on.key, on.spec, None);
-    let needs = needs(on.spec, on.features);
-    let mut classes: BTreeMap<u32, Vec<Removed>> = BTreeMap::new();
+    let mut filters = Filters::new(on);
     for (id, host) in &on.cluster.hosts {
-        let mut removed: Vec<Removed> = state(host).into_iter().collect();
-        let class = classes.entry(host.class).or_insert_with(|| {
-            let class = on.cluster.classes.get(host.class);
-            let class = class.into_iter();
-            let all = class.flat_map(|class| all_against_class(on.spec, &needs, class));
-            all.take(FAILS_KEPT).collect()
-        });
-        removed.extend(class.iter().cloned());
-        removed.extend(against_host(on, &under, id, host));
-        removed.extend(ports::against(on.cluster, on.ports, (id, host), on.spec));
-        removed.extend(capacity((on.used)(id, host), host, wants));
+        let removed = filters.against(&under, id, host);
         if removed.is_empty() {
             ranking.fits.push(score(on, &under, id, host, failed));
         } else {
@@ -131,17 +130,68 @@ pub(crate) fn rank(on: &Standpoint<'_>, failed: &[HostId]) -> Ranking {
 
 /// Whether this one host passes every filter.
 pub(crate) fn fits_on(on: &Standpoint<'_>, id: &HostId) -> bool {
-    let Some(host) = on.cluster.hosts.get(id) else {
-        return false;
+    let known = on.cluster.hosts.contains_key(id);
+    known && against(on, id).is_empty()
+}
+
+/// What this one host fails. Looks at others only where a constraint counts them too.
+pub(crate) fn against(on: &Standpoint<'_>, id: &HostId) -> Vec<Removed> {
+    let host = on.cluster.hosts.get(id);
+    host.map_or_else(Vec::new, |host| {
+        Filters::new(on).against(&Under::distinct(on), id, host)
+    })
+}
+
+/// All filters, with what they have found of classes.
+struct Filters<'a> {
+    on: &'a Standpoint<'a>,
+    wants: Booked,
+    needs: Vec<String>,
+    classes: BTreeMap<u32, Vec<Removed>>,
+    elsewhere: Option<Removed>,
+}
+
+impl<'a> Filters<'a> {
+    fn new(on: &'a Standpoint<'a>) -> Self {
+        Self {
+            on,
+            wants: Booked::of(on.key, on.spec, None),
+            needs: needs(on.spec, on.features),
+            classes: BTreeMap::new(),
+            elsewhere: on.homes.map(|homes| elsewhere(on.cluster, homes)),
+        }
+    }
+
+    fn against(&mut self, under: &Under<'_>, id: &HostId, host: &Host) -> Vec<Removed> {
+        let on = self.on;
+        if on.homes.is_some_and(|homes| !homes.contains(id)) {
+            // Whatever else it fails, nothing there would help.
+            return self.elsewhere.iter().cloned().collect();
+        }
+        let mut removed: Vec<Removed> = state(host).into_iter().collect();
+        let class = self.classes.entry(host.class).or_insert_with(|| {
+            let class = on.cluster.classes.get(host.class);
+            let class = class.into_iter();
+            let all = class.flat_map(|class| all_against_class(on.spec, &self.needs, class));
+            all.take(FAILS_KEPT).collect()
+        });
+        removed.extend(class.iter().cloned());
+        removed.extend(against_host(on, under, id, host));
+        removed.extend(ports::against(on.cluster, on.ports, (id, host), on.spec));
+        removed.extend(capacity((on.used)(id, host), host, self.wants));
+        removed
+    }
+}
+
+/// Why a host that is none of the homes is none.
+fn elsewhere(cluster: &Cluster, homes: &BTreeSet<HostId>) -> Removed {
+    let mut names = homes.iter().filter_map(|home| cluster.hosts.get(home));
+    let filter = match (names.next(), names.next()) {
+        (Some(home), None) => format!("volumes are on {}", home.info().name),
+        _ => "volumes are on other hosts".to_owned(),
     };
-    let class = on.cluster.classes.get(host.class);
-    let wants = Booked::of(on.key, on.spec, None);
-    let needs = needs(on.spec, on.features);
-    state(host).is_none()
-        && class.is_some_and(|class| !is_against_class(on.spec, &needs, class))
-        && against_host(on, &Under::of(on), id, host).is_none()
-        && ports::free(on.cluster, on.ports, id, ports::of(on.spec))
-        && capacity((on.used)(id, host), host, wants).next().is_none()
+    // What helps is a matter of the home.
+    removed(&filter, Effort::Spec, String::new())
 }
 
 /// How a host that is there scores, whether or not it has room for one more.
@@ -159,11 +209,15 @@ struct Under<'a>(BTreeMap<(&'a str, &'a str), u32>);
 
 impl<'a> Under<'a> {
     fn of(on: &Standpoint<'a>) -> Self {
-        let distinct = on.spec.constraints.iter().filter_map(|one| match one {
-            Constraint::Distinct { distinct, .. } => Some(distinct),
-            Constraint::Label { .. } => None,
-        });
-        let labels = on.spec.spread.iter().chain(distinct);
+        Self::labels(on, on.spec.spread.iter().chain(distinct_labels(on.spec)))
+    }
+
+    /// As far as filters count: scores need more.
+    fn distinct(on: &Standpoint<'a>) -> Self {
+        Self::labels(on, distinct_labels(on.spec))
+    }
+
+    fn labels(on: &Standpoint<'a>, labels: impl Iterator<Item = &'a String>) -> Self {
         let labels: BTreeSet<&String> = labels.filter(|label| *label != HOST).collect();
         let mut under = BTreeMap::new();
         if labels.is_empty() {
@@ -186,6 +240,13 @@ impl<'a> Under<'a> {
     fn count(&self, label: &str, value: &str) -> u32 {
         self.0.get(&(label, value)).copied().unwrap_or(0)
     }
+}
+
+fn distinct_labels(spec: &WorkloadSpec) -> impl Iterator<Item = &String> {
+    spec.constraints.iter().filter_map(|one| match one {
+        Constraint::Distinct { distinct, .. } => Some(distinct),
+        Constraint::Label { .. } => None,
+    })
 }
 
 fn label_of<'a>(cluster: &'a Cluster, host: &Host, label: &str) -> Option<&'a String> {
@@ -375,54 +436,16 @@ fn capacity(used: Booked, host: &Host, wants: Booked) -> impl Iterator<Item = Re
                     filter: dimension.to_owned(),
                     lacking: Some((dimension, lacks)),
                     fix,
-                    effort: (Effort::Room, lacks),
+                    effort: (Effort::Room, share(lacks, wants)),
                 }
             })
         })
 }
 
-/// Whether a label's value (`None`: the host has no such label) passes.
-pub(crate) fn passes(test: &LabelTest, value: Option<&str>) -> bool {
-    match test {
-        LabelTest::Eq(wanted) => value == Some(wanted),
-        LabelTest::Ne(unwanted) => value != Some(unwanted),
-        LabelTest::In(set) => value.is_some_and(|value| set.iter().any(|one| one == value)),
-        LabelTest::NotIn(set) => !value.is_some_and(|value| set.iter().any(|one| one == value)),
-        LabelTest::Matches(pattern) => value.is_some_and(|value| glob(pattern, value)),
-        LabelTest::Exists(wanted) => value.is_some() == *wanted,
-    }
-}
-
-/// `*` stands for any run of characters. Linear in text times stars: no backtracking blow-up.
-fn glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else {
-        return false;
-    };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else {
-        return rest.is_empty();
-    };
-    for part in parts {
-        let Some(at) = rest.find(part) else {
-            return false;
-        };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
-}
-
-fn words(name: &str, test: &LabelTest) -> String {
-    match test {
-        LabelTest::Eq(value) => format!("{name}={value}"),
-        LabelTest::Ne(value) => format!("{name}!={value}"),
-        LabelTest::In(set) => format!("{name} in {}", set.join("|")),
-        LabelTest::NotIn(set) => format!("{name} not in {}", set.join("|")),
-        LabelTest::Matches(pattern) => format!("{name} matches {pattern}"),
-        LabelTest::Exists(true) => format!("{name} exists"),
-        LabelTest::Exists(false) => format!("{name} does not exist"),
-    }
+/// What is lacking of what is asked for: bytes and millicores compare as such only.
+fn share(lacks: u64, wants: u64) -> u64 {
+    let share = u128::from(lacks) * WHOLE / u128::from(wants.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 fn score(
@@ -481,40 +504,3 @@ fn score(
 
 /// A host where the slot failed is taken only when no other has room: shown as more than a crowd weighs.
 const FAILED: i64 = -1_000_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs() {
-        for (pattern, text, fits) in [
-            ("eu-*", "eu-west", true),
-            ("*", "", true),
-            ("a*b*c", "aXbYc", true),
-            ("a*b*c", "aXc", false),
-            ("abc", "abcd", false),
-            ("a*a", "a", false),
-            ("*west", "eu-west", true),
-        ] {
-            assert_eq!(glob(pattern, text), fits, "{pattern} {text}");
-        }
-    }
-
-    #[test]
-    fn the_six_operators() {
-        let set = || vec!["a".to_owned(), "b".to_owned()];
-        for (test, a, c, none) in [
-            (LabelTest::Eq("a".into()), true, false, false),
-            (LabelTest::Ne("a".into()), false, true, true),
-            (LabelTest::In(set()), true, false, false),
-            (LabelTest::NotIn(set()), false, true, true),
-            (LabelTest::Exists(true), true, true, false),
-            (LabelTest::Exists(false), false, false, true),
-        ] {
-            assert_eq!(passes(&test, Some("a")), a, "{test:?}");
-            assert_eq!(passes(&test, Some("c")), c, "{test:?}");
-            assert_eq!(passes(&test, None), none, "{test:?}");
-        }
-    }
-}

@@ -117,6 +117,8 @@ pub enum StopReason {
     Duplicate,
     /// It is to leave its host: its successor is there, or it makes room for it.
     Moved,
+    /// Its host is drained, and it has no other: one on every host.
+    Drained,
     /// It has not left its host by the deadline.
     Overdue,
     /// It makes room for what goes first.
@@ -136,6 +138,7 @@ impl StopReason {
             Self::Ended => "the job has ended",
             Self::Duplicate => "its slot has a better one",
             Self::Moved => "moved to another host",
+            Self::Drained => "its host is drained",
             Self::Overdue => "its host is drained, and the deadline has passed",
             Self::Preempted => "made room for a workload of higher priority",
             Self::Canary => "no canary is wanted there any more",

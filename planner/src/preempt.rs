@@ -190,6 +190,7 @@ impl Pass<'_> {
                 claims: Some(&self.pool.ports),
                 without: None,
             },
+            homes: None,
         };
         let fits = place::rank(&on, &[]).fits.into_iter();
         fits.filter_map(|one| Some((one.host.clone(), self.pool.rank(&one.host)?)))

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::{
-    HostId, PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, Slot, Timestamp, WorkloadKey,
-    WorkloadSpec,
+    HostId, Name, PlacementNumber, ReplicaId, ReplicaState, ReplicaStatus, Slot, Timestamp,
+    WorkloadKey, WorkloadSpec,
 };
 
 use crate::canary;
@@ -100,24 +100,50 @@ pub fn of_deploy(
         }
         list.push(step);
     }
-    for one in played.preempted {
-        let host = host_name(&after, &one.host);
-        let (workload, slot) = (one.key.to_string(), one.slot);
-        stop.push(
-            json!({"workload": workload, "slot": slot, "host": host, "why": one.why.words()}),
-        );
+    for one in &played.preempted {
+        let from = host_name(&after, &one.host);
+        let (workload, slot, why) = (one.key.to_string(), one.slot, one.why.words());
+        let mut step = json!({"workload": workload, "slot": slot, "host": from, "why": why});
+        match goes_to(&after, one) {
+            None => stop.push(step),
+            Some(to) => {
+                step["host"] = json!(to);
+                step["from"] = json!(from);
+                step["to"] = json!(to);
+                moves.push(step);
+            }
+        }
     }
     let named = [&start, &stop, &moves].map(|list| list.len().saturating_sub(NAMED_MAX));
     for list in [&mut start, &mut stop, &mut moves] {
         list.truncate(NAMED_MAX);
     }
-    let unplaced = keys.iter().filter_map(|key| after.workload(key));
-    let unplaced: Vec<&Unplaced> = unplaced.filter_map(|one| one.unplaced.as_ref()).collect();
+    let unplaced = keys
+        .iter()
+        .filter_map(|key| after.workload(key)?.unplaced.as_ref());
+    // What makes room and fits nowhere else stays unplaced no less.
+    let others: BTreeSet<&WorkloadKey> = played.preempted.iter().map(|one| &one.key).collect();
+    let others = others.into_iter().filter(|key| !keys.contains(key));
+    let others = others.filter_map(|key| {
+        let slots = |trouble: &Unplaced| trouble.slots;
+        let before = { cluster.workload(key) }.and_then(|one| one.unplaced.as_ref().map(slots));
+        let trouble = after.workload(key)?.unplaced.as_ref();
+        trouble.filter(|one| Some(one.slots) > before)
+    });
+    let unplaced: Vec<&Unplaced> = unplaced.chain(others).collect();
     Ok(json!({
         "index": index(cluster, keys.iter().cloned()), "changes": changes, "start": start,
         "stop": stop, "move": moves, "more": left + named.iter().sum::<usize>(),
         "unplaced": unplaced, "granted": granted, "revoked": revoked,
     }))
+}
+
+/// Where the slot of what has made room runs then.
+fn goes_to(after: &Cluster, stop: &Stop) -> Option<Name> {
+    let workload = after.workload(&stop.key)?;
+    let newest = workload.numbers_of(stop.slot).last()?;
+    let placed = workload.placements.get(&newest)?;
+    Some(host_name(after, &placed.host))
 }
 
 /// Each slot's placement: of two the later one.

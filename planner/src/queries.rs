@@ -14,12 +14,14 @@ use wasmorch_api::{
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::{cron, hold};
 
-/// The highest store sequence among the records named: the `index` of `--if-index`.
+/// The highest store sequence among the records named, and the removals of those that are gone: the
+/// `index` of `--if-index`.
 pub fn index(cluster: &Cluster, keys: impl IntoIterator<Item = WorkloadKey>) -> u64 {
-    keys.into_iter()
-        .filter_map(|key| cluster.workload(&key).map(|workload| workload.index))
-        .max()
-        .unwrap_or(0)
+    let index = |key: WorkloadKey| {
+        let there = cluster.workload(&key).map(|workload| workload.index);
+        there.or_else(|| cluster.removed_at.get(&key).copied())
+    };
+    keys.into_iter().filter_map(index).max().unwrap_or(0)
 }
 
 /// How many slots within what is wanted have a ready replica.

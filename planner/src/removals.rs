@@ -93,8 +93,13 @@ impl Removals {
 }
 
 impl Cluster {
-    pub(crate) fn put_removed(&mut self, removed: Removed) {
+    pub(crate) fn put_removed(&mut self, removed: Removed, sequence: u64) {
         let key = removed.key();
+        let counters = |one: &Removed| (one.newest, one.next_placement);
+        if self.removed.get(&key).map(counters) != Some(counters(&removed)) {
+            // What hosts have done since is no other removal.
+            self.removed_at.insert(key.clone(), sequence);
+        }
         if removed.removals.is_empty() {
             self.removing.remove(&key);
         } else {

@@ -263,7 +263,11 @@ impl Pass<'_> {
     }
 
     /// Looks at hosts one by one, with what this plan has decided so far.
-    pub(crate) fn with_standpoint<T>(&self, look: impl FnOnce(&Standpoint<'_>) -> T) -> T {
+    pub(crate) fn with_standpoint<T>(
+        &self,
+        homes: Option<&BTreeSet<HostId>>,
+        look: impl FnOnce(&Standpoint<'_>) -> T,
+    ) -> T {
         let ground = self.ground();
         look(&Standpoint {
             cluster: self.cluster,
@@ -279,6 +283,7 @@ impl Pass<'_> {
                 claims: Some(&self.pool.ports),
                 without: None,
             },
+            homes,
         })
     }
 

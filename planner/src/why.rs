@@ -4,17 +4,19 @@
 //! back), what stands in the way, how hosts score, and what would help. The filters and scores are
 //! `place`'s own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use wasmorch_api::status::HostState;
+use wasmorch_api::status::{Drain, HostState};
 use wasmorch_api::{
-    ApiError, Name, PlacementNumber, ReplicaId, ReplicaState, RolloutState, Timestamp, WorkloadKey,
+    ApiError, HostId, Name, PlacementNumber, ReplicaId, ReplicaState, RolloutState, Slot,
+    Timestamp, WorkloadKey,
 };
 
 use crate::cluster::{Cluster, Host, Line, Placed, Reported, Workload};
 use crate::commands::find_host;
 use crate::explain;
+use crate::homes;
 use crate::place::{self, Ranking, Standpoint};
 use crate::ports;
 use crate::queries::{host_name, host_view, state};
@@ -53,12 +55,7 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
             ));
         }
     }
-    if let Some(one) = workload.record.crash_loop.first() {
-        fix.push(format!(
-            "slot {} keeps failing ({}): see `wasmorch logs {}`",
-            one.slot, one.reason, key.name
-        ));
-    }
+    fix.extend(keeps_failing(key, workload));
     let trouble = explain::unplaced(key, 0, &ranking);
     Some(json!({
         "state": state(cluster, workload),
@@ -74,7 +71,34 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
     }))
 }
 
+/// What failed last, and how many slots wait after failures.
+fn keeps_failing(key: &WorkloadKey, workload: &Workload) -> Option<String> {
+    let failing = &workload.record.crash_loop;
+    let (last, others) = failing.split_last()?;
+    let more = match others.len() {
+        0 => String::new(),
+        1 => " and 1 more slot".to_owned(),
+        many => format!(" and {many} more slots"),
+    };
+    let verb = if others.is_empty() { "keeps" } else { "keep" };
+    Some(format!(
+        "slot {}{more} {verb} failing ({}): see `wasmorch logs {}`",
+        last.slot, last.reason, key.name
+    ))
+}
+
 fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) -> Option<Ranking> {
+    look(cluster, key, less, place::rank)
+}
+
+/// Looks at hosts for one replica more, or for one that is there already. `failed` are those where its
+/// slot failed lately.
+fn look<T>(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    less: Option<PlacementNumber>,
+    look: impl FnOnce(&Standpoint<'_>, &[HostId]) -> T,
+) -> Option<T> {
     let workload = cluster.workload(key)?;
     let target = workload.target()?;
     let placed = less.and_then(|number| workload.placements.get(&number));
@@ -87,6 +111,13 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
     let lost_after = target.spec.disconnect.lost_after.0;
     let lost =
         |host: &Host| !lost_after.is_zero() && host.surely_silent(lost_after, cluster.ticked);
+    let homes = match placed {
+        None => homes::awaited(cluster, workload),
+        Some(placed) => {
+            let home = homes::home(cluster, workload, placed.slot);
+            home.map(|home| BTreeSet::from([home.clone()]))
+        }
+    };
     let on = Standpoint {
         cluster,
         key,
@@ -104,11 +135,12 @@ fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) 
             claims: None,
             without: less.map(|number| (key, number)),
         },
+        homes: homes.as_ref(),
     };
     let slot = placed.map(|placed| placed.slot);
     let failed = slot.map(|slot| workload.failed_on(slot, workload.record.revision));
     let failed: Vec<_> = failed.into_iter().flatten().cloned().collect();
-    Some(place::rank(&on, &failed))
+    Some(look(&on, &failed))
 }
 
 fn scores(ranking: &Ranking) -> Vec<Value> {
@@ -160,11 +192,12 @@ pub fn host(cluster: &Cluster, host: &str, now: Timestamp) -> Result<Value, ApiE
         .iter()
         .take(RUNS)
         .map(|(key, (many, ready))| {
-            let stays = host.record.drain.and_then(|_| why_it_stays(cluster, key));
+            let drain = host.record.drain;
+            let stays = drain.and_then(|drain| why_it_stays(cluster, key, (id, host), drain));
             json!({"workload": key.to_string(), "replicas": many, "ready": ready, "stays": stays})
         })
         .collect();
-    let (refuses, fix) = refuses(cluster, host);
+    let (refuses, fix) = refuses(cluster, id, host);
     Ok(json!({
         "state": word(host),
         "story": told(&host.story),
@@ -190,13 +223,13 @@ fn word(host: &Host) -> &'static str {
 }
 
 /// Why something new does not go there: for every workload, then for those that look for a place.
-fn refuses(cluster: &Cluster, host: &Host) -> (Vec<String>, Vec<String>) {
+fn refuses(cluster: &Cluster, id: &HostId, host: &Host) -> (Vec<String>, Vec<String>) {
     let (mut refuses, mut fix) = (Vec::new(), Vec::new());
     let mut note = |what: String, how: String| {
         if !refuses.contains(&what) && refuses.len() < SCORES {
             refuses.push(what);
         }
-        if !fix.contains(&how) && fix.len() < SCORES {
+        if !how.is_empty() && !fix.contains(&how) && fix.len() < SCORES {
             fix.push(how);
         }
     };
@@ -208,12 +241,8 @@ fn refuses(cluster: &Cluster, host: &Host) -> (Vec<String>, Vec<String>) {
         note(what, format!("tolerate = [\"{taint}\"]"));
     }
     for key in cluster.agenda.waiting().iter().take(RUNS) {
-        let Some(ranking) = ranking(cluster, key, None) else {
-            continue;
-        };
-        let here = |(name, _): &&(Name, _)| *name == host.info().name;
-        let removed = ranking.removed.iter().find(here).map(|(_, all)| all);
-        if let Some(first) = removed.and_then(|all| all.first()) {
+        let removed = look(cluster, key, None, |on, _| place::against(on, id));
+        if let Some(first) = removed.iter().flatten().next() {
             note(format!("{key}: {}", first.filter), first.fix.clone());
         }
     }
@@ -221,11 +250,28 @@ fn refuses(cluster: &Cluster, host: &Host) -> (Vec<String>, Vec<String>) {
 }
 
 /// What holds up the replicas of a workload on a host that is drained.
-fn why_it_stays(cluster: &Cluster, key: &WorkloadKey) -> Option<String> {
+fn why_it_stays(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    (id, host): (&HostId, &Host),
+    drain: Drain,
+) -> Option<String> {
     let workload = cluster.workload(key)?;
     let target = workload.target()?;
     if target.kind.ends() {
         return Some("it runs to its end".to_owned());
+    }
+    let mut here = host.groups_of(key).iter().flat_map(|group| &group.slots);
+    let at_home = |slot: Slot| homes::home(cluster, workload, slot) == Some(id);
+    if !workload.per_host() && here.any(|slot| at_home(slot.slot)) {
+        return Some(match drain.deadline {
+            Some(_) => {
+                "its volumes are here: it stays until the deadline, then it waits for this host"
+                    .into()
+            }
+            None => "its volumes are here: it stays, as no deadline is given (drain --deadline D)"
+                .into(),
+        });
     }
     if let Some(trouble) = &workload.unplaced {
         return Some(explain::one_line(trouble));

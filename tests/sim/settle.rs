@@ -215,7 +215,7 @@ impl World {
             let with = super::bonds::others_of(&self.laws, record);
             return Some(format!("the rollout of {key} is {state}{with}"));
         }
-        if wanted > 0 && self.laws.is_per_host(key) {
+        if !record.stopped && self.laws.is_per_host(key) {
             return self.hosts_trouble(key, record);
         }
         let (mut running, mut slots) = (0, BTreeSet::new());
@@ -320,10 +320,12 @@ impl World {
             let Some(up) = &host.up else { continue };
             let runs = up.runner.iter();
             let runs: Vec<_> = runs.filter(|(one, _)| one.workload == *key).collect();
-            there += runs.len() as u64;
             let good = |run: &super::runner::Run| run.ready && run.revision == record.revision;
             let known = self.laws.host(&host.id);
-            let cordoned = known.is_some_and(|known| known.cordoned || known.drain.is_some());
+            let drained = known.is_some_and(|known| known.drain.is_some());
+            let cordoned = drained || known.is_some_and(|known| known.cordoned);
+            // What cannot be spared yet stays on a host that is drained, and is not counted.
+            there += runs.len() as u64 * u64::from(!drained);
             let as_wanted = match runs.as_slice() {
                 [] if cordoned || !self.can_run(at, key) => true,
                 // What came first has taken all the room there is on it, and is not moved for this.
@@ -397,7 +399,7 @@ impl World {
         let held_up = spec.is_none_or(|spec| {
             let update = &spec.update;
             let stop_first = update.order == UpdateOrder::StopFirst || update.max_surge == 0;
-            stop_first && u64::from(spec.min_available) >= wanted
+            (stop_first || spec.per_host()) && u64::from(spec.min_available) >= wanted
         });
         !record.kind.ends()
             && state != Some(RolloutState::Paused)

@@ -41,20 +41,34 @@ async fn list(ctx: &Context) -> Result<Exit, CliError> {
     Ok(Exit::OK)
 }
 
-/// `rebalance --max-moves N`: asked and answered; the moves themselves go on by themselves.
+/// `rebalance --max-moves N`: asked until all is looked at; the moves themselves go on by themselves.
 async fn rebalance(ctx: &Context, max_moves: u32) -> Result<Exit, CliError> {
-    let request = HostRequest {
-        max_moves: Some(max_moves),
-        request_id: Some(request_id()),
-        by: Some(cluster::user()),
-        ..HostRequest::default()
-    };
-    let reply: RebalanceReply = ctx.link().await?.call(None, "rebalance", &request).await?;
+    let link = ctx.link().await?;
+    let mut all = RebalanceReply::default();
+    loop {
+        let found = u32::try_from(all.moves.len()).unwrap_or(u32::MAX);
+        let request = HostRequest {
+            max_moves: Some(max_moves.saturating_sub(found)),
+            cursor: all.next.clone(),
+            request_id: Some(request_id()),
+            by: Some(cluster::user()),
+            ..HostRequest::default()
+        };
+        let reply: RebalanceReply = link.call(None, "rebalance", &request).await?;
+        // A leader looks at a part of a large cluster at a time. One that comes no further is not asked
+        // for ever.
+        let stuck = reply.moves.is_empty() && reply.next == all.next;
+        all.moves.extend(reply.moves);
+        all.next = reply.next;
+        if all.next.is_none() || stuck || all.moves.len() >= max_moves as usize {
+            break;
+        }
+    }
     if ctx.out.is_json() {
-        ctx.out.json(&reply)?;
+        ctx.out.json(&all)?;
         return Ok(Exit::OK);
     }
-    let text = views::moves(&reply.moves, max_moves);
+    let text = views::moves(&all, max_moves);
     ctx.out.text(&text)?;
     Ok(Exit::OK)
 }

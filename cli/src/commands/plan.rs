@@ -52,6 +52,17 @@ struct Step {
     host: String,
     from: String,
     to: String,
+    /// Where it is not the deploy's own workload: what it comes of.
+    why: String,
+}
+
+impl Step {
+    fn why(&self) -> String {
+        match self.why.as_str() {
+            "" => String::new(),
+            why => format!(": {}", harmless(why)),
+        }
+    }
 }
 
 /// `plan`.
@@ -119,8 +130,11 @@ fn render(plan: &Plan) -> String {
     }
     for step in &plan.stop {
         let line = format!(
-            "- {} slot {}: stops on {}",
-            step.workload, step.slot, step.host
+            "- {} slot {}: stops on {}{}",
+            step.workload,
+            step.slot,
+            step.host,
+            step.why()
         );
         text.push_str(&format!("{}\n", Tone::Bad.paint(&line)));
     }
@@ -130,7 +144,8 @@ fn render(plan: &Plan) -> String {
         } else {
             format!("moves from {} to {}", step.from, step.to)
         };
-        let line = format!("~ {} slot {}: {way}", step.workload, step.slot);
+        let why = step.why();
+        let line = format!("~ {} slot {}: {way}{why}", step.workload, step.slot);
         text.push_str(&format!("{}\n", Tone::Warn.paint(&line)));
     }
     if plan.more > 0 {
@@ -183,7 +198,10 @@ mod tests {
                 {"op": "remove", "path": "default/web.routes[0]", "from": "a.example.com/", "to": null},
             ],
             "start": [{"workload": "default/orders", "slot": 1, "host": "h1"}],
-            "stop": [{"workload": "default/web", "slot": 3, "host": "h2"}],
+            "stop": [
+                {"workload": "default/web", "slot": 3, "host": "h2"},
+                {"workload": "default/late", "slot": 1, "host": "h2", "why": "made room for a workload of higher priority"},
+            ],
             "move": [
                 {"workload": "default/web", "slot": 1, "host": "h3", "from": "h1", "to": "h3"},
                 {"workload": "default/web", "slot": 2, "host": "h2", "from": "h2", "to": "h2"},
@@ -209,6 +227,7 @@ mod tests {
         - loses default/web: --grant publish=a.b
         + default/orders slot 1: starts on h1
         - default/web slot 3: stops on h2
+        - default/late slot 1: stops on h2: made room for a workload of higher priority
         ~ default/web slot 1: moves from h1 to h3
         ~ default/web slot 2: replaced on h2
         ~ and 12 slots more
@@ -216,7 +235,7 @@ mod tests {
           1 host: memory
           the nearest host lacks 1.0 MiB of memory
           fix: add a host
-        3 changes; 1 to start, 1 to stop, 2 to move
+        3 changes; 1 to start, 2 to stop, 2 to move
         deploy exactly this with --if-index 42
         ");
         assert_eq!(render(&Plan::default()), "nothing would change\n");

@@ -1,7 +1,7 @@
 //! Answers of the API as people read them. Pure: data in, text out.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, MoveView, ReplicaView, RolloutView, RunView, ScaleView,
+    HistoryItem, HostView, LogLine, RebalanceReply, ReplicaView, RolloutView, RunView, ScaleView,
     StatusReply, Unplaced, WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::status::HostState;
@@ -377,10 +377,14 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
 }
 
 /// `rebalance`: each move on a line, its reason below.
-pub(crate) fn moves(moves: &[MoveView], most: u32) -> String {
+pub(crate) fn moves(reply: &RebalanceReply, most: u32) -> String {
+    let moves = &reply.moves;
     if moves.is_empty() {
         return match most {
             0 => "0 moves: none were allowed\n".into(),
+            _ if reply.next.is_some() => {
+                "0 moves: nothing found, but not all of the cluster was looked at\n".into()
+            }
             _ => "0 moves: nothing would be better off on another host\n".into(),
         };
     }
@@ -397,6 +401,9 @@ pub(crate) fn moves(moves: &[MoveView], most: u32) -> String {
     let sum = format!("{many}, each ready on its new host before it leaves the old one");
     text.push_str(&Tone::Dim.paint(&sum));
     text.push('\n');
+    if reply.next.is_some() && moves.len() < most as usize {
+        text.push_str("not all of the cluster was looked at: ask again once these are made\n");
+    }
     text
 }
 

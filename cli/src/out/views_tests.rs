@@ -2,7 +2,8 @@
 
 use serde_json::json;
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, ReplicaView, StatusReply, Unplaced, WorkloadSummary,
+    HistoryItem, HostView, LogLine, RebalanceReply, ReplicaView, StatusReply, Unplaced,
+    WorkloadSummary,
 };
 use wasmorch_api::{Event, Timestamp};
 
@@ -196,4 +197,21 @@ fn log_lines_name_their_replica_and_what_was_lost() {
         "text": "hello \u{1b}[2J there", "dropped": 7,
     }));
     insta::assert_snapshot!(plain(&log_line(&"hello".parse().unwrap(), &line)));
+}
+
+#[test]
+fn a_question_that_did_not_come_to_all_says_so() {
+    let of = |answer| plain(&moves(&read::<RebalanceReply>(answer), 5));
+    assert_eq!(
+        of(json!({"moves": []})),
+        "0 moves: nothing would be better off on another host\n"
+    );
+    assert_eq!(
+        of(json!({"moves": [], "next": "spread/default/web"})),
+        "0 moves: nothing found, but not all of the cluster was looked at\n"
+    );
+    let one =
+        json!({"workload": "default/web", "slot": 1, "from": "h1", "to": "h2", "why": "load"});
+    let some = of(json!({"moves": [one], "next": "load/5/h3"}));
+    assert!(some.ends_with("ask again once these are made\n"), "{some}");
 }

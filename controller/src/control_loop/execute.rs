@@ -443,6 +443,7 @@ fn host(
         _ => Ok(settled(commands::rebalance(
             cluster,
             request.max_moves,
+            request.cursor.as_deref(),
             now,
         )?)),
     }

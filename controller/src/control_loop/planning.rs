@@ -7,6 +7,7 @@ use wasmorch_planner::{Cluster, EventDraft, Write, check};
 
 use super::{ControlLoop, End, aside, ending};
 use crate::dispatch;
+use crate::store::StoreError;
 
 impl ControlLoop {
     pub(super) async fn plan(&mut self) -> Result<(), End> {
@@ -58,6 +59,11 @@ impl ControlLoop {
                 return Ok(());
             }
             if let Err(error) = self.store(batch, Cluster::commit_planned).await {
+                if let StoreError::TooLarge { key, .. } = &error {
+                    self.alarm_refused(&format!(
+                        "{key} is not stored, nor what came after it: {error}"
+                    ));
+                }
                 let mut refusal = None;
                 if let Some(end) = ending(error, |why| refusal = Some(why)) {
                     return Err(end);
@@ -92,13 +98,13 @@ impl ControlLoop {
     fn refuse_plan(&mut self, broken: &[check::BrokenRule]) {
         self.begin.metrics.plan_refused();
         let rules: Vec<String> = broken.iter().take(5).map(ToString::to_string).collect();
-        let rules = rules.join("; ");
+        self.alarm_refused(&rules.join("; "));
+    }
+
+    fn alarm_refused(&mut self, why: &str) {
         if let Some(more) = self.alarm.now() {
-            tracing::error!(rules, more, "a plan broke a rule and is not carried out");
-            self.say(vec![EventDraft::cluster(
-                EventKind::AlarmPlanRefused,
-                rules,
-            )]);
+            tracing::error!(why, more, "a plan, or a part of it, is not carried out");
+            self.say(vec![EventDraft::cluster(EventKind::AlarmPlanRefused, why)]);
         }
     }
 }

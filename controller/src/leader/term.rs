@@ -109,6 +109,7 @@ impl Controller {
         memory.floor = memory.floor.max(term);
         let mut restored = restore(&minted, loaded, &clock);
         restored.cluster.detection = self.detection;
+        restored.cluster.value_bytes_max = self.store.value_bytes_max();
         if let Some(why) = memory.contradicts(&minted.record) {
             restored.guard.freeze(why);
         }

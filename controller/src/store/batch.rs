@@ -37,6 +37,9 @@ const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// does not fill with the names of what once was.
 const MARKER_TTL: &str = "3600s";
 
+/// What a message of a batch carries beside its value, at most.
+pub(super) const HEADER_BYTES_MAX: usize = 1 << 10;
+
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const OPERATION: &str = "KV-Operation";

@@ -294,9 +294,9 @@ fn ready_is_kept(
         let ready = slots(&|number| !stops.contains_key(number));
         judge(before, ready, wanted.saturating_sub(may_lack));
     }
-    if moves {
-        let moved = |number: &PlacementNumber| stops.get(number) == Some(&StopReason::Moved);
-        let ready = slots(&|number| !moved(number));
+    if moves || takes(StopReason::Drained) {
+        let drained = |why: &StopReason| matches!(why, StopReason::Moved | StopReason::Drained);
+        let ready = slots(&|number| !stops.get(number).is_some_and(drained));
         judge(
             slots(&|_| true),
             ready,

@@ -7,17 +7,30 @@ use wasmorch_api::record::Move;
 use wasmorch_api::{ApiError, ErrorCode, Record, Timestamp, WorkloadKey};
 
 use super::Outcome;
-use crate::balance;
+use crate::balance::{self, Cursor};
 use crate::cluster::Cluster;
 use crate::write::Write;
 
 /// More in one question would be stored in more than one batch.
 const MOVES_MAX: u32 = 500;
 
-/// Moves at most so many replicas to where they do better; none when all is well.
+/// Moves at most so many replicas to where they do better; none when all is well. With a cursor it goes on
+/// where the answer that gave it left off.
 pub fn rebalance(
     cluster: &Cluster,
     max_moves: Option<u32>,
+    cursor: Option<&str>,
+    now: Timestamp,
+) -> Result<Outcome<RebalanceReply>, ApiError> {
+    rebalance_within(cluster, max_moves, cursor, balance::LOOKS_MAX, now)
+}
+
+/// The same, looking at so many hosts before it leaves off.
+pub fn rebalance_within(
+    cluster: &Cluster,
+    max_moves: Option<u32>,
+    cursor: Option<&str>,
+    looks: usize,
     now: Timestamp,
 ) -> Result<Outcome<RebalanceReply>, ApiError> {
     let most = max_moves.filter(|most| *most <= MOVES_MAX).ok_or_else(|| {
@@ -28,7 +41,14 @@ pub fn rebalance(
         let fix = format!("pass `max_moves`: 0 to {MOVES_MAX}");
         ApiError::new(ErrorCode::Invalid, what, "", fix)
     })?;
-    let better = balance::better(cluster, most as usize);
+    let from = cursor.map(|text| {
+        Cursor::read(text).ok_or_else(|| {
+            let what = "the cursor is none that rebalance has given";
+            let fix = "pass `next` of the last answer, or leave it out to begin anew";
+            ApiError::new(ErrorCode::Invalid, what, text, fix)
+        })
+    });
+    let (better, next) = balance::better(cluster, most as usize, from.transpose()?, looks);
     let mut records: BTreeMap<&WorkloadKey, Record> = BTreeMap::new();
     for one in &better {
         let Some(workload) = cluster.workload(&one.key) else {
@@ -54,6 +74,7 @@ pub fn rebalance(
     });
     let reply = RebalanceReply {
         moves: moves.collect(),
+        next: next.map(|cursor| cursor.to_string()),
     };
     Ok(Outcome {
         writes: writes

@@ -100,7 +100,8 @@ impl Pass<'_> {
     }
 
     fn explain(&self) -> wasmorch_api::messages::Unplaced {
-        let mut ranking = self.with_standpoint(|on| place::rank(on, &[]));
+        let homes = self.awaited_homes();
+        let mut ranking = self.with_standpoint(homes.as_ref(), |on| place::rank(on, &[]));
         if let Some(removed) = self.removed_by_quota() {
             let fits = std::mem::take(&mut ranking.fits).into_iter();
             ranking.removed = fits

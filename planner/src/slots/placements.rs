@@ -50,7 +50,7 @@ impl Pass<'_> {
         let Some(rank) = self.pool.rank(host).filter(|_| !elsewhere) else {
             return false;
         };
-        let fits = self.with_standpoint(|on| place::fits_on(on, host));
+        let fits = self.with_standpoint(None, |on| place::fits_on(on, host));
         let wants = Booked::of(self.key, &self.target.spec, None);
         if !fits || !self.within_quota(slot, wants) || !self.pool.take(rank) {
             return false;

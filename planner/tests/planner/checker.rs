@@ -67,3 +67,48 @@ fn one_broken_part_bars_nobody_else() {
     let again = world.cluster.plan(world.now);
     assert_eq!(again.start.len(), 2, "what was left out is planned again");
 }
+
+#[test]
+fn a_record_that_no_message_takes_is_named_and_bars_nobody_else() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.deploy(shaped(1, 1, 1, 0), Kind::Http);
+    world.run(6);
+    let other = WorkloadKey::new(name("default"), shaped(1, 1, 1, 0).name);
+    for key in [web(), other.clone()] {
+        let mut record = world.cluster.workload(&key).unwrap().record.clone();
+        record.desired = 3;
+        if key == web() {
+            // The answer to a deploy of many workloads.
+            let named = vec![serde_json::json!({"name": "web", "revision": 1}); 40_000];
+            record.answered.push(wasmorch_api::record::Answered {
+                request_id: "r1".parse().unwrap(),
+                verb: "deploy".to_owned(),
+                at: world.now,
+                reply: serde_json::json!({"workloads": named}),
+            });
+        }
+        world.store(vec![Write::Record(Box::new(record))]);
+    }
+    let mut plan = world.cluster.plan(world.now);
+    let touched = check::check_touched(&world.cluster, &plan);
+    assert_eq!(touched, check::check(&world.cluster, &plan));
+    let [rule @ check::BrokenRule::TooLarge { bytes, most, .. }] = touched.as_slice() else {
+        panic!("{touched:?}");
+    };
+    assert!(bytes > most);
+    let said = rule.to_string();
+    assert!(
+        said.starts_with("the record of default/web would have "),
+        "{said}"
+    );
+    assert_eq!(rule.workloads(&plan), BTreeSet::from([web()]));
+    plan = plan.without(&BTreeSet::from([web()]));
+    assert_eq!(check::check_touched(&world.cluster, &plan), vec![]);
+    assert!(!plan.start.is_empty() && plan.start.iter().all(|start| start.key == other));
+    // A server that takes more takes it.
+    world.cluster.value_bytes_max *= 2;
+    world.cluster.mark_all_dirty();
+    let plan = world.cluster.plan(world.now);
+    assert_eq!(check::check_touched(&world.cluster, &plan), vec![]);
+}

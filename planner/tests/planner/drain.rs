@@ -194,3 +194,139 @@ fn the_checker_refuses_a_drain_that_takes_too_many() {
         "{broken:?}"
     );
 }
+
+#[test]
+fn a_slot_with_a_volume_says_that_it_stays_with_it() {
+    let mut world = World::new(2);
+    let mut wanted = spec("1", 1);
+    wanted.update.order = UpdateOrder::StopFirst;
+    (wanted.update.max_surge, wanted.update.max_unavailable) = (0, 1);
+    wasmorch_api::manifest::read_grant("volume=data:/data", &mut wanted.bindings).unwrap();
+    world.deploy(wanted, Kind::Http);
+    world.run(8);
+    let at = (1..=2).find(|n| world.on(&host(*n)) == 1).unwrap();
+    let stays = |world: &World| {
+        let why = why::host(&world.cluster, host(at).as_str(), world.now).unwrap();
+        why["runs"][0]["stays"].as_str().map(str::to_owned)
+    };
+    assert_eq!(stays(&world), None);
+    world.drain(at, None);
+    world.run(10);
+    assert_eq!(world.on(&host(at)), 1);
+    let said = stays(&world).unwrap();
+    assert_eq!(
+        said,
+        "its volumes are here: it stays, as no deadline is given (drain --deadline D)"
+    );
+    world.drain(at, Some(Duration::from_secs(10)));
+    world.run(4);
+    let said = stays(&world).unwrap();
+    assert!(
+        said.contains("until the deadline, then it waits for this host"),
+        "{said}"
+    );
+    world.run(30);
+    assert_eq!((world.on(&host(1)), world.on(&host(2))), (0, 0));
+
+    // It waits for its host alone: nothing that another has matters, and no other scores.
+    let why = why::workload(&world.cluster, &web()).unwrap();
+    let (home, other) = (format!("h{at}"), format!("volumes are on h{at}"));
+    assert_eq!(
+        why["filtered"],
+        serde_json::json!({"draining": 1, (other.as_str()): 1})
+    );
+    assert_eq!(
+        (why["evaluated"].as_u64(), &why["scores"]),
+        (Some(2), &serde_json::json!([]))
+    );
+    assert_eq!(
+        why["fix"][0],
+        format!("uncordon {home}: it has the volumes")
+    );
+    let elsewhere = why::host(&world.cluster, host(3 - at).as_str(), world.now).unwrap();
+    assert_eq!(elsewhere["refuses"][0], format!("default/web: {other}"));
+}
+
+#[test]
+fn one_on_every_host_keeps_min_available_until_the_deadline() {
+    let mut world = World::new(3);
+    let mut wanted = one_per_host(spec("1", 1));
+    wanted.min_available = 2;
+    world.deploy(wanted, Kind::Http);
+    world.run(8);
+    assert_eq!(world.ready(), 3);
+    world.drain(1, Some(Duration::from_secs(20)));
+    world.drain(2, Some(Duration::from_secs(20)));
+    for _ in 0..30 {
+        world.round();
+        assert_eq!(
+            world.ready(),
+            2,
+            "one of them goes at once, and the other stays"
+        );
+    }
+    let held = (1..=2).find(|n| world.on(&host(*n)) == 1).unwrap();
+    let why = why::host(&world.cluster, host(held).as_str(), world.now).unwrap();
+    assert_eq!(
+        why["runs"][0]["stays"],
+        "2 are ready, and min_available is 2"
+    );
+    assert_eq!(
+        (world.stops(StopReason::Drained), world.desired().1),
+        (1, 1)
+    );
+    world.run(20);
+    assert_eq!((world.on(&host(held)), world.ready()), (0, 1));
+    assert_eq!(
+        (world.drained(1), world.drained(2)),
+        (Some(true), Some(true))
+    );
+    assert_eq!(world.stops(StopReason::Overdue), 1);
+
+    // Once another serves in its stead it goes before the deadline.
+    let mut world = World::new(2);
+    let mut wanted = one_per_host(spec("1", 1));
+    wanted.min_available = 2;
+    world.deploy(wanted, Kind::Http);
+    world.run(8);
+    world.drain(1, None);
+    world.run(10);
+    assert_eq!((world.on(&host(1)), world.ready()), (1, 2));
+    world.seqs.insert(host(3), 0);
+    world.run(8);
+    assert_eq!((world.on(&host(1)), world.ready()), (0, 2));
+    assert_eq!(world.stops(StopReason::Overdue), 0);
+}
+
+#[test]
+fn the_checker_keeps_min_available_of_one_on_every_host() {
+    let mut world = World::new(3);
+    let mut wanted = one_per_host(spec("1", 1));
+    wanted.min_available = 2;
+    world.deploy(wanted, Kind::Http);
+    world.run(8);
+    let placements = &world.cluster.workload(&web()).unwrap().placements;
+    let stop: Vec<Stop> = { placements.iter().take(2) }
+        .map(|(number, placed)| Stop {
+            key: web(),
+            slot: placed.slot,
+            placement: *number,
+            host: placed.host.clone(),
+            why: StopReason::Drained,
+        })
+        .collect();
+    let some = |count: usize| Plan {
+        stop: stop[..count].to_vec(),
+        ..Plan::default()
+    };
+    assert_eq!(check::check(&world.cluster, &some(1)), vec![]);
+    let broken = check::check(&world.cluster, &some(2));
+    let [
+        check::BrokenRule::TooFew {
+            ready: 1, least: 2, ..
+        },
+    ] = broken[..]
+    else {
+        panic!("{broken:?}");
+    };
+}

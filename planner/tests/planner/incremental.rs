@@ -222,7 +222,7 @@ impl World {
                 }
             }
             Busy::Rebalance(most) => {
-                let outcome = commands::rebalance(&self.cluster, Some(most.into()), self.now);
+                let outcome = commands::rebalance(&self.cluster, Some(most.into()), None, self.now);
                 let outcome = outcome.unwrap();
                 assert!(outcome.reply.moves.len() <= usize::from(most));
                 self.store(outcome.writes);

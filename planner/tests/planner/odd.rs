@@ -115,6 +115,38 @@ fn a_thousand_constraints() {
 }
 
 #[test]
+fn the_nearest_fix_is_what_takes_the_smallest_share() {
+    let mut world = World::new(3);
+    // h1 lacks half of the cpu, h2 a tenth of the memory, h3 hardly any, and is barred besides.
+    let fill = |n: usize, mib: u64, cpu: u64| {
+        let mut one = shaped(n as u8, 1, 1, 0);
+        one.constraints = vec![label("host", LabelTest::Eq(format!("h{n}")))];
+        one.resources.reserve.memory = ByteSize::mib(mib);
+        one.resources.reserve.cpu = wasmorch_api::Cpu(cpu);
+        one
+    };
+    for (n, mib, cpu) in [(1, 64, 1_500), (2, 574, 0), (3, 525, 0)] {
+        world.deploy(fill(n, mib, cpu), Kind::Http);
+    }
+    world.run(6);
+    let mut wanted = spec("1", 1);
+    wanted.resources.memory = ByteSize::mib(512);
+    wanted.resources.reserve.memory = ByteSize::mib(500);
+    wanted.resources.reserve.cpu = wasmorch_api::Cpu(1_000);
+    wanted.constraints = vec![label("host", LabelTest::Ne("h3".into()))];
+    let trouble = world.unplaced(wanted);
+    assert!(
+        trouble.fix[0].starts_with("free 50 MiB on h2, ")
+            && trouble.fix[1].starts_with("free 500m cpu on h1, "),
+        "{:?}",
+        trouble.fix
+    );
+    // 1 MiB on h3 would not help.
+    assert_eq!(trouble.lacking["memory"], 50 << 20);
+    assert_eq!(trouble.lacking["cpu"], 500);
+}
+
+#[test]
 fn a_million_replicas_where_three_hundred_fit() {
     let mut world = World::new(3);
     world.oracle = false;
@@ -212,4 +244,39 @@ fn a_plan_shows_the_rollout_to_its_end() {
     };
     let refused = commands::deploy(&world.cluster, &stale, &world.call()).unwrap_err();
     assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
+}
+
+#[test]
+fn a_removal_is_a_change_since_it_was_shown() {
+    let mut world = World::new(2);
+    let older = spec("1", 1);
+    world.deploy(older.clone(), Kind::Http);
+    let newer = shaped(1, 1, 1, 0);
+    world.deploy(newer.clone(), Kind::Http);
+    world.run(6);
+    let mut input = DeployInput {
+        workloads: vec![(older, Kind::Http), (newer, Kind::Http)],
+        if_index: None,
+        ..DeployInput::default()
+    };
+    let shown = |world: &World, input: &DeployInput| {
+        let shown = preview::of_deploy(&world.cluster, input, &world.call()).unwrap();
+        shown["index"].as_u64()
+    };
+    input.if_index = shown(&world, &input);
+    commands::deploy(&world.cluster, &input, &world.call()).unwrap();
+    // The older one goes: what is left is as it was.
+    world.change(commands::rm, None);
+    let refused = commands::deploy(&world.cluster, &input, &world.call()).unwrap_err();
+    assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
+    world.new_leader();
+    world.run(6);
+    let refused = commands::deploy(&world.cluster, &input, &world.call()).unwrap_err();
+    assert_eq!(refused.code, wasmorch_api::ErrorCode::Conflict);
+    input.if_index = None;
+    input.if_index = shown(&world, &input);
+    let outcome = commands::deploy(&world.cluster, &input, &world.call()).unwrap();
+    world.store(outcome.writes);
+    world.run(6);
+    assert_eq!(world.ready(), 1);
 }

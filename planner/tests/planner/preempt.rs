@@ -186,9 +186,54 @@ fn a_preview_shows_who_would_make_room() {
         ..DeployInput::default()
     };
     let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
-    assert_eq!(shown["unplaced"].as_array().unwrap().len(), 0);
-    assert_eq!(shown["stop"][0]["workload"], "default/w1");
+    let why = StopReason::Preempted.words();
+    let list = |shown: &serde_json::Value, which: &str| shown[which].as_array().unwrap().clone();
+    assert_eq!(list(&shown, "move").len(), 0);
+    let [ref stop] = list(&shown, "stop")[..] else {
+        panic!("{shown}");
+    };
+    assert_eq!(
+        (&stop["workload"], &stop["why"]),
+        (&"default/w1".into(), &why.into())
+    );
+    // It fits nowhere else.
+    let [ref left] = list(&shown, "unplaced")[..] else {
+        panic!("{shown}");
+    };
+    assert_eq!(
+        (&left["workload"], &left["slots"]),
+        (&"default/w1".into(), &1.into())
+    );
     assert_eq!(world.hosts_of(1).len(), 1, "nothing has changed");
+
+    // With another host it goes there.
+    let mut world = World::new(2);
+    world.deploy(of(1, 1, 10, 600), Kind::Http);
+    world.deploy(of(3, 1, 10, 300), Kind::Http);
+    world.run(4);
+    let (from, mut picky) = (world.hosts_of(1), of(2, 1, 50, 600));
+    picky.constraints = vec![Constraint::Label {
+        label: "host".into(),
+        test: LabelTest::Eq(from[0].clone()),
+    }];
+    let input = DeployInput {
+        workloads: vec![(picky, Kind::Http)],
+        if_index: None,
+        ..DeployInput::default()
+    };
+    let shown = preview::of_deploy(&world.cluster, &input, &world.call()).unwrap();
+    let [ref step] = list(&shown, "move")[..] else {
+        panic!("{shown}");
+    };
+    assert_eq!(
+        (&step["from"], &step["why"]),
+        (&from[0].clone().into(), &why.into())
+    );
+    assert_ne!(step["from"], step["to"]);
+    assert_eq!(
+        (list(&shown, "stop"), list(&shown, "unplaced")),
+        (vec![], vec![])
+    );
 }
 
 #[test]

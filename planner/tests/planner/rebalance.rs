@@ -7,7 +7,7 @@ use super::*;
 
 impl World {
     fn rebalance(&mut self, most: u32) -> Vec<MoveView> {
-        let outcome = commands::rebalance(&self.cluster, Some(most), self.now).unwrap();
+        let outcome = commands::rebalance(&self.cluster, Some(most), None, self.now).unwrap();
         let moves = outcome.reply.moves;
         self.store(outcome.writes);
         moves
@@ -89,7 +89,7 @@ fn what_must_stop_first_or_moves_already_stays() {
     world.join(2);
     assert_eq!(world.rebalance(10), []);
     assert_eq!(world.rebalance(0), []);
-    let refused = commands::rebalance(&world.cluster, None, world.now);
+    let refused = commands::rebalance(&world.cluster, None, None, world.now);
     assert!(refused.is_err());
 }
 
@@ -118,4 +118,48 @@ fn a_move_that_cannot_be_made_is_given_up() {
     }
     assert_eq!(world.cluster.workload(&web()).unwrap().record.moves, []);
     assert_eq!(world.on(&host(1)) + world.on(&host(2)), 6);
+}
+
+#[test]
+fn what_one_question_does_not_come_to_the_next_one_does() {
+    let mut world = World::new(2);
+    for n in 1..=4 {
+        world.deploy(shaped(n, 1, 4, 0), Kind::Http);
+    }
+    world.run(8);
+    world.join(3);
+    // Room for two looks at all hosts.
+    let (looks, mut cursor, mut moves, mut asked) = (6, None::<String>, Vec::new(), 0);
+    loop {
+        let outcome = commands::rebalance_within(
+            &world.cluster,
+            Some(100),
+            cursor.as_deref(),
+            looks,
+            world.now,
+        );
+        let outcome = outcome.unwrap();
+        world.store(outcome.writes);
+        moves.extend(outcome.reply.moves);
+        asked += 1;
+        let next = outcome.reply.next;
+        assert!(next.is_none() || next != cursor || asked == 1, "{next:?}");
+        if next.is_none() {
+            break;
+        }
+        cursor = next;
+        assert!(asked < 50, "{cursor:?}");
+    }
+    let of: BTreeSet<&str> = moves.iter().map(|one| one.workload.as_str()).collect();
+    assert_eq!(
+        of.len(),
+        4,
+        "all have been looked at, in {asked} questions: {moves:?}"
+    );
+    assert!(asked > 2, "{asked}");
+    assert!(moves.iter().all(|one| one.to.as_str() == "h3"), "{moves:?}");
+    world.run(40);
+    assert!(world.rebalance(100).len() < moves.len(), "most is done");
+    let refused = commands::rebalance(&world.cluster, Some(1), Some("spread/h1"), world.now);
+    assert_eq!(refused.unwrap_err().code, wasmorch_api::ErrorCode::Invalid);
 }

@@ -161,7 +161,13 @@ fn a_slot_with_a_volume_stays_with_its_host() {
     let status = queries::status(&world.cluster, &web(), false).unwrap();
     let unplaced = status.unplaced.unwrap();
     assert_eq!(unplaced.slots, 1);
-    assert!(unplaced.fix[0].contains("host-rm h"), "{unplaced:?}");
+    let name = &world.cluster.hosts()[&home].info().name;
+    assert_eq!(
+        unplaced.fix[0],
+        format!("bring {name} back: it has the volumes; `wasmorch host-rm {name}` gives them up")
+    );
+    let filters = BTreeMap::from([("dead".into(), 1), (format!("volumes are on {name}"), 2)]);
+    assert_eq!((unplaced.evaluated, unplaced.filtered), (3, filters));
     world.silent.remove(&home);
     world.run(8);
 
