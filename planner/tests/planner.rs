@@ -58,6 +58,8 @@ mod removals;
 mod rolls;
 #[path = "planner/room.rs"]
 mod room;
+#[path = "planner/routes.rs"]
+mod routes;
 #[path = "planner/runs.rs"]
 mod runs;
 #[path = "planner/world.rs"]
