@@ -143,6 +143,12 @@ fn fault(ended: &Ended) -> Option<bool> {
     }
 }
 
+/// Whether an answer that has begun ended so by the guest's fault. One without an end is cut at
+/// `resources.timeout`, and was good until then.
+fn breaks_off(ended: &Ended) -> bool {
+    !matches!(ended, Ended::Timeout { .. }) && fault(ended) == Some(true)
+}
+
 /// A body that may still break off.
 struct Watched {
     body: Body,
@@ -160,7 +166,7 @@ impl http_body::Body for Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &polled
-            && error.downcast_ref::<Ended>().and_then(fault) == Some(true)
+            && error.downcast_ref::<Ended>().is_some_and(breaks_off)
             && let Some(tally) = self.tally.take()
         {
             tally.errors.fetch_add(1, Relaxed);
@@ -257,20 +263,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_breaks_off_is_an_error() {
-        let tally = tally(None);
-        let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
-            Ok(Frame::data(Bytes::from_static(b"half"))),
-            Err(Box::new(Ended::Trap {
-                message: "unreachable".into(),
-                backtrace: String::new(),
-            })),
-        ];
-        let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
-        let answered = Counted::begin(tally.clone()).answered(Ok(Response::new(body)));
-        assert_eq!(figures(&tally), (1, 0, 0));
-        let body = answered.expect("a head").into_body();
-        assert!(body.collect().await.is_err());
-        assert_eq!(figures(&tally), (1, 1, 0));
+    async fn an_answer_that_breaks_off_is_an_error_and_one_without_an_end_is_none() {
+        let trap = Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
+        };
+        let limit = Duration::from_secs(30);
+        for (end, errors) in [(trap, 1), (Ended::Timeout { limit }, 0)] {
+            let tally = tally(None);
+            let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
+                Ok(Frame::data(Bytes::from_static(b"half"))),
+                Err(Box::new(end)),
+            ];
+            let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+            let answered = Counted::begin(tally.clone()).answered(Ok(Response::new(body)));
+            assert_eq!(figures(&tally), (1, 0, 0));
+            let body = answered.expect("a head").into_body();
+            assert!(body.collect().await.is_err());
+            assert_eq!(figures(&tally), (1, errors, 0));
+        }
     }
 }
