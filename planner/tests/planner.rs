@@ -62,6 +62,8 @@ mod room;
 mod routes;
 #[path = "planner/runs.rs"]
 mod runs;
+#[path = "planner/withdrawn.rs"]
+mod withdrawn;
 #[path = "planner/world.rs"]
 mod world;
 #[path = "planner/zero.rs"]
