@@ -4,6 +4,7 @@
 //! unknown fields are ignored.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -730,6 +731,18 @@ pub struct HeardNote {
     pub at: Timestamp,
     /// The sequence of the host's set, as the leader knows it.
     pub sequence: u64,
+}
+
+/// A replica that drains goes on answering for so long at the most, until it is known that gateways
+/// route past it.
+pub const WITHDRAWN_WITHIN: Duration = Duration::from_secs(2);
+
+/// `host.<host>.withdrawn`: the gateways of all other hosts that live route past what this host drains.
+/// No answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithdrawnNote {
+    /// What drains by its set of this sequence, or an earlier one; `None`: all, for it shuts down.
+    pub set: Option<u64>,
 }
 
 /// A free-form value, for what tools only pass on.

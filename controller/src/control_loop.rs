@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::messages::HeardNote;
+use wasmorch_api::messages::{HeardNote, WithdrawnNote};
 use wasmorch_api::{ApiError, EventKind, Timestamp};
 use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write};
 
@@ -269,6 +269,9 @@ impl ControlLoop {
                         sequence,
                     };
                     self.begin.asker.heard(host, &note);
+                }
+                Ask::Withdrawn { host, set } => {
+                    self.begin.asker.withdrawn(host, &WithdrawnNote { set });
                 }
                 Ask::NewerTerm(seen) => self.verify_term(seen),
             }

@@ -1,8 +1,8 @@
 //! From planner writes to store batches.
 //!
 //! Pure. What a user asks for goes in one batch, whole or not at all. A plan may be larger than one
-//! batch: its writes are cut in the planner's order (records, then what hosts run, then what
-//! gateways know), each batch is committed before the next goes out, and what is left when
+//! batch: its writes are cut in the planner's order (records, then what gateways know, then what
+//! hosts run), each batch is committed before the next goes out, and what is left when
 //! leadership ends in between is planned anew by the next leader: sets and tables are complete, so
 //! every batch is right by itself.
 

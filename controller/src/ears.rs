@@ -14,7 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmorch_api::error::ErrorBody;
-use wasmorch_api::messages::{HeardNote, HeldReply, HeldRequest, HostStatusRequest, SyncRequest};
+use wasmorch_api::messages::{
+    HeardNote, HeldReply, HeldRequest, HostStatusRequest, SyncRequest, WithdrawnNote,
+};
 use wasmorch_api::{Heartbeat, HostId, StatusReport, Term, subjects};
 use wasmorch_planner::Observation;
 
@@ -238,6 +240,12 @@ impl Asker {
     pub(crate) fn heard(&self, host: HostId, note: &HeardNote) {
         let body = serde_json::to_vec(note).expect("our own types serialise");
         self.note(subjects::host(&host, "heard"), body);
+    }
+
+    /// Tells a host that gateways route past what it drains.
+    pub(crate) fn withdrawn(&self, host: HostId, note: &WithdrawnNote) {
+        let body = serde_json::to_vec(note).expect("numbers serialise");
+        self.note(subjects::host(&host, "withdrawn"), body);
     }
 
     /// What needs no answer has a queue of its own: however many questions are on their way, a host

@@ -230,6 +230,7 @@ impl Agent {
                 at,
                 sequence,
             } => self.heard(&boot, term, (at, sequence), now),
+            Event::Withdrawn { set } => self.withdrawn(set),
             Event::Disconnected | Event::Tick => {}
             Event::Shutdown { deadline } => self.shut_down(deadline, now),
         }

@@ -248,6 +248,7 @@ impl Driver {
                 at: note.at,
                 sequence: note.sequence,
             }),
+            LinkEvent::Withdrawn(note) => events.push(Event::Withdrawn { set: note.set }),
             LinkEvent::Disconnected => {
                 self.view.nats = false;
                 events.push(Event::Disconnected);

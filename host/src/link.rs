@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmorch_api::messages::{HeardNote, HeldReply};
+use wasmorch_api::messages::{HeardNote, HeldReply, WithdrawnNote};
 use wasmorch_api::{
     ClusterId, Heartbeat, HostId, LeaderId, NatsOptions, PlacementSet, StatusReport, Term, subjects,
 };
@@ -105,6 +105,8 @@ pub(crate) enum LinkEvent {
     },
     /// A leader has heard this host.
     Heard(HeardNote),
+    /// Gateways route past what drains here.
+    Withdrawn(WithdrawnNote),
     /// The server is out of reach.
     Disconnected,
     /// A placement set, live or read.

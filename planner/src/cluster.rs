@@ -22,6 +22,7 @@ use crate::detection::Detection;
 use crate::pool::{Classes, Pool};
 use crate::ports::Listeners;
 use crate::silence::Silence;
+use crate::withdrawals::Withdrawal;
 use crate::write::{EventDraft, Stored, Write};
 
 pub use host::Host;
@@ -66,6 +67,10 @@ pub struct Cluster {
     pub(crate) priorities: BTreeMap<u32, usize>,
     /// What has to be planned.
     pub(crate) agenda: Agenda,
+    /// Hosts that wait until gateways route past what they drain.
+    pub(crate) withdrawals: BTreeMap<HostId, Withdrawal>,
+    /// The newest endpoint table that this leader has stored.
+    pub(crate) tables: u64,
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
     pub(crate) stale_tables: BTreeSet<WorkloadKey>,
     pub(crate) classes: Classes,
@@ -116,6 +121,8 @@ impl Cluster {
             bound: BTreeSet::new(),
             priorities: BTreeMap::new(),
             agenda: Agenda::default(),
+            withdrawals: BTreeMap::new(),
+            tables: 0,
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
             listeners: Listeners::default(),
@@ -284,8 +291,12 @@ impl Cluster {
                     host.set = None;
                 }
             }
-            Write::Endpoints(table) => self.put_endpoints(table),
+            Write::Endpoints(table) => {
+                self.note_table(sequence);
+                self.put_endpoints(table);
+            }
             Write::DeleteEndpoints(key) => {
+                self.note_table(sequence);
                 if let Some(workload) = self.workloads.get_mut(&key) {
                     workload.endpoints = None;
                     self.agenda.whole(&key);

@@ -12,6 +12,7 @@ mod hosts;
 mod quota;
 mod rebalance;
 mod revise;
+mod routes;
 
 pub use change::{restart, rm, scale, start, stop};
 pub use data::streams;

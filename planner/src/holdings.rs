@@ -86,6 +86,7 @@ impl Cluster {
         self.take_out(&id, &changed.gone, Some(sequence));
         self.put_in(&id, &changed.come);
         self.drop_ended(&id, &changed.gone);
+        self.note_withdrawn(&id, &changed.gone, sequence, now);
         self.pool.touch(&id);
         if let Some(host) = self.hosts.get_mut(&id) {
             host.set = Some(set);

@@ -60,6 +60,7 @@ mod stages;
 mod standby;
 mod tables;
 pub mod why;
+mod withdrawals;
 mod write;
 
 pub use canary::may_stand_beside;

@@ -50,6 +50,13 @@ pub enum Ask {
         /// The sequence of its set.
         sequence: u64,
     },
+    /// Tells a host that the gateways route past what it drains: see `withdrawals`.
+    Withdrawn {
+        /// The host.
+        host: HostId,
+        /// The sequence of the set by which that drains; `None`: all, the host shuts down.
+        set: Option<u64>,
+    },
     /// A host has seen a later term than ours: this leader may be deposed, or the store went back.
     NewerTerm(Term),
 }
@@ -142,6 +149,9 @@ impl Cluster {
         }
         // One that says that it leaves is as good as gone: no silence has to prove it.
         if beat.leaving {
+            if { self.hosts.get(&beat.host) }.is_some_and(|host| host.state != HostState::Dead) {
+                self.note_shutdown(&beat.host, now);
+            }
             self.host_died(&beat.host, now.after(window));
         } else {
             if host.state == HostState::Dead {
@@ -414,6 +424,7 @@ impl Cluster {
         }
         out.changed |= !moved.is_empty();
         out.changed |= self.follow_loads(now);
+        self.follow_withdrawals(now, out);
         for id in moved {
             self.host_changed(&id);
         }

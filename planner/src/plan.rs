@@ -381,7 +381,7 @@ impl Cluster {
     }
 
     /// The store writes of a plan, in the order in which they may take effect: records first, then
-    /// what hosts run, then what gateways know.
+    /// what gateways know, then what hosts run: nothing is ended that a table still names.
     pub fn writes(&self, plan: Plan) -> Vec<Write> {
         let mut writes: Vec<Write> = Vec::new();
         let mut touched: BTreeSet<&HostId> = plan
@@ -405,10 +405,10 @@ impl Cluster {
         writes.extend(records.map(Write::Record));
         let removed = plan.removed.into_iter();
         writes.extend(removed.map(|one| self.write_removed(one)));
-        writes.extend(sets);
         writes.extend(plan.routes.into_iter().map(Write::Routes));
         // A table names every host there is: not copied.
         writes.extend(plan.endpoints.into_iter().map(Write::Endpoints));
+        writes.extend(sets);
         writes
     }
 

@@ -58,8 +58,12 @@ mod removals;
 mod rolls;
 #[path = "planner/room.rs"]
 mod room;
+#[path = "planner/routes.rs"]
+mod routes;
 #[path = "planner/runs.rs"]
 mod runs;
+#[path = "planner/withdrawn.rs"]
+mod withdrawn;
 #[path = "planner/world.rs"]
 mod world;
 #[path = "planner/zero.rs"]

@@ -45,6 +45,37 @@ fn a_replica_that_turns_sick_is_started_again() {
     });
 }
 
+/// Deploys a second version while clients ask the first for this path; how its deploy ended.
+fn deploy_under_load(up: &Up, more: &str, path: &str) -> wasmorch_tests::process::Done {
+    wait_for("a revision to go back to", || {
+        (up.status("web")["rollout"]["state"] == "completed").then_some(())
+    });
+    let (gateway, over) = (up.gateways().remove(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = http::get(&gateway, "web.default.localhost", path);
+                }
+            });
+        }
+        let done = deploy(up, more);
+        over.store(true, Ordering::Relaxed);
+        done
+    })
+}
+
+/// Everything that is asked tells these words.
+fn told_why(up: &Up, words: &[&str]) {
+    let told = |out: &str| words.iter().all(|word| out.contains(word));
+    wait_for("the events tell", || {
+        let events = up.run(&["events"]).ok().out;
+        (events.contains("rollout-reverted") && told(&events)).then_some(())
+    });
+    assert!(told(&up.run(&["why", "web"]).ok().out), "why tells");
+    assert!(told(&up.run(&["rollout", "status", "web"]).ok().out));
+}
+
 #[test]
 fn a_revision_that_answers_badly_goes_back_by_itself() {
     let up = Up::start(1);
@@ -55,20 +86,7 @@ fn a_revision_that_answers_badly_goes_back_by_itself() {
         )
     };
     deploy(&up, &version(0)).ok();
-    wait_for("a revision to go back to", || {
-        (up.status("web")["rollout"]["state"] == "completed").then_some(())
-    });
-    let (gateway, over) = (up.gateways().remove(0), AtomicBool::new(false));
-    let done = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                let _ = http::get(&gateway, "web.default.localhost", "/some");
-            }
-        });
-        let done = deploy(&up, &version(60));
-        over.store(true, Ordering::Relaxed);
-        done
-    });
+    let done = deploy_under_load(&up, &version(60), "/some");
     let words = ["requests failed since ready", "fail_when allows 10%"];
     done.refused(1, &words);
     assert_eq!(up.status("web")["revision"], 1);
@@ -79,11 +97,19 @@ fn a_revision_that_answers_badly_goes_back_by_itself() {
             "the first revision serves"
         );
     }
-    let told = |out: &str| words.iter().all(|word| out.contains(word));
-    wait_for("the events tell", || {
-        let events = up.run(&["events"]).ok().out;
-        (events.contains("rollout-reverted") && told(&events)).then_some(())
-    });
-    assert!(told(&up.run(&["why", "web"]).ok().out), "why tells");
-    assert!(told(&up.run(&["rollout", "status", "web"]).ok().out));
+    told_why(&up, &words);
+}
+
+#[test]
+fn a_revision_that_answers_slowly_goes_back_by_itself() {
+    let up = Up::start(1);
+    deploy(&up, "").ok();
+    // What was never judged before takes longer than the second version allows.
+    let slow = "[workload.update]\nmin_ready = \"3s\"\n\
+                fail_when = { p99 = \"100ms\", min_requests = 5 }\n";
+    let done = deploy_under_load(&up, slow, "/sleep?300");
+    let words = ["took longer than 100ms"];
+    done.refused(1, &words);
+    assert_eq!(up.status("web")["revision"], 1);
+    told_why(&up, &words);
 }

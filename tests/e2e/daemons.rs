@@ -244,3 +244,42 @@ fn every_kind_comes_back_after_a_power_cut() {
         "a job that is done is not run again"
     );
 }
+
+/// Law 3: endpoints are on the disk of every gateway, those of workloads too that its host does not run.
+#[test]
+fn a_gateway_that_restarts_without_nats_reaches_the_replica_on_another_host() {
+    let mut daemons = Daemons::start(2);
+    let hello = guest("hello-http");
+    daemons
+        .run(&["deploy", hello.to_str().expect("text"), "--name", "hello"])
+        .ok();
+    daemons.serve_everywhere(2);
+    let replicas = daemons.run(&["ps", "hello", "--json"]).ok().json();
+    let other = usize::from(replicas[0]["host"] == "host-0");
+    let tables = format!("host-{other}/endpoints/tables.json");
+    let tables = daemons.home.path().join(tables);
+    wait_for("the endpoints on its disk", || {
+        let text = std::fs::read(&tables).ok()?;
+        let tables: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let names = |one: &serde_json::Value| {
+            let hosts = one[0]["hosts"].as_array();
+            one[0]["workload"] == "hello" && hosts.is_some_and(|hosts| hosts.len() == 1)
+        };
+        tables["endpoints"]
+            .as_array()?
+            .iter()
+            .any(names)
+            .then_some(())
+    });
+
+    daemons.nats.kill();
+    daemons.hosts[other].take().expect("runs").kill();
+    daemons.start_host(other);
+    let started = daemons.hosts[other].as_ref().expect("started");
+    let gateway = wait_for("the host to tell its gateway", || {
+        gateway_in_log(&started.stderr())
+    });
+    wait_for("an answer of the replica on the other host", || {
+        daemons.answers(&gateway).then_some(())
+    });
+}

@@ -124,3 +124,46 @@ fn rolls_in_a_row_lose_no_request() {
     assert!(told.fewest_ready >= 4, "{told:?}");
     assert!(told.answered > 200 && told.looks > 20, "{told:?}");
 }
+
+#[test]
+fn a_person_holds_a_rollout_lets_it_go_on_ends_it_and_goes_back_to_a_number() {
+    let up = Up::start(1);
+    up.deploy("hello-http", "hello", &["--replicas", "3"]);
+    let canary = "replicas = 1, bake = \"1m\", promote = \"manual\"";
+    let file = manifest(&up, "hello-http-v2", canary);
+    up.run(&["deploy", &file, "--detach"]).ok();
+    let wait_until = |states: &[&str]| {
+        wait_for(&format!("the rollout to be one of {states:?}"), || {
+            let state = up.status("hello")["rollout"]["state"].clone();
+            states.contains(&state.as_str()?).then_some(())
+        });
+    };
+    wait_until(&["baking"]);
+    up.run(&["rollout", "pause", "hello"]).ok();
+    wait_until(&["paused"]);
+    up.run(&["rollout", "resume", "hello"]).ok();
+    wait_until(&["canary", "baking"]);
+    up.run(&["rollout", "abort", "hello"]).ok();
+    wait_until(&["aborted"]);
+    wait_for("the canary to be gone", || {
+        (ready(&up.status("hello")) == [(1, 3)]).then_some(())
+    });
+    let events = up.run(&["events"]).ok().out;
+    for told in ["rollout-paused", "rollout-aborted"] {
+        assert!(events.contains(told), "{told}: {events}");
+    }
+
+    // The third in full, and then by number to the first: the one before is the second.
+    let component = guest("hello-http-v2");
+    let component = component.to_str().expect("text");
+    up.run(&["deploy", component, "--name", "hello", "--env", "THIRD=1"])
+        .ok();
+    up.run(&["rollback", "hello", "--to", "99"])
+        .refused(66, &["no revision 99"]);
+    up.run(&["rollback", "hello", "--to", "1"]).ok();
+    wait_until(&["completed"]);
+    let status = up.status("hello");
+    assert_eq!(status["revision"], 1);
+    assert_eq!(ready(&status), [(1, 3)]);
+    assert_eq!(up.get("hello", "/").body, OLD);
+}

@@ -331,6 +331,7 @@ impl World {
                 };
                 self.agent_event(at, event);
             }
+            HostMessage::Withdrawn(set) => self.agent_event(at, AgentEvent::Withdrawn { set }),
             HostMessage::Sync(wanted) => self.host_syncs(at, wanted, 0),
             HostMessage::Status { controller, inc } => {
                 let up = self.hosts[at].up.as_ref();

@@ -261,6 +261,9 @@ impl World {
                         self.tell_host(at, &host, HostMessage::Heard(note));
                     }
                 }
+                Ask::Withdrawn { host, set } => {
+                    self.tell_host(at, &host, HostMessage::Withdrawn(set));
+                }
                 Ask::NewerTerm(seen) => {
                     let leading = leading!(self, at);
                     if !std::mem::replace(&mut leading.finding, true) {

@@ -112,6 +112,8 @@ pub(crate) enum HostMessage {
     Sync(u64),
     /// A leader has heard it.
     Heard(HeardNote),
+    /// Gateways route past what drains there.
+    Withdrawn(Option<u64>),
 }
 
 /// What a controller wakes up for.

@@ -89,12 +89,20 @@ impl Client {
             .runtime
             .block_on(asked)
             .unwrap_or_else(|error| panic!("{subject}: {error}"));
-        let status = reply
-            .headers
-            .as_ref()
-            .and_then(|headers| headers.get("Wasmorch-Status"))
-            .map(|value| value.as_str().to_owned());
-        (status, reply.payload.to_vec())
+        (status(&reply), reply.payload.to_vec())
+    }
+
+    /// A call without headers; the reply's `Wasmorch-Status` and body, or why there is none.
+    pub fn try_invoke(
+        &self,
+        subject: &str,
+        patience: Duration,
+    ) -> Result<(Option<String>, Vec<u8>), String> {
+        let request = async_nats::Request::new().timeout(Some(patience));
+        let asked = self.client.send_request(subject.to_owned(), request);
+        let reply = self.runtime.block_on(asked);
+        let reply = reply.map_err(|error| error.to_string())?;
+        Ok((status(&reply), reply.payload.to_vec()))
     }
 
     /// Publishes and flushes.
@@ -108,6 +116,12 @@ impl Client {
             self.client.flush().await.expect("flushes");
         });
     }
+}
+
+fn status(reply: &async_nats::Message) -> Option<String> {
+    let headers = reply.headers.as_ref()?;
+    let status = headers.get("Wasmorch-Status")?;
+    Some(status.as_str().to_owned())
 }
 
 impl Client {

@@ -22,6 +22,8 @@ const HOSTS: usize = 3;
 const CONTROLLERS: usize = 2;
 /// Between two requests of one client.
 const PACE: Duration = Duration::from_millis(20);
+/// For the answer to a call over NATS: one that its host took with it has none.
+const CALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at how many are ready.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -61,7 +63,7 @@ pub struct Plan {
 /// A request without its answer.
 #[derive(Debug, Clone)]
 pub struct Failed {
-    /// Whose gateway was asked.
+    /// Whose gateway was asked; one more than there are: by a call over NATS.
     pub gateway: usize,
     /// The roll in which it was asked, from 0.
     pub roll: usize,
@@ -143,6 +145,7 @@ pub fn roll(plan: &Plan) -> Told {
             }
         }
         look(scope, &shared, daemons.url());
+        call(scope, &shared, daemons.url());
         for (n, fault) in plan.faults.iter().enumerate() {
             shared.roll.store(n as u64, Ordering::Relaxed);
             let took = one(&mut daemons, plan, (n, *fault), &shared, &mut kills);
@@ -317,6 +320,41 @@ fn ask(shared: &Shared, gateway: usize) {
             }
         }
     }
+}
+
+/// Calls the workload over NATS, all the while: whoever is called there drains too.
+fn call<'scope>(scope: &'scope Scope<'scope, '_>, shared: &'scope Shared, url: String) {
+    scope.spawn(move || {
+        let client = crate::nats_client::Client::connect(&url);
+        let subject = format!("wasmorch.v1.invoke.default.{NAME}");
+        while !shared.over.load(Ordering::Relaxed) {
+            park_timeout(PACE);
+            let began = Instant::now();
+            let what = match client.try_invoke(&subject, CALL_PATIENCE) {
+                Ok((status, body)) if status.as_deref() == Some("200") => {
+                    let hello = String::from_utf8_lossy(&body).contains("Hello");
+                    if hello {
+                        shared.answered.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    format!("a call was answered: {body:?}")
+                }
+                Ok((status, body)) => {
+                    format!("a call: {status:?}: {}", String::from_utf8_lossy(&body))
+                }
+                Err(error) => format!("a call: {error}"),
+            };
+            let failed = Failed {
+                gateway: HOSTS,
+                roll: shared.roll.load(Ordering::Relaxed) as usize,
+                took_ms: began.elapsed().as_millis(),
+                what,
+                began,
+                ended: Instant::now(),
+            };
+            shared.failed.lock().expect("nobody panicked").push(failed);
+        }
+    });
 }
 
 /// Looks how many are ready, as the leader tells it.

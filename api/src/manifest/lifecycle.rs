@@ -82,7 +82,7 @@ fn probe(field: &Field<'_>) -> Option<Probe> {
         .take("status")
         .and_then(|field| field.parsed::<StatusRange>())
     {
-        probe.status = status;
+        probe.status = Some(status);
     }
     table.unit(
         "interval",

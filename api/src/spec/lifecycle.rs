@@ -11,8 +11,10 @@ use crate::units::{HumanDuration, Share};
 pub struct Probe {
     /// Asked with GET.
     pub path: String,
-    /// Statuses that pass, `100-499` or `200`.
-    pub status: StatusRange,
+    /// Statuses that pass, `100-499` or `200`; `None`: 100-499 without redirects, which prove
+    /// nothing of where they lead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<StatusRange>,
     /// Between two probes.
     pub interval: HumanDuration,
     /// For one answer.
@@ -27,12 +29,19 @@ impl Default for Probe {
     fn default() -> Self {
         Self {
             path: "/".into(),
-            status: StatusRange { from: 100, to: 499 },
+            status: None,
             interval: HumanDuration::millis(500),
             timeout: HumanDuration::secs(1),
             pass: 1,
             fail: 3,
         }
+    }
+}
+
+impl Probe {
+    /// What a status has to be within.
+    pub fn wanted(&self) -> StatusRange {
+        self.status.unwrap_or(StatusRange { from: 100, to: 499 })
     }
 }
 

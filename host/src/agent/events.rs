@@ -94,6 +94,11 @@ pub enum Event {
         /// The sequence of the host's set, as the leader knows it.
         sequence: u64,
     },
+    /// The gateways of other hosts send nothing to what drains here any more.
+    Withdrawn {
+        /// What drains by the set of this sequence, or an earlier one; `None`: all.
+        set: Option<u64>,
+    },
     /// NATS is gone: hold.
     Disconnected,
     /// The daemon ends: drain everything, start nothing.

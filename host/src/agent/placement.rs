@@ -71,6 +71,8 @@ pub(super) struct Replica {
     pub(super) listens: bool,
     /// When its drain is over at the latest, grace included.
     pub(super) overdue_at: Option<Timestamp>,
+    /// The set by which it drains, while that says more than that it does.
+    pub(super) drains_by: Option<u64>,
     pub(super) usage: Usage,
     /// The usage that the leader was last told.
     pub(super) usage_told: Usage,
@@ -293,6 +295,7 @@ impl Replica {
             prepared: false,
             listens: false,
             overdue_at: None,
+            drains_by: None,
             usage: Usage::default(),
             usage_told: Usage::default(),
             answers: Answers::default(),

@@ -304,6 +304,32 @@ fn what_is_dropped_is_drained_told_and_forgotten() {
 }
 
 #[test]
+fn what_drains_by_a_set_need_not_answer_once_gateways_have_heard() {
+    let mut stage = Stage::running("web", Kind::Http);
+    stage.event(told(set(1, "l1", &[]), 11));
+    let effects = stage.event(Event::Withdrawn { set: Some(10) });
+    assert!(to_runner(&effects).is_empty(), "of an earlier set");
+    let effects = stage.event(Event::Withdrawn { set: Some(11) });
+    assert!(
+        matches!(to_runner(&effects)[..], [ToRunner::Withdrawn { replica: one }] if *one == replica("web", "1-7-1"))
+    );
+    let effects = stage.event(Event::Withdrawn { set: Some(11) });
+    assert!(to_runner(&effects).is_empty(), "once");
+
+    // By the host's own doing: no set says that it has gone.
+    let mut stage = Stage::running("web", Kind::Http);
+    let deadline = Duration::from_secs(5);
+    stage.event(Event::Shutdown { deadline });
+    let effects = stage.event(Event::Withdrawn { set: Some(99) });
+    assert!(to_runner(&effects).is_empty());
+    let effects = stage.event(Event::Withdrawn { set: None });
+    assert!(matches!(
+        to_runner(&effects)[..],
+        [ToRunner::Withdrawn { .. }]
+    ));
+}
+
+#[test]
 fn what_never_reached_the_runner_is_stopped_at_once() {
     let mut stage = Stage::new();
     stage.event(told(set(1, "l1", &[("web", 1, 7)]), 10));

@@ -293,9 +293,28 @@ impl Agent {
                 deadline_ms: u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
             },
         };
+        // By the host's own doing, no table was stored before.
+        live.drains_by = at_most.is_none().then_some(self.sequence);
         self.advance(key, ReplicaState::Draining, now);
         self.overdue(key, overdue_at);
         self.effects.push(Effect::ToRunner(message));
+    }
+
+    /// The gateways of other hosts route past what drains by this set or an earlier one, or past all of it:
+    /// it need not answer any longer.
+    pub(super) fn withdrawn(&mut self, set: Option<u64>) {
+        for (key, placement) in &mut self.placements {
+            let Some(live) = placement.live_mut() else {
+                continue;
+            };
+            let told = set.is_none_or(|set| live.drains_by.is_some_and(|by| by <= set));
+            if live.state == ReplicaState::Draining && told {
+                live.drains_by = None;
+                let replica = ReplicaKey::new(key.workload.clone(), live.id);
+                let message = ToRunner::Withdrawn { replica };
+                self.effects.push(Effect::ToRunner(message));
+            }
+        }
     }
 
     fn overdue(&mut self, key: &PlacementKey, at: Timestamp) {

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::messages::{
-    HeardNote, HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply, UploadRequest,
+    HeardNote, HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply,
+    UploadRequest, WithdrawnNote,
 };
 use wasmorch_api::{ApiError, Digest, ErrorCode, PlacementSet, WorkloadKey, subjects};
 
@@ -180,10 +181,16 @@ impl Answers {
                 told.map_err(|_| internal("the host is shutting down"))?;
                 Ok(b"{}".to_vec())
             }
+            Some("withdrawn") => {
+                let note: WithdrawnNote = request(message)?;
+                let told = self.events.send(LinkEvent::Withdrawn(note)).await;
+                told.map_err(|_| internal("the host is shutting down"))?;
+                Ok(b"{}".to_vec())
+            }
             verb => Err(ApiError::new(
                 ErrorCode::NotFound,
                 format!("a host has no `{}`", verb.unwrap_or_default()),
-                "it answers status, held, upload, logs, sync and heard",
+                "it answers status, held, upload, logs, sync, heard and withdrawn",
                 "",
             )),
         }

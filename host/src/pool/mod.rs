@@ -102,6 +102,7 @@ impl Pool {
         if let ToRunner::Prepare { .. }
         | ToRunner::Start { .. }
         | ToRunner::Drain { .. }
+        | ToRunner::Withdrawn { .. }
         | ToRunner::Stop { .. } = message
         {
             let moves = self.shares.order(message);

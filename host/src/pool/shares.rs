@@ -211,6 +211,18 @@ impl Shares {
                 deadline_ms,
             } => (replica, Order::Drain { deadline_ms }),
             ToRunner::Stop { replica } => (replica, Order::Stop),
+            ToRunner::Withdrawn { replica } => {
+                let held = self.replicas.get(&replica);
+                let shares = held
+                    .into_iter()
+                    .flat_map(|held| held.shares.iter().enumerate());
+                let draining = shares.filter(|(_, share)| **share == Share::Ending);
+                for (runner, _) in draining {
+                    let replica = replica.clone();
+                    moves.to.push((runner, ToRunner::Withdrawn { replica }));
+                }
+                return moves;
+            }
             _ => return moves,
         };
         match self.replicas.get_mut(&replica) {

@@ -426,6 +426,22 @@ fn what_has_not_started_is_drained_too() {
     }
 }
 
+/// A share that has ended, or was never told to end, hears nothing of it.
+#[test]
+fn every_share_that_drains_is_told_that_gateways_have_heard() {
+    let mut world = World::new();
+    world.step(&Step::Prepare(1, Kind::Http));
+    world.read(0);
+    world.go_on(0, 0, false);
+    let withdrawn = |replica| ToRunner::Withdrawn { replica };
+    assert!(world.shares.order(withdrawn(key(1))).to.is_empty());
+    world.end(1, true);
+    let moves = world.shares.order(withdrawn(key(1)));
+    let told = moves.to.iter().map(|(runner, _)| *runner);
+    assert_eq!(told.collect::<Vec<_>>(), (0..RUNNERS).collect::<Vec<_>>());
+    assert!(world.shares.order(withdrawn(key(2))).to.is_empty());
+}
+
 /// What is prepared everywhere listens when one runner does, and no more when that one is gone.
 #[test]
 fn it_listens_where_one_runner_does() {

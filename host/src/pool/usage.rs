@@ -173,7 +173,7 @@ mod tests {
                 answers: Answers {
                     requests: memory_bytes,
                     errors: 1,
-                    slow: 0,
+                    slow: requests,
                 },
             }],
             gateway: GatewayStats {
@@ -199,7 +199,12 @@ mod tests {
         assert_eq!(summed, (150, 20, 2));
         assert_eq!(replica.request_millis, 1_000);
         assert_eq!(replica.pending, 5, "both see the same messages");
-        assert_eq!((replica.answers.requests, replica.answers.errors), (150, 2));
+        let answers = Answers {
+            requests: 150,
+            errors: 2,
+            slow: 8,
+        };
+        assert_eq!(replica.answers, answers);
         assert_eq!(usages.answer(1, usage(4, 7, 0)), None, "a new round");
     }
 

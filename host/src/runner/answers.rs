@@ -137,6 +137,12 @@ fn fault(ended: &Ended) -> Option<bool> {
     }
 }
 
+/// Whether an answer that has begun ended so by the guest's fault. One without an end is cut at
+/// `resources.timeout`, and was good until then.
+fn breaks_off(ended: &Ended) -> bool {
+    !matches!(ended, Ended::Timeout { .. }) && fault(ended) == Some(true)
+}
+
 /// Where it is told how a request failed, and under which name.
 pub(super) struct Told {
     pub(super) logs: Arc<dyn LogSink>,
@@ -161,7 +167,7 @@ pub(super) fn answered(
                 return;
             };
             failed(&*logs, "an answer that had begun", Some(&id), ended);
-            if fault(ended) == Some(true)
+            if breaks_off(ended)
                 && let Some(tally) = tally.take()
             {
                 tally.errors.fetch_add(1, Relaxed);
@@ -277,29 +283,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_breaks_off_is_an_error() {
-        let tally = tally(None);
-        let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
-            Ok(Frame::data(Bytes::from_static(b"half"))),
-            Err(Box::new(Ended::Trap {
-                message: "unreachable".into(),
-                backtrace: String::new(),
-            })),
-        ];
-        let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
-        let lines = Arc::new(Lines::default());
-        let told = Told {
-            logs: lines.clone(),
-            id: RequestId("r-7".into()),
+    async fn an_answer_that_breaks_off_is_an_error_and_one_without_an_end_is_none() {
+        let trap = Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
         };
-        let counted = Some(Counted::begin(tally.clone()));
-        let answered = answered(Ok(Response::new(body)), counted, told);
-        assert_eq!(figures(&tally), (1, 0, 0));
-        let body = answered.expect("a head").into_body();
-        assert!(body.collect().await.is_err());
-        assert_eq!(figures(&tally), (1, 1, 0));
-        let lines = lines.0.lock().expect("no panic");
-        let said = "an answer that had begun failed: the guest trapped: unreachable";
-        assert_eq!(*lines, [(Some("r-7".into()), said.to_owned())]);
+        let limit = Duration::from_secs(30);
+        for (end, errors) in [(trap, 1), (Ended::Timeout { limit }, 0)] {
+            let tally = tally(None);
+            let said = format!("an answer that had begun failed: {end}");
+            let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
+                Ok(Frame::data(Bytes::from_static(b"half"))),
+                Err(Box::new(end)),
+            ];
+            let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+            let lines = Arc::new(Lines::default());
+            let told = Told {
+                logs: lines.clone(),
+                id: RequestId("r-7".into()),
+            };
+            let counted = Some(Counted::begin(tally.clone()));
+            let answered = answered(Ok(Response::new(body)), counted, told);
+            assert_eq!(figures(&tally), (1, 0, 0));
+            let body = answered.expect("a head").into_body();
+            assert!(body.collect().await.is_err());
+            assert_eq!(figures(&tally), (1, errors, 0));
+            let lines = lines.0.lock().expect("no panic");
+            assert_eq!(*lines, [(Some("r-7".into()), said)]);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! The http replicas of this runner as the gateway sees them, and how one of them is drained.
 //!
 //! ```text
-//!   joined ──ready──> serving ──drain──> leaving ──(grace)──> closed ──(idle)──> gone
-//!                     new requests       new requests,        refused: the gateway
-//!                                        when no other serves goes elsewhere
+//!   joined ──ready──> serving ──drain──> leaving ──withdrawn──> closed ──(idle)──> gone
+//!                     new requests       new requests,          refused: the gateway
+//!                                        when no other serves   goes elsewhere
 //! ```
 //!
 //! Invariants:
@@ -208,8 +208,9 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     }
     // At once, also while it still leaves.
     calls.close();
+    let mut leaving = life.orders.clone();
     let drained = async {
-        member.drain().await;
+        member.drain(leaving.withdrawn()).await;
         calls.end().await;
     };
     tokio::select! {

@@ -150,20 +150,14 @@ async fn until_ready(ready: &mut watch::Receiver<bool>) -> bool {
 async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
     let reply = call.reply.clone().filter(|reply| allow::may_answer(reply));
     let workload = &callee.workload;
-    let mut elsewhere = false;
     if callee.rests && context.locals.ready(workload) == 0 {
-        // In vain: another host may have been woken meanwhile.
-        elsewhere = !context.locals.wake(workload).await;
+        // In vain: another host may have been woken meanwhile, and is asked.
+        context.locals.wake(workload).await;
     }
     let outcome = match request(call, &callee.host) {
         Err(refusal) => Err(refusal),
-        Ok(request) if elsewhere => {
-            let response = context.gateway.dispatch(workload, request).await;
-            let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);
-            collect(workload, response, room).await
-        }
-        Ok(request) => match context.locals.handle(workload, request).await {
-            Err(error) => Err(refusal(workload, &error)),
+        Ok(request) => match handle(&context, workload, request).await {
+            Err(refusal) => Err(refusal),
             Ok(response) => {
                 let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);
                 collect(workload, response, room).await
@@ -181,6 +175,21 @@ async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
         Err(refusal) => error(reply, refusal),
     };
     send(&context, answer).await;
+}
+
+/// By a replica here; by one elsewhere when none here has taken it: the one that was called drains.
+async fn handle(
+    context: &Context,
+    workload: &WorkloadKey,
+    request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    match context.locals.handle(workload, request).await {
+        Ok(response) => Ok(response),
+        Err(LocalError::NotHere(request) | LocalError::Refused(request)) => {
+            Ok(context.gateway.dispatch(workload, request).await)
+        }
+        Err(error) => Err(refusal(workload, &error)),
+    }
 }
 
 async fn shed(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
@@ -333,6 +342,7 @@ fn too_large(workload: &WorkloadKey, room: usize) -> ApiError {
 /// Why a replica here did not answer.
 fn refusal(workload: &WorkloadKey, error: &LocalError) -> ApiError {
     let (code, fix) = match error {
+        // Not executed, and so answered elsewhere.
         LocalError::NotHere(_) | LocalError::Refused(_) => (ErrorCode::Unavailable, "try again"),
         LocalError::Busy { .. } => (ErrorCode::Busy, "try again"),
         LocalError::TimedOut { .. } => (ErrorCode::Unavailable, ""),

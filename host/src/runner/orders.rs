@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use wasmorch_api::messages::WITHDRAWN_WITHIN;
 
 /// The latest order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) enum Order {
     Drain {
         /// When work in hand is cut off.
         until: Instant,
+        /// No other host's gateway sends here any more.
+        withdrawn: bool,
     },
     /// End now.
     Stop,
@@ -40,6 +43,7 @@ impl Order {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         Self::Drain {
             until: Instant::now() + deadline.min(DAY),
+            withdrawn: false,
         }
     }
 
@@ -83,6 +87,14 @@ impl Orderer {
         });
     }
 
+    /// No other host's gateway sends to it any more; news only to one that drains.
+    pub(super) fn withdrawn(&self) {
+        self.0.send_if_modified(|held| match held {
+            Order::Drain { withdrawn, .. } => !std::mem::replace(withdrawn, true),
+            _ => false,
+        });
+    }
+
     pub(super) fn latest(&self) -> Order {
         *self.0.borrow()
     }
@@ -105,9 +117,30 @@ impl Orders {
     /// Waits until it shall end.
     pub(super) async fn ending(&mut self) -> Ending {
         match self.until(Order::ends).await {
-            Order::Drain { until } => Ending::Drain(until),
+            Order::Drain { until, .. } => Ending::Drain(until),
             _ => Ending::Stop,
         }
+    }
+
+    /// While it drains, waits until nobody sends to it any more, as far as that is known in time.
+    pub(super) async fn withdrawn(&mut self) {
+        let Ending::Drain(until) = self.ending().await else {
+            return;
+        };
+        // What is in hand then has the other half at least.
+        let most = until.saturating_duration_since(Instant::now()) / 2;
+        let waits = |order| {
+            matches!(
+                order,
+                Order::Drain {
+                    withdrawn: false,
+                    ..
+                }
+            )
+        };
+        let told = self.until(|order| !waits(order));
+        // Later than that it is not waited for.
+        drop(timeout(most.min(WITHDRAWN_WITHIN), told).await);
     }
 
     /// Waits until it shall end at once: a stop, or the deadline of a drain.
@@ -135,6 +168,26 @@ mod tests {
         orderer.give(Order::drain(Duration::from_secs(5)));
         assert_eq!(orders.ending().await, Ending::Stop);
         assert_eq!(orderer.latest(), Order::Stop);
+    }
+
+    #[tokio::test]
+    async fn one_that_drains_waits_for_gateways_and_for_deaf_ones_not_long() {
+        async fn waited(deadline: Duration, told: impl FnOnce(&Orderer)) -> Duration {
+            let (orderer, mut orders) = orders();
+            let began = Instant::now();
+            orderer.give(Order::drain(deadline));
+            told(&orderer);
+            orders.withdrawn().await;
+            began.elapsed()
+        }
+        let minute = Duration::from_secs(60);
+        let stop = |orderer: &Orderer| orderer.give(Order::Stop);
+        assert!(waited(minute, Orderer::withdrawn).await < WITHDRAWN_WITHIN);
+        assert!(waited(minute, stop).await < WITHDRAWN_WITHIN);
+        let deaf = waited(minute, |_| {}).await;
+        assert!((WITHDRAWN_WITHIN..minute / 4).contains(&deaf), "{deaf:?}");
+        let half = waited(Duration::from_secs(1), |_| {}).await;
+        assert!(half < WITHDRAWN_WITHIN, "{half:?} of a short drain");
     }
 
     #[tokio::test]

@@ -195,12 +195,8 @@ impl<'a> Prober<'a> {
     /// The status decides; a guest that fails while it writes the body fails. A body without an
     /// end is no failure: it is read until the probe's time is over.
     async fn judge(&self, response: http::Response<Body>, until: Instant) -> Verdict {
-        let status = response.status().as_u16();
-        if !self.probe.status.contains(status) {
-            return Verdict::Fail(format!(
-                "GET {}: status {status}, and {} is wanted ({}.status)",
-                self.probe.path, self.probe.status, self.name
-            ));
+        if let Some(why) = unwanted(self.probe, self.name, &response) {
+            return Verdict::Fail(format!("GET {}: {why}", self.probe.path));
         }
         let mut body = response.into_body();
         let mut read = 0;
@@ -217,9 +213,50 @@ impl<'a> Prober<'a> {
     }
 }
 
+/// Why a response's head does not pass.
+fn unwanted<B>(probe: &Probe, name: &str, response: &http::Response<B>) -> Option<String> {
+    let status = response.status();
+    if probe.status.is_none() && status.is_redirection() {
+        let to = response.headers().get(header::LOCATION);
+        let to = to.map(|to| format!("redirects to {}", String::from_utf8_lossy(to.as_bytes())));
+        let to = to.unwrap_or_else(|| format!("status {} redirects", status.as_u16()));
+        return Some(format!(
+            "{to}: name the final path ({name}.path), or the statuses that pass ({name}.status)"
+        ));
+    }
+    let wanted = probe.wanted();
+    let passes = wanted.contains(status.as_u16());
+    (!passes).then(|| {
+        let status = status.as_u16();
+        format!("status {status}, and {wanted} is wanted ({name}.status)")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirect_proves_nothing_unless_it_is_asked_for() {
+        let redirect = http::Response::builder()
+            .status(302)
+            .header(header::LOCATION, "/login")
+            .body(())
+            .unwrap();
+        let mut probe = Probe::default();
+        let why = unwanted(&probe, "health.ready", &redirect).unwrap();
+        assert!(
+            why.starts_with("redirects to /login: name the final path"),
+            "{why}"
+        );
+        probe.status = Some("100-499".parse().unwrap());
+        assert_eq!(unwanted(&probe, "health.ready", &redirect), None);
+        probe.status = Some("200".parse().unwrap());
+        let why = unwanted(&probe, "health.ready", &redirect).unwrap();
+        assert_eq!(why, "status 302, and 200 is wanted (health.ready.status)");
+        let missing = http::Response::builder().status(404).body(()).unwrap();
+        assert_eq!(unwanted(&Probe::default(), "health.ready", &missing), None);
+    }
 
     fn judge(pass: u32, fail: u32) -> Judge {
         Judge::new(&Probe {

@@ -7,8 +7,8 @@
 //! Rules that both sides keep:
 //! - The daemon names replicas; a runner never makes one up. A [`ReplicaKey`] is used once:
 //!   a restart is a new key.
-//! - Per replica the daemon sends `Prepare`, then `Start`, then at most one `Drain`, and may send
-//!   `Stop` at any time. A message about a replica that the runner does not know is answered with
+//! - Per replica the daemon sends `Prepare`, then `Start`, then at most one `Drain`, perhaps
+//!   `Withdrawn` after it, and may send `Stop` at any time. A message about a replica that the runner does not know is answered with
 //!   `Stopped` when it was `Drain` or `Stop`, and otherwise ignored.
 //! - Per replica the runner answers `Prepared` or `Rejected`; after `Start` it answers `Started`
 //!   (or `Rejected`), then any number of `Health`, then exactly one of `Ended` and `Stopped`.
@@ -98,6 +98,11 @@ pub enum ToRunner {
         replica: ReplicaKey,
         /// Work in hand is cut off after this long.
         deadline_ms: u64,
+    },
+    /// The gateways of other hosts send nothing more to one that drains.
+    Withdrawn {
+        /// Which replica.
+        replica: ReplicaKey,
     },
     /// End it now, whatever it does; then `Stopped`.
     Stop {

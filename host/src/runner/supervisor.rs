@@ -315,6 +315,11 @@ impl Supervisor {
             } => {
                 self.end(replica, Order::drain(Duration::from_millis(deadline_ms)));
             }
+            ToRunner::Withdrawn { replica } => {
+                if let Some(entry) = self.replicas.get(&replica) {
+                    entry.orders.withdrawn();
+                }
+            }
             ToRunner::Stop { replica } => self.end(replica, Order::Stop),
             ToRunner::Routes { changed, removed } => {
                 for (table, sequence) in changed {

@@ -9,8 +9,9 @@
 //! they speak over TCP: streaming, many requests at once, refused streams, all as on the direct way.
 //!
 //! Invariants:
-//! - Flow control: a side sends at most [`WINDOW`] messages beyond what the other has said that it
-//!   has used up, so a slow reader holds up its own tunnel and fills nobody's memory.
+//! - Flow control: a side sends only so far beyond what the other has said that it has used up (see
+//!   `tunnel/window.rs`), so a slow reader holds up its own tunnel and fills nobody's memory, and what is
+//!   said on a slow link, a ping, comes through in time.
 //! - NATS may lose a message; a stream may not. Messages are numbered, and a gap ends the tunnel.
 //! - Tunnels are bounded, and every task is joined by [`Tunnels::end`].
 
@@ -30,14 +31,19 @@ use wasmorch_gateway::{Pipe, Tunnel};
 
 use super::link::{Delivery, Feed, Link, LinkError};
 
-/// Messages under way in one direction.
-const WINDOW: usize = 64;
-/// Said to be used up in steps of so many: few enough that the window never runs dry.
+#[cfg(test)]
+mod tests;
+mod window;
+
+use window::{MESSAGES_MAX, Window};
+
+/// Said to be used up in steps of so many messages, or of [`CHUNK_BYTES`]: little enough that the
+/// window never runs dry.
 const USED_STEP: u64 = 16;
 /// Bytes of one message: far below what any server takes, and large enough to be few.
 const CHUNK_BYTES: usize = 32 * 1024;
-/// Between the gateway and the pump.
-const PIPE_BYTES: usize = 64 * 1024;
+/// Between the gateway and the pump: it stands before a ping as what is under way does.
+const PIPE_BYTES: usize = 32 * 1024;
 /// Tunnels of one runner at once, both ways together.
 const TUNNELS_MAX: usize = 512;
 /// For the other side to answer.
@@ -258,34 +264,35 @@ async fn carry(
     pipe: DuplexStream,
 ) -> Result<(), String> {
     let (from_gateway, to_gateway) = tokio::io::split(pipe);
-    let credit = Semaphore::new(WINDOW);
+    let window = Window::new();
     // Never fuller than what the other side may send.
-    let (arrived, arrives) = mpsc::channel(WINDOW);
+    let (arrived, arrives) = mpsc::channel(MESSAGES_MAX);
     tokio::select! {
-        done = outwards(from_gateway, &credit, wire) => done,
+        done = outwards(from_gateway, &window, wire) => done,
         done = inwards(arrives, to_gateway, wire) => done,
-        why = receive(feed, &credit, arrived) => Err(why),
+        why = receive(feed, &window, arrived) => Err(why),
     }
 }
 
-/// From the gateway into messages, as far as there is credit.
+/// From the gateway into messages, as far as there is room in the window.
 async fn outwards(
     mut from: ReadHalf<DuplexStream>,
-    credit: &Semaphore,
+    window: &Window,
     wire: &impl Wire,
 ) -> Result<(), String> {
     let mut number = 0;
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
     loop {
-        // Nobody closes it.
-        if let Ok(permit) = credit.acquire().await {
-            permit.forget();
-        }
+        let room = window.room().await;
         buffer.reserve(CHUNK_BYTES);
-        let read = from.read_buf(&mut (&mut buffer).limit(CHUNK_BYTES)).await;
-        if read.map_err(|error| error.to_string())? == 0 {
+        let read = from
+            .read_buf(&mut (&mut buffer).limit(room.min(CHUNK_BYTES)))
+            .await;
+        let read = read.map_err(|error| error.to_string())?;
+        if read == 0 {
             return wire.send(Frame::End).await;
         }
+        window.sent(read);
         wire.send(Frame::Data(number, buffer.split().freeze()))
             .await?;
         number += 1;
@@ -298,14 +305,16 @@ async fn inwards(
     mut to: WriteHalf<DuplexStream>,
     wire: &impl Wire,
 ) -> Result<(), String> {
-    let mut used = 0;
+    let (mut used, mut told, mut bytes_untold) = (0, 0, 0);
     while let Some(bytes) = arrives.recv().await {
         to.write_all(&bytes)
             .await
             .map_err(|error| error.to_string())?;
         used += 1;
-        if used % USED_STEP == 0 {
+        bytes_untold += bytes.len();
+        if used - told >= USED_STEP || bytes_untold >= CHUNK_BYTES {
             wire.send(Frame::Used(used)).await?;
+            (told, bytes_untold) = (used, 0);
         }
     }
     to.shutdown().await.map_err(|error| error.to_string())
@@ -315,10 +324,10 @@ async fn inwards(
 /// ended, so that what has arrived still reaches the gateway.
 async fn receive(
     mut feed: impl Stream<Item = Delivery> + Unpin,
-    credit: &Semaphore,
+    window: &Window,
     arrived: mpsc::Sender<Bytes>,
 ) -> String {
-    match take_apart(&mut feed, credit, arrived).await {
+    match take_apart(&mut feed, window, arrived).await {
         Err(why) => why,
         Ok(()) => std::future::pending().await,
     }
@@ -327,10 +336,10 @@ async fn receive(
 /// Until the other side has ended.
 async fn take_apart(
     feed: &mut (impl Stream<Item = Delivery> + Unpin),
-    credit: &Semaphore,
+    window: &Window,
     arrived: mpsc::Sender<Bytes>,
 ) -> Result<(), String> {
-    let (mut expected, mut used) = (0, 0);
+    let mut expected = 0;
     while let Some(delivery) = feed.next().await {
         match Frame::decode(delivery.body) {
             Some(Frame::Data(number, bytes)) => {
@@ -342,153 +351,13 @@ async fn take_apart(
                 arrived.try_send(bytes).map_err(|_| full.to_owned())?;
             }
             Some(Frame::Used(number)) => {
-                let more = number
-                    .checked_sub(used)
-                    .filter(|more| *more <= WINDOW as u64);
-                let more = more.ok_or("the other side has used up more than it was sent")?;
-                used = number;
-                credit.add_permits(more as usize);
+                if !window.used(number) {
+                    return Err("the other side has used up more than it was sent".into());
+                }
             }
             Some(Frame::End) => return Ok(()),
             Some(Frame::Opened) | None => return Err("the other side talks nonsense".into()),
         }
     }
     Err("the connection to NATS ended".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    /// A wire that ends in a channel, with a number of messages after which one is lost.
-    struct Channel {
-        to: mpsc::UnboundedSender<Delivery>,
-        sent: AtomicUsize,
-        loses: usize,
-    }
-
-    impl Wire for Channel {
-        async fn send(&self, frame: Frame) -> Result<(), String> {
-            if self.sent.fetch_add(1, Ordering::Relaxed) != self.loses {
-                let _ = self.to.send(message("", None, &frame));
-            }
-            Ok(())
-        }
-    }
-
-    type Carried = tokio::task::JoinHandle<Result<(), String>>;
-
-    /// Both ends of a tunnel, and the tasks that carry it.
-    fn tunnel(loses: usize) -> (DuplexStream, DuplexStream, Carried, Carried) {
-        let (to_b, from_a) = mpsc::unbounded_channel();
-        let (to_a, from_b) = mpsc::unbounded_channel();
-        let side = |to, from, loses| {
-            let (ours, gateways) = tokio::io::duplex(PIPE_BYTES);
-            let wire = Channel {
-                to,
-                sent: AtomicUsize::new(0),
-                loses,
-            };
-            let mut from: mpsc::UnboundedReceiver<Delivery> = from;
-            let feed = futures::stream::poll_fn(move |cx| from.poll_recv(cx));
-            let task = tokio::spawn(async move { carry(&wire, feed, ours).await });
-            (gateways, task)
-        };
-        let (a, a_task) = side(to_b, from_b, loses);
-        let (b, b_task) = side(to_a, from_a, usize::MAX);
-        (a, b, a_task, b_task)
-    }
-
-    async fn within<F: Future>(future: F) -> F::Output {
-        let limit = Duration::from_secs(20);
-        tokio::time::timeout(limit, future).await.expect("too long")
-    }
-
-    #[tokio::test]
-    async fn bytes_come_through_in_order_both_ways() {
-        let (mut a, mut b, a_task, b_task) = tunnel(usize::MAX);
-        let sent: Vec<u8> = (0..20_000_000_u32).map(|at| (at / 7) as u8).collect();
-        let expected = sent.clone();
-        let sending = tokio::spawn(async move {
-            a.write_all(&sent).await.unwrap();
-            let mut answer = [0; 5];
-            a.read_exact(&mut answer).await.unwrap();
-            answer
-        });
-        let mut got = vec![0; expected.len()];
-        within(b.read_exact(&mut got)).await.unwrap();
-        assert!(got == expected, "other bytes than were sent");
-        b.write_all(b"thank").await.unwrap();
-        assert_eq!(&within(sending).await.unwrap(), b"thank");
-        // `a` is gone: both ends end, and what reads at `b` sees the end.
-        assert_eq!(within(b.read(&mut [0])).await.unwrap(), 0);
-        within(a_task).await.unwrap().unwrap();
-        within(b_task).await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn who_does_not_read_holds_up_the_sender() {
-        let (mut a, mut b, ..) = tunnel(usize::MAX);
-        let mut sent = 0;
-        let chunk = [0; 1024];
-        let silence = Duration::from_millis(300);
-        while let Ok(written) = tokio::time::timeout(silence, a.write(&chunk)).await {
-            sent += written.unwrap();
-        }
-        // The window, both pipes, and what is in the pumps' hands.
-        let most = (WINDOW + 2) * CHUNK_BYTES + 2 * PIPE_BYTES;
-        assert!((PIPE_BYTES..=most).contains(&sent), "{sent} of {most}");
-        let mut got = vec![0; sent];
-        within(b.read_exact(&mut got)).await.unwrap();
-        within(a.write_all(&chunk)).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_lost_message_ends_the_tunnel() {
-        let (mut a, mut b, _a_task, b_task) = tunnel(3);
-        for _ in 0..10 {
-            // Its end may come in the middle.
-            let _ = a.write_all(&[7; CHUNK_BYTES]).await;
-        }
-        let mut got = Vec::new();
-        let _ = within(b.read_to_end(&mut got)).await;
-        assert!(got.len() < 10 * CHUNK_BYTES);
-        let why = within(b_task).await.unwrap().unwrap_err();
-        assert!(why.contains("was lost"), "{why}");
-    }
-
-    #[test]
-    fn frames_read_back_and_nonsense_is_none() {
-        for frame in [
-            Frame::Opened,
-            Frame::Data(u64::MAX, Bytes::from_static(b"x")),
-            Frame::Data(0, Bytes::new()),
-            Frame::Used(7),
-            Frame::End,
-        ] {
-            assert_eq!(Frame::decode(frame.encode()), Some(frame));
-        }
-        for bytes in [&b""[..], b"\x01", b"\x09\0\0\0\0\0\0\0\0"] {
-            assert_eq!(Frame::decode(Bytes::from_static(bytes)), None);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_other_side_that_breaks_the_rules_is_left() {
-        for frames in [
-            vec![Frame::Data(1, Bytes::new())],
-            vec![Frame::Opened],
-            vec![Frame::Used(5), Frame::Used(4)],
-            vec![Frame::Used(WINDOW as u64 + 1)],
-            (0..100).map(|at| Frame::Data(at, Bytes::new())).collect(),
-        ] {
-            let deliveries = frames.iter().map(|frame| message("", None, frame));
-            let mut feed = futures::stream::iter(deliveries);
-            let (arrived, _arrives) = mpsc::channel(WINDOW);
-            let done = take_apart(&mut feed, &Semaphore::new(0), arrived).await;
-            assert!(done.is_err(), "{frames:?}");
-        }
-    }
 }

@@ -44,6 +44,27 @@ async fn what_fails_its_live_probe_in_a_row_ends_after_its_grace_and_says_why() 
 }
 
 #[tokio::test]
+async fn a_probe_path_that_redirects_never_makes_a_replica_ready() {
+    let mut bench = Bench::start(None);
+    let mut moved = spec();
+    moved.health.ready = Some(Probe {
+        path: "/status?307".into(),
+        ..Probe::default()
+    });
+    let web = bench.prepare("web", Kind::Http, "hello-http", moved).await;
+    let web = web.expect("prepared");
+    bench.begin(&web).await;
+    let (ready, why) = bench.health(&web).await;
+    assert!(!ready);
+    let why = why.expect("a reason");
+    assert!(
+        why.contains("redirects") && why.contains("health.ready.path"),
+        "{why}"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_replica_at_its_limit_is_neither_unready_nor_ended() {
     let mut bench = Bench::start(None);
     let mut busy = asked_for_life("/", 2);

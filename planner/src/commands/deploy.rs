@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use wasmorch_api::messages::{DeployReply, Deployed};
 use wasmorch_api::record::{Removed, Together};
-use wasmorch_api::{ApiError, Digest, Kind, Name, Record, Route, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{ApiError, Digest, Kind, Name, Record, WorkloadKey, WorkloadSpec};
 
-use super::{Call, Outcome, remember};
+use super::{Call, Outcome, remember, routes};
 use crate::cluster::Cluster;
 use crate::planted::{self, Bug};
 use crate::queries;
@@ -56,7 +56,11 @@ pub(crate) fn deploy_as(
     holding: Holding,
 ) -> Result<Outcome<DeployReply>, ApiError> {
     refuse_stale_index(cluster, input, call)?;
-    refuse_route_conflicts(cluster, input, call)?;
+    let specs = input.workloads.iter();
+    let specs: Vec<_> = specs
+        .map(|(spec, _)| (call.key(&spec.name), spec))
+        .collect();
+    routes::refuse_taken(cluster, &specs)?;
     atomic::refuse(input)?;
     hold::refuse(cluster, input, call)?;
     let mut steps = Vec::new();
@@ -221,47 +225,4 @@ fn refuse_stale_index(cluster: &Cluster, input: &DeployInput, call: &Call) -> Re
         format!("their index is {now} now, not {shown}"),
         "look again with `wasmorch plan`, then deploy with the index it prints",
     ))
-}
-
-/// One route belongs to one workload.
-fn refuse_route_conflicts(
-    cluster: &Cluster,
-    input: &DeployInput,
-    call: &Call,
-) -> Result<(), ApiError> {
-    let mut taken: Vec<(Route, WorkloadKey)> = Vec::new();
-    for (key, workload) in cluster.workloads() {
-        let replaced = input
-            .workloads
-            .iter()
-            .any(|(spec, _)| call.key(&spec.name) == *key);
-        // Those of a revision on trial, or held, are its own as soon as it is promoted, or begins.
-        let specs = [workload.target(), workload.asked()].into_iter().flatten();
-        for target in specs.filter(|_| !replaced) {
-            let routes = { target.spec.routes.iter() }.filter_map(|text| Route::parse(text).ok());
-            taken.extend(routes.map(|route| (route, key.clone())));
-        }
-    }
-    for (spec, _) in &input.workloads {
-        let key = call.key(&spec.name);
-        for route in spec
-            .routes
-            .iter()
-            .filter_map(|text| Route::parse(text).ok())
-        {
-            if let Some((_, owner)) = taken
-                .iter()
-                .find(|(other, owner)| *other == route && *owner != key)
-            {
-                return Err(ApiError::new(
-                    wasmorch_api::ErrorCode::Conflict,
-                    format!("route {route} of {key} is taken"),
-                    format!("{owner} has it"),
-                    format!("give one of the two another route, or remove {owner}"),
-                ));
-            }
-            taken.push((route, key.clone()));
-        }
-    }
-    Ok(())
 }

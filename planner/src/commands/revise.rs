@@ -4,7 +4,7 @@ use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutReques
 use wasmorch_api::record::{CanaryStep, Rollout};
 use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, Revision, RevisionNumber, RolloutState};
 
-use super::{Call, Outcome, find, leave, remember};
+use super::{Call, Outcome, find, leave, remember, routes};
 use crate::cluster::{Cluster, Workload};
 use crate::write::{EventDraft, Write};
 use crate::{atomic, canary, hold, jobs, queries};
@@ -77,6 +77,7 @@ pub fn rollback(
             reply,
         });
     }
+    routes::refuse_taken(cluster, &[(key.clone(), &target.spec)])?;
     let mut after = record.clone();
     let patience = target.spec.update.progress_deadline.0;
     after.rollout = Some(Rollout::begin(to, Some(record.asked()), call.now, patience));

@@ -60,7 +60,7 @@ fn probe() -> impl Strategy<Value = Probe> {
     )
         .prop_map(|(path, from, to, interval, timeout, pass, fail)| Probe {
             path,
-            status: StatusRange { from, to },
+            status: Some(StatusRange { from, to }),
             interval: HumanDuration(interval.0 + std::time::Duration::from_millis(10)),
             timeout: HumanDuration::millis(timeout),
             pass,

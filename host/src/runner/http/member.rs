@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::sync::Notify;
@@ -16,10 +15,6 @@ use wasmorch_runtime::{BodySide, Ended, HttpReplica, Lineage, LogSink, RequestId
 
 use super::choice::Candidate;
 use crate::runner::answers::{Counted, Tally, Told, answered};
-
-/// A draining replica goes on answering for so long, so that other gateways hear first that it is
-/// going: a status report, the leader's new table, and its way to them.
-const LEAVING_GRACE: Duration = Duration::from_millis(300);
 
 /// The longest name of a request that a client may give.
 const REQUEST_ID_MAX: usize = 128;
@@ -126,11 +121,12 @@ impl Member {
         self.stage.store(CLOSED, Ordering::SeqCst);
     }
 
-    /// Takes nothing new after a grace, and returns when nothing is in hand any more.
-    pub(super) async fn drain(&self) {
+    /// Goes on answering until it is `withdrawn` from what other gateways route by, then takes nothing new,
+    /// and returns when nothing is in hand any more.
+    pub(super) async fn drain(&self, withdrawn: impl Future<Output = ()>) {
         let was_serving = self.stage.fetch_max(LEAVING, Ordering::SeqCst) == SERVING;
         if was_serving {
-            tokio::time::sleep(LEAVING_GRACE).await;
+            withdrawn.await;
         }
         self.close();
         loop {
@@ -223,6 +219,8 @@ fn local_error(ended: Ended) -> LocalError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

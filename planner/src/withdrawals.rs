@@ -1,0 +1,129 @@
+//! When a host may stop answering for what it drains: once no gateway sends requests there.
+//!
+//! Tables are stored before the sets that end what they name no more (`Cluster::writes`), so whoever has
+//! heard of the newest table before a set has heard of all that the set takes away. A host whose set ends
+//! something goes on answering until it is told here that the gateways of all other hosts that live have
+//! reported so, or until [`WITHDRAWN_WITHIN`] is over: nobody waits for a gateway that is deaf. One that
+//! shuts down has no set to go by: it is told when no table names it any more.
+//!
+//! Nothing of it is stored. A new leader tells of what it has written itself; what drains by a set of the
+//! one before waits its time out.
+
+use wasmorch_api::messages::WITHDRAWN_WITHIN;
+use wasmorch_api::status::HostState;
+use wasmorch_api::{HostId, Kind, PlacedSlot, PlacementGroup, Timestamp};
+
+use crate::cluster::Cluster;
+use crate::observe::{Ask, Observed};
+
+/// A host that waits for the gateways.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Withdrawal {
+    /// Of the set by which something ends there; `None`: the host shuts down.
+    set: Option<u64>,
+    /// The newest table before that; `None`: some still name a host that shuts down.
+    tables: Option<u64>,
+    /// Beyond this the host waits no more.
+    until: Timestamp,
+}
+
+impl Cluster {
+    /// A table has been stored.
+    pub(crate) fn note_table(&mut self, sequence: u64) {
+        self.tables = self.tables.max(sequence);
+    }
+
+    /// A host's new set is stored, without what is gone.
+    pub(crate) fn note_withdrawn(
+        &mut self,
+        host: &HostId,
+        gone: &[(&PlacementGroup, &PlacedSlot)],
+        sequence: u64,
+        now: Timestamp,
+    ) {
+        let answers = |group: &PlacementGroup| {
+            let workload = self.workloads.get(&group.key());
+            // One that was removed may have.
+            workload.is_none_or(|workload| workload.record.kind == Kind::Http)
+        };
+        let waits = self.withdrawals.get(host);
+        if waits.is_some_and(|waits| waits.set.is_none() && now <= waits.until) {
+            // It drains everything as it is.
+            return;
+        }
+        if gone.iter().any(|(group, _)| answers(group)) {
+            let withdrawal = Withdrawal {
+                set: Some(sequence),
+                tables: Some(self.tables),
+                until: now.after(WITHDRAWN_WITHIN),
+            };
+            self.withdrawals.insert(host.clone(), withdrawal);
+        }
+    }
+
+    /// A host says for the first time that it shuts down.
+    pub(crate) fn note_shutdown(&mut self, host: &HostId, now: Timestamp) {
+        let withdrawal = Withdrawal {
+            set: None,
+            tables: None,
+            until: now.after(WITHDRAWN_WITHIN),
+        };
+        self.withdrawals.insert(host.clone(), withdrawal);
+    }
+
+    /// Tells the hosts that no gateway sends to any more.
+    pub(crate) fn follow_withdrawals(&mut self, now: Timestamp, out: &mut Observed) {
+        if self.withdrawals.is_empty() {
+            return;
+        }
+        let mut withdrawals = std::mem::take(&mut self.withdrawals);
+        let behind = self.furthest_behind();
+        // Its own gateway sees what drains without a table.
+        let passed_by_others = |id: &HostId| {
+            let other = behind.iter().find(|(_, one)| *one != id);
+            other.map_or(u64::MAX, |(sequence, _)| *sequence)
+        };
+        withdrawals.retain(|id, withdrawal| {
+            if now > withdrawal.until {
+                return false;
+            }
+            if withdrawal.tables.is_none() && !self.in_tables(id) {
+                withdrawal.tables = Some(self.tables);
+            }
+            let passed = { withdrawal.tables }.is_some_and(|tables| passed_by_others(id) >= tables);
+            if passed {
+                out.asks.push(Ask::Withdrawn {
+                    host: id.clone(),
+                    set: withdrawal.set,
+                });
+            }
+            !passed
+        });
+        self.withdrawals = withdrawals;
+    }
+
+    /// Whether a stored table names the host.
+    fn in_tables(&self, id: &HostId) -> bool {
+        let held = self.hosts.get(id).and_then(|host| host.set.as_ref());
+        let mut groups = held.iter().flat_map(|set| &set.groups);
+        groups.any(|group| {
+            let workload = self.workloads.get(&group.key());
+            let table = workload.and_then(|workload| workload.endpoints.as_ref());
+            table.is_some_and(|table| {
+                let found = table.hosts.binary_search_by(|one| one.host.cmp(id));
+                found.is_ok()
+            })
+        })
+    }
+
+    /// The two hosts whose gateways are furthest behind, of those that are heard.
+    fn furthest_behind(&self) -> Vec<(u64, &HostId)> {
+        let heard = { self.hosts.iter() }
+            .filter(|(_, host)| host.state == HostState::Alive && host.boot.is_some());
+        let mut behind: Vec<(u64, &HostId)> =
+            heard.map(|(id, host)| (host.table_seq, id)).collect();
+        behind.sort_unstable();
+        behind.truncate(2);
+        behind
+    }
+}
