@@ -7,13 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use wasmorch_api::status::HostState;
-use wasmorch_api::{HostId, Name, PlacementNumber, Record, RevisionNumber, Slot, WorkloadKey};
+use wasmorch_api::{
+    HostId, Name, PlacementNumber, Record, RevisionNumber, Slot, Term, WorkloadKey,
+};
 
 use crate::booked::Booked;
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
 
 mod claims;
+mod growth;
 mod slots;
 
 /// A rule that a plan breaks. Such a plan is not dispatched.
@@ -145,12 +148,60 @@ pub enum BrokenRule {
         /// The revision.
         revision: RevisionNumber,
     },
+    /// A set that a later leader has written.
+    #[error("the set of host {host} is of term {stored}, and this leader's is {ours}")]
+    LaterTerm {
+        /// The host.
+        host: HostId,
+        /// The set's term.
+        stored: Term,
+        /// The leader's.
+        ours: Term,
+    },
+    /// A host that holds what this state does not know.
+    #[error("host {host} holds set {applied}, and the last one stored for it is {stored}")]
+    HoldsLater {
+        /// The host.
+        host: HostId,
+        /// The sequence it says it holds.
+        applied: u64,
+        /// The sequence of its set.
+        stored: u64,
+    },
+    /// A record that would give numbers away again.
+    #[error("the {what} of {workload} would fall from {from} to {to}")]
+    Falls {
+        /// The workload.
+        workload: WorkloadKey,
+        /// `next placement`, `newest revision`.
+        what: &'static str,
+        /// What it is.
+        from: u64,
+        /// What it would be.
+        to: u64,
+    },
 }
 
 impl BrokenRule {
+    /// The host whose set may not be written at all.
+    pub fn host(&self) -> Option<&HostId> {
+        match self {
+            Self::LaterTerm { host, .. } | Self::HoldsLater { host, .. } => Some(host),
+            _ => None,
+        }
+    }
+
     /// The workloads whose part of `plan` breaks the rule: without theirs the rest may go on.
     pub fn workloads(&self, plan: &Plan) -> BTreeSet<WorkloadKey> {
         match self {
+            Self::LaterTerm { host, .. } | Self::HoldsLater { host, .. } => {
+                let starts = plan.start.iter().map(|one| (&one.key, &one.host));
+                let stops = plan.stop.iter().map(|one| (&one.key, &one.host));
+                let shifts = plan.shift.iter().map(|one| (&one.key, &one.host));
+                let there = starts.chain(stops).chain(shifts);
+                let there = there.filter(|(_, at)| *at == host);
+                there.map(|(key, _)| key.clone()).collect()
+            }
             Self::OverCapacity { host, .. } => {
                 let starts = plan.start.iter().filter(|start| start.host == *host);
                 starts.map(|start| start.key.clone()).collect()
@@ -171,7 +222,8 @@ impl BrokenRule {
             | Self::WithoutFeature { workload, .. }
             | Self::NumberTwice { workload, .. }
             | Self::Held { workload, .. }
-            | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
+            | Self::NoRevision { workload, .. }
+            | Self::Falls { workload, .. } => BTreeSet::from([workload.clone()]),
         }
     }
 }
@@ -216,6 +268,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     preemption_is_sound(cluster, plan, &mut broken);
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     claims::are_met(cluster, plan, &mut broken);
+    growth::only_grow(cluster, plan, hosts.keys().copied(), &mut broken);
     broken
 }
 
