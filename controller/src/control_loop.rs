@@ -304,6 +304,11 @@ impl ControlLoop {
                 return Ok(());
             }
         };
+        if call.verb == Verb::Plan && frozen.is_none() && self.hears_out(now) {
+            // Hosts that have not said what they hold take nothing: all would be shown as unplaced.
+            send(call, Err(listening()));
+            return Ok(());
+        }
         let kept = match &done.answer {
             Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
             // Records keep it.
@@ -398,6 +403,11 @@ impl ControlLoop {
                 Err(error)
             }
         }
+    }
+
+    /// Whether it is too soon to say what a plan would do.
+    fn hears_out(&self, now: Timestamp) -> bool {
+        self.begin.guard.in_doubt() || self.begin.cluster.listens(now)
     }
 
     /// Publishes events and remembers them for `why`.

@@ -10,7 +10,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use wasmorch_api::record::{NamespaceRecord, Removed};
-use wasmorch_api::status::{Drain, HostRecord};
+use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{
     ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementSet, Record,
     ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
@@ -135,6 +135,13 @@ impl Cluster {
     /// A new leader has waited long enough for hosts to speak.
     pub(crate) fn settled(&self, now: Timestamp) -> bool {
         now.since(self.since) >= self.detection.settle()
+    }
+
+    /// Whether a new leader still waits for hosts to say what they hold: until then nothing is placed on
+    /// them, and what would be cannot be told.
+    pub fn listens(&self, now: Timestamp) -> bool {
+        let waits = |host: &Host| host.state != HostState::Dead && !host.known();
+        !self.settled(now) && self.hosts.values().any(waits)
     }
 
     /// A copy with these workloads alone. Hosts keep what all others book on them, so that a plan
