@@ -190,6 +190,7 @@ impl ControlLoop {
         if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
+            self.follow_clock();
             if self.begin.guard.listened(self.begin.clock.now()) {
                 self.pace.changed(Instant::now());
             }
@@ -241,6 +242,16 @@ impl ControlLoop {
             }
         }
         self.observe(heard.what, heard.at);
+    }
+
+    /// Schedules follow a clock that is set forward: read before time was known, or woken from a sleep.
+    fn follow_clock(&mut self) {
+        let (wall, now) = (self.begin.clock.wall(), self.begin.clock.now());
+        if self.begin.cluster.follow_clock(wall, now) {
+            let ahead_ms = wall.since(now).as_millis();
+            tracing::warn!(ahead_ms, "the clock was set forward: schedules follow it");
+            self.pace.changed(Instant::now());
+        }
     }
 
     fn observe(&mut self, what: Observation, at: Timestamp) {

@@ -8,12 +8,13 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmorch_api::record::{NamespaceRecord, Removed};
 use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{
-    ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementSet, Record,
-    ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
+    ClusterId, EndpointTable, EventKind, HostId, HostInfo, Kind, LeaderId, Name, PlacementSet,
+    Record, ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::Agenda;
@@ -40,6 +41,9 @@ pub struct Cluster {
     pub since: Timestamp,
     /// When a silent host counts as dead.
     pub detection: Detection,
+    /// How far clocks are ahead of the time that everything here counts by: they have been set forward, or
+    /// the machine was suspended, since the term began.
+    pub(crate) ahead: Duration,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
     /// Silences, to tell a network that broke from hosts that died.
@@ -84,6 +88,8 @@ pub(crate) struct Line {
     pub(crate) reason: Box<str>,
 }
 
+/// A clock that is ahead by less has drifted, and was not set.
+const STEP: Duration = Duration::from_secs(1);
 /// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
 
@@ -96,6 +102,7 @@ impl Cluster {
             leader,
             since: now,
             detection: Detection::default(),
+            ahead: Duration::ZERO,
             ticked: now,
             silence: Silence::default(),
             hosts: BTreeMap::new(),
@@ -144,6 +151,26 @@ impl Cluster {
         !self.settled(now) && self.hosts.values().any(waits)
     }
 
+    /// What clocks show at a time: what people name, times of a schedule, is meant by those. Whether a host
+    /// lives, and how long something may take, is not: that would see a clock that is set as time that passed.
+    pub fn wall(&self, now: Timestamp) -> Timestamp {
+        now.after(self.ahead)
+    }
+
+    /// The clock shows `wall` at `now`. It is followed when it has been set forward, and not when it is set
+    /// back: what has been begun stays begun. `true`: something may be due.
+    pub fn follow_clock(&mut self, wall: Timestamp, now: Timestamp) -> bool {
+        let ahead = wall.since(now);
+        if ahead < self.ahead + STEP {
+            return false;
+        }
+        self.ahead = ahead;
+        let cron = self.workloads.iter();
+        let cron = cron.filter(|(_, one)| one.record.kind == Kind::Cron);
+        cron.for_each(|(key, _)| self.agenda.whole(key));
+        true
+    }
+
     /// A copy with these workloads alone. Hosts keep what all others book on them, so that a plan
     /// on the copy finds the room that there is; its size grows with hosts, not with replicas.
     pub(crate) fn excerpt(&self, keys: &[WorkloadKey]) -> Self {
@@ -154,6 +181,7 @@ impl Cluster {
         let (cluster, leader) = (self.cluster.clone(), self.leader.clone());
         let mut copy = Self::new(cluster, self.term, leader, self.since);
         copy.detection = self.detection;
+        copy.ahead = self.ahead;
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();
