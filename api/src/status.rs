@@ -371,8 +371,16 @@ pub struct Heartbeat {
     /// that is left out says nothing, which is not the same as no load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loads: Vec<WorkloadLoad>,
+    /// Placement sets that it has refused since its start because the term of their leader was over.
+    #[serde(default, skip_serializing_if = "none")]
+    pub stale_sets: u64,
     /// What it is.
     pub info: HostInfo,
+}
+
+/// As serde asks.
+fn none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Heartbeat {
@@ -393,6 +401,7 @@ impl Heartbeat {
             leaving: false,
             at: None,
             loads: Vec::new(),
+            stale_sets: 0,
             info: HostInfo::default(),
         }
     }

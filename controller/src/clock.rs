@@ -1,7 +1,8 @@
 //! Time for the planner: milliseconds that only go forward within a term.
 //!
 //! Wall time is read once, when the clock is made; from there the monotonic clock counts. A step of
-//! the wall clock then neither kills hosts nor raises the dead.
+//! the wall clock then neither kills hosts nor raises the dead. What is meant by people's clocks (the times
+//! of a schedule) follows it through `Cluster::follow_clock`.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +27,11 @@ impl Clock {
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
         self.base.after(self.start.elapsed())
+    }
+
+    /// What the machine's clock shows, which may have been set since.
+    pub(crate) fn wall(&self) -> Timestamp {
+        Timestamp::from(SystemTime::now())
     }
 
     /// The instant at which this clock shows `time`, for timers.

@@ -190,6 +190,7 @@ impl ControlLoop {
         if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
+            self.follow_clock();
             if self.begin.guard.listened(self.begin.clock.now()) {
                 self.pace.changed(Instant::now());
             }
@@ -241,6 +242,16 @@ impl ControlLoop {
             }
         }
         self.observe(heard.what, heard.at);
+    }
+
+    /// Schedules follow a clock that is set forward: read before time was known, or woken from a sleep.
+    fn follow_clock(&mut self) {
+        let (wall, now) = (self.begin.clock.wall(), self.begin.clock.now());
+        if self.begin.cluster.follow_clock(wall, now) {
+            let ahead_ms = wall.since(now).as_millis();
+            tracing::warn!(ahead_ms, "the clock was set forward: schedules follow it");
+            self.pace.changed(Instant::now());
+        }
     }
 
     fn observe(&mut self, what: Observation, at: Timestamp) {
@@ -307,6 +318,11 @@ impl ControlLoop {
                 return Ok(());
             }
         };
+        if call.verb == Verb::Plan && frozen.is_none() && self.hears_out(now) {
+            // Hosts that have not said what they hold take nothing: all would be shown as unplaced.
+            send(call, Err(listening()));
+            return Ok(());
+        }
         let kept = match &done.answer {
             Pending::Ready(reply) => self.begin.answers.to_store(&call, now, reply),
             // Records keep it.
@@ -401,6 +417,11 @@ impl ControlLoop {
                 Err(error)
             }
         }
+    }
+
+    /// Whether it is too soon to say what a plan would do.
+    fn hears_out(&self, now: Timestamp) -> bool {
+        self.begin.guard.in_doubt() || self.begin.cluster.listens(now)
     }
 
     /// Publishes events and remembers them for `why`.

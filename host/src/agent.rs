@@ -119,6 +119,8 @@ pub struct Agent {
     forget: BTreeSet<PlacementKey>,
     /// What removed workloads left here.
     removals: Removals,
+    /// Sets refused since the start because the term of their leader was over.
+    stale_sets: u64,
     persist: bool,
     shutting_down: bool,
     usage_reported: Timestamp,
@@ -145,6 +147,7 @@ impl Agent {
             tell_at: None,
             forget: BTreeSet::new(),
             removals: Removals::default(),
+            stale_sets: 0,
             persist: false,
             shutting_down: false,
             usage_reported: Timestamp(0),

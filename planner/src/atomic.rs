@@ -129,6 +129,7 @@ pub(crate) fn refuse(input: &DeployInput) -> Result<(), ApiError> {
 
 /// Sends one back, as far as its record goes, and what there is to say already.
 fn undo(
+    cluster: &Cluster,
     record: &mut Record,
     workload: &Workload,
     (reason, aborted): (&str, bool),
@@ -178,7 +179,7 @@ fn undo(
     match back.filter(|_| !held_back) {
         Some(back) if back.kind == Kind::Cron || cron.is_some() && !back.kind.ends() => {
             let before = given_up.map(|one| (&one.spec, one.kind));
-            take_runs(record, before, (&back.spec, back.kind), now);
+            take_runs(record, before, (&back.spec, back.kind), cluster.wall(now));
             record.stable = Some(back.number);
         }
         Some(back) if cron.is_some() => record.stable = Some(back.number),
@@ -205,7 +206,7 @@ pub(crate) fn abort(
     let all = std::iter::once((workload, &own)).chain(all);
     let all = all.filter_map(|(one, reason)| {
         let mut record = one.record.clone();
-        let event = undo(&mut record, one, (reason, true), now)?;
+        let event = undo(cluster, &mut record, one, (reason, true), now)?;
         Some((record, event))
     });
     all.collect()
@@ -225,7 +226,7 @@ pub(crate) fn leave(
     let with = others(cluster, record).filter(|(_, rollout)| moves(rollout));
     let all = with.map(|(other, _)| {
         let mut record = other.record.clone();
-        let event = undo(&mut record, other, (&reason, false), now);
+        let event = undo(cluster, &mut record, other, (&reason, false), now);
         (record, event)
     });
     all.collect()
@@ -256,7 +257,13 @@ impl Pass<'_> {
         let Some(reason) = failed.filter(|_| !planted::is(Bug::OthersStay)) else {
             return false;
         };
-        let event = undo(&mut self.record, self.workload, (&reason, false), self.now);
+        let event = undo(
+            self.cluster,
+            &mut self.record,
+            self.workload,
+            (&reason, false),
+            self.now,
+        );
         self.plan.events.extend(event);
         true
     }
@@ -273,7 +280,13 @@ impl Pass<'_> {
             // What starts in this pass belongs to a record that still wants it.
             return;
         }
-        let event = undo(&mut self.record, self.workload, (reason, false), self.now);
+        let event = undo(
+            self.cluster,
+            &mut self.record,
+            self.workload,
+            (reason, false),
+            self.now,
+        );
         self.plan.events.extend(event);
     }
 

@@ -14,184 +14,12 @@ use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Start, StopReason};
 
 mod claims;
+mod growth;
+mod rule;
 mod sizes;
 mod slots;
 
-/// A rule that a plan breaks. Such a plan is not dispatched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BrokenRule {
-    /// More booked than there is.
-    #[error("host {host} would be booked over its {dimension}")]
-    OverCapacity {
-        /// The host.
-        host: HostId,
-        /// What is short.
-        dimension: &'static str,
-    },
-    /// A placement where none may be made.
-    #[error("{workload} would start on host {host}, which is {why}")]
-    BadHost {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The host.
-        host: HostId,
-        /// `dead`, `suspect`, `cordoned`, `draining`, `unknown`, `not where its volumes are`.
-        why: &'static str,
-    },
-    /// More live placements than wanted plus surge.
-    #[error("{workload} would have {live} placements, more than {most}")]
-    TooMany {
-        /// The workload.
-        workload: WorkloadKey,
-        /// So many.
-        live: u64,
-        /// At most so many.
-        most: u64,
-    },
-    /// A rollout would take more ready replicas away than promised.
-    #[error("{workload} would keep {ready} ready slots, fewer than {least}")]
-    TooFew {
-        /// The workload.
-        workload: WorkloadKey,
-        /// So many.
-        ready: u64,
-        /// At least so many.
-        least: u64,
-    },
-    /// A namespace beyond what it may have.
-    #[error("namespace {namespace} would hold more {dimension} than its quota")]
-    OverQuota {
-        /// The namespace.
-        namespace: Name,
-        /// What is short.
-        dimension: &'static str,
-    },
-    /// A replica that makes room for nothing of a higher priority.
-    #[error("{workload} would be pre-empted on host {host} by nothing that goes first")]
-    PreemptedByNone {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The host.
-        host: HostId,
-    },
-    /// A slot with more than a current placement and a successor.
-    #[error("slot {slot} of {workload} would have {count} placements")]
-    CrowdedSlot {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The seat.
-        slot: Slot,
-        /// So many.
-        count: usize,
-    },
-    /// What must not run twice would start beside another.
-    #[error("slot {slot} of {workload} must not run twice, and a set still holds it")]
-    Twice {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The seat.
-        slot: Slot,
-    },
-    /// A host with more of what it shall have one of.
-    #[error("host {host} would have {count} placements of {workload}, which has one on every host")]
-    CrowdedHost {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The host.
-        host: HostId,
-        /// So many.
-        count: usize,
-    },
-    /// Two that listen on one port of a host.
-    #[error("{workload} would start on host {host}, where port {port} is taken")]
-    PortTaken {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The host.
-        host: HostId,
-        /// The port.
-        port: u16,
-    },
-    /// A host that cannot run it.
-    #[error("{workload} would start on host {host}, which is without {feature}")]
-    WithoutFeature {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The host.
-        host: HostId,
-        /// What it lacks.
-        feature: String,
-    },
-    /// A placement number given twice.
-    #[error("placement {number} of {workload} would be given twice")]
-    NumberTwice {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The number.
-        number: PlacementNumber,
-    },
-    /// A placement of a revision that waits for others.
-    #[error("{workload} would run revision {revision}, which is held")]
-    Held {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The revision.
-        revision: RevisionNumber,
-    },
-    /// A placement of a revision that does not exist.
-    #[error("{workload} would run revision {revision}, which does not exist")]
-    NoRevision {
-        /// The workload.
-        workload: WorkloadKey,
-        /// The revision.
-        revision: RevisionNumber,
-    },
-    /// A value that the store does not take: whatever is dispatched with it would not be stored either.
-    #[error(
-        "the {what} of {workload} would have {bytes} bytes, and the store takes {most}: scale it down, split it, \
-         or raise the server's max_payload"
-    )]
-    TooLarge {
-        /// The workload.
-        workload: WorkloadKey,
-        /// `record`, `endpoint table`.
-        what: &'static str,
-        /// So many.
-        bytes: usize,
-        /// At most so many.
-        most: usize,
-    },
-}
-
-impl BrokenRule {
-    /// The workloads whose part of `plan` breaks the rule: without theirs the rest may go on.
-    pub fn workloads(&self, plan: &Plan) -> BTreeSet<WorkloadKey> {
-        match self {
-            Self::OverCapacity { host, .. } => {
-                let starts = plan.start.iter().filter(|start| start.host == *host);
-                starts.map(|start| start.key.clone()).collect()
-            }
-            Self::OverQuota { namespace, .. } => {
-                let starts = plan.start.iter();
-                let starts = starts.filter(|start| start.key.namespace == *namespace);
-                starts.map(|start| start.key.clone()).collect()
-            }
-            Self::BadHost { workload, .. }
-            | Self::TooMany { workload, .. }
-            | Self::TooFew { workload, .. }
-            | Self::PreemptedByNone { workload, .. }
-            | Self::CrowdedSlot { workload, .. }
-            | Self::Twice { workload, .. }
-            | Self::CrowdedHost { workload, .. }
-            | Self::PortTaken { workload, .. }
-            | Self::WithoutFeature { workload, .. }
-            | Self::NumberTwice { workload, .. }
-            | Self::Held { workload, .. }
-            | Self::TooLarge { workload, .. }
-            | Self::NoRevision { workload, .. } => BTreeSet::from([workload.clone()]),
-        }
-    }
-}
+pub use rule::BrokenRule;
 
 /// Every rule that `plan` breaks; empty when it may be dispatched. Trusts no counter of the state:
 /// for tests.
@@ -234,6 +62,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
     capacity_is_kept(cluster, plan, whole, &hosts, &mut broken);
     claims::are_met(cluster, plan, &mut broken);
     sizes::fit(cluster, plan, &mut broken);
+    growth::only_grow(cluster, plan, hosts.keys().copied(), &mut broken);
     broken
 }
 

@@ -8,12 +8,13 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmorch_api::record::{NamespaceRecord, Removed};
-use wasmorch_api::status::{Drain, HostRecord};
+use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{
-    ClusterId, EndpointTable, EventKind, HostId, HostInfo, LeaderId, Name, PlacementSet, Record,
-    ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
+    ClusterId, EndpointTable, EventKind, HostId, HostInfo, Kind, LeaderId, Name, PlacementSet,
+    Record, ReplicaId, Revision, RouteTable, Term, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::Agenda;
@@ -43,6 +44,9 @@ pub struct Cluster {
     pub detection: Detection,
     /// The largest value that the store takes.
     pub value_bytes_max: usize,
+    /// How far clocks are ahead of the time that everything here counts by: they have been set forward, or
+    /// the machine was suspended, since the term began.
+    pub(crate) ahead: Duration,
     /// The last tick, to notice the leader's own stalls.
     pub(crate) ticked: Timestamp,
     /// Silences, to tell a network that broke from hosts that died.
@@ -93,6 +97,8 @@ pub(crate) struct Line {
     pub(crate) reason: Box<str>,
 }
 
+/// A clock that is ahead by less has drifted, and was not set.
+const STEP: Duration = Duration::from_secs(1);
 /// Events kept for each workload's and each host's `why`.
 const STORY_KEPT: usize = 30;
 /// What a server takes unless it is told otherwise, without what a message carries beside its value.
@@ -108,6 +114,7 @@ impl Cluster {
             since: now,
             detection: Detection::default(),
             value_bytes_max: VALUE_BYTES_MAX,
+            ahead: Duration::ZERO,
             ticked: now,
             silence: Silence::default(),
             hosts: BTreeMap::new(),
@@ -152,6 +159,33 @@ impl Cluster {
         now.since(self.since) >= self.detection.settle()
     }
 
+    /// Whether a new leader still waits for hosts to say what they hold: until then nothing is placed on
+    /// them, and what would be cannot be told.
+    pub fn listens(&self, now: Timestamp) -> bool {
+        let waits = |host: &Host| host.state != HostState::Dead && !host.known();
+        !self.settled(now) && self.hosts.values().any(waits)
+    }
+
+    /// What clocks show at a time: what people name, times of a schedule, is meant by those. Whether a host
+    /// lives, and how long something may take, is not: that would see a clock that is set as time that passed.
+    pub fn wall(&self, now: Timestamp) -> Timestamp {
+        now.after(self.ahead)
+    }
+
+    /// The clock shows `wall` at `now`. It is followed when it has been set forward, and not when it is set
+    /// back: what has been begun stays begun. `true`: something may be due.
+    pub fn follow_clock(&mut self, wall: Timestamp, now: Timestamp) -> bool {
+        let ahead = wall.since(now);
+        if ahead < self.ahead + STEP {
+            return false;
+        }
+        self.ahead = ahead;
+        let cron = self.workloads.iter();
+        let cron = cron.filter(|(_, one)| one.record.kind == Kind::Cron);
+        cron.for_each(|(key, _)| self.agenda.whole(key));
+        true
+    }
+
     /// A copy with these workloads alone. Hosts keep what all others book on them, so that a plan
     /// on the copy finds the room that there is; its size grows with hosts, not with replicas.
     pub(crate) fn excerpt(&self, keys: &[WorkloadKey]) -> Self {
@@ -163,6 +197,7 @@ impl Cluster {
         let mut copy = Self::new(cluster, self.term, leader, self.since);
         copy.detection = self.detection;
         copy.value_bytes_max = self.value_bytes_max;
+        copy.ahead = self.ahead;
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();

@@ -40,6 +40,8 @@ pub struct Call {
     pub namespace: Name,
     /// The time.
     pub now: Timestamp,
+    /// What clocks show then ([`Cluster::wall`]).
+    pub wall: Timestamp,
     /// The write's id: a repeat gets the first answer.
     pub request_id: Option<RequestId>,
     /// Who, for `history`.

@@ -8,7 +8,8 @@
 //! out. While a run goes on, `skip` leaves the time out, `replace` ends the run and begins the last
 //! time that is due, `allow` begins another, at most [`RUNS_MOST`] at once: more wait for their turn
 //! until `catch_up` is over. What is left out is said, once for all that are left out together.
-//! Times while the workload was stopped are nobody's.
+//! Times while the workload was stopped are nobody's. All of them are by what clocks show
+//! ([`Cluster::wall`](crate::Cluster::wall)), also when these have been set forward since the term began.
 
 use std::time::Duration;
 
@@ -95,6 +96,8 @@ impl Pass<'_> {
         let Some(schedule) = schedule(&self.target.spec) else {
             return;
         };
+        let now = self.cluster.wall(self.now);
+        let ahead = now.since(self.now);
         let seen_to = self.record.scheduled.unwrap_or(self.record.created);
         let late = self.late(&schedule, seen_to);
         let overlap = self.target.spec.overlap.unwrap_or_default();
@@ -107,8 +110,8 @@ impl Pass<'_> {
             let Some(next) = schedule.next_after(at) else {
                 break;
             };
-            if next > self.now {
-                self.wake(next);
+            if next > now {
+                self.wake(next.before(ahead));
                 break;
             }
             let running = self.record.runs().count();
@@ -137,7 +140,8 @@ impl Pass<'_> {
             self.say_left_out(*first, *last, left_out.len(), why);
         }
         if let Some(next) = schedule.next_after(at).filter(|_| full) {
-            self.wake(next.after(self.catch_up() + Duration::from_millis(1)));
+            let until = next.after(self.catch_up() + Duration::from_millis(1));
+            self.wake(until.before(ahead));
         }
     }
 
@@ -149,7 +153,7 @@ impl Pass<'_> {
     /// Leaves out what was due before it could still be made up for; until when that is.
     fn late(&mut self, schedule: &Schedule, seen_to: Timestamp) -> Option<Timestamp> {
         let catch_up = self.catch_up();
-        let from = Timestamp(self.now.0.saturating_sub(catch_up.as_millis() as u64));
+        let from = self.cluster.wall(self.now).before(catch_up);
         let first = schedule.next_after(seen_to).filter(|first| *first < from)?;
         let (mut last, mut many) = (first, 1);
         while let Some(next) = schedule

@@ -264,7 +264,12 @@ impl Pass<'_> {
             rollout.best = 0;
             rollout.deadline = self.now.after(asked.spec.update.progress_deadline.0);
         }
-        take_runs(record, before, (&asked.spec, asked.kind), self.now);
+        take_runs(
+            record,
+            before,
+            (&asked.spec, asked.kind),
+            self.cluster.wall(self.now),
+        );
         let known = Some(self.workload).filter(|_| !bare);
         if let Some(base) = canary::base(known, record.stable, &asked.spec, asked.kind) {
             record.put_on_trial(base);

@@ -18,11 +18,13 @@
 
 mod absent;
 mod agenda;
+mod alarms;
 mod atomic;
 mod autoscale;
 mod awaited;
 mod balance;
 mod booked;
+mod boots;
 mod cached;
 mod canary;
 pub mod check;

@@ -11,6 +11,7 @@ use wasmorch_api::{
     Timestamp,
 };
 
+use crate::alarms::{refuses_more, two_in_one};
 use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
 use crate::silence::Silent;
@@ -123,14 +124,19 @@ impl Cluster {
         if host.boot.as_ref() != Some(&beat.boot) {
             // There is nothing to ask one that has just come to be: thousands may join at once.
             host.synced = host.holds_nothing() && tells_nothing;
-            if host.boot.replace(beat.boot).is_some() {
+            if let Some(before) = host.boot.replace(beat.boot.clone()) {
+                if host.boots.change(before, &beat.boot, now) {
+                    out.events.push(two_in_one(host));
+                }
                 self.silence.restarted(&beat.host);
+                host.stale_sets = Some(0);
             }
             host.sync_wait = ASK_EVERY;
             host.status_seq = 0;
             host.asked = Timestamp(0);
             out.changed = true;
         }
+        out.events.extend(refuses_more(host, beat.stale_sets, now));
         let name = host.record.info.name.clone();
         if new {
             let reason = format!("{name} joined");

@@ -16,6 +16,7 @@ use wasmorch_api::{
 };
 
 use crate::agenda::{Dirt, Left};
+use crate::check::BrokenRule;
 use crate::cluster::{Cluster, only_counted};
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
@@ -193,10 +194,14 @@ impl<'a> Changes<'a> {
 }
 
 impl Plan {
-    /// The plan without these workloads' parts: what they would do breaks a rule, and must not keep
+    /// The plan without what breaks these rules, the whole part of each workload in it: it must not keep
     /// everyone else from going on. They stay dirty, and are planned again.
     #[must_use]
-    pub fn without(mut self, out: &BTreeSet<WorkloadKey>) -> Self {
+    pub fn without(mut self, broken: &[BrokenRule]) -> Self {
+        let out = broken.iter().flat_map(|rule| rule.workloads(&self));
+        let out: BTreeSet<WorkloadKey> = out.collect();
+        let hosts: BTreeSet<&HostId> = broken.iter().filter_map(BrokenRule::host).collect();
+        self.stale_sets.retain(|one| !hosts.contains(one));
         self.start.retain(|one| !out.contains(&one.key));
         self.stop.retain(|one| !out.contains(&one.key));
         self.shift.retain(|one| !out.contains(&one.key));
@@ -212,7 +217,7 @@ impl Plan {
         self
     }
 
-    /// How much it would write.
+    /// How much it would write for workloads.
     #[must_use]
     pub fn size(&self) -> usize {
         self.decided() + self.endpoints.len() + self.routes.len()

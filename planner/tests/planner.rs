@@ -40,6 +40,8 @@ mod history;
 mod incremental;
 #[path = "planner/judge.rs"]
 mod judge;
+#[path = "planner/mass.rs"]
+mod mass;
 #[path = "planner/odd.rs"]
 mod odd;
 #[path = "planner/oracle.rs"]

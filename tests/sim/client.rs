@@ -99,6 +99,7 @@ impl UserCall {
         let call = Call {
             namespace: self.key.namespace.clone(),
             now,
+            wall: cluster.wall(now),
             request_id: Some(id),
             by: "sim".into(),
         };

@@ -86,6 +86,7 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
     let call = Call {
         namespace: asked.namespace.clone().unwrap_or_default(),
         now,
+        wall: cluster.wall(now),
         request_id: request_id.cloned(),
         by: by.unwrap_or("unknown").to_owned(),
     };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use wasmorch_api::EventKind;
-use wasmorch_planner::{Cluster, EventDraft, Write, check};
+use wasmorch_planner::{Cluster, EventDraft, Plan, Write, check};
 
 use super::{ControlLoop, End, aside, ending};
 use crate::dispatch;
@@ -40,10 +40,10 @@ impl ControlLoop {
             self.refuse_plan(&broken);
             // One workload's mistake must not keep all others from going on. What was to make room
             // for it is found in the next round.
-            let out = broken.iter().flat_map(|rule| rule.workloads(&plan));
-            let (out, size) = (out.collect(), plan.size());
-            plan = plan.without(&out);
-            if plan.is_empty() || plan.size() == size {
+            let size = |plan: &Plan| plan.size() + plan.stale_sets.len();
+            let before = size(&plan);
+            plan = plan.without(&broken);
+            if plan.is_empty() || size(&plan) == before {
                 self.pace.hold(Instant::now());
                 return Ok(());
             }

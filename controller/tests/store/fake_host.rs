@@ -16,6 +16,8 @@ use wasmorch_api::{
 /// A host that says that whatever it is given runs and is ready.
 pub(crate) struct FakeHost {
     pub(crate) set: Arc<Mutex<Option<PlacementSet>>>,
+    /// The sequence that it says it holds, whatever it was given.
+    pub(crate) claims: Arc<Mutex<Option<u64>>>,
     stop: CancellationToken,
 }
 
@@ -26,11 +28,12 @@ struct Voice {
     applied: u64,
     status_seq: u64,
     set: Arc<Mutex<Option<PlacementSet>>>,
+    claims: Arc<Mutex<Option<u64>>>,
 }
 
 impl FakeHost {
     pub(crate) async fn start(client: &Client, cluster: ClusterId, id: &str) -> Self {
-        let set = Arc::new(Mutex::new(None));
+        let (set, claims) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
         let voice = Voice {
             client: client.clone(),
             cluster,
@@ -38,6 +41,7 @@ impl FakeHost {
             applied: 0,
             status_seq: 0,
             set: set.clone(),
+            claims: claims.clone(),
         };
         let placements = client
             .subscribe(subjects::placements(&voice.host))
@@ -49,7 +53,7 @@ impl FakeHost {
             .unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(voice.live(placements, questions, stop.clone()));
-        Self { set, stop }
+        Self { set, claims, stop }
     }
 }
 
@@ -91,7 +95,7 @@ impl Voice {
 
     async fn beat(&self) {
         let beat = Heartbeat {
-            sequence: self.applied,
+            sequence: self.claims.lock().await.unwrap_or(self.applied),
             status_seq: self.status_seq,
             info: HostInfo {
                 name: self.host.as_str().parse().unwrap(),

@@ -206,6 +206,7 @@ impl Agent {
             leaving: self.shutting_down,
             at: self.wants_echo().then_some(now),
             loads: self.loads(),
+            stale_sets: self.stale_sets,
             info: info.clone(),
         })
     }

@@ -82,6 +82,13 @@ impl Agent {
             return;
         }
         if let Err(refusal) = self.check(&set, sequence) {
+            let deposed = |refusal: &Refusal| {
+                matches!(
+                    refusal,
+                    Refusal::StaleTerm { .. } | Refusal::OtherLeader { .. }
+                )
+            };
+            self.stale_sets += u64::from(refusal.as_ref().is_some_and(deposed));
             // The first set of all also names the cluster.
             self.effects.extend(refusal.map(Effect::Refused));
             return;

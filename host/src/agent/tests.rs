@@ -378,6 +378,9 @@ fn a_deposed_leader_is_refused_before_the_new_one_has_written() {
         matches!(effects[..], [Effect::Refused(Refusal::StaleTerm { .. })]),
         "{effects:?}"
     );
+    let info = HostInfo::default();
+    let beat = stage.agent.heartbeat(&info, 0, Timestamp(1)).unwrap();
+    assert_eq!(beat.stale_sets, 1, "the leader hears of it");
     // What the first leader had stored before that is in force all the same.
     let both = [("web", 1, 7), ("web", 2, 8)];
     stage.event(told(set(1, "l1", &both), 19));

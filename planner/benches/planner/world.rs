@@ -148,6 +148,7 @@ impl World {
         Call {
             namespace: name("default"),
             now: self.now,
+            wall: self.cluster.wall(self.now),
             request_id: None,
             by: "bench".into(),
         }

@@ -11,6 +11,7 @@ use wasmorch_api::{
 
 use super::Line;
 use crate::booked::Booked;
+use crate::boots::Boots;
 use crate::observe::ASK_EVERY;
 
 /// The label by which gateways keep requests near.
@@ -79,6 +80,12 @@ pub struct Host {
     pub(crate) unsure: BTreeMap<(WorkloadKey, PlacementNumber), (Slot, u64)>,
     /// Its set in the store names a workload that is no more.
     pub(crate) names_removed: bool,
+    /// The starts before its current one.
+    pub(crate) boots: Boots,
+    /// Sets of leaders whose term is over that it has refused since its start; `None`: not heard yet.
+    pub(crate) stale_sets: Option<u64>,
+    /// When it was last said that it refuses some.
+    pub(crate) stale_said: Option<Timestamp>,
     /// What it says that it has still to remove; `None`: it says nothing of that.
     pub(crate) removals: Option<Vec<RemovalId>>,
 }
@@ -116,6 +123,9 @@ impl Host {
             caught_up: false,
             unsure: BTreeMap::new(),
             names_removed: false,
+            boots: Boots::default(),
+            stale_sets: None,
+            stale_said: None,
             removals: None,
         }
     }
@@ -130,6 +140,7 @@ impl Host {
             story: VecDeque::new(),
             unsure: self.unsure.clone(),
             zone: self.zone.clone(),
+            boots: Boots::default(),
             removals: None,
             ..*self
         }

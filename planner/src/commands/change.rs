@@ -255,7 +255,7 @@ fn run_now(
                 ),
             ));
         }
-        cron::go_on(record, call.now);
+        cron::go_on(record, call.wall);
         return Ok(());
     }
     match target.spec.overlap.unwrap_or_default() {

@@ -86,7 +86,7 @@ pub fn rollback(
     after.crash_loop.clear();
     after.updated = call.now;
     let before = workload.target().map(|target| (&target.spec, target.kind));
-    super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call.now);
+    super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call.wall);
     after.stopped = false;
     let rests = |one: &std::sync::Arc<Revision>| one.spec.standbys() > 0;
     if target.kind.ends() {

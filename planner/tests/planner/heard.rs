@@ -169,3 +169,86 @@ fn what_is_told_again_after_a_death_counts() {
     tell_again(&mut world);
     assert_eq!(ready(&world), 2);
 }
+
+/// What was said about hosts of this kind, by whom it names.
+fn said(world: &mut World, beat: Heartbeat, kind: EventKind) -> Vec<(HostId, String)> {
+    let beat = Observation::Heartbeat(Box::new(beat));
+    let events = world.cluster.observe(beat, world.now).events;
+    let events = events.into_iter().filter(|event| event.kind == kind);
+    events
+        .map(|event| (event.host.unwrap(), event.reason))
+        .collect()
+}
+
+#[test]
+fn two_daemons_with_one_data_folder_are_told_of_and_named_by_why() {
+    let mut world = World::new(2);
+    let mut told = Vec::new();
+    for second in 0..90 {
+        for boot in [1, 2] {
+            let beat = Heartbeat {
+                boot: BootId::from_random([boot; 10]),
+                ..world.beat(&host(1))
+            };
+            let events = said(&mut world, beat, EventKind::AlarmDuplicateHost);
+            told.extend(events.into_iter().map(|event| (second, event)));
+        }
+        world.now = world.now.after(Duration::from_secs(1));
+    }
+    let [(first, (id, reason)), (again, _)] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert!(*first <= 2 && again - first == 60, "{told:?}");
+    assert_eq!(*id, host(1));
+    assert!(reason.contains("data folder of its own"), "{reason}");
+    let why = why::host(&world.cluster, "h1", world.now).unwrap();
+    let story = why["story"].to_string();
+    assert!(story.contains("alarm-duplicate-host"), "{why}");
+}
+
+#[test]
+fn sets_that_a_host_refuses_as_stale_are_told_of() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Service);
+    world.run(3);
+    let refused = |world: &mut World, stale_sets| {
+        let beat = Heartbeat {
+            stale_sets,
+            ..world.beat(&host(1))
+        };
+        said(world, beat, EventKind::AlarmStaleTerm)
+    };
+    assert_eq!(refused(&mut world, 0), []);
+    let told = refused(&mut world, 2);
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0, host(1));
+    assert!(told[0].1.contains("refused 2 placement sets"), "{told:?}");
+    assert_eq!(refused(&mut world, 5), [], "at most once a minute");
+    world.now = world.now.after(Duration::from_secs(60));
+    let told = refused(&mut world, 5);
+    assert!(told[0].1.contains("refused 3 placement sets"), "{told:?}");
+    // What was refused before this leader's time is not news.
+    world.new_leader();
+    assert_eq!(refused(&mut world, 5), []);
+    assert_eq!(refused(&mut world, 6).len(), 1);
+}
+
+#[test]
+fn a_new_leader_listens_until_all_hosts_have_said_what_they_hold_or_are_given_up() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Service);
+    world.run(6);
+    assert!(!world.cluster.listens(world.now));
+    world.new_leader();
+    assert!(world.cluster.listens(world.now));
+    let speaks = |world: &mut World, n| {
+        world.heartbeat(&host(n));
+        world.report(&host(n));
+    };
+    speaks(&mut world, 1);
+    assert!(world.cluster.listens(world.now), "h2 has not spoken");
+    let later = world.now.after(Duration::from_secs(5));
+    assert!(!world.cluster.listens(later), "not for ever");
+    speaks(&mut world, 2);
+    assert!(!world.cluster.listens(world.now));
+}

@@ -191,8 +191,9 @@ impl World {
             Busy::Join(n) => drop(self.seqs.entry(host(n as usize)).or_insert(0)),
             Busy::Reboot(n) => self.reboot(&host(n as usize)),
             Busy::Lag(n, true) if self.seqs.contains_key(&host(n as usize)) => {
-                let held = self.sequence;
-                self.lagging.entry(host(n as usize)).or_insert(held);
+                let id = host(n as usize);
+                let held = self.held(&id);
+                self.lagging.entry(id).or_insert(held);
             }
             Busy::Lag(n, _) => drop(self.lagging.remove(&host(n as usize))),
             Busy::HostRm(n) => {

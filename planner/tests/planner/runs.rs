@@ -1,5 +1,7 @@
 //! Jobs with several completions, and cron.
 
+use std::time::Duration;
+
 use wasmorch_api::record::Run;
 use wasmorch_api::spec::Overlap;
 use wasmorch_api::{EventKind, HumanDuration};
@@ -259,6 +261,52 @@ fn cron_runs_at_its_times_and_at_no_other() {
     world.change(commands::start, None);
     world.pass(3);
     assert_eq!((world.begun(), world.starts()), (4, 5));
+}
+
+#[test]
+fn a_clock_that_is_set_forward_is_followed_by_schedules_and_by_nothing_else() {
+    let mut world = noon(2);
+    world
+        .fates
+        .extend([(1, Fate::Completes), (2, Fate::Completes)]);
+    world.deploy(cron("0 15 * * *", Overlap::Skip, 600), Kind::Cron);
+    world.run(3);
+    let from = world.now;
+    // The time was not known when the term began: it is five to three.
+    let ahead = Duration::from_secs(2 * 3_600 + 55 * 60);
+    let wall = |now: Timestamp| now.after(ahead);
+    assert!(
+        !world
+            .cluster
+            .follow_clock(from.after(Duration::from_millis(900)), from)
+    );
+    assert!(world.cluster.follow_clock(wall(from), from));
+    assert!(!world.cluster.follow_clock(wall(from), from), "once");
+    world.pass(290);
+    assert_eq!(world.begun(), 0);
+    world.pass(15);
+    assert_eq!((world.begun(), world.starts()), (1, 1));
+    assert_eq!(
+        world.run_of().scheduled,
+        Some(Timestamp(NOON.0 + 3 * 3_600_000))
+    );
+    let alive = |host: &wasmorch_planner::Host| host.state == HostState::Alive;
+    assert!(
+        world.cluster.hosts().values().all(alive),
+        "no time has passed"
+    );
+    // What is deployed, or started, from now on counts by that clock, too.
+    world.change(commands::stop, None);
+    world.change(commands::start, None);
+    world.deploy(cron("*/5 * * * *", Overlap::Skip, 3_600), Kind::Cron);
+    world.pass(5);
+    assert_eq!(world.begun(), 1, "what the clock has leapt over is no time");
+    world.pass(300);
+    assert_eq!(world.begun(), 2);
+    // Set back: nothing is begun twice.
+    assert!(!world.cluster.follow_clock(world.now, world.now));
+    world.pass(300);
+    assert_eq!(world.begun(), 3);
 }
 
 #[test]

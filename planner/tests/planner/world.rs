@@ -141,11 +141,9 @@ impl World {
     }
 
     pub(crate) fn beat(&self, id: &HostId) -> Heartbeat {
-        let known = self.cluster.hosts().get(id);
-        let stored = known.filter(|host| host.set.is_some());
-        let stored = stored.map_or(u64::MAX, |host| host.set_sequence);
+        let held = self.lagging.get(id).copied();
         Heartbeat {
-            sequence: self.lagging.get(id).copied().unwrap_or(stored),
+            sequence: held.unwrap_or_else(|| self.held(id)),
             removals: self.still_removing(id),
             status_seq: self.seqs[id],
             loads: self.loads_of(id),
@@ -179,6 +177,13 @@ impl World {
                 Term(1),
             )
         }
+    }
+
+    /// The sequence of a host's set; of one without, that of something older than whatever it is told next.
+    pub(crate) fn held(&self, id: &HostId) -> u64 {
+        let known = self.cluster.hosts().get(id);
+        let stored = known.filter(|host| host.set.is_some());
+        stored.map_or(1, |host| host.set_sequence)
     }
 
     fn boot(&self, id: &HostId) -> BootId {
@@ -309,6 +314,7 @@ impl World {
         Call {
             namespace: name("default"),
             now: self.now,
+            wall: self.cluster.wall(self.now),
             request_id: None,
             by: "test".into(),
         }

@@ -132,7 +132,7 @@ pub(super) fn one(
     if !held {
         let before = known.and_then(Workload::target);
         let before = before.map(|target| (&target.spec, target.kind));
-        take_runs(&mut record, before, (spec, kind), call.now);
+        take_runs(&mut record, before, (spec, kind), call.wall);
         if let Some(base) = canary::base(known, record.stable, spec, kind) {
             record.put_on_trial(base);
         }
@@ -204,7 +204,7 @@ fn rescale(
     }
     // An ending kind has nothing else to change here than that it was stopped.
     if record.kind == Kind::Cron {
-        cron::go_on(&mut record, call.now);
+        cron::go_on(&mut record, call.wall);
     }
     let said = format!("{} to {desired}", record.wanted());
     change::want(workload, &mut record, desired);
@@ -230,18 +230,18 @@ pub(crate) fn take_runs(
     record: &mut Record,
     before: Option<(&WorkloadSpec, Kind)>,
     (spec, kind): (&WorkloadSpec, Kind),
-    now: Timestamp,
+    wall: Timestamp,
 ) {
     let same_kind = before.filter(|(_, before)| *before == kind);
     if same_kind.is_none() {
         record.earlier.clear();
         if let Some(run) = record.run.as_mut().filter(|run| run.outcome.is_none()) {
-            run.outcome = Some(jobs::over("replaced by another revision", now));
+            run.outcome = Some(jobs::over("replaced by another revision", wall));
         }
     }
     match kind {
         Kind::Job => jobs::begin_alone(record, &spec.job, None),
-        Kind::Cron => cron::take(record, same_kind.map(|(before, _)| before), spec, now),
+        Kind::Cron => cron::take(record, same_kind.map(|(before, _)| before), spec, wall),
         _ => {}
     }
 }
