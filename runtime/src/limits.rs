@@ -259,13 +259,13 @@ impl ResourceLimiter for MemoryLimiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|maximum| desired > maximum) {
+        // The module's own maximum, or what a place of the pool has room for.
+        let maximum = maximum.unwrap_or(usize::MAX);
+        if desired > maximum.min(TABLE_ELEMENTS_MAX) {
             self.last = 0;
-            return Ok(true);
-        }
-        if desired > TABLE_ELEMENTS_MAX {
-            self.last = 0;
-            self.watch.elements_denied(desired as u64);
+            if maximum >= TABLE_ELEMENTS_MAX {
+                self.watch.elements_denied(desired as u64);
+            }
             return Ok(false);
         }
         Ok(self.grow(desired.saturating_sub(current) as u64 * ELEMENT_BYTES))

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmorch_runtime::{Ended, HttpReplica, Limits, ReplicaConfig, Reuse};
+use wasmorch_runtime::{Ended, HttpReplica, Limits, ReplicaConfig, RequestId, Reuse};
 
-use crate::support::{Lines, eventually, fetch, get, http};
+use crate::support::{Lines, answer, eventually, fetch, get, http};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -135,8 +135,14 @@ async fn lines_belong_to_the_request_that_they_were_said_in() {
     };
     let replica = http("hostile", config).await;
     // The second one ends no line of its own.
-    for path in ["/lines?1", "/long-line?65536", "/lines?1"] {
-        assert_eq!(fetch(&replica, path).await.unwrap().0, 200);
+    for (path, id) in [
+        ("/lines?1", "a"),
+        ("/long-line?65536", "b"),
+        ("/lines?1", "c"),
+    ] {
+        let mut request = get(path);
+        request.extensions_mut().insert(RequestId(id.into()));
+        assert_eq!(answer(&replica, request).await.unwrap().0, 200);
     }
     assert_eq!(replica.usage().started_total, 1);
     let said: Vec<_> = lines
@@ -144,10 +150,10 @@ async fn lines_belong_to_the_request_that_they_were_said_in() {
         .iter()
         .map(|line| line.request_id.as_deref().unwrap_or("none").to_owned())
         .collect();
-    assert_eq!(said.first().map(String::as_str), Some("0"));
-    assert_eq!(said.last().map(String::as_str), Some("2"));
+    assert_eq!(said.first().map(String::as_str), Some("a"));
+    assert_eq!(said.last().map(String::as_str), Some("c"));
     assert!(
-        said[1..said.len() - 1].iter().all(|id| id == "1"),
+        said[1..said.len() - 1].iter().all(|id| id == "b"),
         "{said:?}"
     );
 }

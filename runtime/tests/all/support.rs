@@ -73,7 +73,15 @@ pub(crate) fn get(path: &str) -> http::Request<Body> {
 
 /// Status and whole body, or why there is none.
 pub(crate) async fn fetch(replica: &HttpReplica, path: &str) -> Result<(u16, String), Ended> {
-    let response = replica.handle(get(path)).await?;
+    answer(replica, get(path)).await
+}
+
+/// The same of any request.
+pub(crate) async fn answer(
+    replica: &HttpReplica,
+    request: http::Request<Body>,
+) -> Result<(u16, String), Ended> {
+    let response = replica.handle(request).await?;
     let status = response.status().as_u16();
     match response.into_body().collect().await {
         Ok(body) => Ok((

@@ -399,12 +399,17 @@ async fn lines_name_their_request_only_while_there_is_one() {
         .map(|line| (line.text, line.request_id.map(|id| id.to_string())))
         .collect();
     let line = |text: &str, id: Option<&str>| (text.to_owned(), id.map(str::to_owned));
+    let (first, last) = (said[0].1.as_deref(), said[3].1.as_deref());
+    assert!(
+        first.is_some() && last.is_some() && first != last,
+        "{said:?}"
+    );
     let expected = [
-        line("1 came", Some("0")),
+        line("1 came", first),
         // Both came at once.
         line("2 came", None),
         line("3 came", None),
-        line("4 came", Some("3")),
+        line("4 came", last),
     ];
     assert_eq!(said, expected);
 }
