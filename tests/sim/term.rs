@@ -363,8 +363,12 @@ impl World {
             leading.pace.wake(instant + wait, instant);
         }
         let mut broken = check::check(&leading.cluster, &plan);
-        if self.laws.regressed && broken.iter().all(|rule| rule.host().is_some()) {
-            // The store went back by less than has been written since: what a host holds is later, and stays.
+        let stored = self.store.bucket.term.as_ref();
+        let deposed = stored.is_some_and(|(record, _)| record.term > leading.cluster.term);
+        let out_of_date = self.laws.regressed || deposed;
+        if out_of_date && broken.iter().all(|rule| rule.host().is_some()) {
+            // The store went back by less than has been written since, or another leads and this one has
+            // been frozen: what a host holds is later, and stays.
             plan = plan.without(&broken);
             broken.clear();
         }
