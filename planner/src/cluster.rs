@@ -172,11 +172,11 @@ impl Cluster {
         now.after(self.ahead)
     }
 
-    /// The clock shows `wall` at `now`. It is followed when it has been set forward, and not when it is set
-    /// back: what has been begun stays begun. `true`: something may be due.
+    /// The clock shows `wall` at `now`. It is followed where it is set; what has been begun stays begun, so
+    /// that one that is set back repeats nothing. `true`: something may be due.
     pub fn follow_clock(&mut self, wall: Timestamp, now: Timestamp) -> bool {
         let ahead = wall.since(now);
-        if ahead < self.ahead + STEP {
+        if ahead.abs_diff(self.ahead) < STEP {
             return false;
         }
         self.ahead = ahead;
@@ -259,7 +259,10 @@ impl Cluster {
             Stored::Namespace(one) => self.put_namespace(one),
             Stored::Host(record) => self.put_host(*record),
             Stored::Placements(set) => self.set_placements(set, sequence, self.since),
-            Stored::Endpoints(table) => self.put_endpoints(table),
+            Stored::Endpoints(table) => {
+                self.note_table(sequence);
+                self.put_endpoints(table);
+            }
             Stored::Routes(table) => self.put_routes(table),
         }
     }

@@ -129,7 +129,7 @@ fn waits_until(record: &Record, slot: Slot) -> Option<Timestamp> {
     if all.len() < SLOTS_MAX || all.clone().any(|one| one.slot == slot) {
         return of_it.find(|one| one.slot == slot).map(|one| one.until);
     }
-    of_it.map(|one| one.until).max()
+    of_it.map(|one| one.until).min()
 }
 
 #[cfg(test)]
@@ -172,7 +172,7 @@ mod tests {
             Some((Slot(1), 3))
         );
         for unknown in [1, 20_000] {
-            assert_eq!(until(&record, unknown), Some(9_000), "slot {unknown}");
+            assert_eq!(until(&record, unknown), Some(1_002), "slot {unknown}");
         }
         assert_eq!(until(&record, 7), Some(1_007));
         let bytes = serde_json::to_vec(&record).unwrap().len();

@@ -304,9 +304,9 @@ fn a_clock_that_is_set_forward_is_followed_by_schedules_and_by_nothing_else() {
     world.pass(300);
     assert_eq!(world.begun(), 2);
     // Set back: nothing is begun twice.
-    assert!(!world.cluster.follow_clock(world.now, world.now));
+    assert!(world.cluster.follow_clock(world.now, world.now));
     world.pass(300);
-    assert_eq!(world.begun(), 3);
+    assert_eq!(world.begun(), 2, "those times have been");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Containers of the `object_store` crate: memory, a folder of this machine, S3.
 
+use std::collections::BTreeSet;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
@@ -29,14 +30,19 @@ const PARTS: usize = 2;
 #[error("{0}")]
 pub struct ObjectsError(String);
 
-/// What says who comes: one of these, or nobody does. The role of the machine is the host's own, and
-/// no workload's.
-const CREDENTIALS: [&str; 4] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+/// What says who comes: all of one of these, or nobody does. Where none is whole, object_store asks the
+/// machine for its role, which is the host's own and no workload's.
+const CREDENTIALS: [&[&str]; 4] = [
+    &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
+    &["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"],
+    &["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"],
+    &[
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    ],
 ];
+/// Or that nobody has to be anybody.
+const UNSIGNED: &str = "AWS_SKIP_SIGNATURE";
 
 /// Where an S3 bucket is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,15 +99,21 @@ impl ObjectsContainer {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ObjectsError> {
         let mut builder = AmazonS3Builder::new();
-        let mut is_somebody = false;
+        let mut given = BTreeSet::new();
         for (name, value) in environment {
-            let key = name.starts_with("AWS_").then(|| name.to_ascii_lowercase());
-            if let Some(key) = key.and_then(|key| key.parse().ok()) {
-                is_somebody |= CREDENTIALS.contains(&name.as_str()) && !value.is_empty();
+            if !name.starts_with("AWS_") || value.is_empty() {
+                continue;
+            }
+            if let Ok(key) = name.to_ascii_lowercase().parse() {
+                let unsigned = name == UNSIGNED && !value.eq_ignore_ascii_case("true");
                 builder = builder.with_config(key, value);
+                if !unsigned {
+                    given.insert(name);
+                }
             }
         }
-        if !is_somebody {
+        let whole = |all: &&[&str]| all.iter().all(|one| given.contains(*one));
+        if !given.contains(UNSIGNED) && !CREDENTIALS.iter().any(whole) {
             return Err(ObjectsError(
                 "this host has no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the \
                  environment of `wasmorch host`"

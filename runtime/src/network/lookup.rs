@@ -33,6 +33,9 @@ enum Lookup {
 
 impl Lookup {
     fn begin(sockets: Arc<Sockets>, name: String) -> Self {
+        if let Err(error) = sockets.may_ask(&name) {
+            return Self::Done(Err(error));
+        }
         Self::UnderWay(spawn(async move { sockets.resolve(&name).await }))
     }
 

@@ -69,7 +69,11 @@ impl std::str::FromStr for SocketPattern {
             None if host.is_empty() => return Err(wrong("there is no host")),
             None => match host.parse::<IpAddr>() {
                 Ok(address) => SocketHost::Range(address, if address.is_ipv4() { 32 } else { 128 }),
-                Err(_) => SocketHost::Name(complete(host)),
+                // As names are compared with it: in ASCII.
+                Err(_) => match url::Host::parse(host) {
+                    Ok(url::Host::Domain(name)) => SocketHost::Name(complete(&name)),
+                    Ok(_) | Err(_) => return Err(wrong("the host is no name")),
+                },
             },
         };
         Ok(Self { host, port })
@@ -117,8 +121,11 @@ mod tests {
 
     #[test]
     fn wrong_patterns_are_refused() {
-        for pattern in ["", ":80", "a:b", "10.0.0.0/33", "x/8"] {
+        for pattern in ["", ":80", "a:b", "10.0.0.0/33", "x/8", "a b"] {
             assert!(pattern.parse::<SocketPattern>().is_err(), "{pattern}");
         }
+        let unicode: SocketPattern = "b\u{fc}cher.example:1".parse().unwrap();
+        let name = "xn--bcher-kva.example".to_owned();
+        assert_eq!(unicode.host, SocketHost::Name(name));
     }
 }

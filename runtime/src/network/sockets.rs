@@ -17,6 +17,8 @@ use crate::outbound::address::is_restricted;
 /// What a granted name was found to be is believed for so long: a check is made for every
 /// datagram.
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
+/// The longest name: one of 253 letters, each of which may have been four bytes before it was encoded.
+const NAME_BYTES_MAX: usize = 4 * 253;
 /// So many who asked something are remembered.
 const ASKERS_MAX: usize = 256;
 
@@ -100,13 +102,14 @@ impl Sockets {
     /// The addresses of a name that a guest looks up. Who may reach every public address may look up
     /// every name, and is told its public addresses.
     pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
+        self.may_ask(name)?;
         let name = match url::Host::parse(name) {
             Ok(url::Host::Domain(name)) => name,
-            Ok(url::Host::Ipv4(ip)) => return self.literal(ip.into()),
-            Ok(url::Host::Ipv6(ip)) => return self.literal(ip.into()),
+            Ok(url::Host::Ipv4(ip)) => return Ok(vec![ip.into()]),
+            Ok(url::Host::Ipv6(ip)) => return Ok(vec![ip.into()]),
             // Without its brackets it is one all the same.
             Err(_) => match name.parse::<Ipv6Addr>() {
-                Ok(ip) => return self.literal(ip.into()),
+                Ok(ip) => return Ok(vec![ip.into()]),
                 Err(_) => return Err(LookupError::Invalid),
             },
         };
@@ -129,11 +132,13 @@ impl Sockets {
         Ok(found)
     }
 
-    /// An address is what it is; who has no network is told nothing at all.
-    fn literal(&self, ip: IpAddr) -> Result<Vec<IpAddr>, LookupError> {
+    /// What can be said without reading a name. Who has no network is told nothing at all, and what is
+    /// longer than any name is not kept for a moment: the guest pays nothing for it.
+    pub(super) fn may_ask(&self, name: &str) -> Result<(), LookupError> {
         match self.network {
             Network::Denied => Err(LookupError::Denied),
-            Network::Any | Network::Allow { .. } => Ok(vec![ip]),
+            _ if name.len() > NAME_BYTES_MAX => Err(LookupError::Invalid),
+            Network::Any | Network::Allow { .. } => Ok(()),
         }
     }
 
@@ -280,7 +285,10 @@ mod tests {
         let other = sockets(&["db.example.com", "10.0.0.0/8"]);
         assert_eq!(other.resolve("localhost").await, denied);
         assert_eq!(other.resolve("x.db.example.com").await, denied);
-        assert_eq!(other.resolve("a b").await, Err(LookupError::Invalid));
+        let long = "a".repeat(NAME_BYTES_MAX + 1);
+        for wrong in ["a b", &long] {
+            assert_eq!(other.resolve(wrong).await, Err(LookupError::Invalid));
+        }
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         assert_eq!(other.resolve("10.0.0.1").await, Ok(vec![address]));
         assert_eq!(Sockets::new(Network::Denied).resolve("::1").await, denied);

@@ -194,11 +194,21 @@ fn nobody_comes_to_s3_as_the_machine() {
         bucket: "shop".into(),
         ..S3Settings::default()
     };
-    let region = [("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
-    let refused = ObjectsContainer::in_s3(&settings, region).err().unwrap();
-    assert!(
-        refused.to_string().contains("AWS_ACCESS_KEY_ID"),
-        "{refused}"
-    );
+    let given = |name: &str| {
+        let given = [(name.to_owned(), "true".to_owned())];
+        ObjectsContainer::in_s3(&settings, given).err()
+    };
+    // Half of what says who comes says nothing.
+    for half in [
+        "AWS_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ] {
+        let refused = given(half).map(|error| error.to_string());
+        let said = refused.is_some_and(|why| why.contains("AWS_ACCESS_KEY_ID"));
+        assert!(said, "{half}");
+    }
     assert!(ObjectsContainer::in_s3(&settings, keys()).is_ok());
+    assert!(given("AWS_SKIP_SIGNATURE").is_none(), "a public bucket");
 }
