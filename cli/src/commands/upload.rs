@@ -1,6 +1,5 @@
 //! The artifacts of a manifest, into the cluster's store.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::ready;
 
@@ -26,38 +25,36 @@ pub(super) async fn upload(
     let uploads = Uploads::into(link).await?;
     // One that fails takes the others along, and each cleans up behind itself.
     let stop = stop.child_token();
-    let first_failure = RefCell::new(None);
     let mut seen = HashSet::new();
     let mut done = stream::iter(&prepared.items)
         .filter_map(|item| ready(item.source.as_ref().map(|source| (item, source))))
         .map(|(item, source)| {
             let first = seen.insert(&source.digest);
-            let (uploads, stop, first_failure) = (&uploads, &stop, &first_failure);
+            let (uploads, stop) = (&uploads, &stop);
             async move {
-                if !first {
+                let result = match first {
+                    true => upload_one(uploads, item, source, progress, stop).await,
                     // Another workload of this manifest has the same bytes and sends them.
-                    return (item, source, Some(Upload::Present));
-                }
-                let sent = upload_one(uploads, item, source, progress, stop).await;
-                let sent = sent.map_err(|error| {
-                    // What follows from it is not what the user is told.
-                    stop.cancel();
-                    first_failure.borrow_mut().get_or_insert(error);
-                });
-                (item, source, sent.ok())
+                    false => Ok(Upload::Present),
+                };
+                (item, source, result)
             }
         })
         .buffered(Uploads::AT_ONCE);
-    while let Some((item, source, sent)) = done.next().await {
-        if let (Some(upload), Some(progress), false) = (sent, progress, stop.is_cancelled())
-            && let Err(error) = report(progress, item, source, upload)
-        {
+    let mut outcome = Ok(());
+    while let Some((item, source, result)) = done.next().await {
+        let told = match (result, progress) {
+            (Ok(upload), Some(progress)) if outcome.is_ok() => {
+                report(progress, item, source, upload)
+            }
+            (result, _) => result.map(|_| ()),
+        };
+        if let Err(error) = told {
             stop.cancel();
-            first_failure.borrow_mut().get_or_insert(error);
+            outcome = outcome.and(Err(error));
         }
     }
-    drop(done);
-    first_failure.into_inner().map_or(Ok(()), Err)
+    outcome
 }
 
 async fn upload_one(

@@ -186,27 +186,10 @@ async fn handle(
     match context.locals.handle(workload, request).await {
         Ok(response) => Ok(response),
         Err(LocalError::NotHere(request) | LocalError::Refused(request)) => {
-            let response = context.gateway.dispatch(workload, request).await;
-            in_vain(workload, &response).map_or(Ok(response), Err)
+            Ok(context.gateway.dispatch(workload, request).await)
         }
         Err(error) => Err(refusal(workload, &error)),
     }
-}
-
-/// The gateway's own word that nobody has answered.
-fn in_vain(workload: &WorkloadKey, response: &Response<Body>) -> Option<ApiError> {
-    let class = response.headers().get("wasmorch-error")?;
-    let code = match class.to_str() {
-        Ok("busy" | "overloaded") => ErrorCode::Busy,
-        _ => ErrorCode::Unavailable,
-    };
-    let what = format!("{workload} did not answer");
-    let why = format!(
-        "{}: {}",
-        response.status(),
-        class.to_str().unwrap_or_default()
-    );
-    Some(ApiError::new(code, what, why, "try again"))
 }
 
 async fn shed(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
