@@ -62,6 +62,8 @@ pub enum Bug {
     OldLoadKept,
     /// However a new revision answers, nothing follows.
     VerdictIgnored,
+    /// A new replica counts before its answers have been heard of.
+    AnswersNotAwaited,
 }
 
 #[cfg(feature = "planted")]

@@ -194,10 +194,12 @@ impl World {
         self.law_of_silence(at);
         let now = self.host_clock(at);
         let host = &self.hosts[at];
+        // Its gateway has heard of every table that is stored: how tables travel is not simulated.
+        let tables = self.store.bucket.newest_table();
         let Some(beat) = host
             .up
             .as_ref()
-            .and_then(|up| up.agent.heartbeat(&host.info, 0, now))
+            .and_then(|up| up.agent.heartbeat(&host.info, tables, now))
         else {
             return;
         };

@@ -69,6 +69,7 @@ fn bugs_of_the_planner_are_caught() {
         Bug::MinAvailableIgnored,
         Bug::OldLoadKept,
         Bug::VerdictIgnored,
+        Bug::AnswersNotAwaited,
         Bug::PortsIgnored,
         Bug::DependencyNotAwaited,
         Bug::OthersStay,

@@ -54,6 +54,15 @@ impl Bucket {
         Some((value.clone()?, *sequence))
     }
 
+    /// The sequence of the newest table for gateways, one that was deleted among them.
+    pub(crate) fn newest_table(&self) -> u64 {
+        let is_table =
+            |key: &String| key.starts_with("pub.endpoints.") || key.starts_with("pub.routes.");
+        let tables = self.keys.iter().filter(|(key, _)| is_table(key));
+        let newest = tables.filter_map(|(_, versions)| versions.last());
+        newest.map(|(_, sequence)| *sequence).max().unwrap_or(0)
+    }
+
     fn put(&mut self, key: String, value: Option<Vec<u8>>) -> u64 {
         self.last += 1;
         let versions = self.keys.entry(key).or_default();

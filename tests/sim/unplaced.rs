@@ -2,8 +2,10 @@
 //!
 //! Owns the excuses: each is generous, since whoever takes one is not looked at.
 
+use std::collections::BTreeMap;
+
 use wasmorch_api::subjects::key;
-use wasmorch_api::{Revision, WorkloadKey};
+use wasmorch_api::{HostId, Revision, WorkloadKey};
 
 use super::world::World;
 
@@ -15,10 +17,7 @@ impl World {
             .iter()
             .enumerate()
             .filter(|(at, host)| host.up.is_some() && self.can_run(*at, key))
-            .filter(|(_, host)| {
-                let known = self.laws.host(&host.id);
-                known.is_none_or(|known| !known.cordoned && known.drain.is_none())
-            })
+            .filter(|(_, host)| self.takes_new(&host.id))
             .count() as u64;
         let spread = self
             .laws
@@ -56,18 +55,20 @@ impl World {
         let keeps = { self.target_spec(key) }.is_some_and(|spec| !spec.bindings.volume.is_empty());
         let homes = self.laws.record(key).map(|record| &record.homes);
         let mut homes = homes.into_iter().flatten().map(|(_, home)| home);
-        keeps
-            && homes.any(|home| {
-                let known = self.laws.host(home);
-                known.is_some_and(|known| known.cordoned || known.drain.is_some())
-            })
+        keeps && homes.any(|home| !self.takes_new(home))
+    }
+
+    /// Nobody has told it to take nothing.
+    fn takes_new(&self, host: &HostId) -> bool {
+        let known = self.laws.host(host);
+        known.is_none_or(|known| !known.cordoned && known.drain.is_none())
     }
 
     /// With `replace = false` what a host held that never comes back stays there.
     pub(crate) fn waits_for_a_lost_host(&self, key: &WorkloadKey) -> bool {
         let target = self.target_spec(key);
         let waits = target.is_some_and(|spec| !spec.disconnect.replace);
-        let lost = |id: &wasmorch_api::HostId| {
+        let lost = |id: &HostId| {
             let actors = self.actors_of(id);
             actors.iter().all(|at| self.hosts[*at].up.is_none())
         };
@@ -81,12 +82,22 @@ impl World {
         sets.any(|(_, set)| set.groups.iter().any(&mut awaited))
     }
 
-    /// Whether it goes on zone by zone, and a zone may have no host that can run it.
+    /// Whether it goes on zone by zone, and a zone may have no host that can run it: what is there of an
+    /// earlier revision is replaced in its own zone.
     fn a_zone_is_short(&self, key: &WorkloadKey) -> bool {
         let spec = self.laws.spec(key);
-        spec.is_some_and(|spec| spec.update.by.is_some()) && {
-            (0..self.hosts.len()).filter(|at| self.hosts[*at].up.is_some())
+        let Some(by) = spec.and_then(|spec| spec.update.by.as_deref()) else {
+            return false;
+        };
+        let up = (0..self.hosts.len()).filter(|at| self.hosts[*at].up.is_some());
+        let mut open: BTreeMap<Option<&String>, bool> = BTreeMap::new();
+        for at in up {
+            if !self.can_run(at, key) {
+                return true;
+            }
+            let host = &self.hosts[at];
+            *open.entry(host.info.labels.get(by)).or_default() |= self.takes_new(&host.id);
         }
-        .any(|at| !self.can_run(at, key))
+        open.values().any(|open| !open)
     }
 }
