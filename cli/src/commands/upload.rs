@@ -1,5 +1,6 @@
 //! The artifacts of a manifest, into the cluster's store.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::ready;
 
@@ -25,36 +26,38 @@ pub(super) async fn upload(
     let uploads = Uploads::into(link).await?;
     // One that fails takes the others along, and each cleans up behind itself.
     let stop = stop.child_token();
+    let first_failure = RefCell::new(None);
     let mut seen = HashSet::new();
     let mut done = stream::iter(&prepared.items)
         .filter_map(|item| ready(item.source.as_ref().map(|source| (item, source))))
         .map(|(item, source)| {
             let first = seen.insert(&source.digest);
-            let (uploads, stop) = (&uploads, &stop);
+            let (uploads, stop, first_failure) = (&uploads, &stop, &first_failure);
             async move {
-                let result = match first {
-                    true => upload_one(uploads, item, source, progress, stop).await,
+                if !first {
                     // Another workload of this manifest has the same bytes and sends them.
-                    false => Ok(Upload::Present),
-                };
-                (item, source, result)
+                    return (item, source, Some(Upload::Present));
+                }
+                let sent = upload_one(uploads, item, source, progress, stop).await;
+                let sent = sent.map_err(|error| {
+                    // What follows from it is not what the user is told.
+                    stop.cancel();
+                    first_failure.borrow_mut().get_or_insert(error);
+                });
+                (item, source, sent.ok())
             }
         })
         .buffered(Uploads::AT_ONCE);
-    let mut outcome = Ok(());
-    while let Some((item, source, result)) = done.next().await {
-        let told = match (result, progress) {
-            (Ok(upload), Some(progress)) if outcome.is_ok() => {
-                report(progress, item, source, upload)
-            }
-            (result, _) => result.map(|_| ()),
-        };
-        if let Err(error) = told {
+    while let Some((item, source, sent)) = done.next().await {
+        if let (Some(upload), Some(progress), false) = (sent, progress, stop.is_cancelled())
+            && let Err(error) = report(progress, item, source, upload)
+        {
             stop.cancel();
-            outcome = outcome.and(Err(error));
+            first_failure.borrow_mut().get_or_insert(error);
         }
     }
-    outcome
+    drop(done);
+    first_failure.into_inner().map_or(Ok(()), Err)
 }
 
 async fn upload_one(

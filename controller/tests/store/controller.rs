@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, jetstream};
-use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -17,16 +16,16 @@ use crate::fake_host::FakeHost;
 use crate::server::{DEADLINE, Server, eventually};
 
 /// `(module (func (export "_start")))`: the smallest service.
-const SERVICE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x04\x01\x02\0\x0b";
+pub(crate) const SERVICE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x04\x01\x02\0\x0b";
 
-struct Controller {
+pub(crate) struct Controller {
     started: ControllerStarted,
     shutdown: CancellationToken,
     running: JoinHandle<Result<(), ControllerError>>,
 }
 
 impl Controller {
-    async fn start(server: &Server) -> Self {
+    pub(crate) async fn start(server: &Server) -> Self {
         let (sender, started) = oneshot::channel();
         let config = ControllerConfig {
             nats: server.options(),
@@ -47,7 +46,7 @@ impl Controller {
         }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(DEADLINE, self.running)
             .await
@@ -58,7 +57,11 @@ impl Controller {
 }
 
 /// Calls the API as any NATS client would, again while nobody leads, or the leader still listens.
-async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16, Value)> {
+pub(crate) async fn call(
+    client: &Client,
+    subject: &str,
+    body: Value,
+) -> Result<Value, (u16, Value)> {
     let subject = format!("wasmorch.v1.api.{subject}");
     let body = if body.is_null() {
         Vec::new()
@@ -82,14 +85,14 @@ async fn call(client: &Client, subject: &str, body: Value) -> Result<Value, (u16
     }
 }
 
-async fn term_of(client: &Client) -> u64 {
+pub(crate) async fn term_of(client: &Client) -> u64 {
     // A leader that steps down says so while it still holds the lease.
     let version = || async { call(client, "_.version", Value::Null).await.ok() };
     let version = eventually("a leader", version).await;
     version["term"].as_u64().unwrap()
 }
 
-async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
+pub(crate) async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
     let js = jetstream::new(client.clone());
     let objects = js
         .get_object_store(subjects::ARTIFACT_BUCKET)
@@ -98,14 +101,14 @@ async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
     objects.put(name.as_str(), &mut bytes).await.unwrap();
 }
 
-async fn cluster_of(client: &Client) -> ClusterId {
+pub(crate) async fn cluster_of(client: &Client) -> ClusterId {
     let js = jetstream::new(client.clone());
     let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
     let term: Value = serde_json::from_slice(&bucket.get("term").await.unwrap().unwrap()).unwrap();
     term["cluster"].as_str().unwrap().parse().unwrap()
 }
 
-fn deploy(digest: &Digest, replicas: u32, request_id: &str) -> Value {
+pub(crate) fn deploy(digest: &Digest, replicas: u32, request_id: &str) -> Value {
     json!({
         "workloads": [{"name": "web", "artifact": digest, "replicas": replicas}],
         "request_id": request_id,
@@ -457,105 +460,6 @@ async fn a_leader_that_was_deposed_changes_nothing_and_comes_back_later() {
     controller.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_breaks_a_rule_is_not_carried_out_and_an_alarm_names_the_rule() {
-    let server = Server::start();
-    let controller = Controller::start(&server).await;
-    let client = super::client(&server).await;
-    assert_eq!(term_of(&client).await, 1);
-    let host = FakeHost::start(&client, cluster_of(&client).await, "h1").await;
-    let digest = Digest::of(SERVICE);
-    upload(&client, &digest, SERVICE).await;
-    call(&client, "default.deploy", deploy(&digest, 1, "r1"))
-        .await
-        .unwrap();
-    let set = || async { super::last_sequence_of(&server, "pub.placements.h1").await };
-    let held = eventually("its set", set).await;
-    let mut alarms = client
-        .subscribe("wasmorch.v1.events._.alarm-plan-refused")
-        .await
-        .unwrap();
-
-    // It says that it holds a later set than the state knows of, if none later than all that is stored.
-    let claims = eventually("the end of the rollout", || async {
-        let record = super::last_sequence_of(&server, "workload.default.web").await;
-        record.filter(|sequence| *sequence > held)
-    })
-    .await;
-    let mut beats = client.subscribe("wasmorch.v1.heartbeat.h1").await.unwrap();
-    *host.claims.lock().await = Some(claims);
-    // The leader has heard the first such beat when the second is here.
-    let mut heard = 0;
-    while heard < 2 {
-        let beat = tokio::time::timeout(DEADLINE, beats.next()).await.unwrap();
-        let beat: Value = serde_json::from_slice(&beat.unwrap().payload).unwrap();
-        heard += u32::from(beat["sequence"] == claims);
-    }
-    let scale = json!({"workload": "web", "desired": 2});
-    let rule = format!("host h1 holds set {claims}, and the last one stored for it is {held}");
-    call(&client, "default.scale", scale).await.unwrap();
-    let alarm = tokio::time::timeout(DEADLINE, alarms.next())
-        .await
-        .unwrap()
-        .unwrap();
-    let alarm: Value = serde_json::from_slice(&alarm.payload).unwrap();
-    assert_eq!(alarm["kind"], "alarm-plan-refused");
-    assert_eq!(alarm["reason"], rule, "{alarm}");
-    assert_eq!(set().await, Some(held), "nothing was written for it");
-
-    // Whatever it was, it is over.
-    *host.claims.lock().await = None;
-    eventually("the second slot", || async {
-        let set = host.set.lock().await.clone()?;
-        (set.groups[0].slots.len() == 2).then_some(())
-    })
-    .await;
-    controller.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_deploy_would_do_is_told_when_all_hosts_have_been_heard() {
-    let server = Server::start();
-    let controller = Controller::start(&server).await;
-    let client = super::client(&server).await;
-    let cluster = cluster_of(&client).await;
-    let one = FakeHost::start(&client, cluster.clone(), "h1").await;
-    let two = FakeHost::start(&client, cluster.clone(), "h2").await;
-    let digest = Digest::of(SERVICE);
-    upload(&client, &digest, SERVICE).await;
-    let mut wanted = deploy(&digest, 2, "r1");
-    wanted["workloads"][0]["constraints"] = json!([{"distinct": "host"}]);
-    let starts = |plan: &Value| plan["start"].as_array().unwrap().len();
-    eventually("both hosts", || async {
-        let hosts = call(&client, "_.hosts", Value::Null).await.unwrap();
-        (hosts["items"].as_array()?.len() == 2).then_some(())
-    })
-    .await;
-    let plan = call(&client, "default.plan", wanted.clone()).await.unwrap();
-    assert_eq!(starts(&plan), 2, "{plan}");
-
-    // Another leader begins, and one of them is silent.
-    drop(two);
-    controller.stop().await;
-    let controller = Controller::start(&server).await;
-    assert_eq!(term_of(&client).await, 2);
-    let subject = "wasmorch.v1.api.default.plan";
-    let body = serde_json::to_vec(&wanted).unwrap();
-    let refusal = client.request(subject, body.into()).await.unwrap();
-    let refusal: Value = serde_json::from_slice(&refusal.payload).unwrap();
-    assert_eq!(refusal["error"]["code"], "unavailable", "{refusal}");
-    let two = FakeHost::start(&client, cluster, "h2").await;
-    let plan = call(&client, "default.plan", wanted).await.unwrap();
-    assert_eq!(
-        (starts(&plan), &plan["unplaced"]),
-        (2, &json!([])),
-        "{plan}"
-    );
-    drop((one, two));
-    controller.stop().await;
-}
-
-/// One that is no repeat: a repeat gets the first answer, frozen or not.
 fn deploy_anew(digest: &Digest) -> Value {
     let now = Timestamp::from(std::time::SystemTime::now());
     let mut request = deploy(digest, 1, &format!("anew-{}", now.0));

@@ -4,6 +4,7 @@
 
 mod controller;
 mod fake_host;
+mod plans;
 mod server;
 
 use std::time::{Duration, Instant};

@@ -13,4 +13,5 @@ mod public;
 mod secure;
 mod shutdown;
 mod support;
+mod tries;
 mod tunnel;
