@@ -140,6 +140,17 @@ impl EndpointTable {
     pub fn key(&self) -> WorkloadKey {
         WorkloadKey::new(self.namespace.clone(), self.workload.clone())
     }
+
+    /// Whether a host has less to send requests to in `after`, `None`: when the workload has no table.
+    ///
+    /// A host on which one replica takes another's place is as it was: its own gateway chooses among them.
+    pub fn is_withdrawn_by(&self, after: Option<&Self>) -> bool {
+        let hosts = after.map_or(&[][..], |after| &after.hosts);
+        self.hosts.iter().any(|one| {
+            let still = hosts.binary_search_by(|other| other.host.cmp(&one.host));
+            still.map_or(true, |at| hosts[at].ready < one.ready)
+        })
+    }
 }
 
 /// One host that serves a workload.
@@ -171,6 +182,39 @@ pub struct HostEndpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fewer_replicas_on_a_host_are_withdrawn_and_more_are_not() {
+        let table = |hosts: &[(&str, u32)]| EndpointTable {
+            cluster: "c1".parse().unwrap(),
+            term: Term(1),
+            namespace: Name::default(),
+            workload: "web".parse().unwrap(),
+            hosts: { hosts.iter() }
+                .map(|(host, ready)| HostEndpoint {
+                    host: host.parse().unwrap(),
+                    peer: None,
+                    ready: *ready,
+                    standby: None,
+                    weight: *ready,
+                    canary: 0,
+                    zone: None,
+                })
+                .collect(),
+            canary: None,
+        };
+        let before = table(&[("h1", 1), ("h2", 2)]);
+        for (after, withdrawn) in [
+            (&[("h1", 1), ("h2", 2)][..], false),
+            (&[("h1", 2), ("h2", 2), ("h3", 1)], false),
+            (&[("h1", 9), ("h2", 1)], true),
+            (&[("h2", 2), ("h3", 1)], true),
+        ] {
+            assert_eq!(before.is_withdrawn_by(Some(&table(after))), withdrawn);
+        }
+        assert!(before.is_withdrawn_by(None));
+        assert!(!table(&[]).is_withdrawn_by(None));
+    }
 
     #[test]
     fn routes_match_whole_segments() {

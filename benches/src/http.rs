@@ -11,7 +11,7 @@ mod load;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -58,9 +58,9 @@ struct Case {
 }
 
 /// One server under load.
-struct Server {
+pub(crate) struct Server {
     name: &'static str,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     host: &'static str,
     pid: u32,
     /// Ends it when dropped.
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             servers.extend(wasmtime_serve("wasmtime, 1", case, "1")?);
         }
         if case.requests_per_instance == 1 {
-            servers.push(wasmorch_run(case)?);
+            servers.push(wasmorch_run(&case.component)?);
         }
         servers.push(wasmorch_up("wasmorch up", case, 1)?);
         if case.name == "0.3 reused" {
@@ -267,11 +267,12 @@ fn wasmtime_serve(name: &'static str, case: &Case, at_once: &str) -> Result<Opti
     program(name, command, listens).map(Some)
 }
 
-fn wasmorch_run(case: &Case) -> Result<Server> {
+/// The runtime with no gateway before it, one instance for each request.
+pub(crate) fn wasmorch_run(component: &Path) -> Result<Server> {
     let mut command = Command::new(binary()?);
     command
         .args(["run", "--http", "127.0.0.1:0"])
-        .arg(&case.component);
+        .arg(component);
     program("wasmorch run", command, listens)
 }
 

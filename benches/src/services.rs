@@ -1,6 +1,7 @@
 //! `services`: what a gateway costs. One replica on one of three hosts, asked through its own host's
 //! gateway, through another host's, through the tunnel over NATS, and through nginx as a plain
-//! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns.
+//! proxy in front of its own host's gateway: the same backend behind each, the same load, in turns; and, with
+//! no gateway at all, the same component in the bare runtime (`wasmorch run --http`).
 //!
 //! Then: how long after a replica answers on its own host every other gateway routes to it, and some hundreds
 //! of simulated ones know of it; how long the first request takes that finds a workload at zero; and how long
@@ -9,22 +10,21 @@
 mod death;
 mod gateways;
 mod load;
+mod show;
 mod zero;
 
-use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
-use serde_json::json;
 use wasmorch_tests::daemons::{Daemons, says_hello};
 use wasmorch_tests::nats::{Nats, binary as nats_server};
 use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, http, ports, wasmorch};
 
-use crate::machine;
+use crate::{http as serve, machine};
 use death::Deaths;
 use gateways::Gateways;
 use load::Found;
@@ -94,7 +94,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         deploy(&cluster, name, place)?;
     }
     let nginx = Nginx::start(cluster.home.path(), &gateways[1])?;
+    let bare = serve::wasmorch_run(&guest("hello-http"))?;
     let mut ways = vec![
+        way("no gateway: the bare runtime", &bare.address.to_string(), "near"),
         way("its own host's gateway", &gateways[1], "near"),
         way("another host's gateway", &gateways[0], "near"),
         way("the tunnel over NATS", &gateways[0], "far"),
@@ -132,6 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let gates = (gateways[1].as_str(), gateways[0].as_str());
     let woken = zero::measure(&cluster, gates, "back", args.wakes)?;
+    let messages = zero::measure_messages(&cluster, "back", args.wakes)?;
     let deaths = death::measure(&mut cluster, &gateways[0], HOSTS.len(), args.deaths)?;
     let mut notes = vec![format!(
         "{} connections, one request at a time each, {} turns of {} s, client and cluster on one machine",
@@ -151,7 +154,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         facts.push(("simulated".into(), said));
     }
-    show(args, &facts, &mut ways, (routed, &woken, &deaths), &notes)
+    let measured = Measured {
+        ways,
+        routed,
+        from_zero: zero::NAMED.into_iter().zip(woken.into_iter().chain([messages])).collect(),
+        deaths,
+    };
+    show::show(args.json, &facts, measured, &notes)
 }
 
 fn way(what: &'static str, address: &str, workload: &'static str) -> Way {
@@ -200,6 +209,15 @@ fn until_routed(gateway: &str, workload: &str) -> Result<Instant> {
         std::thread::park_timeout(LOOK_EVERY);
     }
     Ok(Instant::now())
+}
+
+/// All that was found.
+struct Measured {
+    ways: Vec<Way>,
+    routed: Routed,
+    /// What found a workload at rest, and the sorted times to its answers, in ms.
+    from_zero: Vec<(&'static str, Vec<f64>)>,
+    deaths: Vec<Deaths>,
 }
 
 /// From the first answer of the replica's own host on, in ms.
@@ -292,98 +310,4 @@ impl Nginx {
         }
         Ok(Some(Self { address, process }))
     }
-}
-
-/// Of sorted times; none at all count as 0.
-pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted.get(at).copied().unwrap_or_default()
-}
-
-fn show(
-    args: &Args,
-    facts: &[(String, String)],
-    ways: &mut [Way],
-    (mut routed, woken, deaths): (Routed, &[Vec<f64>; 2], &[Deaths]),
-    notes: &[String],
-) -> Result<()> {
-    routed.everywhere.sort_by(f64::total_cmp);
-    routed.known.sort_by(f64::total_cmp);
-    let both = |times: &[f64]| [50, 99].map(|percent| percentile(times, percent));
-    let from_zero = ["its own host's gateway", "another host's gateway"];
-    let from_zero = from_zero.into_iter().zip(woken);
-    let mut out = std::io::stdout();
-    if args.json {
-        let ways: Vec<_> = ways
-            .iter_mut()
-            .map(|way| way.found.json(way.what))
-            .collect();
-        let figures = |times: &[f64]| {
-            let [p50, p99] = both(times);
-            json!({ "deploys": times.len(), "p50_ms": p50, "p99_ms": p99 })
-        };
-        let known = (!routed.known.is_empty()).then(|| figures(&routed.known));
-        let simulated = json!({ "gateways": routed.simulated, "known": known });
-        let routed = figures(&routed.everywhere);
-        let from_zero = from_zero.map(|(what, times)| {
-            let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
-            json!({ "through": what, "wakes": times.len(), "p50_ms": p50, "p99_ms": p99 })
-        });
-        let all = json!({
-            "machine": machine::json(facts),
-            "ways": ways,
-            "routed": routed,
-            "simulated": simulated,
-            "from_zero": from_zero.collect::<Vec<_>>(),
-            "deaths": deaths.iter().map(Deaths::json).collect::<Vec<_>>(),
-            "notes": notes,
-        });
-        return Ok(writeln!(out, "{all:#}")?);
-    }
-    for (label, fact) in facts {
-        writeln!(out, "{label:<13}{fact}")?;
-    }
-    writeln!(
-        out,
-        "\n{:<42}{:>12}{:>10}{:>10}{:>10}",
-        "a request through", "requests/s", "p50", "p99", "requests"
-    )?;
-    for way in ways {
-        let [p50, p99] = [50, 99].map(|percent| way.found.percentile_ms(percent));
-        let (rate, count) = (way.found.per_second(), way.found.count());
-        writeln!(
-            out,
-            "{:<42}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{count:>10}",
-            way.what
-        )?;
-    }
-    let [p50, p99] = both(&routed.everywhere);
-    let (all, many) = (HOSTS.len(), routed.everywhere.len());
-    writeln!(
-        out,
-        "\nfrom ready to routed by all {all} gateways: median {p50:.1} ms, p99 {p99:.1} ms of {many} deploys"
-    )?;
-    if !routed.known.is_empty() {
-        let [p50, p99] = both(&routed.known);
-        let (all, many) = (routed.simulated, routed.known.len());
-        writeln!(
-            out,
-            "from ready to known by {all} simulated gateways: median {p50:.1} ms, p99 {p99:.1} ms of {many} deploys"
-        )?;
-    }
-    for (what, times) in from_zero {
-        let [p50, p99] = [50, 99].map(|percent| percentile(times, percent));
-        let many = times.len();
-        writeln!(
-            out,
-            "from zero, through {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many} requests"
-        )?;
-    }
-    for line in deaths.iter().filter_map(Deaths::line) {
-        writeln!(out, "{line}")?;
-    }
-    for note in notes {
-        writeln!(out, "note: {note}")?;
-    }
-    Ok(())
 }

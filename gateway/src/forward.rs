@@ -159,7 +159,7 @@ impl Inner {
                 reason: format!("{address}: refused"),
             }),
             Ok(response) => {
-                let error = headers::error(response.headers());
+                let error = ErrorClass::of(response.headers());
                 let failed = error.is_some_and(|class| class.blames_replica(patient));
                 self.fared(key, &choice.host, &choice.health, failed);
                 Ok(response)

@@ -10,8 +10,6 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Uri, Version};
 
-use crate::stats::ErrorClass;
-
 /// Which workload a request on the peer port is for: `namespace/name`.
 pub(crate) const WORKLOAD: HeaderName = HeaderName::from_static("wasmorch-workload");
 /// Who is there? The host that whoever dialled means, and the answer when it is that one.
@@ -125,13 +123,6 @@ pub(crate) fn scrub_peer_response(headers: &mut HeaderMap) {
 /// What another gateway says of its load.
 pub(crate) fn load(headers: &HeaderMap) -> Option<u32> {
     headers.get(LOAD)?.to_str().ok()?.parse().ok()
-}
-
-/// The kind of error that another gateway answered with, if it did.
-pub(crate) fn error(headers: &HeaderMap) -> Option<ErrorClass> {
-    let error = headers.get(ERROR)?;
-    let mut all = ErrorClass::ALL.into_iter();
-    all.find(|class| error == class.as_str())
 }
 
 /// What a connection's requests tell of their client; made once for each connection.

@@ -5,8 +5,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
+
+use crate::headers;
 
 /// What kind of error a gateway answered with; the value of the header `wasmorch-error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +77,13 @@ impl ErrorClass {
             Self::Loop => "loop",
             Self::NotCarried => "not-carried",
         }
+    }
+
+    /// Of an answer that a gateway made, and no guest: a guest's own headers of ours are taken off.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let error = headers.get(headers::ERROR)?;
+        let mut all = Self::ALL.into_iter();
+        all.find(|class| error == class.as_str())
     }
 
     /// Whether it speaks against the replica. `patient`: its own time was over, not its caller's.

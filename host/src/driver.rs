@@ -36,9 +36,11 @@ use crate::tables::{TableChange, Tables};
 mod beside;
 mod clock;
 mod live;
+mod word;
 
 use clock::Clock;
 use live::LiveLines;
+use word::Word;
 
 /// Asks for usage, writes what may wait, that often.
 const TICK: Duration = Duration::from_secs(1);
@@ -85,8 +87,9 @@ pub(crate) struct Driver {
     foreign: bool,
     /// The placements on disk are not those in force: the next tick writes them again.
     unwritten: bool,
-    /// The leader is to be told at once that this host leaves.
-    say_leaving: bool,
+    /// The leader is to get the next heartbeat at once: this host leaves, or `word` is due.
+    beat_now: bool,
+    word: Word,
     /// Set while the daemon ends: when it ends at the latest.
     ends_at: Option<Instant>,
 }
@@ -114,7 +117,8 @@ impl Driver {
             pruned: Instant::now(),
             foreign: false,
             unwritten: false,
-            say_leaving: false,
+            beat_now: false,
+            word: Word::default(),
             ends_at: None,
         }
     }
@@ -158,6 +162,7 @@ impl Driver {
     ) -> Input {
         let wake_at = self.parts.agent.wake_at();
         let wake = wake_at.map(|at| Instant::now() + at.since(self.clock.now()));
+        let wake = [wake, self.word.wake_at()].into_iter().flatten().min();
         tokio::select! {
             // Fair: no input can starve another.
             Some(event) = link_events.recv() => Input::Link(event),
@@ -207,7 +212,7 @@ impl Driver {
             Input::Due | Input::Tick => events.push(Event::Tick),
             Input::Shutdown => {
                 tracing::info!("shutting down: draining");
-                self.say_leaving = true;
+                self.beat_now = true;
                 self.ends_at = Some(Instant::now() + DRAIN + DRAIN_GRACE);
                 events.push(Event::Shutdown { deadline: DRAIN });
             }
@@ -259,6 +264,9 @@ impl Driver {
             LinkEvent::Table(_) | LinkEvent::Tables { .. } if self.foreign => {}
             LinkEvent::Table(change) => {
                 if self.is_ours(&change) {
+                    if self.parts.tables.is_withdrawn_by(&change) {
+                        self.word.owe(change.sequence());
+                    }
                     let news = self.parts.tables.change(change);
                     news.into_iter()
                         .for_each(|message| self.parts.pool.send(message));
@@ -308,6 +316,7 @@ impl Driver {
                 self.view.gateway = usage.gateway;
                 self.view.code = usage.code;
                 self.view.table_seq = usage.table_seq;
+                self.beat_now |= self.word.applied(usage.table_seq, Instant::now());
                 Some(Event::Runner(FromRunner::Usage(usage)))
             }
             Said::Message(message) => Some(Event::Runner(message)),
@@ -328,6 +337,9 @@ impl Driver {
 
     /// One turn: fold the events in, carry the effects out, leave the facts for those who look.
     async fn turn(&mut self, events: Vec<Event>) {
+        if self.word.ask(Instant::now()) {
+            self.parts.pool.ask();
+        }
         let now = self.clock.now();
         let effects = self.parts.agent.handle_all(events, now);
         for effect in effects {
@@ -335,10 +347,11 @@ impl Driver {
         }
         let agent = &self.parts.agent;
         let heartbeat = agent.heartbeat(&self.parts.info, self.view.table_seq, now);
-        if std::mem::take(&mut self.say_leaving)
+        if std::mem::take(&mut self.beat_now)
             && let Some(heartbeat) = &heartbeat
         {
-            // The next beat may come too late: a host without replicas is gone before it.
+            // The next beat may come too late: a host without replicas is gone before it. And what drains
+            // elsewhere waits for the word.
             self.parts.link.beat_now(heartbeat);
         }
         self.parts.pulse.send_replace(heartbeat);

@@ -35,7 +35,8 @@ pub(crate) enum TableChange {
 }
 
 impl TableChange {
-    fn sequence(&self) -> u64 {
+    /// Its place in the store.
+    pub(crate) fn sequence(&self) -> u64 {
         match self {
             Self::Routes(_, sequence)
             | Self::RoutesGone(_, sequence)
@@ -144,6 +145,17 @@ impl Tables {
         };
         self.dirty |= news;
         news.then(|| message(change))
+    }
+
+    /// Whether a host has less to send requests to after the change.
+    pub(crate) fn is_withdrawn_by(&self, change: &TableChange) -> bool {
+        let (key, after) = match change {
+            TableChange::Routes(..) | TableChange::RoutesGone(..) => return false,
+            TableChange::Endpoints(table, _) => (table.key(), Some(table)),
+            TableChange::EndpointsGone(key, _) => (key.clone(), None),
+        };
+        let before = self.endpoints.live.get(&key);
+        before.is_some_and(|(before, _)| before.is_withdrawn_by(after))
     }
 
     /// Folds a full reading in, complete up to these sequences: (routes, endpoints).

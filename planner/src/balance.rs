@@ -146,6 +146,7 @@ impl<'a> Board<'a> {
                 let (Some(placed), Some(revision)) = (placed, revision) else {
                     continue;
                 };
+                self.moved.insert((key, placed.slot));
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
                 self.shift(key, &placed.host, booked, -1);
                 // Its successor is booked there already.
@@ -246,6 +247,7 @@ impl<'a> Board<'a> {
         let mut full: BTreeSet<&HostId> = all
             .filter(|id| from.is_none_or(|from| at(id) <= from))
             .collect();
+        let whole = self.looks;
         while !self.full() {
             let fullest = full.iter().copied();
             let id = fullest.max_by_key(|id| (self.load(id), name(id)))?;
@@ -253,7 +255,9 @@ impl<'a> Board<'a> {
                 let cursor = Cursor::Load(self.load(id), name(id).0.clone());
                 return self.carries_more(id).then_some(cursor);
             }
-            if !self.relieve(id) {
+            let began = self.looks;
+            // One that was left off in the middle is gone on with, unless no question comes further.
+            if !self.relieve(id) && (!self.spent() || began == whole) {
                 full.remove(id);
             }
         }
@@ -431,7 +435,7 @@ fn movable(workload: &Workload) -> Option<&WorkloadSpec> {
     let target = workload.target()?;
     let update = &target.spec.update;
     let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
-    let still = workload.record.active_rollout().is_none() && workload.record.moves.is_empty();
+    let still = workload.record.active_rollout().is_none();
     let stays = crate::homes::has_data(&target.spec) || target.spec.per_host();
     let moves =
         !target.kind.ends() && start_first && still && !stays && !target.spec.spread.is_empty();

@@ -23,7 +23,7 @@ use crate::detection::Detection;
 use crate::pool::{Classes, Pool};
 use crate::ports::Listeners;
 use crate::silence::Silence;
-use crate::withdrawals::Withdrawal;
+use crate::withdrawals::Withdrawals;
 use crate::write::{EventDraft, Stored, Write};
 
 pub use host::Host;
@@ -72,9 +72,7 @@ pub struct Cluster {
     /// What has to be planned.
     pub(crate) agenda: Agenda,
     /// Hosts that wait until gateways route past what they drain.
-    pub(crate) withdrawals: BTreeMap<HostId, Withdrawal>,
-    /// The newest endpoint table that this leader has stored.
-    pub(crate) tables: u64,
+    pub(crate) withdrawals: Withdrawals,
     /// Workloads whose stored endpoints name a host that holds nothing of them and has not spoken.
     pub(crate) stale_tables: BTreeSet<WorkloadKey>,
     pub(crate) classes: Classes,
@@ -128,8 +126,7 @@ impl Cluster {
             bound: BTreeSet::new(),
             priorities: BTreeMap::new(),
             agenda: Agenda::default(),
-            withdrawals: BTreeMap::new(),
-            tables: 0,
+            withdrawals: Withdrawals::default(),
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
             listeners: Listeners::default(),
@@ -260,7 +257,7 @@ impl Cluster {
             Stored::Host(record) => self.put_host(*record),
             Stored::Placements(set) => self.set_placements(set, sequence, self.since),
             Stored::Endpoints(table) => {
-                self.note_table(sequence);
+                self.note_table(&table.key(), Some(&table), sequence);
                 self.put_endpoints(table);
             }
             Stored::Routes(table) => self.put_routes(table),
@@ -330,11 +327,11 @@ impl Cluster {
                 }
             }
             Write::Endpoints(table) => {
-                self.note_table(sequence);
+                self.note_table(&table.key(), Some(&table), sequence);
                 self.put_endpoints(table);
             }
             Write::DeleteEndpoints(key) => {
-                self.note_table(sequence);
+                self.note_table(&key, None, sequence);
                 if let Some(workload) = self.workloads.get_mut(&key) {
                     workload.endpoints = None;
                     self.agenda.whole(&key);

@@ -169,6 +169,9 @@ impl Cluster {
                 host.sync_wait = ASK_EVERY;
             }
         }
+        if self.withdrawals.hang_on(&beat.host) {
+            self.follow_withdrawals(now, out);
+        }
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };

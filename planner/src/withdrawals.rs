@@ -9,9 +9,13 @@
 //! Nothing of it is stored. A new leader tells of what it has written itself; what drains by a set of the
 //! one before waits its time out.
 
+use std::collections::BTreeMap;
+
 use wasmorch_api::messages::WITHDRAWN_WITHIN;
 use wasmorch_api::status::HostState;
-use wasmorch_api::{HostId, Kind, PlacedSlot, PlacementGroup, Timestamp};
+use wasmorch_api::{
+    EndpointTable, HostId, Kind, PlacedSlot, PlacementGroup, Timestamp, WorkloadKey,
+};
 
 use crate::cluster::Cluster;
 use crate::observe::{Ask, Observed};
@@ -21,16 +25,50 @@ use crate::observe::{Ask, Observed};
 pub(crate) struct Withdrawal {
     /// Of the set by which something ends there; `None`: the host shuts down.
     set: Option<u64>,
-    /// The newest table before that; `None`: some still name a host that shuts down.
+    /// The newest table before that by which anything is withdrawn; `None`: some still name a host that shuts
+    /// down.
     tables: Option<u64>,
     /// Beyond this the host waits no more.
     until: Timestamp,
 }
 
+/// Who waits, and for what.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Withdrawals {
+    waiting: BTreeMap<HostId, Withdrawal>,
+    /// The newest table that names less than the one before it.
+    tables: u64,
+    /// The hosts furthest behind when it was looked at last: before one of them is heard, nobody's wait is
+    /// over. Nobody: it is to be looked at anew.
+    behind: Vec<HostId>,
+}
+
+impl Withdrawals {
+    fn wait(&mut self, host: &HostId, withdrawal: Withdrawal) {
+        self.waiting.insert(host.clone(), withdrawal);
+        self.behind.clear();
+    }
+
+    /// Whether somebody's wait may be over, now that this host has been heard.
+    pub(crate) fn hang_on(&self, heard: &HostId) -> bool {
+        !self.waiting.is_empty() && (self.behind.is_empty() || self.behind.contains(heard))
+    }
+}
+
 impl Cluster {
-    /// A table has been stored.
-    pub(crate) fn note_table(&mut self, sequence: u64) {
-        self.tables = self.tables.max(sequence);
+    /// A table has been stored in the place of that which is held; `None`: it was deleted.
+    pub(crate) fn note_table(
+        &mut self,
+        key: &WorkloadKey,
+        table: Option<&EndpointTable>,
+        sequence: u64,
+    ) {
+        let workload = self.workloads.get(key);
+        let before = workload.and_then(|workload| workload.endpoints.as_ref());
+        if before.is_some_and(|before| before.is_withdrawn_by(table)) {
+            let tables = &mut self.withdrawals.tables;
+            *tables = (*tables).max(sequence);
+        }
     }
 
     /// A host's new set is stored, without what is gone.
@@ -46,7 +84,7 @@ impl Cluster {
             // One that was removed may have.
             workload.is_none_or(|workload| workload.record.kind == Kind::Http)
         };
-        let waits = self.withdrawals.get(host);
+        let waits = self.withdrawals.waiting.get(host);
         if waits.is_some_and(|waits| waits.set.is_none() && now <= waits.until) {
             // It drains everything as it is.
             return;
@@ -54,10 +92,10 @@ impl Cluster {
         if gone.iter().any(|(group, _)| answers(group)) {
             let withdrawal = Withdrawal {
                 set: Some(sequence),
-                tables: Some(self.tables),
+                tables: Some(self.withdrawals.tables),
                 until: now.after(WITHDRAWN_WITHIN),
             };
-            self.withdrawals.insert(host.clone(), withdrawal);
+            self.withdrawals.wait(host, withdrawal);
         }
     }
 
@@ -68,27 +106,29 @@ impl Cluster {
             tables: None,
             until: now.after(WITHDRAWN_WITHIN),
         };
-        self.withdrawals.insert(host.clone(), withdrawal);
+        self.withdrawals.wait(host, withdrawal);
     }
 
     /// Tells the hosts that no gateway sends to any more.
     pub(crate) fn follow_withdrawals(&mut self, now: Timestamp, out: &mut Observed) {
-        if self.withdrawals.is_empty() {
+        if self.withdrawals.waiting.is_empty() {
             return;
         }
         let mut withdrawals = std::mem::take(&mut self.withdrawals);
+        let newest = withdrawals.tables;
         let behind = self.furthest_behind();
+        withdrawals.behind = behind.iter().map(|(_, id)| (*id).clone()).collect();
         // Its own gateway sees what drains without a table.
         let passed_by_others = |id: &HostId| {
             let other = behind.iter().find(|(_, one)| *one != id);
             other.map_or(u64::MAX, |(sequence, _)| *sequence)
         };
-        withdrawals.retain(|id, withdrawal| {
+        withdrawals.waiting.retain(|id, withdrawal| {
             if now > withdrawal.until {
                 return false;
             }
             if withdrawal.tables.is_none() && !self.in_tables(id) {
-                withdrawal.tables = Some(self.tables);
+                withdrawal.tables = Some(newest);
             }
             let passed = { withdrawal.tables }.is_some_and(|tables| passed_by_others(id) >= tables);
             if passed {

@@ -6,6 +6,7 @@ mod autoscale;
 mod bonds;
 mod capabilities;
 mod counts;
+mod crowd;
 mod daemons;
 mod device;
 mod disconnect;

@@ -8,6 +8,12 @@ use wasmorch_tests::guest;
 
 /// Each gateway's own workload, so that both can rest at once.
 const NAMES: [&str; 2] = ["rests-near", "rests-far"];
+/// What is measured, in this order.
+pub(super) const NAMED: [&str; 3] = [
+    "a request through its own host's gateway",
+    "a request through another host's gateway",
+    "a message on a plain subject",
+];
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(60);
 
@@ -43,6 +49,35 @@ pub(super) fn measure(
     for times in &mut times {
         times.sort_by(f64::total_cmp);
     }
+    Ok(times)
+}
+
+/// Times in ms, sorted, from a message that finds its workload at rest to the answer.
+pub(super) fn measure_messages(cluster: &Daemons, place: &str, turns: usize) -> Result<Vec<f64>> {
+    let (name, subject) = ("rests-and-listens", "bench.asks");
+    let text = format!(
+        "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\n\
+         constraints = [{{ label = \"place\", eq = \"{place}\" }}]\n\
+         scale = {{ min = 0, max = 2, target = {{ concurrency = 50 }}, window = \"1s\", panic = \"1s\" }}\n\
+         [workload.bindings]\nsubscribe = [{{ subject = \"{subject}\" }}]\n",
+        guest("echo-messages").display()
+    );
+    let file = cluster.home.write(&format!("{name}.toml"), text);
+    let file = file.to_str().context("the temp folder is text")?;
+    cluster.run(&["deploy", file]).ok();
+    let client = cluster.client();
+    let mut times = Vec::new();
+    for _ in 0..turns {
+        until_at_rest(cluster, name)?;
+        let asked = Instant::now();
+        let answer = client.try_request(subject, b"you");
+        ensure!(
+            answer.as_deref() == Some(b"echo: you"),
+            "{name} did not answer from zero: {answer:?}"
+        );
+        times.push(asked.elapsed().as_secs_f64() * 1_000.0);
+    }
+    times.sort_by(f64::total_cmp);
     Ok(times)
 }
 

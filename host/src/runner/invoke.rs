@@ -8,18 +8,16 @@
 //! Every http replica that is ready is a member of its workload's queue group, so calls are shared
 //! in proportion to replicas. Every call with a reply subject is answered.
 
+mod translation;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::{BodyExt as _, Full};
+use http::{Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::error::ErrorBody;
 use wasmorch_api::{ApiError, ErrorCode, WorkloadKey, subjects};
 use wasmorch_gateway::{Body, Local as _, LocalError};
-use wasmorch_runtime::Ended;
 
 use super::allow;
 use super::intake::{Bounds, take_in};
@@ -28,15 +26,8 @@ use super::messages::queue_group;
 use super::replica::Life;
 use super::supervisor::Context;
 
-/// The request's method; GET without a body and POST with one unless given.
-const METHOD: &str = "Wasmorch-Method";
-/// The request's path and query; `/` unless given.
-const PATH: &str = "Wasmorch-Path";
-/// The response's status.
-const STATUS: &str = "Wasmorch-Status";
-/// Headers of a refusal, as NATS tools show them.
-const ERROR: &str = "Nats-Service-Error";
-const ERROR_CODE: &str = "Nats-Service-Error-Code";
+pub(super) use translation::{empty, failure};
+
 /// The largest message before the server has said what it takes: the default of nats-server.
 const PAYLOAD_MAX: usize = 1 << 20;
 /// Before a subscription that was refused is tried again.
@@ -154,13 +145,13 @@ async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
         // In vain: another host may have been woken meanwhile, and is asked.
         context.locals.wake(workload).await;
     }
-    let outcome = match request(call, &callee.host) {
+    let outcome = match translation::request(call, &callee.host) {
         Err(refusal) => Err(refusal),
         Ok(request) => match handle(&context, workload, request).await {
             Err(refusal) => Err(refusal),
             Ok(response) => {
                 let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);
-                collect(workload, response, room).await
+                translation::collect(workload, response, room).await
             }
         },
     };
@@ -172,7 +163,7 @@ async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
             headers,
             body,
         },
-        Err(refusal) => error(reply, refusal),
+        Err(refusal) => translation::error(reply, refusal),
     };
     send(&context, answer).await;
 }
@@ -183,13 +174,19 @@ async fn handle(
     workload: &WorkloadKey,
     request: Request<Body>,
 ) -> Result<Response<Body>, ApiError> {
-    match context.locals.handle(workload, request).await {
-        Ok(response) => Ok(response),
+    let (error, code, fix) = match context.locals.handle(workload, request).await {
+        Ok(response) => return Ok(response),
         Err(LocalError::NotHere(request) | LocalError::Refused(request)) => {
-            Ok(context.gateway.dispatch(workload, request).await)
+            let response = context.gateway.dispatch(workload, request).await;
+            return translation::answered(workload, response).await;
         }
-        Err(error) => Err(refusal(workload, &error)),
-    }
+        Err(error @ LocalError::Busy { .. }) => (error, ErrorCode::Busy, "try again"),
+        Err(error @ LocalError::TimedOut { .. }) => (error, ErrorCode::Unavailable, ""),
+        Err(error @ LocalError::TooLarge { .. }) => (error, ErrorCode::TooLarge, ""),
+        Err(error @ LocalError::Failed { .. }) => (error, ErrorCode::Internal, "see its logs"),
+    };
+    let what = format!("{workload} did not answer");
+    Err(ApiError::new(code, what, error.to_string(), fix))
 }
 
 async fn shed(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
@@ -202,7 +199,7 @@ async fn shed(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
         "every seat and every place in its queue on this host is taken",
         "try again, or raise resources.concurrency, resources.queue or the number of replicas",
     );
-    send(&context, error(reply, refusal)).await;
+    send(&context, translation::error(reply, refusal)).await;
 }
 
 async fn send(context: &Context, answer: Delivery) {
@@ -210,296 +207,5 @@ async fn send(context: &Context, answer: Delivery) {
         Ok(()) => {}
         Err(LinkError::Disconnected) => tracing::debug!("NATS was lost before an answer was sent"),
         Err(error) => tracing::warn!(%error, "an answer could not be sent"),
-    }
-}
-
-/// The http request that a call stands for.
-fn request(call: Delivery, host: &str) -> Result<Request<Body>, ApiError> {
-    let invalid = |what: String| {
-        let fix = format!("{METHOD} is a word like GET, {PATH} begins with `/`");
-        ApiError::new(ErrorCode::Invalid, "the call is no HTTP request", what, fix)
-    };
-    let default = if call.body.is_empty() {
-        Method::GET
-    } else {
-        Method::POST
-    };
-    let method = match call.header(METHOD) {
-        None => default,
-        Some(text) => text
-            .parse::<Method>()
-            .ok()
-            .filter(|method| *method != Method::CONNECT)
-            .ok_or_else(|| invalid(format!("{METHOD} `{text}` is no method")))?,
-    };
-    let path = call.header(PATH).unwrap_or("/");
-    let uri = path
-        .parse::<Uri>()
-        .ok()
-        .filter(|uri| path.starts_with('/') && uri.authority().is_none());
-    let uri = uri.ok_or_else(|| invalid(format!("{PATH} `{path}` is no path")))?;
-    let mut request = Request::new(());
-    *request.method_mut() = method;
-    *request.uri_mut() = uri;
-    let headers = request.headers_mut();
-    for (name, value) in call.headers.iter().filter(|(name, _)| passes(name)) {
-        let name = name
-            .parse::<HeaderName>()
-            .map_err(|_| invalid(format!("header name `{name}`")))?;
-        let value = value
-            .parse::<HeaderValue>()
-            .map_err(|_| invalid(format!("the value of header `{name}`")))?;
-        headers.append(name, value);
-    }
-    if !headers.contains_key(header::HOST)
-        && let Ok(host) = host.parse()
-    {
-        headers.insert(header::HOST, host);
-    }
-    if !call.body.is_empty() {
-        headers.insert(header::CONTENT_LENGTH, call.body.len().into());
-    }
-    Ok(request.map(|()| {
-        Full::new(call.body)
-            .map_err(|never| match never {})
-            .boxed_unsync()
-    }))
-}
-
-/// Whether a header goes through: not our own, and not what belongs to one HTTP connection.
-fn passes(name: &str) -> bool {
-    const NOT: [&str; 12] = [
-        METHOD,
-        PATH,
-        STATUS,
-        "Connection",
-        "Content-Length",
-        "Keep-Alive",
-        "Proxy-Connection",
-        "TE",
-        "Trailer",
-        "Transfer-Encoding",
-        "Upgrade",
-        "Wasmorch-Host",
-    ];
-    !NOT.iter().any(|not| not.eq_ignore_ascii_case(name))
-}
-
-/// The whole response, when one message holds it.
-async fn collect(
-    workload: &WorkloadKey,
-    response: Response<Body>,
-    room: usize,
-) -> Result<(Vec<(String, String)>, Bytes), ApiError> {
-    let (head, mut body) = response.into_parts();
-    let mut headers = vec![(STATUS.to_owned(), head.status.as_u16().to_string())];
-    for (name, value) in &head.headers {
-        if passes(name.as_str()) {
-            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-            headers.push((name.to_string(), value));
-        }
-    }
-    // What the header block of a NATS message needs: its first line, then `name: value` lines.
-    let head_bytes: usize = headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 4)
-        .sum::<usize>()
-        + 16;
-    let mut collected = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            let why = format!("the response broke off: {error}");
-            ApiError::new(
-                ErrorCode::Internal,
-                format!("{workload} failed"),
-                why,
-                "see its logs",
-            )
-        })?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if head_bytes + collected.len() + data.len() > room {
-            return Err(too_large(workload, room));
-        }
-        collected.extend_from_slice(&data);
-    }
-    if head_bytes > room {
-        return Err(too_large(workload, room));
-    }
-    Ok((headers, collected.freeze()))
-}
-
-fn too_large(workload: &WorkloadKey, room: usize) -> ApiError {
-    ApiError::new(
-        ErrorCode::TooLarge,
-        format!("the answer of {workload} is too large for a NATS message"),
-        format!("the server takes {room} bytes, headers included"),
-        "ask by HTTP, or raise max_payload of the server",
-    )
-}
-
-/// Why a replica here did not answer.
-fn refusal(workload: &WorkloadKey, error: &LocalError) -> ApiError {
-    let (code, fix) = match error {
-        // Not executed, and so answered elsewhere.
-        LocalError::NotHere(_) | LocalError::Refused(_) => (ErrorCode::Unavailable, "try again"),
-        LocalError::Busy { .. } => (ErrorCode::Busy, "try again"),
-        LocalError::TimedOut { .. } => (ErrorCode::Unavailable, ""),
-        LocalError::TooLarge { .. } => (ErrorCode::TooLarge, ""),
-        LocalError::Failed { .. } => (ErrorCode::Internal, "see its logs"),
-    };
-    ApiError::new(
-        code,
-        format!("{workload} did not answer"),
-        error.to_string(),
-        fix,
-    )
-}
-
-/// The answer to a message that was not handled.
-pub(super) fn failure(reply: String, subject: &str, ended: &Ended) -> Delivery {
-    let code = match ended {
-        Ended::Busy { .. } | Ended::HostFull { .. } => ErrorCode::Busy,
-        Ended::BodyTooLarge { .. } => ErrorCode::TooLarge,
-        Ended::Timeout { .. } | Ended::CallerTimeout { .. } | Ended::Stopped => {
-            ErrorCode::Unavailable
-        }
-        _ => ErrorCode::Internal,
-    };
-    let what = format!("the message on `{subject}` was not handled");
-    error(reply, ApiError::new(code, what, ended.to_string(), ""))
-}
-
-/// The answer to a call that the guest handled without answering.
-pub(super) fn empty(reply: String) -> Delivery {
-    let headers = vec![(STATUS.to_owned(), "204".to_owned())];
-    Delivery {
-        subject: reply,
-        reply: None,
-        headers,
-        body: Bytes::new(),
-    }
-}
-
-/// A refusal in the shape of the API.
-fn error(reply: String, refusal: ApiError) -> Delivery {
-    let code = refusal.code.number().to_string();
-    // A header is one line.
-    let what: String = refusal
-        .what
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    let body = serde_json::to_vec(&ErrorBody { error: refusal })
-        .expect("a refusal holds texts and numbers, which are always JSON");
-    let headers = vec![
-        (ERROR.to_owned(), what),
-        (ERROR_CODE.to_owned(), code.clone()),
-        (STATUS.to_owned(), code),
-    ];
-    Delivery {
-        subject: reply,
-        reply: None,
-        headers,
-        body: body.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn call(headers: &[(&str, &str)], body: &'static str) -> Delivery {
-        let headers = headers
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-            .collect();
-        Delivery {
-            headers,
-            body: Bytes::from_static(body.as_bytes()),
-            ..Delivery::default()
-        }
-    }
-
-    fn workload() -> WorkloadKey {
-        WorkloadKey::new("shop".parse().unwrap(), "web".parse().unwrap())
-    }
-
-    fn response(body: &'static [u8]) -> Response<Body> {
-        let body = Full::new(Bytes::from_static(body)).map_err(|never| match never {});
-        Response::builder()
-            .status(201)
-            .header("x-a", "1")
-            .body(body.boxed_unsync())
-            .unwrap()
-    }
-
-    #[test]
-    fn a_call_is_a_get_or_a_post_to_the_root() {
-        let get = request(call(&[], ""), "web.shop.localhost").unwrap();
-        assert_eq!((get.method(), get.uri().path()), (&Method::GET, "/"));
-        assert_eq!(get.headers()[header::HOST], "web.shop.localhost");
-        let post = request(call(&[], "x"), "h").unwrap();
-        assert_eq!(post.method(), Method::POST);
-        assert_eq!(post.headers()[header::CONTENT_LENGTH], "1");
-    }
-
-    #[test]
-    fn headers_choose_method_and_path_and_the_rest_go_through() {
-        let headers = [
-            ("wasmorch-method", "PUT"),
-            ("Wasmorch-Path", "/a?b=c"),
-            ("X-Own", "1"),
-            ("Host", "other"),
-            ("Transfer-Encoding", "chunked"),
-        ];
-        let put = request(call(&headers, "x"), "h").unwrap();
-        assert_eq!(put.method(), Method::PUT);
-        assert_eq!(put.uri().path_and_query().unwrap(), "/a?b=c");
-        assert_eq!(put.headers()["x-own"], "1");
-        assert_eq!(put.headers()[header::HOST], "other");
-        assert!(!put.headers().contains_key(header::TRANSFER_ENCODING));
-        assert!(!put.headers().contains_key("wasmorch-path"));
-    }
-
-    #[test]
-    fn what_is_no_request_is_refused() {
-        for bad in [
-            [(METHOD, "G T")],
-            [(METHOD, "CONNECT")],
-            [(PATH, "x")],
-            [(PATH, "http://x/")],
-            [(PATH, "/ x")],
-        ] {
-            let refused = request(call(&bad, ""), "h").unwrap_err();
-            assert_eq!(refused.code, ErrorCode::Invalid, "{bad:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_fits_one_message_or_is_too_large() {
-        let (headers, body) = collect(&workload(), response(b"hello"), 1000)
-            .await
-            .unwrap();
-        assert_eq!(body, "hello");
-        assert_eq!(headers[0], (STATUS.to_owned(), "201".to_owned()));
-        assert!(headers.contains(&("x-a".to_owned(), "1".to_owned())));
-        let refused = collect(&workload(), response(&[0; 1000]), 1000)
-            .await
-            .unwrap_err();
-        assert_eq!(refused.code, ErrorCode::TooLarge);
-    }
-
-    #[test]
-    fn a_refusal_has_the_shape_of_the_api() {
-        let answer = error(
-            "_INBOX.1".into(),
-            ApiError::new(ErrorCode::TooLarge, "a\nb", "", ""),
-        );
-        assert_eq!(answer.header(ERROR), Some("a b"));
-        assert_eq!(answer.header(ERROR_CODE), Some("413"));
-        let body: ErrorBody = serde_json::from_slice(&answer.body).unwrap();
-        assert_eq!(body.error.code, ErrorCode::TooLarge);
     }
 }

@@ -4,20 +4,22 @@ use wasmorch_planner::Ask;
 
 use super::*;
 
-/// The host's next heartbeat, with what its gateway has applied.
-fn applied(world: &mut World, n: usize, table_seq: u64) {
+/// The host's next heartbeat, with what its gateway has applied: which hosts are told then.
+fn applied(world: &mut World, n: usize, table_seq: u64) -> Vec<(HostId, Option<u64>)> {
     let beat = Box::new(Heartbeat {
         table_seq,
         ..world.beat(&host(n))
     });
-    world
-        .cluster
-        .observe(Observation::Heartbeat(beat), world.now);
+    observed(world, Observation::Heartbeat(beat))
 }
 
-/// Which hosts are told now, and by which set what they drain goes.
+/// Which hosts are told as time passes, and by which set what they drain goes.
 fn told(world: &mut World) -> Vec<(HostId, Option<u64>)> {
-    let asks = world.cluster.observe(Observation::Tick, world.now).asks;
+    observed(world, Observation::Tick)
+}
+
+fn observed(world: &mut World, what: Observation) -> Vec<(HostId, Option<u64>)> {
+    let asks = world.cluster.observe(what, world.now).asks;
     let told = asks.into_iter().filter_map(|ask| match ask {
         Ask::Withdrawn { host, set } => Some((host, set)),
         _ => None,
@@ -74,16 +76,15 @@ fn a_host_is_told_once_all_other_gateways_have_passed_the_table() {
     let table = stopped(&mut world);
     assert!((1..=3).all(|n| table < set_of(&world, n)));
     assert_eq!(told(&mut world), []);
-    applied(&mut world, 1, table);
-    applied(&mut world, 2, table + 1);
-    assert_eq!(told(&mut world), [(host(3), Some(set_of(&world, 3)))]);
+    assert_eq!(applied(&mut world, 1, table), []);
+    let third = (host(3), Some(set_of(&world, 3)));
+    assert_eq!(applied(&mut world, 2, table + 1), [third], "at once");
     // One that is late.
-    applied(&mut world, 3, table - 1);
-    assert_eq!(told(&mut world), []);
-    applied(&mut world, 3, table);
+    assert_eq!(applied(&mut world, 3, table - 1), []);
     let others = [1, 2].map(|n| (host(n), Some(set_of(&world, n))));
-    assert_eq!(told(&mut world), others);
-    assert_eq!(told(&mut world), [], "once");
+    assert_eq!(applied(&mut world, 3, table), others);
+    assert_eq!(applied(&mut world, 3, table), [], "once");
+    assert_eq!(told(&mut world), []);
 }
 
 #[test]
@@ -93,16 +94,15 @@ fn nobody_waits_for_a_gateway_that_is_silent_or_deaf() {
     world.run(8);
     assert_eq!(world.cluster.hosts()[&host(3)].state, HostState::Suspect);
     let table = stopped(&mut world);
-    applied(&mut world, 1, table);
-    applied(&mut world, 2, table);
-    assert_eq!(told(&mut world).len(), 3);
+    let first = applied(&mut world, 1, table).len();
+    assert_eq!(first + applied(&mut world, 2, table).len(), 3);
 
     let mut world = serving(2);
     let table = stopped(&mut world);
     world.now.0 += 2_001;
     assert_eq!(told(&mut world), []);
-    applied(&mut world, 1, table);
-    assert_eq!(told(&mut world), [], "it has gone on by itself");
+    let late = applied(&mut world, 1, table);
+    assert_eq!(late, [], "it has gone on by itself");
 }
 
 #[test]

@@ -19,10 +19,12 @@ pub(super) const MESSAGES_MAX: usize = 64;
 const BYTES_FIRST: usize = 128 * 1024;
 /// And at the most: at a round trip of 50 ms 40 MB a second.
 pub(super) const BYTES_MAX: usize = MESSAGES_MAX * CHUNK_BYTES;
-/// Used up so soon, more may be under way.
-const SOON: Duration = Duration::from_millis(200);
-/// After so long less is to be.
-const LATE: Duration = Duration::from_millis(500);
+/// Used up so soon after a round trip, more may be under way.
+const SOON: Duration = Duration::from_millis(150);
+/// So long after it, less is to be.
+const LATE: Duration = Duration::from_millis(400);
+/// What a link may take by itself, a satellite's: what is longer is taken for a queue.
+const ROUND_TRIP_MAX: Duration = Duration::from_millis(600);
 
 /// One direction.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ struct UnderWay {
     messages: VecDeque<(usize, Instant)>,
     bytes: usize,
     bytes_max: usize,
+    /// The shortest time in which a message was used up: what the link takes by itself.
+    round_trip: Option<Duration>,
     /// Messages used up, in all.
     used: u64,
 }
@@ -49,6 +53,7 @@ impl Window {
                 messages: VecDeque::new(),
                 bytes: 0,
                 bytes_max: BYTES_FIRST,
+                round_trip: None,
                 used: 0,
             }),
             used: Notify::new(),
@@ -109,10 +114,15 @@ impl UnderWay {
             took = Some(now - sent);
         }
         self.bytes -= bytes;
-        if took.is_some_and(|took| took <= SOON) {
+        let Some(took) = took else { return true };
+        let shortest = self.round_trip.map_or(took, |known| known.min(took));
+        self.round_trip = Some(shortest);
+        // The first one says nothing of how long the link takes by itself.
+        let waited = took - shortest.min(ROUND_TRIP_MAX);
+        if waited <= SOON {
             // By as much as came through: twice as much a round trip later.
             self.bytes_max = (self.bytes_max + bytes).min(BYTES_MAX);
-        } else if took.is_some_and(|took| took >= LATE) {
+        } else if waited >= LATE {
             self.bytes_max = (self.bytes_max / 2).max(CHUNK_BYTES);
         }
         true
@@ -147,12 +157,14 @@ mod tests {
     #[test]
     fn a_slow_link_has_little_under_way_and_a_fast_one_much() {
         let far = Duration::from_millis(50);
-        for kib in [32, 160, 640] {
+        for kib in [16, 32, 64, 160, 640] {
             let most = settled(kib * 1024, far);
             let second = most <= kib * 1024 || most == CHUNK_BYTES;
             assert!(second, "{most} on a link of {kib} KiB a second");
         }
-        assert_eq!(settled(100 << 20, far), BYTES_MAX);
+        for far in [50, 300, 600].map(Duration::from_millis) {
+            assert_eq!(settled(100 << 20, far), BYTES_MAX, "{far:?}");
+        }
     }
 
     #[test]
