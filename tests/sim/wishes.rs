@@ -40,6 +40,7 @@ impl World {
                 3 => Ask::Drain(host, None),
                 4 => Ask::Drain(host, Some(self.rng.between(0, 20_000))),
                 5 => Ask::CancelDrain(host),
+                6 if self.rng.one_in(2) => Ask::Rebalance(self.rng.between(1, 4) as u32),
                 _ => Ask::Uncordon(host),
             };
             return Some((self.user.hosts.clone(), ask));
