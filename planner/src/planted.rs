@@ -18,6 +18,8 @@ pub enum Bug {
     SuccessorNotAwaited,
     /// A host is dead the moment it is silent.
     DeadWindowZero,
+    /// However many hosts fall silent together, all of them are replaced at once.
+    MassSilenceIgnored,
     /// A removed workload that comes back begins its numbers anew.
     NumbersForgotten,
     /// What a dead host ran is never replaced.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use wasmorch_api::{HostId, Timestamp};
 
+use crate::planted::{self, Bug};
+
 /// Hosts that fall silent within this of each other do so together.
 const TOGETHER: Duration = Duration::from_secs(10);
 /// Fewer are never a mass.
@@ -67,6 +69,7 @@ impl Silence {
             let together = silent.iter().filter(|one| one.heard <= until).count();
             let (many, of) = (together + self.lately.len(), living + self.lately.len());
             self.mass = many >= HOSTS_MIN && many * 100 > of * SHARE;
+            self.mass &= !planted::is(Bug::MassSilenceIgnored);
             verdict.alarm = self.mass.then_some((many, of));
         }
         let due = silent.into_iter().filter(|one| one.due);

@@ -82,7 +82,14 @@ fn a_resumed_leader_changes_nothing() {
         .as_ref()
         .expect("runs")
         .signal(Signal::STOP);
-    let (new, new_term, _) = next_leader(&client, old_term, Instant::now());
+    let stopped = Instant::now();
+    // It is still the one that is asked, and reads these when it goes on: its own batches, of a term that is over.
+    for (desired, request_id) in [(1, "frozen-1"), (5, "frozen-2")] {
+        let scale = json!({"workload": "hello", "desired": desired, "request_id": request_id});
+        let answer = client.ask(&api("scale"), &scale, Duration::from_millis(200));
+        assert_eq!(answer, None, "nobody leads but one that stands still");
+    }
+    let (new, new_term, _) = next_leader(&client, old_term, stopped);
     assert_eq!(new, daemons.controller_id(1));
     daemons.deploy("hello-http-v2", "second", &[]);
     let untouched: Vec<String> = (0..3)
@@ -102,6 +109,11 @@ fn a_resumed_leader_changes_nothing() {
         });
     }
     let before = client.keys(&DECIDED);
+    let frozen = Duration::from_secs(20);
+    wait_for("it to have stood still for long", || {
+        (stopped.elapsed() >= frozen).then_some(())
+    });
+    assert_eq!(client.keys(&DECIDED), before, "nothing moves meanwhile");
 
     // While it wakes up, every question is answered, by the one that leads.
     let resumed = AtomicBool::new(false);

@@ -17,6 +17,7 @@ mod kinds;
 mod leaders;
 mod main_job;
 mod nats_api;
+mod plans;
 mod recover;
 mod refusals;
 mod rollouts;

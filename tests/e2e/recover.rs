@@ -1,37 +1,10 @@
 //! A store that is lost, or goes back: the cluster freezes, goes on serving, and is recovered.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::json;
-use wasmorch_tests::daemons::{Daemons, leader, says_hello};
-use wasmorch_tests::{measured, wait_for};
-
-/// Asks every gateway for a workload until the test ends; every request must be answered.
-fn serving<T>(gateways: &[String], workload: &str, meanwhile: impl FnOnce() -> T) -> T {
-    let (done, asked, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                for gateway in gateways {
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    failed.fetch_add(u64::from(!says_hello(gateway, workload)), Ordering::Relaxed);
-                }
-            }
-        });
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
-        done.store(true, Ordering::Relaxed);
-        result
-    });
-    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let (asked, failed) = (asked.into_inner(), failed.into_inner());
-    measured(&format!("{asked} requests meanwhile, {failed} failed"));
-    assert!(
-        asked > 0 && failed == 0,
-        "{failed} of {asked} requests failed"
-    );
-    result
-}
+use wasmorch_tests::daemons::{Daemons, leader, says_hello, serving};
+use wasmorch_tests::wait_for;
 
 fn wipe(daemons: &mut Daemons) {
     daemons.nats[0].kill();

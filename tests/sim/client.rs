@@ -48,6 +48,8 @@ pub(crate) enum Ask {
     HostRm(HostId),
     /// Replicas that the namespace may have; `None`: no limit.
     Quota(Option<u64>),
+    /// So many moves at most.
+    Rebalance(u32),
 }
 
 /// One request.
@@ -182,6 +184,10 @@ impl UserCall {
                 let done = commands::quota(cluster, &request, &call)?;
                 return Ok((done.writes, Value::Null));
             }
+            Ask::Rebalance(most) => {
+                let done = commands::rebalance(cluster, Some(*most), None, now)?;
+                return Ok((done.writes, Value::Null));
+            }
         };
         Ok((done.writes, Value::Null))
     }
@@ -212,6 +218,7 @@ impl UserCall {
                 | Ask::CancelDrain(_)
                 | Ask::HostRm(_)
                 | Ask::Quota(_)
+                | Ask::Rebalance(_)
         )
     }
 
@@ -230,6 +237,7 @@ impl UserCall {
             Ask::Drain(..) | Ask::CancelDrain(_) => "drain",
             Ask::HostRm(_) => "host-rm",
             Ask::Quota(_) => "quota",
+            Ask::Rebalance(_) => "rebalance",
         }
     }
 
@@ -349,6 +357,17 @@ impl World {
         let Some((key, ask)) = self.user_wishes() else {
             return;
         };
+        self.user_calls(key, ask);
+    }
+
+    /// When all is well again nothing is to wait for a quota: that would excuse whatever does.
+    pub(crate) fn user_lifts_quota(&mut self) {
+        if self.laws.limited {
+            self.user_calls(self.user.hosts.clone(), Ask::Quota(None));
+        }
+    }
+
+    fn user_calls(&mut self, key: WorkloadKey, ask: Ask) {
         let id = self.user.next + 1;
         let call = UserCall { id, key, ask };
         if call.keys().iter().any(|key| self.user.is_open(key)) {

@@ -236,7 +236,8 @@ impl World {
     /// What must not run twice is started: no other replica of its slot may be there.
     pub(crate) fn law_of_one(&mut self, at: usize, replica: &ReplicaKey) {
         // Copies of a data folder, and a store that went back, know nothing of each other.
-        if self.laws.regressed || self.hosts.iter().any(|host| host.twin) {
+        let twins = self.hosts.iter().any(|host| host.twin && !host.gone);
+        if self.laws.regressed || twins || self.now < self.laws.twins_until {
             return;
         }
         let once = |run: Option<&Run>| run.is_some_and(|run| run.once);

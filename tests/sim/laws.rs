@@ -40,10 +40,12 @@ pub(crate) struct Laws {
     pub(crate) started: BTreeSet<(usize, wasmorch_host::runner::protocol::ReplicaKey)>,
     /// In calm worlds: how many slots are wanted, and how many of these have been ready.
     pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
-    /// Namespaces with a quota.
     /// Removals with their data: what earlier placements left is to go.
     pub(crate) data_gone: BTreeMap<WorkloadKey, PlacementNumber>,
+    /// The namespace has a quota.
     pub(crate) limited: bool,
+    /// Until when what a copy of a data folder has led to is excused.
+    pub(crate) twins_until: u64,
     /// What has run to its end, and when runs were begun.
     pub(crate) runs: super::runs::Runs,
     /// Every revision's spec.

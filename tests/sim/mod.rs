@@ -27,6 +27,7 @@ mod host;
 mod host_laws;
 mod laws;
 mod load;
+mod mass;
 mod move_laws;
 mod oracle;
 mod planted;

@@ -54,6 +54,7 @@ impl World {
                 }
                 continue;
             }
+            self.user_lifts_quota();
             let found = self.not_converged();
             if found != trouble {
                 self.say("world", || {
@@ -76,6 +77,7 @@ impl World {
             return false;
         }
         self.say("world", || "has converged".into());
+        self.judged |= self.laws.records.keys().any(|key| self.is_judged(key));
         let written = self.laws.last_written;
         let next = self.now + REST;
         if !self.run_until(next) {

@@ -15,6 +15,7 @@ use wasmorch_planner::{Ask, Cluster, Observation, Plan, Write, check};
 use super::bent::Bent;
 use super::client::UserCall;
 use super::controller::{BATCH_TIMEOUT, Phase, Purpose};
+use super::mass::Deaths;
 use super::wire::{Answer, Event, HostMessage, Node, Op, Wake};
 use super::world::World;
 
@@ -60,6 +61,7 @@ pub(crate) struct Leading {
     /// Hosts that have said anything in this term.
     pub(crate) spoken: BTreeSet<HostId>,
     pub(crate) since: u64,
+    deaths: Deaths,
     /// Batches stored in this term.
     pub(crate) batches: u64,
 }
@@ -87,6 +89,7 @@ impl Leading {
             last_heard: BTreeMap::new(),
             spoken: BTreeSet::new(),
             since: now,
+            deaths: Deaths::default(),
             batches: 0,
         }
     }
@@ -148,7 +151,7 @@ impl World {
             if self.now >= leading.next_tick {
                 leading.next_tick = self.now + TICK;
                 let (now, instant) = (self.controller_clock(at), self.instant(self.now));
-                self.observe(at, Observation::Tick, now);
+                self.look_at_silence(at, now);
                 let leading = leading!(self, at);
                 if leading.guard.listened(now) {
                     leading.pace.changed(instant);
@@ -217,6 +220,20 @@ impl World {
             Observation::Tick => {}
         }
         self.observe(at, what, when);
+    }
+
+    fn look_at_silence(&mut self, at: usize, now: Timestamp) {
+        let time = self.now;
+        let leading = leading!(self, at);
+        let before = leading.deaths.before(&leading.cluster);
+        self.observe(at, Observation::Tick, now);
+        let leading = leading!(self, at);
+        let (last, since) = (&leading.last_heard, leading.since);
+        let heard = |host: &HostId| last.get(host).copied().unwrap_or(since);
+        let deaths = &mut leading.deaths;
+        if let Some(wrong) = deaths.after(&leading.cluster, &before, heard, time) {
+            self.broken(wrong);
+        }
     }
 
     fn observe(&mut self, at: usize, what: Observation, when: Timestamp) {

@@ -5,11 +5,29 @@
 use std::collections::BTreeMap;
 
 use wasmorch_api::subjects::key;
-use wasmorch_api::{HostId, Revision, WorkloadKey};
+use wasmorch_api::{HostId, Revision, RolloutState, WorkloadKey};
 
-use super::world::World;
+use super::world::{Fate, World};
 
 impl World {
+    /// Whether that a workload is well means that what is wanted of it runs, and no excuse was taken.
+    pub(crate) fn is_judged(&self, key: &WorkloadKey) -> bool {
+        let Some(record) = self.laws.record(key) else {
+            return false;
+        };
+        let wanted = u64::from(record.wanted());
+        let state = record.rollout.as_ref().map(|rollout| rollout.state);
+        let per_host = self.laws.is_per_host(key);
+        self.target_fate(key) == Some(Fate::Good)
+            && wanted > 0
+            && !record.kind.ends()
+            && record.held().is_none()
+            && state != Some(RolloutState::Paused)
+            && self.awaits_a_person(record).is_none()
+            && !self.waits_for_a_lost_host(key)
+            && !self.cannot_be_placed(key, if per_host { 0 } else { wanted })
+    }
+
     /// Fewer hosts than its constraint asks for, or no host at all.
     pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
         let open = self

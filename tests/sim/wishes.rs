@@ -40,6 +40,7 @@ impl World {
                 3 => Ask::Drain(host, None),
                 4 => Ask::Drain(host, Some(self.rng.between(0, 20_000))),
                 5 => Ask::CancelDrain(host),
+                6 => Ask::Rebalance(self.rng.between(1, 4) as u32),
                 _ => Ask::Uncordon(host),
             };
             return Some((self.user.hosts.clone(), ask));
@@ -229,7 +230,11 @@ impl World {
                 min_requests: *rng.pick(&[1, 5, 20, 60]),
                 ..FailWhen::default()
             });
-            let errs = rng.per_mille(self.weather.bad_artifacts);
+            // In a calm world nothing else goes wrong, so that its answers are always heard in time.
+            let errs = match self.weather.calm {
+                true => rng.one_in(3),
+                false => rng.per_mille(self.weather.bad_artifacts),
+            };
             if let Some(artifact) = spec.artifact.clone().filter(|_| errs) {
                 self.fates.entry(artifact).or_insert(Fate::Errs);
             }

@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) bent: Option<Bent>,
     /// Nothing goes wrong by itself any more.
     pub(crate) healed: bool,
+    /// Of something that is wanted it has been seen that it runs, with no excuse taken.
+    pub(crate) judged: bool,
     /// The first law that was broken.
     pub(crate) broken: Option<String>,
     /// Printed as it happens.
@@ -102,6 +104,7 @@ impl World {
             fates: BTreeMap::new(),
             bent,
             healed: false,
+            judged: false,
             broken: None,
             tell,
             fingerprint: seed,

@@ -3,7 +3,8 @@
 //! Owns which process is which, so that a test can stop, kill and resume them one by one.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use crate::nats::Nats;
 use crate::nats_client::Client;
 use crate::process::{Done, Process};
 use crate::up::Home;
-use crate::{guest, wait_for, wasmorch};
+use crate::{guest, measured, wait_for, wasmorch};
 
 /// A whole cluster of daemons.
 pub struct Daemons {
@@ -219,6 +220,45 @@ pub fn leader(client: &Client) -> Option<(String, u64)> {
 pub fn says_hello(gateway: &str, workload: &str) -> bool {
     http::get(gateway, &format!("{workload}.default.localhost"), "/")
         .is_ok_and(|answer| answer.status == 200 && answer.body.contains("Hello"))
+}
+
+/// Asks every gateway for a workload, one after the other, as long as `meanwhile` takes: every request must
+/// be answered.
+#[track_caller]
+pub fn serving<T>(gateways: &[String], workload: &str, meanwhile: impl FnOnce() -> T) -> T {
+    let (done, asked, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for gateway in gateways {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    failed.fetch_add(u64::from(!says_hello(gateway, workload)), Ordering::Relaxed);
+                }
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (asked, failed) = (asked.into_inner(), failed.into_inner());
+    measured(&format!("{asked} requests meanwhile, {failed} failed"));
+    assert!(
+        asked > 0 && failed == 0,
+        "{failed} of {asked} requests failed"
+    );
+    result
+}
+
+/// The same for so long.
+#[track_caller]
+pub fn serving_for(gateways: &[String], workload: &str, time: Duration) {
+    serving(gateways, workload, || {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            std::thread::park_timeout(until - Instant::now());
+        }
+    });
 }
 
 fn put(processes: &mut Vec<Option<Process>>, n: usize, process: Process) {
