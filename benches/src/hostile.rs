@@ -125,7 +125,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     out += &match stayed.is_empty() {
         true => format!("after every attack it was back within {BACK_MIB} MiB\n"),
-        false => format!("not back within {BACK_MIB} MiB after: {}\n", stayed.join(", ")),
+        false => format!(
+            "not back within {BACK_MIB} MiB after: {}\n",
+            stayed.join(", ")
+        ),
     };
     std::io::stdout()
         .write_all(out.as_bytes())
@@ -159,7 +162,9 @@ fn line(cells: [&str; 7]) -> String {
 }
 
 fn head() -> String {
-    let over = ["", "same", "runner", "another", "runner", "memory", "memory"];
+    let over = [
+        "", "same", "runner", "another", "runner", "memory", "memory",
+    ];
     let heads = ["attack", "p50", "p99", "p50", "p99", "before", "after"];
     format!("\n{}{}", line(over), line(heads))
 }

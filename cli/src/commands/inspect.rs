@@ -43,10 +43,7 @@ pub(crate) fn run(ctx: &Context, file: &Path) -> Result<Exit, CliError> {
 
 /// Whether some spec gives it all that it needs.
 fn can_be_granted(check: &CapabilityCheck) -> bool {
-    check
-        .missing
-        .iter()
-        .all(|missing| missing.remedy.is_some())
+    check.missing.iter().all(|missing| missing.remedy.is_some())
 }
 
 fn render(source: &Source, check: &CapabilityCheck) -> String {

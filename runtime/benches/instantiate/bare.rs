@@ -101,19 +101,19 @@ impl Bare {
     pub(crate) async fn instantiate(&self, pre: &Pre) -> Result<(), Problem> {
         let mut store = self.store();
         match pre {
-            Pre::P2(pre) => drop(pre.instantiate_async(&mut store).await?),
-            Pre::P3(pre) => drop(pre.instantiate_async(&mut store).await?),
+            Pre::P2(pre) => _ = pre.instantiate_async(&mut store).await?,
+            Pre::P3(pre) => _ = pre.instantiate_async(&mut store).await?,
         }
         Ok(())
     }
 
-    /// The body of an answer to `GET /`, by 0.2.
-    pub(crate) async fn answer(&self, pre: &Pre) -> Result<Vec<u8>, Problem> {
+    /// The body of an answer to a path, by 0.2.
+    pub(crate) async fn answer(&self, pre: &Pre, path: &str) -> Result<Vec<u8>, Problem> {
         let Pre::P2(pre) = pre.clone() else {
             return Err("the peer asks components of 0.2 only".into());
         };
         let mut store = self.store();
-        let request = http::Request::get("/")
+        let request = http::Request::get(path)
             .header("host", "bench")
             .body(Empty::new().map_err(|never: std::convert::Infallible| match never {}))?;
         let request: http::Request<wasmtime_wasi_http::WasiBody> =

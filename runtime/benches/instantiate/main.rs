@@ -24,8 +24,9 @@ use self::table::{Row, Unit};
 /// Whatever stops a benchmark: it is shown, and nobody looks into it.
 pub(crate) type Problem = Box<dyn std::error::Error + Send + Sync>;
 
-/// What is compiled and asked: the smallest, and one with bindings to many interfaces.
-const COMPILED: [&str; 2] = ["hello-http", "keeper-http"];
+/// What is compiled, and the path that it answers at: a small guest, and one of four times the size. Both
+/// import nothing but WASI.
+const COMPILED: [(&str, &str); 2] = [("hello-http", "/"), ("hostile", "/ok")];
 
 /// How much is measured.
 pub(crate) struct Settings {
@@ -109,8 +110,8 @@ async fn measure(settings: &Settings) -> Result<Vec<Row>, Problem> {
     for guest in ["hello-http", "hello-http-p3"] {
         rows.extend(instances(&runtime, peers, guest, settings).await?);
     }
-    for guest in COMPILED {
-        rows.extend(code(&runtime, &on_demand, guest, settings).await?);
+    for compiled in COMPILED {
+        rows.extend(code(&runtime, &on_demand, compiled, settings).await?);
     }
     rows.extend(outbound::measure(&runtime, settings).await?);
     Ok(rows)
@@ -160,7 +161,7 @@ async fn instances(
 async fn code(
     runtime: &Runtime,
     peer: &Bare,
-    guest: &str,
+    (guest, path): (&str, &str),
     settings: &Settings,
 ) -> Result<Vec<Row>, Problem> {
     let bytes = settings.guest(guest)?;
@@ -177,7 +178,7 @@ async fn code(
         let began = Instant::now();
         let artifact = runtime.load(&digest, unseen.clone()).await?;
         let took = began.elapsed();
-        answers(runtime, &artifact).await?;
+        answers(runtime, &artifact, path).await?;
         let answered = began.elapsed();
         if artifact.from_cache() {
             return Err("nothing was compiled".into());
@@ -188,7 +189,7 @@ async fn code(
         let artifact = runtime.load_cached(&digest).await?;
         let artifact = artifact.ok_or("what was compiled is not kept")?;
         let (loaded, began) = (began.elapsed(), began);
-        answers(runtime, &artifact).await?;
+        answers(runtime, &artifact, path).await?;
         let answered_again = began.elapsed();
         if !artifact.from_cache() {
             return Err("it was not gone".into());
@@ -196,7 +197,7 @@ async fn code(
         let began = Instant::now();
         let component = peer.compile(&unseen)?;
         let took_them = began.elapsed();
-        let body = peer.answer(&peer.link(&component)?).await?;
+        let body = peer.answer(&peer.link(&component)?, path).await?;
         let answered_them = began.elapsed();
         if body.is_empty() {
             return Err("the peer answers nothing".into());
@@ -211,19 +212,12 @@ async fn code(
             theirs_first.push_time(answered_them);
         }
     }
-    Ok(vec![
-        compiled,
-        theirs,
-        first,
-        theirs_first,
-        cached,
-        again,
-    ])
+    Ok(vec![compiled, theirs, first, theirs_first, cached, again])
 }
 
-async fn answers(runtime: &Runtime, artifact: &Arc<Artifact>) -> Result<(), Problem> {
+async fn answers(runtime: &Runtime, artifact: &Arc<Artifact>, path: &str) -> Result<(), Problem> {
     let replica = HttpReplica::prepare(runtime, artifact, ReplicaConfig::new("bench"))?;
-    match whole(&replica, "/").await?.is_empty() {
+    match whole(&replica, path).await?.is_empty() {
         false => Ok(()),
         true => Err("an empty answer".into()),
     }

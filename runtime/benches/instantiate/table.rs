@@ -86,7 +86,11 @@ impl Row {
             Unit::PerSecond => format!("{value:.0} {}", self.unit.text()),
             _ => format!("{value:.2} {}", self.unit.text()),
         };
-        let sign = if self.unit == Unit::PerSecond { '>' } else { '<' };
+        let sign = if self.unit == Unit::PerSecond {
+            '>'
+        } else {
+            '<'
+        };
         let aim = self.aim.zip(self.met()).map(|(aim, met)| {
             let met = if met { "met" } else { "missed" };
             format!("{sign} {aim} {}: {met}", self.unit.text())
@@ -112,7 +116,14 @@ impl Row {
 
 /// For people.
 pub(crate) fn table(machine: &str, rows: &[Row]) -> String {
-    let head = ["measured", "by", "runs", "median", "p99", "aim for the median"];
+    let head = [
+        "measured",
+        "by",
+        "runs",
+        "median",
+        "p99",
+        "aim for the median",
+    ];
     let lines: Vec<[String; 6]> = std::iter::once(head.map(str::to_owned))
         .chain(rows.iter().map(Row::cells))
         .collect();

@@ -88,8 +88,10 @@ async fn an_answer_that_does_not_begin_in_time_is_given_up() {
 async fn an_answer_that_stops_in_the_middle_is_given_up() {
     let port = says("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
     let url = format!("http://127.0.0.1:{port}/");
-    let answer = within([LONG, LONG, SHORT], url).await;
-    assert_eq!(answer, error("ConnectionReadTimeout"));
+    // wasmtime-wasi-http tells a guest of 0.2 in words only why a body breaks off.
+    let (status, why) = within([LONG, LONG, SHORT], url).await;
+    assert_eq!(status, 502);
+    assert!(why.contains("connection read timeout"), "{why}");
 }
 
 #[tokio::test]

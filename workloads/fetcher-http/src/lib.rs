@@ -87,7 +87,8 @@ fn within(query: &str) -> Result<Vec<u8>, ErrorCode> {
             Ok(chunk) => read.extend(chunk),
             Err(StreamError::Closed) => return Ok(read),
             Err(StreamError::LastOperationFailed(why)) => {
-                return Err(http_error_code(&why).unwrap_or_else(internal));
+                let unnamed = || ErrorCode::InternalError(Some(why.to_debug_string()));
+                return Err(http_error_code(&why).unwrap_or_else(unnamed));
             }
         }
     }
