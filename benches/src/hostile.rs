@@ -1,6 +1,6 @@
 //! `hostile`: what a workload notices of the attacks of `workloads/hostile`, in the same runner and in
 //! another one: the latency of requests to it, quiet and during each attack; and whether the memory
-//! comes back.
+//! comes back: that of all processes but the NATS server, before each attack and once it has settled after it.
 //!
 //! An `up` of two hosts; the neighbour is on the first, and an attacker on each. `up` gives each host
 //! the cores divided by the hosts: on two cores one runner each.
@@ -22,6 +22,12 @@ const AT_ONCE: usize = 4;
 const TIMEOUT: &str = "1s";
 /// What each attack is given before the first request is timed.
 const WARM: Duration = Duration::from_millis(300);
+/// So long memory may take to come back, and how often it is looked at.
+const SETTLE: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// What is back within so much of where it was has come back: allocators keep some pages, and the pools of
+/// instances keep what they hand out again.
+const BACK_MIB: f64 = 4.0;
 
 /// The guest, and its path.
 const ATTACKS: [(&str, &str); 16] = [
@@ -54,6 +60,19 @@ pub(crate) struct Args {
 /// Milliseconds at the 50th and the 99th percentile.
 type Figures = (f64, f64);
 
+/// Mebibytes of all processes but the NATS server, before an attack and after it.
+#[derive(Clone, Copy)]
+struct Memory {
+    before: f64,
+    after: f64,
+}
+
+impl Memory {
+    fn is_back(self) -> bool {
+        self.after <= self.before + BACK_MIB
+    }
+}
+
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut out = String::new();
@@ -77,20 +96,40 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         deploy(&up, &names[0], sample, &format!("{sample}-other"), "/ok")?;
     }
     let id = up.process.as_ref().context("`up` does not run")?.id();
-    let before = mib(memory::resident(id)?.total);
     let quiet = ask(here, args.requests)?;
-    out += &format!(
-        "\n{:<26} {:>9} {:>9} {:>9} {:>9}\n{:<26} {:>9} {:>9} {:>9} {:>9}\n",
-        "", "same", "runner", "another", "runner", "attack", "p50", "p99", "p50", "p99"
-    );
-    out += &row("none", quiet, quiet);
+    out += &head();
+    let start = hosts_memory(id)?;
+    let still = Memory {
+        before: start,
+        after: start,
+    };
+    out += &row("none", quiet, quiet, still);
+    let mut stayed = Vec::new();
+    let mut last = start;
     for (sample, path) in ATTACKS {
+        let before = hosts_memory(id)?;
         let same = beside(here, here, &format!("{sample}-same"), path, args.requests)?;
         let other = beside(here, there, &format!("{sample}-other"), path, args.requests)?;
-        out += &row(&format!("{sample} {path}"), same, other);
+        last = settled(id, before)?;
+        let memory = Memory {
+            before,
+            after: last,
+        };
+        out += &row(&format!("{sample} {path}"), same, other, memory);
+        if !memory.is_back() {
+            stayed.push(path);
+        }
     }
-    let after = mib(memory::resident(id)?.total);
-    out += &format!("\nmemory of all processes: {before:.0} MiB before, {after:.0} MiB after\n");
+    out += &format!(
+        "\nmemory of all but the NATS server: {start:.0} MiB before the first attack, {last:.0} MiB after the last\n"
+    );
+    out += &match stayed.is_empty() {
+        true => format!("after every attack it was back within {BACK_MIB} MiB\n"),
+        false => format!(
+            "not back within {BACK_MIB} MiB after: {}\n",
+            stayed.join(", ")
+        ),
+    };
     std::io::stdout()
         .write_all(out.as_bytes())
         .context("stdout is closed")
@@ -100,15 +139,48 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn row(what: &str, same: Figures, other: Figures) -> String {
+/// Of controller, daemons and runners, but not of the server that they talk to.
+fn hosts_memory(up: u32) -> Result<f64> {
+    let resident = memory::resident(up)?;
+    Ok(mib(resident.total - resident.nats))
+}
+
+/// The same once it is back where it was, or the least that it came down to in the time that it has for it.
+fn settled(up: u32, before: f64) -> Result<f64> {
+    let began = Instant::now();
+    let mut after = hosts_memory(up)?;
+    while after > before + BACK_MIB && began.elapsed() < SETTLE {
+        std::thread::park_timeout(LOOK_EVERY);
+        after = after.min(hosts_memory(up)?);
+    }
+    Ok(after)
+}
+
+fn line(cells: [&str; 7]) -> String {
+    let [what, a, b, c, d, e, f] = cells;
+    format!("{what:<26} {a:>9} {b:>9} {c:>9} {d:>9} {e:>11} {f:>11}\n")
+}
+
+fn head() -> String {
+    let over = [
+        "", "same", "runner", "another", "runner", "memory", "memory",
+    ];
+    let heads = ["attack", "p50", "p99", "p50", "p99", "before", "after"];
+    format!("\n{}{}", line(over), line(heads))
+}
+
+fn row(what: &str, same: Figures, other: Figures, memory: Memory) -> String {
     let ms = |value: f64| format!("{value:.1} ms");
-    format!(
-        "{what:<26} {:>9} {:>9} {:>9} {:>9}\n",
-        ms(same.0),
-        ms(same.1),
-        ms(other.0),
-        ms(other.1)
-    )
+    let mib = |value: f64| format!("{value:.1} MiB");
+    line([
+        what,
+        &ms(same.0),
+        &ms(same.1),
+        &ms(other.0),
+        &ms(other.1),
+        &mib(memory.before),
+        &mib(memory.after),
+    ])
 }
 
 fn hosts(up: &Up) -> Result<[String; 2]> {

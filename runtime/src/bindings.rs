@@ -27,6 +27,17 @@ pub(crate) mod messaging {
     });
 }
 
+/// `wasmcloud:secrets`, but for `reveal` (`secrets/guest.rs`).
+pub(crate) mod secrets {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        inline: "package wasmorch:host-secrets; world imports { import wasmcloud:secrets/store@0.1.0-draft; }",
+        imports: { default: async | trappable },
+        with: { "wasmcloud:secrets/store.secret": crate::secrets::guest::Secret },
+        require_store_data_send: true,
+    });
+}
+
 /// `wasi:keyvalue`, in the draft that wasmtime and wasmCloud have.
 pub(crate) mod keyvalue {
     wasmtime::component::bindgen!({

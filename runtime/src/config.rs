@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::{
     Account, BlobContainers, KeyValueStores, LogSink, Messaging, Network, NoLogs, OutboundHttp,
-    Reuse,
+    Reuse, Secrets,
 };
 
 /// How a [`crate::Runtime`] is built. One per process.
@@ -134,6 +134,8 @@ pub struct ReplicaConfig {
     pub keyvalue: KeyValueStores,
     /// The containers that `wasi:blobstore` opens.
     pub blobs: BlobContainers,
+    /// The secrets that `wasmcloud:secrets` hands out.
+    pub secrets: Secrets,
 }
 
 impl ReplicaConfig {
@@ -154,6 +156,7 @@ impl ReplicaConfig {
             messaging: None,
             keyvalue: KeyValueStores::default(),
             blobs: BlobContainers::default(),
+            secrets: Secrets::default(),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What the host holds for one guest outside the guest's own memory: headers, buffers of bodies,
-//! open files, sockets and streams.
+//! secrets, open files, sockets and streams.
 //!
 //! All of it hangs on the resources in the guest's table, whose number has a cap
 //! ([`RESOURCES_MAX`]). At ticks of the epoch the table is looked through: bytes count as memory of
@@ -22,6 +22,8 @@ use wasmtime_wasi_http::p2::types::{
     HostIncomingRequest, HostOutgoingRequest, HostOutgoingResponse, HostResponseOutparam,
 };
 use wasmtime_wasi_http::p3;
+
+use crate::secrets::guest::Secret;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
 /// many handles of its own, tasks and waits of WASI 0.3 it may have.
@@ -108,6 +110,8 @@ fn held(table: &mut ResourceTable) -> Held {
             held.bytes += headers(&request.headers);
         } else if let Some(response) = entry.downcast_ref::<p3::Response>() {
             held.bytes += headers(&response.headers);
+        } else if let Some(secret) = entry.downcast_ref::<Secret>() {
+            held.bytes += secret.size();
         }
     }
     held.handles -= body_streams(table, bodies);

@@ -36,8 +36,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
 
-use self::call::run;
 pub(crate) use self::call::{Head, HeadSender, HttpPre, RequestIo, has_body};
+use self::call::{instantiate, run};
 use crate::artifact::{Artifact, Code};
 use crate::body::{Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
@@ -304,6 +304,22 @@ impl HttpReplica {
             code,
             served: 0,
         })
+    }
+
+    /// Makes an instance as a request gets it, and drops it: what a request costs before its guest begins.
+    /// For measurements. Takes no seat; must be called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no instance.
+    pub async fn instantiate(&self) -> Result<(), Ended> {
+        let code = self.shared.code(&self.artifact, None).await?;
+        let watch = self.shared.watch();
+        let made = async {
+            let mut running = self.instance(code, RequestTag::new(None), &watch)?;
+            instantiate(&mut running).await.map(drop)
+        };
+        bounded(&watch, None, made).await
     }
 
     /// Counts a request that comes from outside, before it is handled: a probe is handled and not counted.

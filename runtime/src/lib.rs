@@ -14,7 +14,7 @@
 //!
 //! - It knows no cluster: no NATS, no placement, no workload names beyond a label for traces. What
 //!   it needs from outside comes in as trait objects ([`LogSink`], [`Messaging`],
-//!   [`InternalRoute`]).
+//!   [`InternalRoute`], [`SecretStore`]).
 //! - Nothing is granted by default. Every standard interface is linked, and denies at run time
 //!   unless the [`ReplicaConfig`] allows.
 //! - A guest can end only itself: memory, time, concurrency, bodies and lines are bounded, guests
@@ -59,6 +59,7 @@ mod outbound;
 mod pace;
 mod reuse;
 mod runtime;
+mod secrets;
 mod share;
 mod state;
 mod target;
@@ -97,4 +98,5 @@ pub use network::{Network, SocketPattern};
 pub use outbound::{HostPattern, InternalRoute, Lineage, OutboundHttp, PatternError, RouteError};
 pub use reuse::Reuse;
 pub use runtime::{Runtime, RuntimeError};
+pub use secrets::{SECRET_BYTES_MAX, SecretError, SecretStore, SecretValue, Secrets};
 pub use target::{Target, UnknownTarget, compiled_path};

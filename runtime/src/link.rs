@@ -20,6 +20,7 @@ use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
 use crate::network::lookup;
 use crate::runtime::Runtime;
+use crate::secrets;
 use crate::state::GuestState;
 use crate::volume;
 
@@ -92,6 +93,7 @@ fn linker(
     messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     keyvalue::add_to_linker(&mut linker)?;
     blobstore::add_to_linker(&mut linker)?;
+    secrets::add_to_linker(&mut linker)?;
     lookup::add_to_linker(&mut linker, concurrent)?;
     if limited {
         volume::add_to_linker(&mut linker, concurrent)?;

@@ -233,13 +233,6 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
-    /// A descriptor of the directory that the guest knows by this path.
-    pub(crate) fn note_preopen(&mut self, descriptor: u32, path: &str) {
-        let mut preopens = self.shared.config.preopens.iter();
-        let place = preopens.position(|preopen| preopen.guest == path);
-        self.places.note(descriptor, place);
-    }
-
     pub(crate) fn tag(&self) -> &RequestTag {
         &self.tag
     }

@@ -1,5 +1,5 @@
 //! `cargo xtask bench NAME`: sets up, then runs one benchmark of the crate `benches`; `planner` is
-//! the planner's own.
+//! the planner's own, `instantiate` the runtime's.
 
 use anyhow::{Context, Result};
 
@@ -22,6 +22,9 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     if args.name == "planner" {
         return planner(project, args);
     }
+    if args.name == "instantiate" {
+        return instantiate(project, args);
+    }
     let ready = setup::run(project)?;
     let profile = if args.release { "release" } else { "dev" };
     setup::step("bench", &format!("{}, {profile} profile", args.name));
@@ -41,6 +44,19 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     process::run(&mut build).context("wasmorch did not build")?;
     process::run(bench.arg("--").arg(&args.name).args(&args.rest))
         .with_context(|| format!("the benchmark {} failed", args.name))
+}
+
+/// It names wasmtime, so it lies with the runtime; it needs guests, and no other process.
+fn instantiate(project: &Project, args: &Args) -> Result<()> {
+    let ready = setup::run(project)?;
+    let profile = if args.release { "bench" } else { "dev" };
+    setup::step("bench", &format!("instantiate, {profile} profile"));
+    let mut bench = project.cargo();
+    bench.args(["bench", "--quiet", "--profile", profile]);
+    bench.args(["--package", "wasmorch-runtime", "--bench", "instantiate"]);
+    ready.apply(&mut bench);
+    bench.env_remove("RUST_BACKTRACE");
+    process::run(bench.arg("--").args(&args.rest)).context("the benchmark instantiate failed")
 }
 
 /// The planner alone needs no nats-server, no guests and none of the other crates: it lies with the

@@ -12,11 +12,30 @@ pub struct MissingGrant {
     pub import: String,
     /// The binding.
     pub binding: &'static str,
-    /// The flag that grants it: `--grant http=HOST`.
+    /// How to give it; `None`: no spec can in this version.
+    pub remedy: Option<Remedy>,
+}
+
+/// What gives a grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remedy {
+    /// The flag: `--grant http=HOST`.
     pub flag: String,
-    /// The line of `[workload.bindings]` that does: `http = ["HOST"]`.
+    /// The line of `[workload.bindings]`: `http = ["HOST"]`.
     pub toml: String,
 }
+
+impl MissingGrant {
+    /// The flag, or why there is none.
+    pub fn flag(&self) -> &str {
+        self.remedy
+            .as_ref()
+            .map_or(NO_SECRETS, |remedy| &remedy.flag)
+    }
+}
+
+/// Why no spec grants secrets.
+const NO_SECRETS: &str = "not in this version yet: hosts have no store of secrets";
 
 /// What stands between a component and running as its spec says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +56,13 @@ pub struct CapabilityCheck {
 /// The flag's placeholder and the TOML of each binding.
 fn grant(import: &str, binding: &'static str) -> MissingGrant {
     let (value, toml) = match binding {
+        interfaces::SECRETS => {
+            return MissingGrant {
+                import: import.to_owned(),
+                binding,
+                remedy: None,
+            };
+        }
         "http" => ("HOST", "http = [\"HOST\"]"),
         "publish" => ("SUBJECT", "publish = [\"SUBJECT\"]"),
         "subscribe" => ("SUBJECT", "subscribe = [\"SUBJECT\"]"),
@@ -46,8 +72,10 @@ fn grant(import: &str, binding: &'static str) -> MissingGrant {
     MissingGrant {
         import: import.to_owned(),
         binding,
-        flag: format!("--grant {binding}={value}"),
-        toml: toml.to_owned(),
+        remedy: Some(Remedy {
+            flag: format!("--grant {binding}={value}"),
+            toml: toml.to_owned(),
+        }),
     }
 }
 
@@ -205,21 +233,33 @@ impl CapabilityCheck {
     }
 
     fn fix(&self, bindings: &Bindings) -> String {
-        let add: Vec<&MissingGrant> = distinct(&self.missing).collect();
-        if add.is_empty() {
-            return String::new();
-        }
-        let mut flags = grant_flags(bindings);
-        flags.extend(add.iter().map(|missing| missing.flag.clone()));
-        let toml: Vec<String> = add
+        let missing: Vec<&MissingGrant> = distinct(&self.missing).collect();
+        let mut fix = Vec::new();
+        let add: Vec<&Remedy> = missing
             .iter()
-            .map(|missing| format!("  {}", missing.toml))
+            .filter_map(|missing| missing.remedy.as_ref())
             .collect();
-        format!(
-            "Grant it with {}\nor in wasmorch.toml:\n  [workload.bindings]\n{}",
-            flags.join(" "),
-            toml.join("\n")
-        )
+        if !add.is_empty() {
+            let mut flags = grant_flags(bindings);
+            flags.extend(add.iter().map(|remedy| remedy.flag.clone()));
+            let toml: Vec<String> = add
+                .iter()
+                .map(|remedy| format!("  {}", remedy.toml))
+                .collect();
+            fix.push(format!(
+                "Grant it with {}\nor in wasmorch.toml:\n  [workload.bindings]\n{}",
+                flags.join(" "),
+                toml.join("\n")
+            ));
+        }
+        if add.len() < missing.len() {
+            fix.push(
+                "Build it without wasmcloud:secrets: a workload is told values by `environment` and \
+                 `config` only, which whoever may read its spec can read"
+                    .to_owned(),
+            );
+        }
+        fix.join("\n")
     }
 }
 
@@ -260,7 +300,7 @@ fn missing(missing: &MissingGrant) -> Problem {
     let MissingGrant {
         import, binding, ..
     } = missing;
-    let what = format!("`{import}` needs the grant {binding}: {}", missing.flag);
+    let what = format!("`{import}` needs the grant {binding}: {}", missing.flag());
     Problem {
         at: format!("bindings.{binding}"),
         line: None,

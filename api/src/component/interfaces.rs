@@ -63,12 +63,17 @@ pub const PROVIDED: &[&str] = &[
     "wasmcloud:messaging/types@0.2",
 ];
 
+/// A binding that no spec can have yet: there is no store of secrets.
+pub(super) const SECRETS: &str = "secrets";
+
 /// What a component may import when the binding named grants it. Sockets and file systems are
 /// provided always and deny at run time: toolchains import them without using them.
 pub const GRANTED: &[(&str, &str)] = &[
     ("wasi:http/outgoing-handler@0.2", "http"),
     ("wasi:http/client@0.3", "http"),
     ("wasmcloud:messaging/consumer@0.2", "publish"),
+    ("wasmcloud:secrets/store@0.1.0-draft", SECRETS),
+    ("wasmcloud:secrets/reveal@0.1.0-draft", SECRETS),
     ("wasi:keyvalue/store@0.2.0-draft", "keyvalue"),
     ("wasi:keyvalue/atomics@0.2.0-draft", "keyvalue"),
     ("wasi:keyvalue/batch@0.2.0-draft", "keyvalue"),

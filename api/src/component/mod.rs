@@ -25,7 +25,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::spec::Kind;
 use crate::units::ByteSize;
 
-pub use self::check::{CapabilityCheck, MissingGrant, check};
+pub use self::check::{CapabilityCheck, MissingGrant, Remedy, check};
 pub use self::interfaces::{GRANTED, PREVIEW1_MODULES, PROVIDED};
 
 /// Components within components within components: toolchains nest two or three deep.

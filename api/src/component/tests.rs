@@ -189,6 +189,10 @@ const FETCHER: &[&str] = &[
     "wasi:sockets/tcp@0.2.4",
     "wasi:cli/stdout@0.2.4",
 ];
+const SECRETS: [&str; 2] = [
+    "wasmcloud:secrets/reveal@0.1.0-draft",
+    "wasmcloud:secrets/store@0.1.0-draft",
+];
 const SERVES: &[&str] = &["wasi:http/incoming-handler@0.2.4"];
 const HANDLES: &[&str] = &["wasmcloud:messaging/handler@0.2.0"];
 const CONSUMER: &[&str] = &[
@@ -204,7 +208,7 @@ fn granted_and_not() {
     assert!(!checked(&fetcher, &spec(None, &["publish=a.b"])).passes());
     let newer = component(&["wasi:http/client@0.3.0"], &["wasi:http/handler@0.3.0"]);
     assert_eq!(
-        checked(&newer, &spec(None, &[])).missing[0].flag,
+        checked(&newer, &spec(None, &[])).missing[0].flag(),
         "--grant http=HOST"
     );
     // Who handles messages may reply to them.
@@ -212,7 +216,16 @@ fn granted_and_not() {
     assert!(checked(&echo, &spec(None, &["subscribe=a.b"])).passes());
     let missing = checked(&echo, &spec(None, &[])).missing;
     assert_eq!(missing.len(), 1);
-    assert_eq!(missing[0].toml, "subscribe = [\"SUBJECT\"]");
+    let toml = missing[0].remedy.as_ref().map(|remedy| &*remedy.toml);
+    assert_eq!(toml, Some("subscribe = [\"SUBJECT\"]"));
+    // No grant of another kind stands for one that cannot be given yet.
+    let secrets = component(&SECRETS, SERVES);
+    for grants in [&[][..], &["http=a.b", "keyvalue=secrets"]] {
+        let check = checked(&secrets, &spec(None, grants));
+        let missing: Vec<_> = check.missing.iter().map(|one| one.binding).collect();
+        assert_eq!(missing, ["secrets", "secrets"]);
+        assert!(!check.bytes_refused, "the bytes are in order");
+    }
     // Anyone else needs the grant.
     let teller = component(CONSUMER, SERVES);
     assert_eq!(
@@ -244,7 +257,13 @@ fn refusals_show_what_would_pass() {
             spec(None, &["publish=a.>"]),
         ),
         ("no subject", component(CONSUMER, HANDLES), spec(None, &[])),
-        ("not yet", component(&stores, SERVES), spec(None, &[])),
+        ("two of one", component(&stores, SERVES), spec(None, &[])),
+        ("not yet", component(&SECRETS, SERVES), spec(None, &[])),
+        (
+            "one of them not yet",
+            component(&[SECRETS[0], FETCHER[1]], SERVES),
+            spec(None, &[]),
+        ),
         ("unknown imports", component(&strange, run), spec(None, &[])),
         (
             "no known export",
@@ -290,7 +309,8 @@ fn the_printed_flags_pass() {
     let bytes = component(&[FETCHER, CONSUMER].concat(), SERVES);
     let mut spec = spec(None, &[]);
     for missing in checked(&bytes, &spec).missing {
-        let grant = missing
+        let remedy = missing.remedy.unwrap();
+        let grant = remedy
             .flag
             .strip_prefix("--grant ")
             .unwrap()
@@ -300,7 +320,7 @@ fn the_printed_flags_pass() {
         // The TOML says the same as the flag.
         let toml = format!(
             "[workload]\nname = \"a\"\ncomponent = \"a\"\n[workload.bindings]\n{}\n",
-            missing.toml
+            remedy.toml
         );
         crate::manifest::read_manifest(&toml.replace("HOST", "a.b").replace("SUBJECT", "a.b"))
             .unwrap();

@@ -19,8 +19,9 @@ pub(crate) fn run(ctx: &Context, file: &Path) -> Result<Exit, CliError> {
         let inspection = &source.inspection;
         let needs = check.missing.iter().map(|missing| {
             json!({
-                "import": missing.import, "binding": missing.binding, "flag": missing.flag,
-                "toml": missing.toml,
+                "import": missing.import, "binding": missing.binding,
+                "flag": missing.remedy.as_ref().map(|remedy| &remedy.flag),
+                "toml": missing.remedy.as_ref().map(|remedy| &remedy.toml),
             })
         });
         ctx.out.json(&json!({
@@ -32,12 +33,17 @@ pub(crate) fn run(ctx: &Context, file: &Path) -> Result<Exit, CliError> {
             "imports": inspection.imports,
             "needs": needs.collect::<Vec<_>>(),
             "unknown": check.unknown,
-            "deployable": check.kind.is_ok() && check.unknown.is_empty(),
+            "deployable": check.kind.is_ok() && check.unknown.is_empty() && can_be_granted(&check),
         }))?;
     } else {
         ctx.out.text(&render(&source, &check))?;
     }
     Ok(Exit::OK)
+}
+
+/// Whether some spec gives it all that it needs.
+fn can_be_granted(check: &CapabilityCheck) -> bool {
+    check.missing.iter().all(|missing| missing.remedy.is_some())
 }
 
 fn render(source: &Source, check: &CapabilityCheck) -> String {
@@ -65,7 +71,10 @@ fn render(source: &Source, check: &CapabilityCheck) -> String {
     ];
     let mut needs: Vec<String> = Vec::new();
     for missing in &check.missing {
-        needs.push(format!("{}  for {}", missing.flag, missing.import));
+        needs.push(match &missing.remedy {
+            Some(remedy) => format!("{}  for {}", remedy.flag, missing.import),
+            None => format!("{}: {}", missing.import, missing.flag()),
+        });
     }
     if needs.is_empty() {
         needs.push("no grant".into());
@@ -96,6 +105,7 @@ mod tests {
                 "acme:strange/thing@1.0.0".into(),
                 "wasi:cli/environment@0.2.4".into(),
                 "wasi:http/outgoing-handler@0.2.4".into(),
+                "wasmcloud:secrets/store@0.1.0-draft".into(),
             ],
             kind: Some(wasmorch_api::Kind::Http),
             size_bytes: 51_200,
@@ -107,6 +117,7 @@ mod tests {
             digest: Digest::of(b""),
             inspection,
         };
+        assert!(!can_be_granted(&check), "nobody grants secrets yet");
         insta::assert_snapshot!(anstream::adapter::strip_str(&render(&source, &check)).to_string());
     }
 }

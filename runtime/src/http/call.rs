@@ -43,20 +43,33 @@ pub(crate) fn has_body(is_head: bool, status: http::StatusCode) -> bool {
     !is_head && status != http::StatusCode::NO_CONTENT && status != http::StatusCode::NOT_MODIFIED
 }
 
+/// The instance, made if need be, and its store.
+pub(super) async fn instantiate(
+    running: &mut Running,
+) -> wasmtime::Result<(&mut Store<GuestState>, &mut Instance)> {
+    let Running {
+        instance,
+        store,
+        code,
+        ..
+    } = running;
+    let instance = match instance {
+        Some(instance) => instance,
+        none => none.insert(match code.http(&store.data().shared)? {
+            HttpPre::P2(pre) => Instance::P2(pre.instantiate_async(&mut *store).await?),
+            HttpPre::P3(pre) => Instance::P3(pre.instantiate_async(&mut *store).await?),
+        }),
+    };
+    Ok((store, instance))
+}
+
 /// Runs a request to its end, in an instance that is made if need be.
 pub(super) async fn run(
     running: &mut Running,
     request: http::Request<RequestBody>,
     tx: HeadSender,
 ) -> wasmtime::Result<()> {
-    let store = &mut running.store;
-    let instance = match &mut running.instance {
-        Some(instance) => instance,
-        none => none.insert(match running.code.http(&store.data().shared)? {
-            HttpPre::P2(pre) => Instance::P2(pre.instantiate_async(&mut *store).await?),
-            HttpPre::P3(pre) => Instance::P3(pre.instantiate_async(&mut *store).await?),
-        }),
-    };
+    let (store, instance) = instantiate(running).await?;
     match instance {
         Instance::P2(proxy) => run_p2(store, proxy, request, tx).await,
         Instance::P3(service) => run_p3(store, service, request, tx).await,

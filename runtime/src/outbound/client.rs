@@ -1,12 +1,17 @@
 //! The pooled client of one replica, and what its failures mean to a guest.
 
 use std::error::Error as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::HostPattern;
@@ -40,18 +45,42 @@ impl Pool {
         options: RequestOptions,
     ) -> Result<http::Response<WasiBody>, Error> {
         let first = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT);
-        // A pooled request may need no connection, so its limit counts on top of the other.
-        let head = options
-            .connect_timeout
-            .unwrap_or_default()
-            .saturating_add(first);
-        let response = tokio::time::timeout(head, self.0.request(request))
-            .await
+        let answered = async {
+            match options.connect_timeout {
+                None => timeout(first, self.0.request(request)).await,
+                Some(connect) => self.send_connected(request, connect, first).await?,
+            }
             .map_err(|_| Error::ConnectionReadTimeout)?
-            .map_err(meaning)?;
+            .map_err(meaning)
+        };
+        let response = answered.await?;
         Ok(response.map(|body| body.map_err(Error::from).boxed_unsync()))
     }
+
+    /// The same with a limit on the time until there is a connection, a pooled or a new one. Only then the
+    /// wait for the answer begins.
+    async fn send_connected(
+        &self,
+        mut request: http::Request<WasiBody>,
+        connect: Duration,
+        first: Duration,
+    ) -> Result<Answered, Error> {
+        let mut connected = capture_connection(&mut request);
+        let mut answer = pin!(self.0.request(request));
+        let connecting = async { drop(connected.wait_for_connection_metadata().await) };
+        tokio::select! {
+            // That it failed is known here only, and is the better answer.
+            biased;
+            answered = &mut answer => return Ok(Ok(answered)),
+            waited = timeout(connect, connecting) => waited.map_err(|_| Error::ConnectionTimeout)?,
+        }
+        Ok(timeout(first, answer).await)
+    }
 }
+
+/// What the client says, or that it took too long.
+type Answered =
+    Result<Result<http::Response<Incoming>, hyper_util::client::legacy::Error>, Elapsed>;
 
 /// What a failure of the client is to a guest.
 fn meaning(error: hyper_util::client::legacy::Error) -> Error {

@@ -1,29 +1,25 @@
 //! `wasi:filesystem` 0.2 for replicas with a limited directory: what writes asks first.
 //!
-//! Each function here stands in for wasmtime-wasi's of the same name and then calls that one. The
-//! rest of the interface stays as it is.
-
-use std::sync::Arc;
+//! Each function here stands in for wasmtime-wasi's of the same name, asks for room (`room.rs`) and then
+//! calls that one. The rest of the interface stays as it is.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
+use wasmtime_wasi::filesystem::WasiFilesystemView as _;
 use wasmtime_wasi::p2::bindings::filesystem::preopens::Host as _;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     DescriptorFlags, ErrorCode, HostDescriptor as _, OpenFlags, PathFlags,
 };
 use wasmtime_wasi::p2::{DynOutputStream, FsError};
 
-use super::measure::ENTRY_BYTES;
-use super::quota::Quota;
-use super::stream_p2::{Counted, Short};
+use super::room::Fd;
+use super::stream_p2::Counted;
 use crate::state::GuestState;
 
 /// As wasmtime-wasi names them; a test of `link` holds these versions equal to `wit/`.
 pub(crate) const TYPES: &str = "wasi:filesystem/types@0.2.12";
 pub(crate) const PREOPENS: &str = "wasi:filesystem/preopens@0.2.12";
 
-type Fd = Resource<Descriptor>;
 type Store<'a> = StoreContextMut<'a, GuestState>;
 type Answer<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
@@ -75,35 +71,9 @@ fn answer<T>(result: Result<T, FsError>) -> Answer<T> {
     }
 }
 
-fn quota(store: &Store<'_>, fd: &Fd) -> Option<Arc<Quota>> {
-    let state = store.data();
-    let place = state.places.of(fd.rep())?;
-    state.shared.volumes.get(place)
-}
-
-async fn take(quota: Option<Arc<Quota>>, bytes: u64) -> Result<(), FsError> {
-    let Some(quota) = quota else { return Ok(()) };
-    if quota.take_measured(bytes).await? {
-        Ok(())
-    } else {
-        Err(ErrorCode::InsufficientSpace.into())
-    }
-}
-
-/// The bytes that a file has now; `None`: it is none, and the call that follows says so.
-fn size(store: &Store<'_>, fd: &Fd) -> Result<Option<u64>, FsError> {
-    match store.data().table.get(fd)? {
-        Descriptor::File(file) => Ok(Some(file.file.metadata()?.len())),
-        Descriptor::Dir(_) => Ok(None),
-    }
-}
-
 fn directories(mut store: Store<'_>) -> wasmtime::Result<(Vec<(Fd, String)>,)> {
     let found = store.data_mut().filesystem().get_directories()?;
-    let state = store.data_mut();
-    for (fd, path) in &found {
-        state.note_preopen(fd.rep(), path);
-    }
+    store.data_mut().note_directories(&found);
     Ok((found,))
 }
 
@@ -111,20 +81,17 @@ async fn open_at(
     mut store: Store<'_>,
     (fd, at, path, open, flags): (Fd, PathFlags, String, OpenFlags, DescriptorFlags),
 ) -> Result<Fd, FsError> {
-    let place = store.data().places.of(fd.rep());
-    if open.contains(OpenFlags::CREATE) {
-        take(quota(&store, &fd), ENTRY_BYTES).await?;
-    }
-    let quota = quota(&store, &fd);
+    let _taken = match open.contains(OpenFlags::CREATE) {
+        true => store.data().room(&fd).take_entry().await?,
+        false => None,
+    };
+    let within = fd.rep();
     let state = store.data_mut();
     let opened = state
         .filesystem()
         .open_at(fd, at, path, open, flags)
         .await?;
-    state.places.note(opened.rep(), place);
-    if let (Some(quota), Descriptor::File(file)) = (quota, state.table.get(&opened)?) {
-        quota.note(&file.file);
-    }
+    state.note_opened(within, &opened)?;
     Ok(opened)
 }
 
@@ -132,18 +99,16 @@ async fn write(
     mut store: Store<'_>,
     (fd, bytes, offset): (Fd, Vec<u8>, u64),
 ) -> Result<u64, FsError> {
-    if let (Some(quota), Some(size)) = (quota(&store, &fd), size(&store, &fd)?) {
-        let end = offset.saturating_add(bytes.len() as u64);
-        take(Some(quota), end.saturating_sub(size)).await?;
-    }
+    let (room, file) = (store.data().room(&fd), store.data().file(&fd)?);
+    let end = offset.saturating_add(bytes.len() as u64);
+    let _taken = room.take_up_to(file.as_deref(), end).await?;
     let mut files = store.data_mut().filesystem();
     files.write(fd, bytes, offset).await
 }
 
 async fn set_size(mut store: Store<'_>, (fd, to): (Fd, u64)) -> Result<(), FsError> {
-    if let (Some(quota), Some(size)) = (quota(&store, &fd), size(&store, &fd)?) {
-        take(Some(quota), to.saturating_sub(size)).await?;
-    }
+    let (room, file) = (store.data().room(&fd), store.data().file(&fd)?);
+    let _taken = room.take_up_to(file.as_deref(), to).await?;
     store.data_mut().filesystem().set_size(fd, to).await
 }
 
@@ -152,11 +117,8 @@ fn stream(
     fd: Fd,
     position: Option<u64>,
 ) -> Result<Resource<DynOutputStream>, FsError> {
-    let counted = match (quota(&store, &fd), store.data().table.get(&fd)?) {
-        (Some(quota), Descriptor::File(file)) => Some((quota, file.file.clone())),
-        _ => None,
-    };
     let state = store.data_mut();
+    let counted = state.room(&fd).quota().zip(state.file(&fd)?);
     let stream = match position {
         Some(offset) => state.filesystem().write_via_stream(fd, offset)?,
         None => state.filesystem().append_via_stream(fd)?,
@@ -165,13 +127,7 @@ fn stream(
         return Ok(stream);
     };
     let inner = state.table.delete(stream)?;
-    let counted: DynOutputStream = Box::new(Counted {
-        inner,
-        file,
-        quota,
-        position,
-        short: Short::No,
-    });
+    let counted: DynOutputStream = Box::new(Counted::new(inner, file, quota, position));
     Ok(state.table.push(counted)?)
 }
 
@@ -179,7 +135,7 @@ async fn create_directory_at(
     mut store: Store<'_>,
     (fd, path): (Fd, String),
 ) -> Result<(), FsError> {
-    take(quota(&store, &fd), ENTRY_BYTES).await?;
+    let _taken = store.data().room(&fd).take_entry().await?;
     let mut files = store.data_mut().filesystem();
     files.create_directory_at(fd, path).await
 }
@@ -188,7 +144,7 @@ async fn symlink_at(
     mut store: Store<'_>,
     (fd, from, to): (Fd, String, String),
 ) -> Result<(), FsError> {
-    take(quota(&store, &fd), ENTRY_BYTES).await?;
+    let _taken = store.data().room(&fd).take_entry().await?;
     store.data_mut().filesystem().symlink_at(fd, from, to).await
 }
 
@@ -196,8 +152,10 @@ async fn link_at(
     mut store: Store<'_>,
     (fd, at, from, to_fd, to): (Fd, PathFlags, String, Fd, String),
 ) -> Result<(), FsError> {
-    same_place(&store, &fd, &to_fd)?;
-    take(quota(&store, &to_fd), ENTRY_BYTES).await?;
+    if !store.data().is_one_place(&fd, &to_fd) {
+        return Err(ErrorCode::CrossDevice.into());
+    }
+    let _taken = store.data().room(&to_fd).take_entry().await?;
     let mut files = store.data_mut().filesystem();
     files.link_at(fd, at, from, to_fd, to).await
 }
@@ -206,17 +164,9 @@ async fn rename_at(
     mut store: Store<'_>,
     (fd, from, to_fd, to): (Fd, String, Fd, String),
 ) -> Result<(), FsError> {
-    same_place(&store, &fd, &to_fd)?;
+    if !store.data().is_one_place(&fd, &to_fd) {
+        return Err(ErrorCode::CrossDevice.into());
+    }
     let mut files = store.data_mut().filesystem();
     files.rename_at(fd, from, to_fd, to).await
-}
-
-/// What is counted apart is as good as on another disk.
-fn same_place(store: &Store<'_>, from: &Fd, to: &Fd) -> Result<(), FsError> {
-    let places = &store.data().places;
-    if places.of(from.rep()) == places.of(to.rep()) {
-        Ok(())
-    } else {
-        Err(ErrorCode::CrossDevice.into())
-    }
 }

@@ -1,11 +1,9 @@
-//! `wasi:filesystem` 0.3 for replicas with a limited directory: what writes asks first, as in
-//! `hooks_p2.rs`.
-
-use std::sync::Arc;
+//! `wasi:filesystem` 0.3 for replicas with a limited directory: what writes asks for room first
+//! (`room.rs`), as in `hooks_p2.rs`.
 
 use tokio::sync::oneshot;
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, FutureReader, Linker, Resource, StreamReader};
+use wasmtime::component::{Accessor, FutureReader, Linker, StreamReader};
 use wasmtime_wasi::FsPerms;
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p3::bindings::filesystem::preopens::Host as _;
@@ -14,8 +12,7 @@ use wasmtime_wasi::p3::bindings::filesystem::types::{
 };
 use wasmtime_wasi::p3::filesystem::FilesystemError;
 
-use super::measure::ENTRY_BYTES;
-use super::quota::Quota;
+use super::room::{Fd, Room};
 use super::stream_p3::{Told, Writer};
 use crate::state::GuestState;
 
@@ -23,7 +20,6 @@ use crate::state::GuestState;
 pub(crate) const TYPES: &str = "wasi:filesystem/types@0.3.0";
 pub(crate) const PREOPENS: &str = "wasi:filesystem/preopens@0.3.0";
 
-type Fd = Resource<Descriptor>;
 type Store<'a> = StoreContextMut<'a, GuestState>;
 type Guest = Accessor<GuestState>;
 type Answer<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
@@ -82,30 +78,17 @@ fn files(guest: &Guest) -> Accessor<GuestState, WasiFilesystem> {
     guest.with_getter::<WasiFilesystem>(GuestState::filesystem)
 }
 
-fn quota(state: &GuestState, fd: &Fd) -> Option<Arc<Quota>> {
-    let place = state.places.of(fd.rep())?;
-    state.shared.volumes.get(place)
+fn room(guest: &Guest, fd: &Fd) -> Room {
+    guest.with(|mut store| store.data_mut().room(fd))
 }
 
-fn quota_of(guest: &Guest, fd: &Fd) -> Option<Arc<Quota>> {
-    guest.with(|mut store| quota(store.data_mut(), fd))
-}
-
-async fn take(quota: Option<Arc<Quota>>, bytes: u64) -> Result<(), FilesystemError> {
-    let Some(quota) = quota else { return Ok(()) };
-    if quota.take_measured(bytes).await? {
-        Ok(())
-    } else {
-        Err(ErrorCode::InsufficientSpace.into())
-    }
+fn is_one_place(guest: &Guest, one: &Fd, other: &Fd) -> bool {
+    guest.with(|mut store| store.data_mut().is_one_place(one, other))
 }
 
 fn directories(mut store: Store<'_>) -> wasmtime::Result<(Vec<(Fd, String)>,)> {
     let found = store.data_mut().filesystem().get_directories()?;
-    let state = store.data_mut();
-    for (fd, path) in &found {
-        state.note_preopen(fd.rep(), path);
-    }
+    store.data_mut().note_directories(&found);
     Ok((found,))
 }
 
@@ -116,14 +99,14 @@ fn written(
     position: Option<u64>,
 ) -> wasmtime::Result<(Written,)> {
     let (told, hears) = oneshot::channel();
-    let quota = quota(store.data(), fd);
+    let room = store.data().room(fd);
     let file = match store.data().table.get(fd)? {
         Descriptor::File(file) if file.perms == FsPerms::ReadOnly => Err(ErrorCode::NotPermitted),
         Descriptor::File(file) => Ok(file.file.clone()),
         Descriptor::Dir(_) => Err(ErrorCode::IsDirectory),
     };
     match file {
-        Ok(file) => data.pipe(&mut store, Writer::new(file, quota, position, told))?,
+        Ok(file) => data.pipe(&mut store, Writer::new(file, room, position, told))?,
         Err(code) => {
             data.close(&mut store)?;
             // Who asked holds the other end.
@@ -137,36 +120,19 @@ async fn open_at(
     guest: &Guest,
     (fd, at, path, open, flags): (Fd, PathFlags, String, OpenFlags, DescriptorFlags),
 ) -> Result<Fd, FilesystemError> {
-    let (place, quota) = guest.with(|mut store| {
-        let state = store.data_mut();
-        (state.places.of(fd.rep()), quota(state, &fd))
-    });
-    if open.contains(OpenFlags::CREATE) {
-        take(quota.clone(), ENTRY_BYTES).await?;
-    }
+    let _taken = match open.contains(OpenFlags::CREATE) {
+        true => room(guest, &fd).take_entry().await?,
+        false => None,
+    };
+    let within = fd.rep();
     let opened = WasiFilesystem::open_at(&files(guest), fd, at, path, open, flags).await?;
-    guest.with(|mut store| {
-        let state = store.data_mut();
-        state.places.note(opened.rep(), place);
-        if let (Some(quota), Descriptor::File(file)) = (quota, state.table.get(&opened)?) {
-            quota.note(&file.file);
-        }
-        Ok(opened)
-    })
+    guest.with(|mut store| store.data_mut().note_opened(within, &opened))?;
+    Ok(opened)
 }
 
 async fn set_size(guest: &Guest, (fd, to): (Fd, u64)) -> Result<(), FilesystemError> {
-    let (quota, size) = guest.with(|mut store| {
-        let state = store.data_mut();
-        let size = match state.table.get(&fd)? {
-            Descriptor::File(file) => Some(file.file.metadata()?.len()),
-            Descriptor::Dir(_) => None,
-        };
-        Ok::<_, FilesystemError>((quota(state, &fd), size))
-    })?;
-    if let Some(size) = size {
-        take(quota, to.saturating_sub(size)).await?;
-    }
+    let file = guest.with(|mut store| store.data_mut().file(&fd))?;
+    let _taken = room(guest, &fd).take_up_to(file.as_deref(), to).await?;
     WasiFilesystem::set_size(&files(guest), fd, to).await
 }
 
@@ -174,7 +140,7 @@ async fn create_directory_at(
     guest: &Guest,
     (fd, path): (Fd, String),
 ) -> Result<(), FilesystemError> {
-    take(quota_of(guest, &fd), ENTRY_BYTES).await?;
+    let _taken = room(guest, &fd).take_entry().await?;
     WasiFilesystem::create_directory_at(&files(guest), fd, path).await
 }
 
@@ -182,7 +148,7 @@ async fn symlink_at(
     guest: &Guest,
     (fd, from, to): (Fd, String, String),
 ) -> Result<(), FilesystemError> {
-    take(quota_of(guest, &fd), ENTRY_BYTES).await?;
+    let _taken = room(guest, &fd).take_entry().await?;
     WasiFilesystem::symlink_at(&files(guest), fd, from, to).await
 }
 
@@ -190,8 +156,10 @@ async fn link_at(
     guest: &Guest,
     (fd, at, from, to_fd, to): (Fd, PathFlags, String, Fd, String),
 ) -> Result<(), FilesystemError> {
-    same_place(guest, &fd, &to_fd)?;
-    take(quota_of(guest, &to_fd), ENTRY_BYTES).await?;
+    if !is_one_place(guest, &fd, &to_fd) {
+        return Err(ErrorCode::CrossDevice.into());
+    }
+    let _taken = room(guest, &to_fd).take_entry().await?;
     WasiFilesystem::link_at(&files(guest), fd, at, from, to_fd, to).await
 }
 
@@ -199,19 +167,8 @@ async fn rename_at(
     guest: &Guest,
     (fd, from, to_fd, to): (Fd, String, Fd, String),
 ) -> Result<(), FilesystemError> {
-    same_place(guest, &fd, &to_fd)?;
-    WasiFilesystem::rename_at(&files(guest), fd, from, to_fd, to).await
-}
-
-/// What is counted apart is as good as on another disk.
-fn same_place(guest: &Guest, from: &Fd, to: &Fd) -> Result<(), FilesystemError> {
-    let same = guest.with(|mut store| {
-        let places = &store.data_mut().places;
-        places.of(from.rep()) == places.of(to.rep())
-    });
-    if same {
-        Ok(())
-    } else {
-        Err(ErrorCode::CrossDevice.into())
+    if !is_one_place(guest, &fd, &to_fd) {
+        return Err(ErrorCode::CrossDevice.into());
     }
+    WasiFilesystem::rename_at(&files(guest), fd, from, to_fd, to).await
 }

@@ -3,7 +3,7 @@
 //! wasmtime-wasi keeps a guest below its directories (paths are resolved beneath them, whatever
 //! links and renames there are) and refuses writes to those that are read-only. It knows no limit
 //! on size: for replicas with a limited directory the functions that write are replaced by ones
-//! that ask the [`Quota`] first (`hooks_p2.rs`, `hooks_p3.rs`).
+//! that ask for room first (`hooks_p2.rs`, `hooks_p3.rs`, `room.rs`), which the [`Quota`] counts.
 //!
 //! Invariants:
 //! - A write that would go over the limit is refused (`insufficient-space`) before it is made.
@@ -14,6 +14,7 @@ mod hooks_p2;
 mod hooks_p3;
 mod measure;
 mod quota;
+mod room;
 mod stream_p2;
 mod stream_p3;
 

@@ -6,10 +6,15 @@
 //!        `── measure again (what was deleted is noticed only here) ── try once more ──> full
 //! ```
 //!
-//! The count is a file of eight bytes, changed under a lock: all processes that serve the replica
-//! share it. Invariant: it is never less than what is there, as far as guests write it; what they
-//! delete is noticed when the limit is reached. A file that was deleted while this process has it open
-//! counts until it is closed.
+//! The count is a small file, changed under a lock: all processes that serve the replica share it.
+//! Invariant: it is never less than what is there, as far as guests write it; what they delete is
+//! noticed when the limit is reached. A file that was deleted while this process has it open counts
+//! until it is closed.
+//!
+//! What was taken is *in hand* until it is written ([`Taken`]). A measurement does not find it, so it
+//! is added to what was found; once too often where it was written meanwhile, which the next one mends.
+//! A process that dies leaves what it had in hand: whoever opens the count begins that sum again, under
+//! a number by which those know who had a part of the old one.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -44,6 +49,77 @@ pub(crate) struct Quota {
     opened: std::sync::Mutex<Vec<Weak<File>>>,
 }
 
+/// What the file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    /// Bytes that are there or are taken.
+    used: u64,
+    /// Those of them that may not be written yet.
+    in_hand: u64,
+    /// How often that sum was begun.
+    begun: u64,
+}
+
+impl Count {
+    const BYTES: usize = 24;
+
+    fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = [0; Self::BYTES];
+        file.read_exact_at(&mut bytes, 0)?;
+        let mut numbers = bytes.chunks_exact(8).map(|bytes| {
+            let mut number = [0; 8];
+            number.copy_from_slice(bytes);
+            u64::from_le_bytes(number)
+        });
+        let mut next = || numbers.next().unwrap_or_default();
+        Ok(Self {
+            used: next(),
+            in_hand: next(),
+            begun: next(),
+        })
+    }
+
+    fn write(self, file: &File) -> io::Result<()> {
+        let mut bytes = [0; Self::BYTES];
+        let numbers = [self.used, self.in_hand, self.begun];
+        for (at, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            at.copy_from_slice(&number.to_le_bytes());
+        }
+        file.write_all_at(&bytes, 0)
+    }
+}
+
+/// Bytes that were taken, and are in hand until this is dropped. They stay taken: who did not write them
+/// after all is found out by measuring.
+#[derive(Debug)]
+#[must_use = "what is dropped at once was not in hand while it was written"]
+pub(super) struct Taken {
+    quota: Arc<Quota>,
+    bytes: u64,
+    begun: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let done = || -> io::Result<()> {
+            let locked = Locked::new(&self.quota.count)?;
+            let mut count = locked.read()?;
+            if count.begun == self.begun {
+                count.in_hand = count.in_hand.saturating_sub(self.bytes);
+                locked.write(count)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = done() {
+            // Too much is counted, until somebody opens it again.
+            tracing::warn!(%error, "the count of a volume could not be written");
+        }
+    }
+}
+
 /// Holds both locks of a count.
 struct Locked<'a>(MutexGuard<'a, File>);
 
@@ -55,14 +131,12 @@ impl<'a> Locked<'a> {
         Ok(Self(count))
     }
 
-    fn read(&self) -> io::Result<u64> {
-        let mut bytes = [0; 8];
-        self.0.read_exact_at(&mut bytes, 0)?;
-        Ok(u64::from_le_bytes(bytes))
+    fn read(&self) -> io::Result<Count> {
+        Count::read(&self.0)
     }
 
-    fn write(&self, used: u64) -> io::Result<()> {
-        self.0.write_all_at(&used.to_le_bytes(), 0)
+    fn write(&self, count: Count) -> io::Result<()> {
+        count.write(&self.0)
     }
 }
 
@@ -91,9 +165,19 @@ impl Quota {
             opened: std::sync::Mutex::default(),
         };
         let locked = Locked::new(&quota.count)?;
-        if locked.read().is_err() {
-            locked.write(measure(root, u64::MAX)?)?;
-        }
+        let count = match locked.read() {
+            Ok(count) => Count {
+                in_hand: 0,
+                begun: count.begun.wrapping_add(1),
+                ..count
+            },
+            Err(_) => Count {
+                used: measure(root, u64::MAX)?,
+                in_hand: 0,
+                begun: 0,
+            },
+        };
+        locked.write(count)?;
         drop(locked);
         Ok(Arc::new(quota))
     }
@@ -123,23 +207,30 @@ impl Quota {
     }
 
     /// Takes bytes, unless that would be more than the limit. Does not measure.
-    pub(super) fn take(&self, bytes: u64) -> io::Result<bool> {
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Taken>> {
+        let taken = |begun| Taken {
+            quota: self.clone(),
+            bytes,
+            begun,
+        };
         if bytes == 0 {
-            return Ok(true);
+            return Ok(Some(taken(0)));
         }
         let locked = Locked::new(&self.count)?;
-        let wanted = locked.read()?.saturating_add(bytes);
-        if wanted > self.limit {
-            return Ok(false);
+        let mut count = locked.read()?;
+        count.used = count.used.saturating_add(bytes);
+        if count.used > self.limit {
+            return Ok(None);
         }
-        locked.write(wanted)?;
-        Ok(true)
+        count.in_hand = count.in_hand.saturating_add(bytes);
+        locked.write(count)?;
+        Ok(Some(taken(count.begun)))
     }
 
     /// Takes bytes; measures when they are too many.
-    pub(super) async fn take_measured(self: &Arc<Self>, bytes: u64) -> io::Result<bool> {
-        if self.take(bytes)? {
-            return Ok(true);
+    pub(super) async fn take_measured(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Taken>> {
+        if let Some(taken) = self.take(bytes)? {
+            return Ok(Some(taken));
         }
         self.measure().await?;
         self.take(bytes)
@@ -147,8 +238,8 @@ impl Quota {
 
     /// What is left.
     pub(super) fn left(&self) -> io::Result<u64> {
-        let used = Locked::new(&self.count)?.read()?;
-        Ok(self.limit.saturating_sub(used))
+        let count = Locked::new(&self.count)?.read()?;
+        Ok(self.limit.saturating_sub(count.used))
     }
 
     /// Measures, unless another has begun to since this was asked for. Not more often than the
@@ -168,9 +259,11 @@ impl Quota {
             let before = Locked::new(&quota.count)?.read()?;
             let found = measure(&quota.root, quota.limit)?.saturating_add(quota.nameless());
             let locked = Locked::new(&quota.count)?;
-            // What was taken meanwhile may be in what was found, and may not.
-            let since = locked.read()?.saturating_sub(before);
-            locked.write(found.saturating_add(since))
+            let mut count = locked.read()?;
+            // What was in hand before and what was taken since may be in what was found, and may not.
+            let since = count.used.saturating_sub(before.used);
+            count.used = found.saturating_add(before.in_hand).saturating_add(since);
+            locked.write(count)
         });
         measuring.await.map_err(io::Error::other)?
     }
@@ -187,17 +280,18 @@ mod tests {
         std::fs::create_dir(&root).unwrap();
         let one = Quota::open(&root, 100_000).unwrap();
         let other = Quota::open(&root, 100_000).unwrap();
-        assert!(one.take(60_000).unwrap());
+        let taken = one.take(60_000).unwrap().unwrap();
         std::fs::write(root.join("file"), vec![0; 60_000]).unwrap();
-        assert!(!other.take(60_000).unwrap(), "they share it");
-        assert!(!other.take_measured(60_000).await.unwrap());
+        drop(taken);
+        assert!(other.take(60_000).unwrap().is_none(), "they share it");
+        assert!(other.take_measured(60_000).await.unwrap().is_none());
         drop((one, other));
 
         let again = Quota::open(&root, 100_000).unwrap();
         assert_eq!(again.left().unwrap(), 40_000);
         std::fs::remove_file(root.join("file")).unwrap();
-        assert!(!again.take(60_000).unwrap(), "not measured yet");
-        assert!(again.take_measured(60_000).await.unwrap());
+        assert!(again.take(60_000).unwrap().is_none(), "not measured yet");
+        assert!(again.take_measured(60_000).await.unwrap().is_some());
         assert_eq!(again.left().unwrap(), 40_000);
     }
 
@@ -209,16 +303,18 @@ mod tests {
         let quota = Quota::open(&root, 100_000).unwrap();
         let path = root.join("file");
         let open = || Arc::new(File::options().read(true).open(&path).unwrap());
-        assert!(quota.take(60_000).unwrap());
+        let taken = quota.take(60_000).unwrap().unwrap();
         std::fs::write(&path, vec![0; 60_000]).unwrap();
+        drop(taken);
         let (file, again) = (open(), open());
         quota.note(&file);
         quota.note(&again);
         std::fs::remove_file(&path).unwrap();
-        assert!(!quota.take_measured(60_000).await.unwrap(), "it is held");
+        let none = quota.take_measured(60_000).await.unwrap();
+        assert!(none.is_none(), "it is held");
         assert_eq!(quota.left().unwrap(), 40_000, "and counts once");
         drop((file, again));
-        assert!(quota.take_measured(60_000).await.unwrap());
+        assert!(quota.take_measured(60_000).await.unwrap().is_some());
         for _ in 0..1000 {
             quota.note(&Arc::new(File::open(&root).unwrap()));
         }
@@ -226,6 +322,44 @@ mod tests {
             quota.opened.lock().unwrap().len() < 100,
             "closed ones leave"
         );
+    }
+
+    /// A part that is written only after the measurement has passed its file.
+    #[tokio::test]
+    async fn what_is_in_hand_anywhere_counts_while_it_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        std::fs::create_dir(&root).unwrap();
+        let one = Quota::open(&root, 100_000).unwrap();
+        let other = Quota::open(&root, 100_000).unwrap();
+        let taken = one.take(60_000).unwrap().unwrap();
+        for quota in [&one, &other] {
+            let more = quota.take_measured(60_000).await.unwrap();
+            assert!(more.is_none(), "it would be 120,000 once that is written");
+        }
+        assert_eq!(other.left().unwrap(), 40_000);
+        // Let go unwritten, or written and deleted: the room is there again.
+        drop(taken);
+        assert!(other.take_measured(60_000).await.unwrap().is_some());
+        // It was let go too, so all is free.
+        assert!(one.take_measured(100_000).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_the_dead_had_in_hand_is_let_go_by_who_comes_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        std::fs::create_dir(&root).unwrap();
+        let dead = Quota::open(&root, 100_000).unwrap();
+        // Nobody drops what a killed process had.
+        let lost = dead.take(60_000).unwrap().unwrap();
+        let next = Quota::open(&root, 100_000).unwrap();
+        let taken = next.take_measured(60_000).await.unwrap().unwrap();
+        // One that was only slow takes nothing from what others have in hand.
+        drop(lost);
+        assert!(next.take_measured(60_000).await.unwrap().is_none());
+        drop(taken);
+        assert!(next.take_measured(100_000).await.unwrap().is_some());
     }
 
     #[test]
@@ -238,11 +372,13 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..2000 {
-                        assert!(quota.take(1).unwrap());
+                        assert!(quota.take(1).unwrap().is_some());
                     }
                 });
             }
         });
         assert_eq!(quota.left().unwrap(), u64::MAX - 8000);
+        let count = Count::read(&quota.count.lock().unwrap()).unwrap();
+        assert_eq!(count.in_hand, 0, "all of it was let go");
     }
 }

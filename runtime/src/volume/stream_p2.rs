@@ -7,22 +7,24 @@ use std::sync::Arc;
 use bytes::Bytes;
 use wasmtime_wasi::p2::{DynOutputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use super::quota::Quota;
+use super::quota::{Quota, Taken};
 
 /// Passes on what fits.
 pub(super) struct Counted {
-    pub(super) inner: DynOutputStream,
-    pub(super) file: Arc<File>,
-    pub(super) quota: Arc<Quota>,
+    inner: DynOutputStream,
+    file: Arc<File>,
+    quota: Arc<Quota>,
     /// Where the next byte goes; `None`: at the end.
-    pub(super) position: Option<u64>,
+    position: Option<u64>,
     /// There was no room; measuring may find some.
-    pub(super) short: Short,
+    short: Short,
+    /// For what was passed on and may not be written yet.
+    taken: Option<Taken>,
 }
 
 /// How far a stream without room has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Short {
+enum Short {
     /// There is room, as far as is known.
     No,
     /// There is none: it is to be measured.
@@ -42,6 +44,22 @@ fn full() -> StreamError {
 }
 
 impl Counted {
+    pub(super) fn new(
+        inner: DynOutputStream,
+        file: Arc<File>,
+        quota: Arc<Quota>,
+        position: Option<u64>,
+    ) -> Self {
+        Self {
+            inner,
+            file,
+            quota,
+            position,
+            short: Short::No,
+            taken: None,
+        }
+    }
+
     /// Bytes of the file that lie after the position: writing them takes nothing.
     fn overwritable(&self) -> io::Result<u64> {
         let Some(position) = self.position else {
@@ -68,10 +86,11 @@ impl OutputStream for Counted {
         let length = bytes.len() as u64;
         let growth = self.growth(length).map_err(failed)?;
         // Others may have taken what was left when this was permitted.
-        if !self.quota.take(growth).map_err(failed)? {
+        let Some(taken) = self.quota.take(growth).map_err(failed)? else {
             return Err(full());
-        }
+        };
         self.inner.write(bytes)?;
+        self.taken = Some(taken);
         if let Some(position) = &mut self.position {
             *position = position.saturating_add(length);
         }
@@ -87,6 +106,8 @@ impl OutputStream for Counted {
         if permit == 0 {
             return Ok(0);
         }
+        // It takes the next part only when it has written the one before.
+        self.taken = None;
         let left = self.quota.left().map_err(failed)?;
         let room = left.saturating_add(self.overwritable().map_err(failed)?);
         if room == 0 {

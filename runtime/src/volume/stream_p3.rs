@@ -9,13 +9,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::io::{ReadWriteFlags, pwritev2};
 use tokio::sync::oneshot;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Source, StreamConsumer, StreamResult};
 use wasmtime_wasi::p3::bindings::filesystem::types::ErrorCode;
 
-use super::quota::Quota;
+use super::room::Room;
 
 /// The most that is written at once.
 const PART_BYTES_MAX: usize = 64 << 10;
@@ -27,7 +27,7 @@ type Writing = Pin<Box<dyn Future<Output = io::Result<usize>> + Send>>;
 /// Takes the bytes of one stream.
 pub(super) struct Writer {
     file: Arc<File>,
-    quota: Option<Arc<Quota>>,
+    room: Room,
     /// Where the next byte goes; `None`: at the end.
     position: Option<u64>,
     /// The part in hand: it is written whether or not the guest still waits for it.
@@ -38,13 +38,13 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(
         file: Arc<File>,
-        quota: Option<Arc<Quota>>,
+        room: Room,
         position: Option<u64>,
         told: oneshot::Sender<Told>,
     ) -> Self {
         Self {
             file,
-            quota,
+            room,
             position,
             writing: None,
             told: Some(told),
@@ -78,7 +78,7 @@ impl Drop for Writer {
 
 async fn write(
     file: Arc<File>,
-    quota: Option<Arc<Quota>>,
+    room: Room,
     position: Option<u64>,
     bytes: Vec<u8>,
 ) -> io::Result<usize> {
@@ -86,21 +86,21 @@ async fn write(
     if bytes.is_empty() {
         return Ok(0);
     }
-    if let Some(quota) = quota {
-        let length = bytes.len() as u64;
-        let growth = match position {
-            None => length,
-            Some(position) => position
-                .saturating_add(length)
-                .saturating_sub(file.metadata()?.len()),
-        };
-        if !quota.take_measured(growth).await? {
-            return Err(Errno::NOSPC.into());
+    let length = bytes.len() as u64;
+    let taken = match position {
+        None => room.take(length).await?,
+        Some(position) => {
+            let end = position.saturating_add(length);
+            room.take_up_to(Some(&file), end).await?
         }
-    }
-    let writing = tokio::task::spawn_blocking(move || match position {
-        Some(position) => file.write_at(&bytes, position),
-        None => append(&file, &bytes),
+    };
+    let writing = tokio::task::spawn_blocking(move || {
+        // Until it is written, whether or not anybody waits for that.
+        let _taken = taken;
+        match position {
+            Some(position) => file.write_at(&bytes, position),
+            None => append(&file, &bytes),
+        }
     });
     writing.await.map_err(io::Error::other)?
 }
@@ -129,8 +129,8 @@ impl<D> StreamConsumer<D> for Writer {
         let writing = writer.writing.get_or_insert_with(|| {
             let there = source.remaining();
             let part = there[..there.len().min(PART_BYTES_MAX)].to_vec();
-            let (file, quota) = (writer.file.clone(), writer.quota.clone());
-            Box::pin(write(file, quota, writer.position, part))
+            let (file, room) = (writer.file.clone(), writer.room.clone());
+            Box::pin(write(file, room, writer.position, part))
         });
         // Also when the guest gives up: what is written by then is to be told.
         let written = ready!(writing.as_mut().poll(cx));
