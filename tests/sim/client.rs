@@ -186,7 +186,8 @@ impl UserCall {
             }
             Ask::Rebalance(most) => {
                 let done = commands::rebalance(cluster, Some(*most), None, now)?;
-                return Ok((done.writes, Value::Null));
+                let moves = done.reply.moves.len();
+                return Ok((done.writes, json!(format!("{moves} moves"))));
             }
         };
         Ok((done.writes, Value::Null))

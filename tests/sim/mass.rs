@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use wasmorch_api::HostId;
 use wasmorch_api::status::HostState;
-use wasmorch_planner::Cluster;
+use wasmorch_api::{HostId, Timestamp};
+use wasmorch_planner::{Cluster, Observation};
+
+use super::controller::Phase;
+use super::world::World;
 
 /// A little less than the 10 s of the law: a leader's own stall moves what it has heard.
 const TOGETHER: u64 = 9_000;
@@ -74,7 +77,9 @@ impl Deaths {
             let of = living + many.len() + rest;
             let mass = many.len() >= HOSTS_MIN && many.len() * 100 > of * SHARE;
             mass.then(|| {
-                let all = many.iter().filter_map(|one| Some((one, self.dead.get(*one)?)));
+                let all = many
+                    .iter()
+                    .filter_map(|one| Some((one, self.dead.get(*one)?)));
                 let all = all.map(|(one, death)| {
                     let ago = |time: u64| (now - time) as f64 / 1_000.0;
                     let (heard, called) = (ago(death.heard), ago(death.called));
@@ -100,5 +105,26 @@ impl Deaths {
             dead.map(|(id, _)| id).collect::<Vec<_>>()
         });
         within.max_by_key(Vec::len).unwrap_or_default()
+    }
+}
+
+impl World {
+    /// A leader's tick: it looks at who is silent, and is looked at.
+    pub(crate) fn look_at_silence(&mut self, at: usize, now: Timestamp) {
+        let Phase::Leading(leading) = &mut self.controllers[at].phase else {
+            return;
+        };
+        let before = leading.deaths.before(&leading.cluster);
+        self.observe(at, Observation::Tick, now);
+        let time = self.now;
+        let Phase::Leading(leading) = &mut self.controllers[at].phase else {
+            return;
+        };
+        let (last, since) = (&leading.last_heard, leading.since);
+        let heard = |host: &HostId| last.get(host).copied().unwrap_or(since);
+        let deaths = &mut leading.deaths;
+        if let Some(wrong) = deaths.after(&leading.cluster, &before, heard, time) {
+            self.broken(wrong);
+        }
     }
 }

@@ -209,6 +209,11 @@ impl World {
             // Its count goes on following the load.
             return self.count_trouble(key, record, true);
         }
+        // Made or given up: a move is nothing to be in the middle of.
+        if let Some(one) = record.moves.first() {
+            let (number, to) = (one.placement, &one.to);
+            return Some(format!("{number} of {key} is still to move to {to}"));
+        }
         let wanted = u64::from(record.wanted());
         let canaries = self.awaits_a_person(record);
         let waits = canaries.is_some() || self.may_wait(record);

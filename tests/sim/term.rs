@@ -61,7 +61,7 @@ pub(crate) struct Leading {
     /// Hosts that have said anything in this term.
     pub(crate) spoken: BTreeSet<HostId>,
     pub(crate) since: u64,
-    deaths: Deaths,
+    pub(crate) deaths: Deaths,
     /// Batches stored in this term.
     pub(crate) batches: u64,
 }
@@ -222,21 +222,7 @@ impl World {
         self.observe(at, what, when);
     }
 
-    fn look_at_silence(&mut self, at: usize, now: Timestamp) {
-        let time = self.now;
-        let leading = leading!(self, at);
-        let before = leading.deaths.before(&leading.cluster);
-        self.observe(at, Observation::Tick, now);
-        let leading = leading!(self, at);
-        let (last, since) = (&leading.last_heard, leading.since);
-        let heard = |host: &HostId| last.get(host).copied().unwrap_or(since);
-        let deaths = &mut leading.deaths;
-        if let Some(wrong) = deaths.after(&leading.cluster, &before, heard, time) {
-            self.broken(wrong);
-        }
-    }
-
-    fn observe(&mut self, at: usize, what: Observation, when: Timestamp) {
+    pub(crate) fn observe(&mut self, at: usize, what: Observation, when: Timestamp) {
         let instant = self.instant(self.now);
         let leading = leading!(self, at);
         let observed = leading.cluster.observe(what, when);
