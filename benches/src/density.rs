@@ -19,7 +19,7 @@ use wasmorch_tests::up::Home;
 use wasmorch_tests::{guest, wasmorch};
 
 use crate::guest::unseen;
-use crate::services::percentile;
+use crate::report::percentile;
 use crate::{machine, memory};
 
 /// Workloads in one manifest.

@@ -153,6 +153,12 @@ fn line(text: &mut String, line: &str) {
     writeln!(text, "{}", line.trim_end()).expect("a String takes everything");
 }
 
+/// Of sorted times; none at all count as 0.
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -96,7 +96,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let nginx = Nginx::start(cluster.home.path(), &gateways[1])?;
     let bare = serve::wasmorch_run(&guest("hello-http"))?;
     let mut ways = vec![
-        way("no gateway: the bare runtime", &bare.address.to_string(), "near"),
+        way(
+            "no gateway: the bare runtime",
+            &bare.address.to_string(),
+            "near",
+        ),
         way("its own host's gateway", &gateways[1], "near"),
         way("another host's gateway", &gateways[0], "near"),
         way("the tunnel over NATS", &gateways[0], "far"),
@@ -157,7 +161,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let measured = Measured {
         ways,
         routed,
-        from_zero: zero::NAMED.into_iter().zip(woken.into_iter().chain([messages])).collect(),
+        from_zero: zero::NAMED
+            .into_iter()
+            .zip(woken.into_iter().chain([messages]))
+            .collect(),
         deaths,
     };
     show::show(args.json, &facts, measured, &notes)
@@ -217,7 +224,7 @@ struct Measured {
     routed: Routed,
     /// What found a workload at rest, and the sorted times to its answers, in ms.
     from_zero: Vec<(&'static str, Vec<f64>)>,
-    deaths: Vec<Deaths>,
+    deaths: [Deaths; 2],
 }
 
 /// From the first answer of the replica's own host on, in ms.

@@ -29,7 +29,9 @@ impl Counts {
             match answer.status {
                 200 => self.answered.fetch_add(1, SeqCst),
                 503 => {
-                    let again = answer.header("retry-after").and_then(|text| text.parse().ok());
+                    let again = answer
+                        .header("retry-after")
+                        .and_then(|text| text.parse().ok());
                     let again: u64 = again.expect("a 503 says when to come again");
                     assert!(again > 0);
                     let since = Instant::now();
@@ -87,7 +89,10 @@ fn a_flash_crowd_is_absorbed_and_leaves_nothing_behind() {
             (most >= 8 && began.elapsed() >= LASTS).then_some(())
         });
     });
-    let (answered, turned_away) = (counts.answered.into_inner(), counts.turned_away.into_inner());
+    let (answered, turned_away) = (
+        counts.answered.into_inner(),
+        counts.turned_away.into_inner(),
+    );
     measured(&format!(
         "{CROWD} clients from zero: {answered} answered, {turned_away} told to come again, {most} replicas"
     ));
@@ -95,5 +100,7 @@ fn a_flash_crowd_is_absorbed_and_leaves_nothing_behind() {
     assert!((8..=12).contains(&most), "{most} replicas");
 
     // As few as are needed, and then none.
-    wait_for("it to lie down again", || (desired(&daemons)? == 0).then_some(()));
+    wait_for("it to lie down again", || {
+        (desired(&daemons)? == 0).then_some(())
+    });
 }

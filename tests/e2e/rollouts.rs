@@ -125,7 +125,11 @@ fn thirty_rolls_in_a_row_lose_no_request() {
         replicas: 4,
         clients: 1,
     });
-    let took: Vec<_> = told.rolls.iter().map(|one| one.took.as_secs_f64()).collect();
+    let took: Vec<_> = told
+        .rolls
+        .iter()
+        .map(|one| one.took.as_secs_f64())
+        .collect();
     measured(&format!("rolls: {took:.1?} s, {} answered", told.answered));
     assert!(told.lost.is_empty(), "{:#?}", told.lost);
     assert!(told.fewest_ready >= 4, "{told:?}");

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::memory;
-use crate::services::percentile;
+use crate::report::percentile;
 
 /// What is asked, and how much at once.
 #[derive(Debug, Clone, Copy)]

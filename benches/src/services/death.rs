@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use wasmorch_tests::daemons::Daemons;
 use wasmorch_tests::{guest, http};
 
-use super::percentile;
+use crate::report::percentile;
 
 const NAME: &str = "mourned";
 const HOST: &str = "mourned.default.localhost";

@@ -8,12 +8,7 @@ use serde_json::{Value, json};
 use super::death::Deaths;
 use super::{HOSTS, Measured};
 use crate::machine;
-
-/// Of sorted times; none at all count as 0.
-pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted.get(at).copied().unwrap_or_default()
-}
+use crate::report::percentile;
 
 fn both(times: &[f64]) -> [f64; 2] {
     [50, 99].map(|percent| percentile(times, percent))
@@ -65,7 +60,10 @@ pub(super) fn show(
     }
     for (what, times) in &found.from_zero {
         let ([p50, p99], many) = (both(times), times.len());
-        writeln!(out, "from zero, {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many}")?;
+        writeln!(
+            out,
+            "from zero, {what}: median {p50:.1} ms, p99 {p99:.1} ms of {many}"
+        )?;
     }
     for line in found.deaths.iter().filter_map(Deaths::line) {
         writeln!(out, "{line}")?;
