@@ -27,7 +27,8 @@ struct State {
     routes: Versions<Routes>,
     endpoints: Versions<Arc<Endpoints>>,
     index: RouteIndex,
-    /// The highest sequence applied.
+    /// The highest sequence applied of an endpoint table, or of a whole reading: routes come another way, and
+    /// say nothing of whether endpoints before them have come.
     sequence: u64,
 }
 
@@ -127,7 +128,6 @@ impl<T> Versions<T> {
 
 impl State {
     fn put_routes(&mut self, key: WorkloadKey, table: Option<RouteTable>, sequence: u64) {
-        self.sequence = self.sequence.max(sequence);
         if !self.routes.accepts(&key, sequence) {
             return;
         }
@@ -233,7 +233,7 @@ impl Tables {
         state.sequence = state.sequence.max(as_of);
     }
 
-    /// The highest sequence applied, deletions included.
+    /// The highest sequence applied of an endpoint table, deletions included, or of a whole reading.
     pub fn sequence(&self) -> u64 {
         self.read().sequence
     }

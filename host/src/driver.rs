@@ -275,6 +275,8 @@ impl Driver {
             LinkEvent::Tables { read, as_of } => {
                 let message = self.parts.tables.replace(read, as_of);
                 self.parts.pool.send(message);
+                // What was withdrawn while this host was away nobody has told it.
+                self.word.owe(as_of.1);
             }
             LinkEvent::Status { cursor, reply } => {
                 // Who asked may be gone.

@@ -91,6 +91,7 @@ pub(crate) fn better(
         used: cluster.hosts.iter().map(|(id, h)| (id, h.booked)).collect(),
         counts: BTreeMap::new(),
         moved: BTreeSet::new(),
+        whole: looks,
         looks,
         most,
         found: Vec::new(),
@@ -111,6 +112,8 @@ struct Board<'a> {
     /// Replicas that moves add to a host, or take from it.
     counts: BTreeMap<(&'a HostId, &'a WorkloadKey), i64>,
     moved: BTreeSet<(&'a WorkloadKey, Slot)>,
+    /// Hosts that may be looked at in this question, and those of them that are left.
+    whole: usize,
     looks: usize,
     most: usize,
     found: Vec<Better>,
@@ -247,7 +250,6 @@ impl<'a> Board<'a> {
         let mut full: BTreeSet<&HostId> = all
             .filter(|id| from.is_none_or(|from| at(id) <= from))
             .collect();
-        let whole = self.looks;
         while !self.full() {
             let fullest = full.iter().copied();
             let id = fullest.max_by_key(|id| (self.load(id), name(id)))?;
@@ -257,7 +259,7 @@ impl<'a> Board<'a> {
             }
             let began = self.looks;
             // One that was left off in the middle is gone on with, unless no question comes further.
-            if !self.relieve(id) && (!self.spent() || began == whole) {
+            if !self.relieve(id) && (!self.spent() || began == self.whole) {
                 full.remove(id);
             }
         }

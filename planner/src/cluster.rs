@@ -257,7 +257,8 @@ impl Cluster {
             Stored::Host(record) => self.put_host(*record),
             Stored::Placements(set) => self.set_placements(set, sequence, self.since),
             Stored::Endpoints(table) => {
-                self.note_table(&table.key(), Some(&table), sequence);
+                // Of the one before it nothing is known: it may have withdrawn something.
+                self.withdrawals.note(sequence);
                 self.put_endpoints(table);
             }
             Stored::Routes(table) => self.put_routes(table),

@@ -86,7 +86,8 @@ impl Cluster {
         self.take_out(&id, &changed.gone, Some(sequence));
         self.put_in(&id, &changed.come);
         self.drop_ended(&id, &changed.gone);
-        self.note_withdrawn(&id, &changed.gone, sequence, now);
+        let removed = self.hosts.get(&id).is_some_and(|host| host.names_removed);
+        self.note_withdrawn(&id, (&changed.gone, removed), sequence, now);
         self.pool.touch(&id);
         if let Some(host) = self.hosts.get_mut(&id) {
             host.set = Some(set);

@@ -44,6 +44,11 @@ pub(crate) struct Withdrawals {
 }
 
 impl Withdrawals {
+    /// A table that may name less than the one before it.
+    pub(crate) fn note(&mut self, sequence: u64) {
+        self.tables = self.tables.max(sequence);
+    }
+
     fn wait(&mut self, host: &HostId, withdrawal: Withdrawal) {
         self.waiting.insert(host.clone(), withdrawal);
         self.behind.clear();
@@ -63,33 +68,36 @@ impl Cluster {
         table: Option<&EndpointTable>,
         sequence: u64,
     ) {
-        let workload = self.workloads.get(key);
-        let before = workload.and_then(|workload| workload.endpoints.as_ref());
+        let Some(workload) = self.workloads.get(key) else {
+            // It was removed, and its table goes now.
+            self.withdrawals.note(sequence);
+            return;
+        };
+        let before = workload.endpoints.as_ref();
         if before.is_some_and(|before| before.is_withdrawn_by(table)) {
-            let tables = &mut self.withdrawals.tables;
-            *tables = (*tables).max(sequence);
+            self.withdrawals.note(sequence);
         }
     }
 
-    /// A host's new set is stored, without what is gone.
+    /// A host's new set is stored, without what is gone; `removed`: without workloads, too, that are removed and
+    /// may have answered.
     pub(crate) fn note_withdrawn(
         &mut self,
         host: &HostId,
-        gone: &[(&PlacementGroup, &PlacedSlot)],
+        (gone, removed): (&[(&PlacementGroup, &PlacedSlot)], bool),
         sequence: u64,
         now: Timestamp,
     ) {
         let answers = |group: &PlacementGroup| {
             let workload = self.workloads.get(&group.key());
-            // One that was removed may have.
-            workload.is_none_or(|workload| workload.record.kind == Kind::Http)
+            workload.is_some_and(|workload| workload.record.kind == Kind::Http)
         };
         let waits = self.withdrawals.waiting.get(host);
         if waits.is_some_and(|waits| waits.set.is_none() && now <= waits.until) {
             // It drains everything as it is.
             return;
         }
-        if gone.iter().any(|(group, _)| answers(group)) {
+        if removed || gone.iter().any(|(group, _)| answers(group)) {
             let withdrawal = Withdrawal {
                 set: Some(sequence),
                 tables: Some(self.withdrawals.tables),
@@ -156,10 +164,10 @@ impl Cluster {
         })
     }
 
-    /// The two hosts whose gateways are furthest behind, of those that are heard.
+    /// The two hosts whose gateways are furthest behind, of those that live. One that a new leader has not heard
+    /// yet has passed nothing.
     fn furthest_behind(&self) -> Vec<(u64, &HostId)> {
-        let heard = { self.hosts.iter() }
-            .filter(|(_, host)| host.state == HostState::Alive && host.boot.is_some());
+        let heard = { self.hosts.iter() }.filter(|(_, host)| host.state == HostState::Alive);
         let mut behind: Vec<(u64, &HostId)> =
             heard.map(|(id, host)| (host.table_seq, id)).collect();
         behind.sort_unstable();

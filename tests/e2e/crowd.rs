@@ -96,7 +96,7 @@ fn a_flash_crowd_is_absorbed_and_leaves_nothing_behind() {
     measured(&format!(
         "{CROWD} clients from zero: {answered} answered, {turned_away} told to come again, {most} replicas"
     ));
-    assert!(answered > 10 * CROWD, "{answered} answers");
+    assert!(answered > 4 * CROWD, "{answered} answers");
     assert!((8..=12).contains(&most), "{most} replicas");
 
     // As few as are needed, and then none.

@@ -16,6 +16,8 @@ use crate::runner::protocol::{
 #[derive(Debug)]
 pub(crate) struct Usages {
     runners: Vec<Answer>,
+    /// How many questions all have answered, and been summed up.
+    summed: u64,
     /// Counters of runners that have ended.
     ended: GatewayStats,
     /// What replicas that live on answered in them.
@@ -26,8 +28,8 @@ pub(crate) struct Usages {
 struct Answer {
     /// It is there, so its answer is waited for.
     up: bool,
-    /// Not told yet.
-    fresh: bool,
+    /// How many questions it has answered: those that were under way together are not mixed up.
+    answered: u64,
     usage: Usage,
 }
 
@@ -40,6 +42,7 @@ impl Usages {
         };
         Self {
             runners: std::iter::repeat_with(up).take(runners).collect(),
+            summed: 0,
             ended: GatewayStats::default(),
             answered: BTreeMap::new(),
         }
@@ -48,7 +51,7 @@ impl Usages {
     /// Takes one runner's answer; gives that of all once the last has come.
     pub(crate) fn answer(&mut self, runner: RunnerIndex, usage: Usage) -> Option<Usage> {
         let answer = self.runners.get_mut(runner)?;
-        (answer.fresh, answer.usage) = (true, usage);
+        (answer.answered, answer.usage) = (answer.answered + 1, usage);
         self.all()
     }
 
@@ -86,12 +89,17 @@ impl Usages {
 
     pub(crate) fn back(&mut self, runner: RunnerIndex) {
         if let Some(answer) = self.runners.get_mut(runner) {
-            answer.up = true;
+            (answer.up, answer.answered) = (true, self.summed);
         }
     }
 
     fn all(&mut self) -> Option<Usage> {
-        self.runners.iter().find(|answer| answer.up)?;
+        let up = self.runners.iter().filter(|answer| answer.up);
+        let answered = up.map(|answer| answer.answered).min()?;
+        if answered <= self.summed {
+            return None;
+        }
+        self.summed = answered;
         let mut replicas: BTreeMap<ReplicaKey, ReplicaUsage> = BTreeMap::new();
         let mut all = Usage {
             gateway: self.ended,
@@ -99,9 +107,6 @@ impl Usages {
             ..Usage::default()
         };
         for answer in self.runners.iter().filter(|answer| answer.up) {
-            if !answer.fresh {
-                return None;
-            }
             all.gateway = sum(all.gateway, answer.usage.gateway);
             all.code = sum_code(all.code, answer.usage.code);
             all.table_seq = all.table_seq.min(answer.usage.table_seq);
@@ -127,9 +132,6 @@ impl Usages {
             }
         }
         all.replicas = replicas.into_values().collect();
-        self.runners
-            .iter_mut()
-            .for_each(|answer| answer.fresh = false);
         Some(all)
     }
 }

@@ -119,3 +119,15 @@ fn one_that_shuts_down_is_told_when_no_table_names_it() {
     world.plan();
     assert_eq!(told(&mut world), [(host(2), None)]);
 }
+
+#[test]
+fn what_was_removed_is_let_go_as_well() {
+    let mut world = serving(2);
+    world.change(commands::rm, None);
+    world.plan();
+    let newest = world.store.values().map(|(_, sequence)| *sequence).max();
+    let newest = newest.expect("something is stored");
+    assert_eq!(applied(&mut world, 1, 0), [], "tables named it");
+    assert_eq!(applied(&mut world, 1, newest).len(), 1);
+    assert_eq!(applied(&mut world, 2, newest).len(), 1);
+}

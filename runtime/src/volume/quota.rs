@@ -44,13 +44,14 @@ pub(crate) struct Quota {
     /// The lock of the file is between processes, this one between threads: they share the open file,
     /// and with it that lock.
     count: std::sync::Mutex<File>,
-    measured: Mutex<Option<Instant>>,
+    /// When it was measured last; held until the measuring itself is over, whoever still waits for it.
+    measured: Arc<Mutex<Option<Instant>>>,
     /// Files that guests here have opened: one that is deleted takes its room until it is closed.
     opened: std::sync::Mutex<Vec<Weak<File>>>,
 }
 
 /// What the file has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Count {
     /// Bytes that are there or are taken.
     used: u64,
@@ -58,10 +59,14 @@ struct Count {
     in_hand: u64,
     /// How often that sum was begun.
     begun: u64,
+    /// All bytes that were ever taken: it only grows, whatever measurements find.
+    total: u64,
 }
 
 impl Count {
-    const BYTES: usize = 24;
+    const BYTES: usize = 40;
+    /// Stands first: a file that a power cut has left empty or full of zeros is none.
+    const MARK: u64 = u64::from_le_bytes(*b"wm-count");
 
     fn read(file: &File) -> io::Result<Self> {
         let mut bytes = [0; Self::BYTES];
@@ -72,16 +77,28 @@ impl Count {
             u64::from_le_bytes(number)
         });
         let mut next = || numbers.next().unwrap_or_default();
+        if next() != Self::MARK {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         Ok(Self {
             used: next(),
             in_hand: next(),
             begun: next(),
+            total: next(),
         })
+    }
+
+    /// So much was found by a measurement that began when the count was `before`. What was in hand then and
+    /// what was taken since may be in what was found, and may not; others may have measured meanwhile.
+    fn measured(self, before: Self, found: u64) -> Self {
+        let since = self.total.wrapping_sub(before.total);
+        let used = found.saturating_add(before.in_hand).saturating_add(since);
+        Self { used, ..self }
     }
 
     fn write(self, file: &File) -> io::Result<()> {
         let mut bytes = [0; Self::BYTES];
-        let numbers = [self.used, self.in_hand, self.begun];
+        let numbers = [Self::MARK, self.used, self.in_hand, self.begun, self.total];
         for (at, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             at.copy_from_slice(&number.to_le_bytes());
         }
@@ -161,7 +178,7 @@ impl Quota {
             root: root.to_owned(),
             limit,
             count: std::sync::Mutex::new(count),
-            measured: Mutex::new(None),
+            measured: Arc::default(),
             opened: std::sync::Mutex::default(),
         };
         let locked = Locked::new(&quota.count)?;
@@ -173,8 +190,7 @@ impl Quota {
             },
             Err(_) => Count {
                 used: measure(root, u64::MAX)?,
-                in_hand: 0,
-                begun: 0,
+                ..Count::default()
             },
         };
         locked.write(count)?;
@@ -223,6 +239,7 @@ impl Quota {
             return Ok(None);
         }
         count.in_hand = count.in_hand.saturating_add(bytes);
+        count.total = count.total.wrapping_add(bytes);
         locked.write(count)?;
         Ok(Some(taken(count.begun)))
     }
@@ -246,7 +263,7 @@ impl Quota {
     /// pause allows: who is too early waits.
     pub(super) async fn measure(self: &Arc<Self>) -> io::Result<()> {
         let asked = Instant::now();
-        let mut measured = self.measured.lock().await;
+        let mut measured = self.measured.clone().lock_owned().await;
         if let Some(last) = *measured {
             if last > asked {
                 return Ok(());
@@ -256,14 +273,12 @@ impl Quota {
         *measured = Some(Instant::now());
         let quota = self.clone();
         let measuring = tokio::task::spawn_blocking(move || {
+            // A guest that stops waiting begins no other beside it.
+            let _measuring = measured;
             let before = Locked::new(&quota.count)?.read()?;
             let found = measure(&quota.root, quota.limit)?.saturating_add(quota.nameless());
             let locked = Locked::new(&quota.count)?;
-            let mut count = locked.read()?;
-            // What was in hand before and what was taken since may be in what was found, and may not.
-            let since = count.used.saturating_sub(before.used);
-            count.used = found.saturating_add(before.in_hand).saturating_add(since);
-            locked.write(count)
+            locked.write(locked.read()?.measured(before, found))
         });
         measuring.await.map_err(io::Error::other)?
     }
@@ -343,6 +358,55 @@ mod tests {
         assert!(other.take_measured(60_000).await.unwrap().is_some());
         // It was let go too, so all is free.
         assert!(one.take_measured(100_000).await.unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_taken_counts_although_another_measurement_ended_meanwhile() {
+        let before = Count {
+            used: 100,
+            total: 100,
+            ..Count::default()
+        };
+        // Another one found ten, and fifty were taken after it.
+        let now = Count {
+            used: 60,
+            total: 150,
+            ..before
+        };
+        assert_eq!(now.measured(before, 5).used, 55);
+    }
+
+    #[tokio::test]
+    async fn one_is_measured_at_a_time_also_when_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        std::fs::create_dir(&root).unwrap();
+        let quota = Quota::open(&root, 100_000).unwrap();
+        // It cannot end while this is held.
+        let held = Locked::new(&quota.count).unwrap();
+        let mut measuring = Box::pin(quota.measure());
+        std::future::poll_fn(|cx| {
+            assert!(measuring.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        drop(measuring);
+        assert!(quota.measured.try_lock().is_err(), "it is still at it");
+        drop(held);
+        quota.measure().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_count_that_is_no_count_is_measured_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(root.join("file"), vec![0; 60_000]).unwrap();
+        for rubbish in [vec![0; Count::BYTES], vec![7; 100], Vec::new()] {
+            std::fs::write(folder.path().join("data.used"), rubbish).unwrap();
+            let quota = Quota::open(&root, 100_000).unwrap();
+            assert_eq!(quota.left().unwrap(), 40_000);
+        }
     }
 
     #[tokio::test]

@@ -135,6 +135,8 @@ impl OutputStream for Counted {
 impl Pollable for Counted {
     async fn ready(&mut self) {
         self.inner.ready().await;
+        // What was passed on is written.
+        self.taken = None;
         if self.short == Short::Asked {
             if let Err(error) = self.quota.measure().await {
                 tracing::warn!(%error, "a volume could not be measured");
