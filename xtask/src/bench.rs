@@ -1,6 +1,8 @@
 //! `cargo xtask bench NAME`: sets up, then runs one benchmark of the crate `benches`; `planner` is
 //! the planner's own, `instantiate` the runtime's.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 
 use crate::project::Project;
@@ -30,19 +32,24 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     setup::step("bench", &format!("{}, {profile} profile", args.name));
 
     let mut build = project.cargo();
-    build.args(["build", "--quiet", "--workspace", "--bin", "wasmorch"]);
-    let mut bench = project.cargo();
-    bench.args(["run", "--quiet", "--package", "wasmorch-benches"]);
+    // Both at once and of the workspace: one set of features, so that nothing is compiled twice.
+    build.args(["build", "--quiet", "--workspace"]);
+    build.args(["--bin", "wasmorch", "--bin", "wasmorch-benches"]);
+    let built = project.target.join(match args.release {
+        true => "release",
+        false => "debug",
+    });
+    if args.release {
+        build.arg("--release");
+    }
+    process::run(&mut build).context("wasmorch did not build")?;
+    let mut bench = Command::new(built.join("wasmorch-benches"));
+    bench.current_dir(&project.root);
     ready.apply(&mut bench);
     // It makes errors slower, and those of the servers beside ours too.
     bench.env_remove("RUST_BACKTRACE");
-    if args.release {
-        build.arg("--release");
-        bench.arg("--release");
-        bench.env("WASMORCH_BIN", project.target.join("release/wasmorch"));
-    }
-    process::run(&mut build).context("wasmorch did not build")?;
-    process::run(bench.arg("--").arg(&args.name).args(&args.rest))
+    bench.env("WASMORCH_BIN", built.join("wasmorch"));
+    process::run(bench.arg(&args.name).args(&args.rest))
         .with_context(|| format!("the benchmark {} failed", args.name))
 }
 
