@@ -20,9 +20,9 @@ const BYTES_FIRST: usize = 128 * 1024;
 /// And at the most: at a round trip of 50 ms 40 MB a second.
 pub(super) const BYTES_MAX: usize = MESSAGES_MAX * CHUNK_BYTES;
 /// Used up so soon after a round trip, more may be under way.
-const SOON: Duration = Duration::from_millis(150);
+const SOON: Duration = Duration::from_millis(100);
 /// So long after it, less is to be.
-const LATE: Duration = Duration::from_millis(400);
+const LATE: Duration = Duration::from_millis(300);
 /// What a link may take by itself, a satellite's: what is longer is taken for a queue.
 const ROUND_TRIP_MAX: Duration = Duration::from_millis(600);
 
@@ -36,14 +36,22 @@ pub(super) struct Window {
 
 #[derive(Debug)]
 struct UnderWay {
-    /// Each message's size, and when it was sent, the oldest first.
-    messages: VecDeque<(usize, Instant)>,
+    /// The oldest first.
+    messages: VecDeque<Sent>,
     bytes: usize,
     bytes_max: usize,
     /// The shortest time in which a message was used up: what the link takes by itself.
     round_trip: Option<Duration>,
     /// Messages used up, in all.
     used: u64,
+}
+
+#[derive(Debug)]
+struct Sent {
+    bytes: usize,
+    at: Instant,
+    /// No more might be under way beside it: how long it takes tells whether the link bears that much.
+    fills: bool,
 }
 
 impl Window {
@@ -97,8 +105,13 @@ impl Window {
 
 impl UnderWay {
     fn sent(&mut self, bytes: usize, now: Instant) {
-        self.messages.push_back((bytes, now));
         self.bytes += bytes;
+        let fills = self.bytes >= self.bytes_max;
+        self.messages.push_back(Sent {
+            bytes,
+            at: now,
+            fills,
+        });
     }
 
     fn used(&mut self, messages: u64, now: Instant) -> bool {
@@ -108,20 +121,20 @@ impl UnderWay {
             return false;
         };
         self.used = messages;
-        let (mut bytes, mut took) = (0, None);
-        for (size, sent) in self.messages.drain(..more) {
-            bytes += size;
-            took = Some(now - sent);
+        let mut last = None;
+        for sent in self.messages.drain(..more) {
+            self.bytes -= sent.bytes;
+            last = Some((now - sent.at, sent.fills));
         }
-        self.bytes -= bytes;
-        let Some(took) = took else { return true };
+        let Some((took, filled)) = last else {
+            return true;
+        };
         let shortest = self.round_trip.map_or(took, |known| known.min(took));
         self.round_trip = Some(shortest);
         // The first one says nothing of how long the link takes by itself.
         let waited = took - shortest.min(ROUND_TRIP_MAX);
-        if waited <= SOON {
-            // By as much as came through: twice as much a round trip later.
-            self.bytes_max = (self.bytes_max + bytes).min(BYTES_MAX);
+        if waited <= SOON && filled {
+            self.bytes_max = (self.bytes_max * 2).min(BYTES_MAX);
         } else if waited >= LATE {
             self.bytes_max = (self.bytes_max / 2).max(CHUNK_BYTES);
         }
@@ -157,7 +170,7 @@ mod tests {
     #[test]
     fn a_slow_link_has_little_under_way_and_a_fast_one_much() {
         let far = Duration::from_millis(50);
-        for kib in [16, 32, 64, 160, 640] {
+        for kib in [16, 32, 64, 100, 160, 640] {
             let most = settled(kib * 1024, far);
             let second = most <= kib * 1024 || most == CHUNK_BYTES;
             assert!(second, "{most} on a link of {kib} KiB a second");
