@@ -35,12 +35,12 @@ use crate::tables::{TableChange, Tables};
 
 mod beside;
 mod clock;
+mod early_beat;
 mod live;
-mod word;
 
 use clock::Clock;
+use early_beat::EarlyBeat;
 use live::LiveLines;
-use word::Word;
 
 /// Asks for usage, writes what may wait, that often.
 const TICK: Duration = Duration::from_secs(1);
@@ -87,9 +87,9 @@ pub(crate) struct Driver {
     foreign: bool,
     /// The placements on disk are not those in force: the next tick writes them again.
     unwritten: bool,
-    /// The leader is to get the next heartbeat at once: this host leaves, or `word` is due.
+    /// The leader is to get the next heartbeat at once: this host leaves, or `early_beat` says so.
     beat_now: bool,
-    word: Word,
+    early_beat: EarlyBeat,
     /// Set while the daemon ends: when it ends at the latest.
     ends_at: Option<Instant>,
 }
@@ -118,7 +118,7 @@ impl Driver {
             foreign: false,
             unwritten: false,
             beat_now: false,
-            word: Word::default(),
+            early_beat: EarlyBeat::default(),
             ends_at: None,
         }
     }
@@ -162,7 +162,10 @@ impl Driver {
     ) -> Input {
         let wake_at = self.parts.agent.wake_at();
         let wake = wake_at.map(|at| Instant::now() + at.since(self.clock.now()));
-        let wake = [wake, self.word.wake_at()].into_iter().flatten().min();
+        let wake = [wake, self.early_beat.wake_at()]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             // Fair: no input can starve another.
             Some(event) = link_events.recv() => Input::Link(event),
@@ -265,7 +268,7 @@ impl Driver {
             LinkEvent::Table(change) => {
                 if self.is_ours(&change) {
                     if self.parts.tables.is_withdrawn_by(&change) {
-                        self.word.owe(change.sequence());
+                        self.early_beat.owe(change.sequence());
                     }
                     let news = self.parts.tables.change(change);
                     news.into_iter()
@@ -276,7 +279,7 @@ impl Driver {
                 let message = self.parts.tables.replace(read, as_of);
                 self.parts.pool.send(message);
                 // What was withdrawn while this host was away nobody has told it.
-                self.word.owe(as_of.1);
+                self.early_beat.owe(as_of.1);
             }
             LinkEvent::Status { cursor, reply } => {
                 // Who asked may be gone.
@@ -318,7 +321,7 @@ impl Driver {
                 self.view.gateway = usage.gateway;
                 self.view.code = usage.code;
                 self.view.table_seq = usage.table_seq;
-                self.beat_now |= self.word.applied(usage.table_seq, Instant::now());
+                self.beat_now |= self.early_beat.applied(usage.table_seq, Instant::now());
                 Some(Event::Runner(FromRunner::Usage(usage)))
             }
             Said::Message(message) => Some(Event::Runner(message)),
@@ -339,7 +342,7 @@ impl Driver {
 
     /// One turn: fold the events in, carry the effects out, leave the facts for those who look.
     async fn turn(&mut self, events: Vec<Event>) {
-        if self.word.ask(Instant::now()) {
+        if self.early_beat.ask(Instant::now()) {
             self.parts.pool.ask();
         }
         let now = self.clock.now();
@@ -352,8 +355,8 @@ impl Driver {
         if std::mem::take(&mut self.beat_now)
             && let Some(heartbeat) = &heartbeat
         {
-            // The next beat may come too late: a host without replicas is gone before it. And what drains
-            // elsewhere waits for the word.
+            // The next beat may come too late: a host without replicas is gone before it, and what drains
+            // elsewhere waits for it.
             self.parts.link.beat_now(heartbeat);
         }
         self.parts.pulse.send_replace(heartbeat);

@@ -17,6 +17,9 @@ use crate::booked::Booked;
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::observe::ASK_EVERY;
 
+mod counted;
+mod removal;
+
 impl Host {
     /// How many placements of a workload its set holds.
     pub(crate) fn count_of(&self, key: &WorkloadKey) -> u32 {
@@ -292,145 +295,6 @@ impl Cluster {
             // A slot may have waited for this one's end.
             self.agenda.room();
         }
-    }
-
-    /// The host is gone for good, and all that was on it.
-    pub(crate) fn remove_host(&mut self, id: &HostId) {
-        self.host_changed(id);
-        let Some(host) = self.hosts.get(id) else {
-            return;
-        };
-        let held = host.set.iter().flat_map(|set| &set.groups);
-        let held = held.flat_map(|group| group.slots.iter().map(|s| (group.key(), s.placement)));
-        let reports: Vec<_> = held.chain(host.leaving.iter().cloned()).collect();
-        let groups = self.hosts.get_mut(id).and_then(|host| host.set.take());
-        let groups = groups.map(|set| set.groups).unwrap_or_default();
-        let mut changed = Changed::default();
-        diff(&groups, &[], &mut changed);
-        self.take_out(id, &changed.gone, None);
-        for (key, number) in reports {
-            self.remove_report(&key, number);
-        }
-        self.hosts.remove(id);
-        self.pool.rebuild();
-    }
-
-    /// The workload is gone; the next plan writes the sets that name it anew.
-    pub(crate) fn remove_workload(&mut self, key: &WorkloadKey) {
-        let Some(workload) = self.workloads.remove(key) else {
-            return;
-        };
-        self.agenda.forget(key, workload.wake);
-        self.listeners.forget(key);
-        self.stale_tables.remove(key);
-        self.per_host.remove(key);
-        self.bound.remove(key);
-        self.scaling.remove(key);
-        self.count_priority(workload.counted_as, None);
-        for (number, placed) in &workload.placements {
-            let Some(host) = self.hosts.get_mut(&placed.host) else {
-                continue;
-            };
-            let revision = workload.revisions.get(&placed.revision);
-            if let Some(revision) = revision {
-                let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
-                host.booked = host.booked.minus(booked);
-            }
-            let report = workload.reports.get(number);
-            match report.filter(|known| known.host == placed.host) {
-                Some(known) if !known.status.state.ended() => {
-                    host.still_ends(key, known.status.replica);
-                }
-                // Ended ones are started again until the host has heard of it.
-                _ if revision.is_some_and(|one| one.spec.runs_once()) => {
-                    host.may_run(key, *number, placed.slot);
-                }
-                _ => {}
-            }
-            if let Some(set) = &mut host.set {
-                let before = set.groups.len();
-                set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
-                host.names_removed |= set.groups.len() < before;
-            }
-            self.pool.touch(&placed.host);
-            self.agenda.room();
-        }
-        for number in &workload.leaving {
-            let report = workload.reports.get(number);
-            let Some(known) = report else { continue };
-            if let Some(host) = self.hosts.get_mut(&known.host) {
-                host.leaving.remove(&(key.clone(), *number));
-                if !known.status.state.ended() {
-                    host.still_ends(key, known.status.replica);
-                }
-            }
-        }
-    }
-
-    /// Puts a host into the class of its labels, and its replicas with it.
-    pub(crate) fn classify(&mut self, id: &HostId) {
-        let Some(host) = self.hosts.get_mut(id) else {
-            return;
-        };
-        let class = self.classes.of(&host.record.info);
-        let before = std::mem::replace(&mut host.class, class);
-        if before == class {
-            return;
-        }
-        for group in host.set.iter().flat_map(|set| &set.groups) {
-            let Some(workload) = self.workloads.get_mut(&group.key()) else {
-                continue;
-            };
-            let many = group.slots.len() as u32;
-            if let Some(count) = workload.per_class.get_mut(&before) {
-                *count = count.saturating_sub(many);
-                if *count == 0 {
-                    workload.per_class.remove(&before);
-                }
-            }
-            *workload.per_class.entry(class).or_default() += many;
-        }
-    }
-
-    /// Counts everything anew from sets and records.
-    pub(crate) fn recount(&mut self) {
-        for workload in self.workloads.values_mut() {
-            workload.per_class.clear();
-            workload.holders.clear();
-            workload.steady = false;
-            workload.awaited = None;
-            let slots = workload.placements.iter();
-            workload.slots = slots
-                .map(|(number, placed)| (placed.slot, *number))
-                .collect();
-        }
-        let ids: Vec<HostId> = self.hosts.keys().cloned().collect();
-        for id in &ids {
-            self.classify(id);
-        }
-        for host in self.hosts.values_mut() {
-            host.booked = Booked::default();
-            for group in host.set.iter().flat_map(|set| &set.groups) {
-                let key = group.key();
-                let Some(workload) = self.workloads.get_mut(&key) else {
-                    continue;
-                };
-                let many = group.slots.len() as u32;
-                *workload.per_class.entry(host.class).or_default() += many;
-                workload.holders.add(host.number, many);
-                let Some(revision) = workload.revisions.get(&group.revision) else {
-                    continue;
-                };
-                for slot in &group.slots {
-                    let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
-                    host.booked = host.booked.plus(booked);
-                }
-            }
-        }
-        for key in self.workloads.keys() {
-            self.agenda.whole(key);
-        }
-        self.pool.rebuild();
     }
 }
 

@@ -26,6 +26,8 @@ mod canary;
 mod checker;
 #[path = "planner/claims.rs"]
 mod claims;
+#[path = "planner/cron.rs"]
+mod cron;
 #[path = "planner/deps.rs"]
 mod deps;
 #[path = "planner/disconnect.rs"]

@@ -18,7 +18,7 @@ pub(super) struct Measured {
     at: Instant,
     cpu_time: Duration,
     requests: u64,
-    /// What it used a second before that, in thousandths: cpu and requests.
+    /// What it used in the window before that, in thousandths: cpu and requests.
     rates: (u64, u64),
 }
 
@@ -129,6 +129,7 @@ mod tests {
     fn who_asks_twice_in_a_moment_hears_the_same_twice() {
         let mut measured = Measured::begin();
         let (start, ms) = (measured.at, Duration::from_millis);
+        assert_eq!(measured.rates(ms(1), 1, start), (0, 0));
         assert_eq!(measured.rates(ms(1), 1, start + ms(1)), (0, 0));
         assert_eq!(
             measured.rates(ms(500), 100, start + ms(1000)),

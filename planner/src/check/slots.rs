@@ -112,7 +112,9 @@ pub(super) fn are_sound(
             });
         }
     }
-    ready_is_kept(cluster, key, &part.stops, (wanted, wanted), broken);
+    // At zero the seats are standbys', and nothing has to be ready.
+    let promised = u64::from(record.wanted());
+    ready_is_kept(cluster, key, &part.stops, (promised, wanted), broken);
 }
 
 /// No more canaries than the revision on trial asks for, and each in a slot that is wanted.
@@ -247,7 +249,7 @@ fn ready_is_kept(
     cluster: &Cluster,
     key: &WorkloadKey,
     stops: &BTreeMap<PlacementNumber, StopReason>,
-    (wanted, last): (u64, u64),
+    (promised, last): (u64, u64),
     broken: &mut Vec<BrokenRule>,
 ) {
     let Some(workload) = cluster.workload(key) else {
@@ -292,7 +294,7 @@ fn ready_is_kept(
         let chosen = |why: &StopReason| matches!(why, StopReason::Moved | StopReason::Replaced);
         let before = slots(&|number| stops.get(number).is_none_or(chosen));
         let ready = slots(&|number| !stops.contains_key(number));
-        judge(before, ready, wanted.saturating_sub(may_lack));
+        judge(before, ready, promised.saturating_sub(may_lack));
     }
     if moves || takes(StopReason::Drained) {
         let drained = |why: &StopReason| matches!(why, StopReason::Moved | StopReason::Drained);

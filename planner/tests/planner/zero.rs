@@ -1,7 +1,7 @@
 //! To zero and back: who rests, what gateways are told of it, and what a request that wakes one changes.
 
-use wasmorch_api::spec::Subscription;
-use wasmorch_api::{ByteSize, EventKind, HostEndpoint, PlacementNumber};
+use wasmorch_api::spec::{Subscription, UpdateOrder};
+use wasmorch_api::{ByteSize, EventKind, HostEndpoint, HumanDuration, PlacementNumber};
 use wasmorch_planner::Placed;
 
 use super::autoscale::scaled;
@@ -284,4 +284,46 @@ fn one_at_most_means_one_standby_and_nobody_ends_for_it() {
     assert_eq!(world.endpoints(), [(0, 1)]);
     let status = queries::status(&world.cluster, &web(), false).unwrap();
     assert!(status.unplaced.is_none(), "{:?}", status.unplaced);
+}
+
+/// A first revision has given up and the next one is held, while one replica of what was before still
+/// serves. Then it goes to zero: a standby takes that one's seat, and nothing has to be ready meanwhile.
+#[test]
+fn an_old_replica_makes_way_for_a_standby_while_a_rollout_is_held() {
+    let mut world = World::new(3);
+    let wanted = |version: &str, on: &[&str]| {
+        let mut spec = scaled(version, 0, 20);
+        spec.depends_on = on.iter().map(|on| name(on)).collect();
+        spec.update.order = UpdateOrder::StopFirst;
+        (spec.update.max_surge, spec.update.max_unavailable) = (0, 1);
+        spec.update.min_ready = HumanDuration::secs(20);
+        spec.update.progress_deadline = HumanDuration::secs(30);
+        spec
+    };
+    world.deploy(wanted("1", &[]), Kind::Http);
+    world.run(10);
+    assert_eq!(world.ready(), 1);
+    // One of three is ready when the next comes: the first is nothing to go back to.
+    world.load.insert(web(), 30);
+    world.change(commands::scale, Some(3));
+    world.fates.insert(2, Fate::Unready);
+    world.deploy(wanted("2", &[]), Kind::Http);
+    world.run(60);
+    let record = |world: &World| world.cluster.workload(&web()).unwrap().record.clone();
+    let rollout = record(&world).rollout.unwrap();
+    assert_eq!(rollout.state, RolloutState::Failed);
+    let mut base = spec("1", 1);
+    base.name = name("base");
+    base.constraints = vec![Constraint::Label {
+        label: "zone".into(),
+        test: LabelTest::Eq("nowhere".into()),
+    }];
+    world.deploy(base, Kind::Http);
+    world.deploy(wanted("3", &["base"]), Kind::Http);
+    assert!(record(&world).held().is_some() && record(&world).revision.0 == 2);
+    assert_eq!(world.ready(), 1, "of the first revision");
+    world.change(commands::scale, Some(0));
+    world.run(2);
+    let (rest, run) = world.standing();
+    assert_eq!((rest.len(), run.len()), (2, 0), "{rest:?} {run:?}");
 }

@@ -12,10 +12,14 @@ pub fn target(request: &IncomingRequest) -> (String, String) {
     (path.to_owned(), query.to_owned())
 }
 
-/// A short answer, at most 4096 bytes of it.
+/// The most that one blocking write of `wasi:io` takes.
+pub const WRITE_BYTES_MAX: usize = 4096;
+
+/// An answer that is at hand.
 pub fn answer(out: ResponseOutparam, status: u16, body: &str) {
     respond(out, status, |stream| {
-        stream.blocking_write_and_flush(body.as_bytes())
+        let mut pieces = body.as_bytes().chunks(WRITE_BYTES_MAX);
+        pieces.try_for_each(|piece| stream.blocking_write_and_flush(piece))
     });
 }
 

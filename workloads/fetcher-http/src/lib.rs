@@ -6,16 +6,13 @@
 //! `/within?CONNECT,FIRST,BETWEEN,URL` gives it so many milliseconds to connect, to the first byte and between two of
 //! them, and answers when it has read the whole body, or why it could not.
 
-use answer::{answer, respond, target};
+use answer::{WRITE_BYTES_MAX, answer, respond, target};
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
     ErrorCode, Fields, IncomingRequest, IncomingResponse, OutgoingRequest, RequestOptions,
     ResponseOutparam, Scheme, http_error_code,
 };
 use wasip2::io::streams::StreamError;
-
-/// The most that one blocking write of `wasi:io` takes.
-const WRITE_BYTES_MAX: u64 = 4096;
 
 struct Fetcher;
 
@@ -83,7 +80,7 @@ fn within(query: &str) -> Result<Vec<u8>, ErrorCode> {
     let input = body.stream().map_err(|()| internal())?;
     let mut read = Vec::new();
     loop {
-        match input.blocking_read(WRITE_BYTES_MAX) {
+        match input.blocking_read(WRITE_BYTES_MAX as u64) {
             Ok(chunk) => read.extend(chunk),
             Err(StreamError::Closed) => return Ok(read),
             Err(StreamError::LastOperationFailed(why)) => {
@@ -99,7 +96,7 @@ fn pass_on(response: &IncomingResponse, out: ResponseOutparam) {
     let Ok(input) = body.stream() else { return };
     respond(out, response.status(), |output| {
         loop {
-            match input.blocking_read(WRITE_BYTES_MAX) {
+            match input.blocking_read(WRITE_BYTES_MAX as u64) {
                 Ok(chunk) => output.blocking_write_and_flush(&chunk)?,
                 Err(StreamError::Closed) => return Ok(()),
                 Err(failed) => return Err(failed),

@@ -1,4 +1,4 @@
-//! When the leader is told, between two heartbeats, that this host's gateways have passed a table.
+//! When a heartbeat is sent before its time, to say that this host's gateways have passed a table.
 //!
 //! Pure. A host that drains goes on answering until it hears that no gateway sends there any more
 //! (`planner`, "withdrawals"): the beat of every second would be the longest part of each step of a rollout.
@@ -9,21 +9,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From one such word to the next.
+/// From one early heartbeat to the next.
 const EVERY: Duration = Duration::from_millis(500);
 /// From one question that came too early to the next.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The newest table of which the leader is to hear.
 #[derive(Debug, Default)]
-pub(super) struct Word {
+pub(super) struct EarlyBeat {
     owed: Option<u64>,
     /// The runners are asked.
     asked: bool,
     not_before: Option<Instant>,
 }
 
-impl Word {
+impl EarlyBeat {
     /// A table that withdraws something went to the runners.
     pub(super) fn owe(&mut self, sequence: u64) {
         self.owed = self.owed.max(Some(sequence));
@@ -66,34 +66,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_word_is_told_at_once_and_the_next_after_a_while() {
-        let mut word = Word::default();
+    fn the_first_is_sent_at_once_and_the_next_after_a_while() {
+        let mut beat = EarlyBeat::default();
         let start = Instant::now();
-        assert!(!word.ask(start) && !word.applied(5, start));
-        word.owe(7);
-        assert!(word.ask(start) && !word.ask(start), "once");
-        assert!(word.applied(7, start));
-        // Many at once are one word.
-        (8..100).for_each(|sequence| word.owe(sequence));
-        assert!(!word.ask(start));
-        assert_eq!(word.wake_at(), Some(start + EVERY));
-        assert!(word.ask(start + EVERY) && word.wake_at().is_none());
-        assert!(word.applied(99, start + EVERY));
-        assert!(!word.ask(start + 9 * EVERY), "nothing is owed");
+        assert!(!beat.ask(start) && !beat.applied(5, start));
+        beat.owe(7);
+        assert!(beat.ask(start) && !beat.ask(start), "once");
+        assert!(beat.applied(7, start));
+        // Many at once are one beat.
+        (8..100).for_each(|sequence| beat.owe(sequence));
+        assert!(!beat.ask(start));
+        assert_eq!(beat.wake_at(), Some(start + EVERY));
+        assert!(beat.ask(start + EVERY) && beat.wake_at().is_none());
+        assert!(beat.applied(99, start + EVERY));
+        assert!(!beat.ask(start + 9 * EVERY), "nothing is owed");
     }
 
     #[test]
-    fn an_answer_from_before_is_not_the_word() {
-        let mut word = Word::default();
+    fn an_answer_from_before_says_nothing_yet() {
+        let mut beat = EarlyBeat::default();
         let start = Instant::now();
-        word.owe(7);
-        assert!(word.ask(start));
-        assert!(!word.applied(6, start), "the second's own question");
-        assert!(!word.ask(start) && word.ask(start + AGAIN));
-        assert!(word.applied(8, start + AGAIN));
+        beat.owe(7);
+        assert!(beat.ask(start));
+        assert!(!beat.applied(6, start), "the second's own question");
+        assert!(!beat.ask(start) && beat.ask(start + AGAIN));
+        assert!(beat.applied(8, start + AGAIN));
         // What the runners say by themselves will do as well.
-        word.owe(9);
-        assert!(!word.applied(9, start), "too soon after the last word");
-        assert!(word.applied(9, start + 2 * EVERY));
+        beat.owe(9);
+        assert!(!beat.applied(9, start), "too soon after the last one");
+        assert!(beat.applied(9, start + 2 * EVERY));
     }
 }
