@@ -91,6 +91,7 @@ pub(crate) fn better(
         used: cluster.hosts.iter().map(|(id, h)| (id, h.booked)).collect(),
         counts: BTreeMap::new(),
         moved: BTreeSet::new(),
+        whole: looks,
         looks,
         most,
         found: Vec::new(),
@@ -111,6 +112,8 @@ struct Board<'a> {
     /// Replicas that moves add to a host, or take from it.
     counts: BTreeMap<(&'a HostId, &'a WorkloadKey), i64>,
     moved: BTreeSet<(&'a WorkloadKey, Slot)>,
+    /// Hosts that may be looked at in this question, and those of them that are left.
+    whole: usize,
     looks: usize,
     most: usize,
     found: Vec<Better>,
@@ -146,6 +149,7 @@ impl<'a> Board<'a> {
                 let (Some(placed), Some(revision)) = (placed, revision) else {
                     continue;
                 };
+                self.moved.insert((key, placed.slot));
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
                 self.shift(key, &placed.host, booked, -1);
                 // Its successor is booked there already.
@@ -253,7 +257,9 @@ impl<'a> Board<'a> {
                 let cursor = Cursor::Load(self.load(id), name(id).0.clone());
                 return self.carries_more(id).then_some(cursor);
             }
-            if !self.relieve(id) {
+            let began = self.looks;
+            // One that was left off in the middle is gone on with, unless no question comes further.
+            if !self.relieve(id) && (!self.spent() || began == self.whole) {
                 full.remove(id);
             }
         }
@@ -431,7 +437,7 @@ fn movable(workload: &Workload) -> Option<&WorkloadSpec> {
     let target = workload.target()?;
     let update = &target.spec.update;
     let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
-    let still = workload.record.active_rollout().is_none() && workload.record.moves.is_empty();
+    let still = workload.record.active_rollout().is_none();
     let stays = crate::homes::has_data(&target.spec) || target.spec.per_host();
     let moves =
         !target.kind.ends() && start_first && still && !stays && !target.spec.spread.is_empty();
