@@ -8,7 +8,7 @@ use wasmorch_planner::{Cluster, Plan, Write};
 
 use super::super::bent::Bent;
 use super::super::client::UserCall;
-use super::super::controller::{BATCH_TIMEOUT, Purpose};
+use super::super::controller::{BATCH_TIMEOUT, Phase, Purpose};
 use super::super::wire::{Answer, Op, Wake};
 use super::World;
 
