@@ -12,15 +12,21 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Name};
-use crate::units::{ByteSize, Cpu, HumanDuration, Share};
+use crate::units::HumanDuration;
 
 mod bindings;
 mod lifecycle;
+mod placing;
+mod resources;
+mod scale;
 
 pub use bindings::{Bindings, Sockets, StoreBinding, Subscription, Volume};
 pub use lifecycle::{
     Canary, FailWhen, Health, OnFailure, Probe, Promote, StatusRange, Update, UpdateOrder,
 };
+pub use placing::{Affinity, Constraint, Disconnect, LabelTest, Reconcile};
+pub use resources::{InstanceReuse, Reserve, Resources};
+pub use scale::{Measure, Scale, scale_panic, scale_tolerance, scale_window};
 
 /// What a workload does, from its exports or as the manifest says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -259,160 +265,6 @@ pub enum PerHost {
     PerHost,
 }
 
-/// Autoscaling bounds and aim.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scale {
-    /// Never fewer.
-    pub min: u32,
-    /// Never more.
-    pub max: u32,
-    /// What one replica should carry: `concurrency`, `requests_per_second`, `cpu` or `pending`.
-    pub target: BTreeMap<String, u32>,
-    /// The stable window.
-    #[serde(default = "scale_window")]
-    pub window: HumanDuration,
-    /// The panic window.
-    #[serde(default = "scale_panic")]
-    pub panic: HumanDuration,
-    /// No change within this share of the target.
-    #[serde(default = "scale_tolerance")]
-    pub tolerance: Share,
-}
-
-/// What the autoscaler looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Measure {
-    /// Requests or messages in hand.
-    Concurrency,
-    /// Requests taken in a second.
-    RequestsPerSecond,
-    /// Percent of `resources.cpu`.
-    Cpu,
-    /// Messages that wait in a stream.
-    Pending,
-}
-
-impl Measure {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Concurrency,
-        Self::RequestsPerSecond,
-        Self::Cpu,
-        Self::Pending,
-    ];
-
-    /// The key under `scale.target`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Concurrency => "concurrency",
-            Self::RequestsPerSecond => "requests_per_second",
-            Self::Cpu => "cpu",
-            Self::Pending => "pending",
-        }
-    }
-}
-
-impl Scale {
-    /// What it follows, and how much of that one replica should carry.
-    pub fn follows(&self) -> Option<(Measure, u32)> {
-        let of = |measure: Measure| Some((measure, *self.target.get(measure.as_str())?));
-        Measure::ALL.into_iter().find_map(of)
-    }
-
-    /// The count next to this one that its bounds allow.
-    pub fn within(&self, count: u32) -> u32 {
-        count.max(self.min).min(self.max)
-    }
-}
-
-/// Default `scale.window`.
-pub fn scale_window() -> HumanDuration {
-    HumanDuration::secs(30)
-}
-/// Default `scale.panic`.
-pub fn scale_panic() -> HumanDuration {
-    HumanDuration::secs(6)
-}
-/// Default `scale.tolerance`.
-pub fn scale_tolerance() -> Share {
-    Share(10_000)
-}
-
-/// Limits of one replica, and what placement books for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Resources {
-    /// Memory over all instances of a replica together.
-    pub memory: ByteSize,
-    /// Share of a core.
-    pub cpu: Cpu,
-    /// Requests or messages at once.
-    pub concurrency: u32,
-    /// Requests that may wait beyond that.
-    pub queue: u32,
-    /// Per request, message or start.
-    pub timeout: HumanDuration,
-    /// A request's or response's body.
-    pub body: ByteSize,
-    /// What placement books: limits are enforced on the host, so that idle replicas pack densely.
-    pub reserve: Reserve,
-}
-
-impl Default for Resources {
-    fn default() -> Self {
-        Self {
-            memory: ByteSize::mib(64),
-            cpu: Cpu(1000),
-            concurrency: 100,
-            queue: 100,
-            timeout: HumanDuration::secs(30),
-            body: ByteSize::mib(16),
-            reserve: Reserve::default(),
-        }
-    }
-}
-
-/// What placement books for a replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Reserve {
-    /// Memory.
-    pub memory: ByteSize,
-    /// Cpu.
-    pub cpu: Cpu,
-}
-
-impl Default for Reserve {
-    fn default() -> Self {
-        Self {
-            memory: ByteSize::mib(1),
-            cpu: Cpu(0),
-        }
-    }
-}
-
-/// How often an instance is used again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct InstanceReuse {
-    /// Requests that one instance may serve; 1 is a fresh instance for each.
-    pub reuse: u32,
-    /// Requests that one instance may serve at the same time; other than 1 for WASI 0.3 alone.
-    pub concurrency: u32,
-    /// An unused one is dropped after this.
-    pub idle: HumanDuration,
-}
-
-impl Default for InstanceReuse {
-    fn default() -> Self {
-        Self {
-            reuse: 1,
-            concurrency: 1,
-            idle: HumanDuration::secs(10),
-        }
-    }
-}
-
 /// When a host starts a replica again by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -447,106 +299,6 @@ impl Default for Restart {
             backoff: HumanDuration::secs(1),
             backoff_max: HumanDuration::secs(300),
             starts_per_host: 3,
-        }
-    }
-}
-
-/// One condition on a host's label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LabelTest {
-    /// `eq = "ssd"`.
-    Eq(String),
-    /// `ne = "ssd"`.
-    Ne(String),
-    /// `in = ["a", "b"]`.
-    In(Vec<String>),
-    /// `not_in = ["a", "b"]`.
-    NotIn(Vec<String>),
-    /// `matches = "eu-*"`: `*` stands for any run of characters.
-    Matches(String),
-    /// `exists = true`.
-    Exists(bool),
-}
-
-/// One placement constraint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Constraint {
-    /// `{ label = "zone", in = ["a", "b"] }`.
-    Label {
-        /// The label.
-        label: String,
-        /// The condition.
-        #[serde(flatten)]
-        test: LabelTest,
-    },
-    /// `{ distinct = "host" }` or `{ distinct = "zone", max = 2 }`.
-    Distinct {
-        /// `host`, or a label.
-        distinct: String,
-        /// At most so many per value; 1 unless given.
-        #[serde(default = "one")]
-        max: u32,
-    },
-}
-
-fn one() -> u32 {
-    1
-}
-
-/// `{ label = "disk", eq = "ssd", weight = 50 }`; a negative weight repels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Affinity {
-    /// The label.
-    pub label: String,
-    /// -100 to 100.
-    pub weight: i32,
-    /// The condition.
-    #[serde(flatten)]
-    pub test: LabelTest,
-}
-
-/// Which copy stays when a silent host returns.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reconcile {
-    /// The one that was there first.
-    #[default]
-    KeepOriginal,
-    /// The one that replaced it.
-    KeepReplacement,
-    /// The one that has run longer.
-    LongestRunning,
-    /// The one on the better host.
-    BestScore,
-}
-
-/// `disconnect = { .. }`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Disconnect {
-    /// Silence before the replica counts as lost, beyond the host's own detection.
-    pub lost_after: HumanDuration,
-    /// Whether it is replaced then.
-    pub replace: bool,
-    /// Which copy stays.
-    pub reconcile: Reconcile,
-    /// The host ends it by itself after this long without a leader.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_after: Option<HumanDuration>,
-    /// Never two at once.
-    pub exclusive: bool,
-}
-
-impl Default for Disconnect {
-    fn default() -> Self {
-        Self {
-            lost_after: HumanDuration::secs(0),
-            replace: true,
-            reconcile: Reconcile::KeepOriginal,
-            stop_after: None,
-            exclusive: false,
         }
     }
 }

@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// Connections of the client, each with one request at a time
     #[arg(long, default_value_t = 8)]
     connections: usize,
+    /// And once more at so many requests a second, the same for all ways; 0: not
+    #[arg(long, default_value_t = 2_000)]
+    rate: u32,
     /// Deploys whose way to every gateway is timed
     #[arg(long, default_value_t = 20)]
     deploys: usize,
@@ -78,6 +81,8 @@ struct Way {
     address: String,
     workload: &'static str,
     found: Found,
+    /// At the rate that is the same for all.
+    paced: Found,
 }
 
 /// Measures and prints.
@@ -116,8 +121,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         for way in &mut ways {
             let host = format!("{}.default.localhost", way.workload);
             let length = Duration::from_secs(args.seconds);
-            let found = load::measure(&way.address, &host, args.connections, length);
-            way.found.add(found.with_context(|| way.what.to_owned())?);
+            let measure = |rate| {
+                let found = load::measure(&way.address, &host, args.connections, (length, rate));
+                found.with_context(|| way.what.to_owned())
+            };
+            way.found.add(measure(None)?);
+            if args.rate > 0 {
+                way.paced.add(measure(Some(args.rate))?);
+            }
         }
     }
     let mut routed = Vec::new();
@@ -160,6 +171,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let measured = Measured {
         ways,
+        rate: args.rate,
         routed,
         from_zero: zero::NAMED
             .into_iter()
@@ -176,6 +188,7 @@ fn way(what: &'static str, address: &str, workload: &'static str) -> Way {
         address: address.to_owned(),
         workload,
         found: Found::default(),
+        paced: Found::default(),
     }
 }
 
@@ -221,6 +234,8 @@ fn until_routed(gateway: &str, workload: &str) -> Result<Instant> {
 /// All that was found.
 struct Measured {
     ways: Vec<Way>,
+    /// Requests a second of what is paced; 0: nothing is.
+    rate: u32,
     routed: Routed,
     /// What found a workload at rest, and the sorted times to its answers, in ms.
     from_zero: Vec<(&'static str, Vec<f64>)>,

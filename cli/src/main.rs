@@ -22,6 +22,11 @@ use clap::Parser as _;
 use args::{Cli, Command};
 use error::{CliError, Exit};
 
+/// What is freed goes back to the system: glibc keeps in its arenas what guests once had a runner hold
+/// (benches/README.md, "A neighbour during attacks").
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What is still at work when a command has ended (a read of stdin that nobody waits for) gets this
 /// long.
 const LAST_WORK: Duration = Duration::from_millis(200);

@@ -101,6 +101,8 @@ pub struct Agent {
     /// The set in force, as it came; its groups are also in `placements`.
     set: Option<PlacementSet>,
     sequence: u64,
+    /// A set that has not come yet, and past whose drains the gateways route already.
+    withdrawn_ahead: Option<u64>,
     seen_term: Term,
     /// The latest term whose sequence in the store is known, and that sequence.
     fence: (Term, u64),
@@ -135,6 +137,7 @@ impl Agent {
             identity,
             set: None,
             sequence: 0,
+            withdrawn_ahead: None,
             seen_term: Term(0),
             fence: (Term(0), 0),
             placements: BTreeMap::new(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use wasmorch_tests::daemons::Daemons;
 use wasmorch_tests::http;
-use wasmorch_tests::process::children;
+use wasmorch_tests::process::{children, has_ended, is_zombie};
 use wasmorch_tests::up::Up;
 use wasmorch_tests::wait_for;
 
@@ -16,13 +16,6 @@ const LOAD: usize = 4;
 /// A request that began so long after a runner froze or died was in no danger: what is left is the
 /// time between the clock and the signal.
 const AT_ONCE: Duration = Duration::from_millis(100);
-
-/// Whether the process is a zombie; `None`: it is gone.
-fn is_zombie(pid: i32) -> Option<bool> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    Some(rest.starts_with("Z "))
-}
 
 /// The children of a process that are runners, zombies too.
 fn runners(host: u32) -> Vec<i32> {
@@ -176,20 +169,14 @@ fn runners_die_with_a_killed_up_and_end_with_a_stopped_one() {
     signal(before[0], Signal::STOP);
     up.kill();
     wait_for("the runners to be gone", || {
-        before
-            .iter()
-            .all(|pid| is_zombie(*pid) != Some(false))
-            .then_some(())
+        before.iter().all(|pid| has_ended(*pid)).then_some(())
     });
     up.start_again();
     let again = runners(id(&up));
     assert!(!again.is_empty());
     drop(up);
     wait_for("the runners to have ended", || {
-        again
-            .iter()
-            .all(|pid| is_zombie(*pid) != Some(false))
-            .then_some(())
+        again.iter().all(|pid| has_ended(*pid)).then_some(())
     });
 }
 

@@ -105,6 +105,18 @@ impl Drop for Process {
     }
 }
 
+/// Whether the process is a zombie; `None`: it is gone.
+pub fn is_zombie(pid: i32) -> Option<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    Some(rest.starts_with("Z "))
+}
+
+/// Whether nothing of it runs any more, whoever is to collect it.
+pub fn has_ended(pid: i32) -> bool {
+    is_zombie(pid) != Some(false)
+}
+
 /// The children of a process, zombies too.
 pub fn children(parent: u32) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{parent}/task"));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemons::{Daemons, leader};
+use crate::process::{children, has_ended};
 use crate::{guest, http, wait_for};
 
 /// The workload that is rolled.
@@ -208,7 +209,13 @@ fn one(
             shared.excused.store(true, Ordering::Relaxed);
             shared.gateways[killed].away.store(true, Ordering::SeqCst);
             let from = Instant::now();
-            daemons.hosts[killed].take().expect("it runs").kill();
+            let host = daemons.hosts[killed].take().expect("it runs");
+            let runners = children(host.id());
+            host.kill();
+            // Until they have ended, too, they are called over NATS, each by a connection of its own.
+            wait_for("its runners to have ended", || {
+                runners.iter().all(|id| has_ended(*id)).then_some(())
+            });
             kills.push((from, Instant::now()));
         }
         Fault::Leader => {

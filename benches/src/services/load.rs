@@ -1,4 +1,5 @@
-//! A plain load: a number of kept connections, one request at a time on each, every answer checked.
+//! A plain load: a number of kept connections, one request at a time on each, every answer checked. As fast as
+//! they are answered, or so many a second.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -48,18 +49,25 @@ impl Found {
     }
 }
 
-/// Asks for `/` for so long. Any answer but 200 ends it.
+/// Asks for `/` for so long, `rate` times a second over all connections, or as fast as it is answered. Any answer
+/// but 200 ends it.
 pub(crate) fn measure(
     address: &str,
     host: &str,
     connections: usize,
-    length: Duration,
+    (length, rate): (Duration, Option<u32>),
 ) -> Result<Found> {
     let began = Instant::now();
     let until = began + length;
+    let connections = connections.max(1);
     let times = std::thread::scope(|scope| {
-        let asking: Vec<_> = (0..connections.max(1))
-            .map(|_| scope.spawn(|| ask(address, host, until)))
+        let asking: Vec<_> = (0..connections)
+            .map(|n| {
+                // By turns, so that no two ask at once when all is fast.
+                let turn = rate.map(|rate| Duration::from_secs(1) / rate.max(1));
+                let pace = turn.map(|turn| (began + turn * n as u32, turn * connections as u32));
+                scope.spawn(move || ask(address, host, until, pace))
+            })
             .collect();
         let mut times = Vec::new();
         for asking in asking {
@@ -78,7 +86,14 @@ pub(crate) fn measure(
     })
 }
 
-fn ask(address: &str, host: &str, until: Instant) -> Result<Vec<Duration>> {
+/// `pace`: when the first request is due, and the time from one to the next. A request that was late makes no
+/// other early.
+fn ask(
+    address: &str,
+    host: &str,
+    until: Instant,
+    mut pace: Option<(Instant, Duration)>,
+) -> Result<Vec<Duration>> {
     let mut stream = BufReader::new(TcpStream::connect(address)?);
     stream.get_ref().set_nodelay(true)?;
     stream
@@ -87,6 +102,15 @@ fn ask(address: &str, host: &str, until: Instant) -> Result<Vec<Duration>> {
     let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
     let mut times = Vec::new();
     while Instant::now() < until {
+        if let Some((due, every)) = &mut pace {
+            while let Some(early) = due
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())
+            {
+                std::thread::park_timeout(early);
+            }
+            *due = (*due + *every).max(Instant::now());
+        }
         let began = Instant::now();
         stream.get_mut().write_all(request.as_bytes())?;
         answer(&mut stream)?;

@@ -6,7 +6,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::death::Deaths;
-use super::{HOSTS, Measured};
+use super::load::Found;
+use super::{HOSTS, Measured, Way};
 use crate::machine;
 use crate::report::percentile;
 
@@ -29,20 +30,7 @@ pub(super) fn show(
     for (label, fact) in facts {
         writeln!(out, "{label:<13}{fact}")?;
     }
-    writeln!(
-        out,
-        "\n{:<42}{:>12}{:>10}{:>10}{:>10}",
-        "a request through", "requests/s", "p50", "p99", "requests"
-    )?;
-    for way in &mut found.ways {
-        let [p50, p99] = [50, 99].map(|percent| way.found.percentile_ms(percent));
-        let (rate, count) = (way.found.per_second(), way.found.count());
-        writeln!(
-            out,
-            "{:<42}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{count:>10}",
-            way.what
-        )?;
-    }
+    ways(&mut out, &mut found.ways, found.rate)?;
     let routed = &found.routed;
     let [p50, p99] = both(&routed.everywhere);
     let (all, many) = (HOSTS.len(), routed.everywhere.len());
@@ -74,9 +62,50 @@ pub(super) fn show(
     Ok(())
 }
 
+/// Times in milliseconds: flat out, and at the same rate for all.
+fn ways(out: &mut impl std::io::Write, ways: &mut [Way], rate: u32) -> std::io::Result<()> {
+    let paced = |text: String| if rate > 0 { text } else { String::new() };
+    let head = paced(format!("{:>16}", format!("at {rate}/s")));
+    writeln!(out, "\n{:<41}{:>24}{head}", "milliseconds", "flat out")?;
+    let head = paced(format!("{:>8}{:>8}", "p50", "p99"));
+    writeln!(
+        out,
+        "{:<41}{:>8}{:>8}{:>8}{head}",
+        "a request through", "a second", "p50", "p99"
+    )?;
+    for way in ways {
+        let both = |found: &mut Found| {
+            let [p50, p99] = [50, 99].map(|percent| found.percentile_ms(percent));
+            format!("{p50:>8.2}{p99:>8.2}")
+        };
+        let flat_out = both(&mut way.found);
+        let same = if rate > 0 {
+            both(&mut way.paced)
+        } else {
+            String::new()
+        };
+        writeln!(
+            out,
+            "{:<41}{:>8.0}{flat_out}{same}",
+            way.what,
+            way.found.per_second()
+        )?;
+    }
+    Ok(())
+}
+
 fn to_json(facts: &[(String, String)], mut found: Measured, notes: &[String]) -> Value {
     let ways = found.ways.iter_mut();
-    let ways: Vec<_> = ways.map(|way| way.found.json(way.what)).collect();
+    let rate = found.rate;
+    let ways: Vec<_> = ways
+        .map(|way| {
+            let mut json = way.found.json(way.what);
+            if rate > 0 {
+                json["paced"] = way.paced.json(&format!("{rate} requests a second"));
+            }
+            json
+        })
+        .collect();
     let figures = |times: &[f64]| {
         let [p50, p99] = both(times);
         json!({ "deploys": times.len(), "p50_ms": p50, "p99_ms": p99 })

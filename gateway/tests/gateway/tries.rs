@@ -10,27 +10,31 @@ use wasmorch_gateway::{Deadline, LocalError};
 
 use crate::support::*;
 
+/// Drains, and takes nothing.
+fn refuses() -> Handle {
+    handler(|request| async { Err(LocalError::Refused(request)) })
+}
+
+/// The answer to a body that some replica is to give back.
+async fn echoed(gateway: SocketAddr) -> (StatusCode, String) {
+    let post = Request::post("/").header("host", "shop.example.com");
+    let post = post.body(full("hello")).unwrap();
+    let response = H1::connect(gateway).await.send(post).await.unwrap();
+    (response.status(), text(response).await)
+}
+
 #[tokio::test]
 async fn a_refused_request_goes_elsewhere_body_and_all() {
     let front = Host::start("a", 0, says(""));
     // One says so before it looks, one when the replica drains.
     let gone = Host::start("b", 0, says("never"));
-    let draining = Host::start(
-        "c",
-        1,
-        handler(|request| async { Err(LocalError::Refused(request)) }),
-    );
+    let draining = Host::start("c", 1, refuses());
     let good = Host::start("d", 1, echoes());
     front.sees(&[("b", gone.peer), ("c", draining.peer), ("d", good.peer)]);
     for _ in 0..30 {
-        let post = Request::post("/")
-            .header("host", "shop.example.com")
-            .body(full("hello"))
-            .unwrap();
-        let response = H1::connect(front.http).await.send(post).await.unwrap();
         assert_eq!(
-            (response.status(), text(response).await.as_str()),
-            (StatusCode::OK, "hello")
+            echoed(front.http).await,
+            (StatusCode::OK, "hello".to_owned())
         );
     }
     assert_eq!((good.calls(), gone.calls()), (30, 0));
@@ -58,14 +62,9 @@ async fn a_replica_here_that_drains_gives_its_request_to_another_host() {
     );
     let back = Host::start("b", 1, echoes());
     front.sees(&[("a", front.peer), ("b", back.peer)]);
-    let post = Request::post("/")
-        .header("host", "shop.example.com")
-        .body(full("hello"))
-        .unwrap();
-    let response = H1::connect(front.http).await.send(post).await.unwrap();
     assert_eq!(
-        (response.status(), text(response).await.as_str()),
-        (StatusCode::OK, "hello")
+        echoed(front.http).await,
+        (StatusCode::OK, "hello".to_owned())
     );
     front.stop().await;
     back.stop().await;
@@ -92,14 +91,9 @@ async fn what_became_ready_meanwhile_takes_a_refused_request() {
             }),
         );
         front.sees(&[("b", back.peer)]);
-        let post = Request::post("/")
-            .header("host", "shop.example.com")
-            .body(full("hello"))
-            .unwrap();
-        let response = H1::connect(front.http).await.send(post).await.unwrap();
         assert_eq!(
-            (response.status(), text(response).await.as_str()),
-            (StatusCode::OK, "hello")
+            echoed(front.http).await,
+            (StatusCode::OK, "hello".to_owned())
         );
         assert_eq!(
             (front.calls(), next.calls()),
@@ -279,7 +273,6 @@ async fn a_further_try_gets_what_the_first_has_left_of_the_time() {
 #[tokio::test]
 async fn what_is_never_executed_goes_on_to_three_hosts_and_no_further() {
     let front = Host::start("a", 0, says(""));
-    let refuses = || handler(|request| async { Err(LocalError::Refused(request)) });
     let names = ["b", "c", "d", "e"];
     let hosts = names.map(|name| Host::start(name, 1, refuses()));
     let seen: Vec<_> = { names.iter().zip(&hosts) }

@@ -100,6 +100,8 @@ impl Agent {
             .filter(|(key, placement)| placement.wanted && !wanted.contains_key(key))
             .map(|(key, _)| key.clone())
             .collect();
+        // What was said of a set that never came, in another numbering perhaps, says nothing of this one.
+        let ahead = { self.withdrawn_ahead.take() }.filter(|_| set.term == self.seen_term);
         self.seen_term = self.seen_term.max(set.term);
         self.sequence = sequence;
         self.removals.take(&set.removals);
@@ -110,6 +112,9 @@ impl Agent {
         }
         for (key, told) in wanted {
             self.take_placement(key, told, now);
+        }
+        if ahead.is_some() {
+            self.withdrawn(ahead);
         }
     }
 

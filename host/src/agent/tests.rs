@@ -316,6 +316,20 @@ fn what_drains_by_a_set_need_not_answer_once_gateways_have_heard() {
     let effects = stage.event(Event::Withdrawn { set: Some(11) });
     assert!(to_runner(&effects).is_empty(), "once");
 
+    // The word may come before its set; that of another leader says nothing of it.
+    for (term, told_too) in [(1, true), (2, false)] {
+        let mut stage = Stage::running("web", Kind::Http);
+        let effects = stage.event(Event::Withdrawn { set: Some(11) });
+        assert!(to_runner(&effects).is_empty(), "nothing drains");
+        let effects = stage.event(told(set(term, "l1", &[]), 11));
+        let effects = to_runner(&effects);
+        let withdrawn = effects
+            .iter()
+            .filter(|to| matches!(to, ToRunner::Withdrawn { .. }));
+        assert_eq!(withdrawn.count() == 1, told_too, "{effects:?}");
+        assert!(matches!(effects.first(), Some(ToRunner::Drain { .. })));
+    }
+
     // By the host's own doing: no set says that it has gone.
     let mut stage = Stage::running("web", Kind::Http);
     let deadline = Duration::from_secs(5);

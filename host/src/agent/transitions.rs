@@ -303,6 +303,7 @@ impl Agent {
     /// The gateways of other hosts route past what drains by this set or an earlier one, or past all of it:
     /// it need not answer any longer.
     pub(super) fn withdrawn(&mut self, set: Option<u64>) {
+        self.withdrawn_ahead = set.filter(|set| *set > self.sequence);
         for (key, placement) in &mut self.placements {
             let Some(live) = placement.live_mut() else {
                 continue;

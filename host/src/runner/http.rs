@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Request, Response};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use wasmorch_api::WorkloadKey;
 use wasmorch_gateway::{Body, Canary, Local, LocalError};
 use wasmorch_runtime::HttpReplica;
@@ -190,18 +190,17 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
         Some(Resting::Calls(calls)) => Some(calls),
         _ => None,
     };
-    let mut calls = rested.unwrap_or_else(|| Calls::begin(&life, false));
-    let listens = calls.listens.clone();
+    let mut calls = rested.unwrap_or_else(|| Calls::new(&life));
     let mut orders = life.orders.clone();
     let failed = tokio::select! {
         biased;
         _ = orders.ending() => None,
-        reason = watched(&life, &member, &calls.ready, listens) => Some(reason),
+        reason = watched(&life, &member, &mut calls) => Some(reason),
     };
     if let Some(reason) = failed {
         // The next attempt starts at once: nothing of this one may run beside it.
         member.close();
-        calls.cut_off().await;
+        calls.cut_off();
         member.guest.stop();
         member.guest.idle().await;
         return End::failed(reason);
@@ -228,19 +227,14 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
 const LISTENING_MAX: Duration = Duration::from_secs(2);
 
 /// Waits until the server has confirmed that calls are taken, if calls are taken at all.
-async fn until_listening(listens: &mut watch::Receiver<bool>) {
-    let confirmed = listens.wait_for(|listening| *listening);
+async fn until_listening(calls: &mut Calls) {
+    let confirmed = calls.listens(|listening| listening);
     // Late or never: the replica serves its gateway all the same.
     drop(tokio::time::timeout(LISTENING_MAX, confirmed).await);
 }
 
 /// Probes the guest and tells what changes. Returns only when it fails its liveness probe.
-async fn watched(
-    life: &Life,
-    member: &Member,
-    ready: &watch::Sender<bool>,
-    mut listens: watch::Receiver<bool>,
-) -> String {
+async fn watched(life: &Life, member: &Member, calls: &mut Calls) -> String {
     let host = life.host_name();
     let spec = &life.launch.spec;
     let readiness = async {
@@ -248,8 +242,8 @@ async fn watched(
             // Prepared is all that is asked for.
             member.set_ready(true);
             life.context.locals.waking.stir();
-            ready.send_replace(true);
-            until_listening(&mut listens).await;
+            calls.open();
+            until_listening(calls).await;
             return life.health(true, None).await;
         };
         let mut prober = Prober::new("health.ready", &member.guest, probe, &host);
@@ -262,9 +256,11 @@ async fn watched(
             };
             member.set_ready(passing);
             life.context.locals.waking.stir();
-            ready.send_replace(passing);
             if passing {
-                until_listening(&mut listens).await;
+                calls.open();
+                until_listening(calls).await;
+            } else {
+                calls.close();
             }
             life.health(passing, reason).await;
         }

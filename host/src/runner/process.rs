@@ -40,6 +40,12 @@ const DESCRIPTORS_MAX: usize = 3;
 /// Descriptors need a byte to travel with.
 const WITH_DESCRIPTORS: &[u8] = b"D";
 
+/// How a runner's allocator, jemalloc in `wasmorch`, gives memory back: what was free for a second, by a thread of
+/// its own. Few threads allocate, so few arenas do.
+const ALLOCATOR_ENV: &str = "_RJEM_MALLOC_CONF";
+const ALLOCATOR_CONF: &str =
+    "background_thread:true,narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0";
+
 /// How to start the program that calls [`serve`]: this very binary, with what makes it one.
 #[derive(Debug, Clone)]
 pub struct RunnerCommand {
@@ -84,6 +90,9 @@ pub(crate) fn spawn(
     // by an error that nobody sees. Panics still tell theirs.
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
         process.env("RUST_LIB_BACKTRACE", "0");
+    }
+    if std::env::var_os(ALLOCATOR_ENV).is_none() {
+        process.env(ALLOCATOR_ENV, ALLOCATOR_CONF);
     }
     let child = Child::spawn(process).map_err(RunnerError::Spawn)?;
     let descriptors: Vec<_> = std::iter::once(config.http.as_fd())

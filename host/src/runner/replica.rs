@@ -96,7 +96,11 @@ impl Resting {
     fn begin(life: &Life, guest: &Guest) -> Option<Self> {
         match guest {
             _ if life.launch.spec.standbys() == 0 => None,
-            Guest::Http(_) => Some(Self::Calls(Calls::begin(life, true))),
+            Guest::Http(_) => {
+                let mut calls = Calls::new(life);
+                calls.open();
+                Some(Self::Calls(calls))
+            }
             Guest::Messages(guest) => Some(Self::Intake(Intake::begin(life, guest))),
             Guest::Command(_) => None,
         }
@@ -127,7 +131,7 @@ impl Resting {
     /// Drops what it has.
     async fn cut_off(&mut self) {
         match self {
-            Self::Calls(calls) => calls.cut_off().await,
+            Self::Calls(calls) => calls.cut_off(),
             Self::Intake(intake) => intake.cut_off().await,
         }
     }

@@ -27,6 +27,7 @@ use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::answers::Tally;
 use super::backlog::Backlog;
+use super::calls::Lines;
 use super::column::{Column, Gateways};
 use super::guests::Beat;
 use super::http::Locals;
@@ -61,6 +62,8 @@ pub(super) struct Context {
     /// Carries what guests ask of other workloads.
     pub(super) gateway: Gateway,
     pub(super) locals: Arc<Locals>,
+    /// What is called over NATS.
+    pub(super) lines: Lines,
     /// Turns of replicas that are linked, off the guests' thread.
     pub(super) linking: Semaphore,
     pub(super) logs: LogQueue,
@@ -193,6 +196,7 @@ pub(super) async fn run(
         tunnels: tunnels.clone(),
         gateway: server.gateway(),
         locals,
+        lines: Lines::default(),
         linking: Semaphore::new(LINKED_AT_ONCE),
         logs,
         domain: context_domain,

@@ -10,7 +10,7 @@
 //!
 //! Invariant: an object is replaced whole or not at all, as far as the backend can.
 
-#[allow(
+#[expect(
     unreachable_pub,
     reason = "the generated bindings re-export what guests hold"
 )]

@@ -10,7 +10,7 @@
 //! Invariant: a store never hands out a value that nobody wrote, and a swap never overwrites one
 //! that changed since it was read.
 
-#[allow(
+#[expect(
     unreachable_pub,
     reason = "the generated bindings re-export what guests hold"
 )]

@@ -11,7 +11,7 @@
 //! Invariants: a name that is not granted never reaches the store; a value is in memory once, shared by who
 //! holds it, and overwritten when the last lets go of it; nothing prints it.
 
-#[allow(
+#[expect(
     unreachable_pub,
     reason = "the generated bindings re-export what guests hold"
 )]

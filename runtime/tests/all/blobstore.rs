@@ -155,7 +155,7 @@ fn keys() -> Vec<(String, String)> {
         .to_vec()
 }
 
-#[allow(
+#[expect(
     clippy::print_stderr,
     reason = "tells whoever reads the tests' output that there was nothing to test with"
 )]

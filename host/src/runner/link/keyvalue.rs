@@ -19,44 +19,36 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::object_store::{GetErrorKind, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{
     Config, DirectGetErrorKind, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream,
 };
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use wasmorch_runtime::{
-    HeldMemory, KEYS_PAGE, KeyValueError, KeyValueStore, Keys, VALUE_BYTES_MAX, Version,
-};
+use wasmorch_runtime::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
 
 use super::jetstream::{JetStream, is_gone, refused};
 use super::{Link, LinkError};
+
+mod entry;
+mod large;
+
+use entry::{Entry, Held, LARGE, MARKER_REASON, OPERATION, decode, encode};
+use large::{delete_object, get_object, put_object};
 
 /// Deleted keys are remembered so long, for watchers.
 const MARKER_TTL: Duration = Duration::from_secs(3600);
 /// For a page of keys.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// To write a large value.
-const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For the next part of one that is read.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The object store of large values is looked for again after this long: another host may have
 /// made it.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Reads of one large value: each that finds it gone means that it was replaced meanwhile.
 const LARGE_READS: usize = 5;
-/// Chunks of large values.
-const CHUNK_BYTES_MAX: usize = 512 << 10;
 
-const OPERATION: &str = "KV-Operation";
-const LARGE: &str = "Wasmorch-Large";
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 const MESSAGE_TTL: &str = "Nats-TTL";
 
@@ -90,63 +82,8 @@ struct Large {
     looked: Option<Instant>,
 }
 
-/// What a key holds.
-struct Entry {
-    revision: u64,
-    value: Held,
-}
-
-enum Held {
-    Nothing,
-    Small(Bytes),
-    Large(String),
-}
-
-fn encode(key: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_/=.".contains(&b);
-    let is_key = !key.is_empty()
-        && !key.starts_with(['=', '.'])
-        && !key.ends_with('.')
-        && !key.contains("..")
-        && key.bytes().all(plain);
-    if is_key {
-        key.to_owned()
-    } else {
-        format!("={}", URL_SAFE_NO_PAD.encode(key))
-    }
-}
-
-/// `None`: nothing that was encoded here.
-fn decode(encoded: &str) -> Option<String> {
-    match encoded.strip_prefix('=') {
-        None => Some(encoded.to_owned()),
-        Some(rest) => String::from_utf8(URL_SAFE_NO_PAD.decode(rest).ok()?).ok(),
-    }
-}
-
 fn other(error: LinkError) -> KeyValueError {
     KeyValueError::other(error)
-}
-
-impl Entry {
-    const NONE: Self = Self {
-        revision: 0,
-        value: Held::Nothing,
-    };
-
-    fn of(message: StreamMessage) -> Self {
-        let header = |name: &str| message.headers.get(name).map(|value| value.as_str());
-        let marker = header(OPERATION).is_some() || header("Nats-Marker-Reason").is_some();
-        let value = match header(LARGE) {
-            _ if marker => Held::Nothing,
-            Some(object) => Held::Large(object.to_owned()),
-            None => Held::Small(message.payload),
-        };
-        Self {
-            revision: message.sequence,
-            value,
-        }
-    }
 }
 
 impl JetStreamBucket {
@@ -368,7 +305,7 @@ impl Opened {
                 let key = message.subject.strip_prefix(&*self.subjects);
                 let headers = message.headers.as_ref();
                 let has = |name| headers.is_some_and(|headers| headers.get(name).is_some());
-                let deleted = has(OPERATION) || has("Nats-Marker-Reason");
+                let deleted = has(OPERATION) || has(MARKER_REASON);
                 if let Some(key) = key.filter(|_| sequence >= from) {
                     entries.push((key.to_owned(), sequence, deleted));
                 }
@@ -384,68 +321,6 @@ impl Opened {
             tracing::debug!(%error, "a listing's consumer could not be deleted");
         }
         Ok((entries, left > 0))
-    }
-}
-
-async fn put_object(
-    opened: &Opened,
-    store: &ObjectStore,
-    value: &Bytes,
-) -> Result<String, KeyValueError> {
-    let name = format!("{:032x}", rand::random::<u128>());
-    let meta = ObjectMetadata {
-        name: name.clone(),
-        chunk_size: Some(CHUNK_BYTES_MAX.min(opened.jetstream.payload_max())),
-        ..ObjectMetadata::default()
-    };
-    match timeout(LARGE_TIMEOUT, store.put(meta, &mut &value[..])).await {
-        Ok(Ok(_)) => Ok(name),
-        Ok(Err(error)) => Err(KeyValueError::other(error)),
-        Err(_) => Err(other(LinkError::TimedOut(LARGE_TIMEOUT))),
-    }
-}
-
-/// `None`: it is gone, or goes while it is read.
-async fn get_object(store: &ObjectStore, name: &str) -> Result<Option<Bytes>, KeyValueError> {
-    let mut object = match timeout(READ_TIMEOUT, store.get(name)).await {
-        Ok(Ok(object)) => object,
-        Ok(Err(error)) if error.kind() == GetErrorKind::NotFound => return Ok(None),
-        Ok(Err(error)) => return Err(KeyValueError::other(error)),
-        Err(_) => return Err(other(LinkError::TimedOut(READ_TIMEOUT))),
-    };
-    // Whoever may write to the bucket wrote that number.
-    let size = object.info().size;
-    if size > VALUE_BYTES_MAX {
-        return Err(KeyValueError::other(format!(
-            "the value of this key has {size} bytes: at most {VALUE_BYTES_MAX} are read"
-        )));
-    }
-    let held = HeldMemory::hold(size).await.map_err(KeyValueError::other)?;
-    let mut value = Vec::with_capacity(size);
-    loop {
-        // Chunks that are deleted meanwhile never come.
-        match timeout(READ_TIMEOUT, object.read_buf(&mut value)).await {
-            Ok(Ok(0)) => return Ok(Some(held.keep(value))),
-            Ok(Ok(_)) if value.len() > size => {
-                return Err(KeyValueError::other(
-                    "the value of this key is longer than it says",
-                ));
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(name, %error, "a large value could not be read whole");
-                return Ok(None);
-            }
-            Err(_) => return Ok(None),
-        }
-    }
-}
-
-async fn delete_object(store: Option<&ObjectStore>, name: Option<String>) {
-    if let Some((store, name)) = store.zip(name)
-        && let Err(error) = store.delete(&name).await
-    {
-        tracing::debug!(name, %error, "a replaced large value could not be deleted");
     }
 }
 
@@ -550,40 +425,5 @@ impl KeyValueStore for JetStreamBucket {
     async fn increment(&self, key: &str, delta: i64) -> Result<i64, KeyValueError> {
         let _turn = self.increments.lock().await;
         wasmorch_runtime::increment_by_swaps(self, key, delta).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_key_has_a_form_that_nats_takes_and_comes_back() {
-        for (key, plain) in [
-            ("cart", true),
-            ("user/42.name", true),
-            ("a=b", true),
-            ("", false),
-            ("=", false),
-            (".a", false),
-            ("a.", false),
-            ("a..b", false),
-            ("a b", false),
-            ("*", false),
-            (">", false),
-            ("ключ", false),
-            ("a\r\nPUB x", false),
-        ] {
-            let encoded = encode(key);
-            assert_eq!(encoded == key, plain, "{key:?}");
-            assert!(
-                encoded
-                    .split('.')
-                    .all(|token| !token.is_empty() && !token.contains(['*', '>', ' ', '\r'])),
-                "{encoded}"
-            );
-            assert_eq!(decode(&encoded).as_deref(), Some(key));
-        }
-        assert_eq!(decode("=!"), None, "somebody else's");
     }
 }
