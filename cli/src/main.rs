@@ -31,6 +31,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// long.
 const LAST_WORK: Duration = Duration::from_millis(200);
 
+/// Begins the thread that gives back what a runner has freed, also while nothing is allocated. Where there cannot
+/// be one, that is done along with the allocations.
+fn give_back() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::debug!(%error, "the allocator has no thread of its own");
+    }
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that ends the process"
@@ -56,7 +64,7 @@ fn run() -> Exit {
     let json = cli.global.json;
     if let Command::Runner(_) = &cli.command {
         // It makes its own threads, each for one thing.
-        return match wasmorch_host::serve_runner() {
+        return match wasmorch_host::serve_runner(give_back) {
             Ok(()) => Exit::OK,
             Err(error) => {
                 tracing::error!(

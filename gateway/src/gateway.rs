@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tracing::Level;
@@ -125,10 +125,22 @@ impl Gateway {
 
     /// Sends a request to a workload by its full name, as if it had come in for one of its routes.
     /// Headers that only a gateway may write are removed. Always answers.
-    pub async fn dispatch(
+    pub async fn dispatch(&self, workload: &WorkloadKey, request: Request<Body>) -> Response<Body> {
+        let scrub = headers::scrub_public_request;
+        self.dispatch_scrubbed(workload, request, scrub).await
+    }
+
+    /// The same for one that did not come over HTTP, and whose forwarding headers its sender has written.
+    pub async fn call(&self, workload: &WorkloadKey, request: Request<Body>) -> Response<Body> {
+        let scrub = headers::scrub_peer_request;
+        self.dispatch_scrubbed(workload, request, scrub).await
+    }
+
+    async fn dispatch_scrubbed(
         &self,
         workload: &WorkloadKey,
         mut request: Request<Body>,
+        scrub: fn(&mut HeaderMap),
     ) -> Response<Body> {
         let inner = &*self.inner;
         let mut held = inner.hold(None);
@@ -143,7 +155,7 @@ impl Gateway {
             }
             normal => normal,
         };
-        headers::scrub_public_request(request.headers_mut());
+        scrub(request.headers_mut());
         let target = inner.tables.target(workload);
         let target = target.unwrap_or_else(|| Arc::new(Target::new(workload.clone(), None)));
         let answer = match (inner.overloaded(), normal) {

@@ -101,8 +101,9 @@ pub struct Agent {
     /// The set in force, as it came; its groups are also in `placements`.
     set: Option<PlacementSet>,
     sequence: u64,
-    /// A set that has not come yet, and past whose drains the gateways route already.
-    withdrawn_ahead: Option<u64>,
+    /// A set that has not come yet, and past whose drains the gateways route already; the term in which that was
+    /// said.
+    withdrawn_ahead: Option<(Term, u64)>,
     seen_term: Term,
     /// The latest term whose sequence in the store is known, and that sequence.
     fence: (Term, u64),

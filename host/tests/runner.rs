@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod calls;
 mod capabilities;
 mod health;
 mod support;
@@ -459,68 +460,6 @@ async fn messages_are_answered_also_after_the_server_came_back() {
         .await;
     bench.stopped(&echo).await;
     let gone = client.request("shop.ask", "hi".into()).await.unwrap_err();
-    assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn an_http_workload_is_called_by_nats() {
-    let server = NatsServer::start().await;
-    let client = server.client().await;
-    let mut bench = Bench::start(Some(server.options()));
-    let web = bench.serve("web", Kind::Http, "hello-http", spec()).await;
-    let subject = "wasmorch.v1.invoke.default.web";
-    let call = |path: &'static str, body: &'static str| {
-        let client = client.clone();
-        async move {
-            let mut headers = async_nats::HeaderMap::new();
-            headers.insert("Wasmorch-Path", path);
-            headers.insert("X-Mine", "1");
-            let answer = client
-                .request_with_headers(subject, headers, body.into())
-                .await;
-            answer.map(|answer| {
-                let headers = answer.headers.unwrap_or_default();
-                let header = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
-                (
-                    header("Wasmorch-Status"),
-                    header("Nats-Service-Error-Code"),
-                    answer.payload,
-                )
-            })
-        }
-    };
-    let deadline = Instant::now() + support::DEADLINE;
-    let (status, _, body) = loop {
-        match call("/", "").await {
-            Ok(answer) => break answer,
-            Err(error) => assert!(Instant::now() < deadline, "nobody took the call: {error}"),
-        }
-    };
-    assert_eq!(status.as_deref(), Some("200"));
-    assert_eq!(body, "Hello from wasmorch, v1\n");
-    assert_eq!(call("/echo", "ping").await.unwrap().2, "ping");
-    let headers = String::from_utf8(call("/headers", "").await.unwrap().2.to_vec()).unwrap();
-    assert!(headers.contains("x-mine: 1"), "{headers}");
-    assert_eq!(
-        call("/status?404", "").await.unwrap().0.as_deref(),
-        Some("404")
-    );
-
-    let (_, code, body) = call("/bytes?2000000", "").await.unwrap();
-    assert_eq!(code.as_deref(), Some("413"));
-    let refusal: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(refusal["error"]["code"], "too_large");
-    assert_eq!(call("/trap", "").await.unwrap().1.as_deref(), Some("500"));
-
-    bench
-        .send(ToRunner::Drain {
-            replica: web.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
-    bench.stopped(&web).await;
-    let gone = call("/", "").await.unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
     bench.end().await;
 }

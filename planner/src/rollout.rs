@@ -52,6 +52,8 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let beside = pass.seating.is_none() || update.max_surge > 0;
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
+    let rests = pass.record.rests(&pass.target.spec);
+    let listens = rests.then(|| pass.last_to_listen()).flatten();
     let by = update.by.as_deref();
     let stage = by.and_then(|label| stages::current(pass, label));
     let whole = stage.as_ref().map(|stage| stages::narrow(pass, stage));
@@ -82,6 +84,9 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         let serves = matches!(old.standing, Standing::Ready(_));
         if update.order == UpdateOrder::StopFirst || update.max_surge == 0 {
             if serves && available <= least && !planted::is(Bug::MaxUnavailableIgnored) {
+                continue;
+            }
+            if listens == Some(old.number) {
                 continue;
             }
             available = available.saturating_sub(u64::from(serves));

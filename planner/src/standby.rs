@@ -36,15 +36,15 @@ impl Pass<'_> {
     /// Who serves until another one listens at rest: between running and resting nobody is there, and a
     /// message to a plain subject would be lost. Alone it goes all the same when nothing can be lost, for a
     /// gateway holds a request and a stream a message.
-    fn last_to_listen(&self) -> Option<PlacementNumber> {
+    pub(crate) fn last_to_listen(&self) -> Option<PlacementNumber> {
         let mut fresh = self.seats.values().filter(|seat| seat.fresh);
         let listens = |seat: &Seat| seat.placed.standby && self.listens_at_rest(seat);
         if fresh.clone().any(listens) {
             return None;
         }
-        let last = fresh
-            .clone()
-            .find(|seat| !seat.placed.standby && seat.serves())?;
+        // Of whichever revision: one that is held leaves what it found.
+        let mut all = self.seats.values();
+        let last = all.find(|seat| !seat.placed.standby && seat.serves())?;
         let lives = |seat: &Seat| seat.is_there() && seat.leaves.is_none();
         let comes = |seat: &Seat| seat.number != last.number && lives(seat);
         (fresh.any(comes) || self.target.spec.bindings.hears_plain_subjects())

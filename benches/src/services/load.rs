@@ -86,8 +86,8 @@ pub(crate) fn measure(
     })
 }
 
-/// `pace`: when the first request is due, and the time from one to the next. A request that was late makes no
-/// other early.
+/// `pace`: when the first request is due, and the time from one to the next. What is late counts from when it was
+/// due.
 fn ask(
     address: &str,
     host: &str,
@@ -102,16 +102,17 @@ fn ask(
     let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
     let mut times = Vec::new();
     while Instant::now() < until {
-        if let Some((due, every)) = &mut pace {
-            while let Some(early) = due
-                .checked_duration_since(Instant::now())
-                .filter(|left| !left.is_zero())
-            {
-                std::thread::park_timeout(early);
+        let began = match &mut pace {
+            None => Instant::now(),
+            Some((due, every)) => {
+                let began = *due;
+                *due += *every;
+                while let Some(early) = began.checked_duration_since(Instant::now()) {
+                    std::thread::park_timeout(early);
+                }
+                began
             }
-            *due = (*due + *every).max(Instant::now());
-        }
-        let began = Instant::now();
+        };
         stream.get_mut().write_all(request.as_bytes())?;
         answer(&mut stream)?;
         times.push(began.elapsed());

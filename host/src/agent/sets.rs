@@ -100,8 +100,8 @@ impl Agent {
             .filter(|(key, placement)| placement.wanted && !wanted.contains_key(key))
             .map(|(key, _)| key.clone())
             .collect();
-        // What was said of a set that never came, in another numbering perhaps, says nothing of this one.
-        let ahead = { self.withdrawn_ahead.take() }.filter(|_| set.term == self.seen_term);
+        // What was said in another term, perhaps of another numbering, says nothing of this set.
+        let ahead = { self.withdrawn_ahead.take() }.filter(|(term, _)| set.term == *term);
         self.seen_term = self.seen_term.max(set.term);
         self.sequence = sequence;
         self.removals.take(&set.removals);
@@ -113,8 +113,8 @@ impl Agent {
         for (key, told) in wanted {
             self.take_placement(key, told, now);
         }
-        if ahead.is_some() {
-            self.withdrawn(ahead);
+        if let Some((_, ahead)) = ahead {
+            self.withdrawn(Some(ahead));
         }
     }
 

@@ -303,7 +303,8 @@ impl Agent {
     /// The gateways of other hosts route past what drains by this set or an earlier one, or past all of it:
     /// it need not answer any longer.
     pub(super) fn withdrawn(&mut self, set: Option<u64>) {
-        self.withdrawn_ahead = set.filter(|set| *set > self.sequence);
+        let ahead = set.filter(|set| *set > self.sequence);
+        self.withdrawn_ahead = ahead.map(|set| (self.seen_term, set));
         for (key, placement) in &mut self.placements {
             let Some(live) = placement.live_mut() else {
                 continue;

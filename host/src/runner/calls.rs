@@ -6,18 +6,19 @@
 //!   it takes none any more ──the last──> the line takes none, answers what it has, and ends
 //! ```
 //!
-//! Who answers a call is not known here: `invoke` gives it to the gateway. A subscription of each of many
-//! replicas would be most of what they take while nobody asks for them.
+//! Who answers a call is not known here: `invoke` gives it to the gateway. So a line outlives the replicas that
+//! it was opened for, until what it took is answered, and nothing that one of them comes to cuts it off. A
+//! subscription of each of many replicas would be most of what they take while nobody asks for them.
 //!
 //! Invariant: the lock is held for a look-up only.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use wasmorch_api::WorkloadKey;
 
 use super::invoke;
@@ -26,7 +27,14 @@ use super::supervisor::Context;
 
 /// The lines of all workloads.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<HashMap<WorkloadKey, Line>>);
+pub(super) struct Lines(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    lines: HashMap<WorkloadKey, Line>,
+    /// Of all lines, also of those that take none any more and answer what they have.
+    tasks: JoinSet<()>,
+}
 
 struct Line {
     /// Replicas that take calls.
@@ -34,55 +42,67 @@ struct Line {
     /// The server has confirmed that calls come.
     listens: watch::Receiver<bool>,
     draining: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    task: AbortHandle,
 }
 
 impl Line {
-    fn begin(context: &Arc<Context>, workload: &WorkloadKey, host: String) -> Self {
+    fn begin(tasks: &mut JoinSet<()>, calls: &Calls) -> Self {
         let (listening, listens) = watch::channel(false);
         let draining = CancellationToken::new();
-        let served = invoke::serve(
-            context.clone(),
-            invoke::Callee::new(workload.clone(), host),
-            listening,
-            draining.clone(),
-        );
+        let callee = invoke::Callee::new(calls.workload.clone(), calls.host.clone());
+        let context = calls.context.clone();
+        let task = tasks.spawn(invoke::serve(context, callee, listening, draining.clone()));
         Self {
             takers: 0,
             listens,
             draining,
-            task: AbortOnDropHandle::new(tokio::spawn(served)),
+            task,
         }
     }
 }
 
 impl Lines {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// One more takes calls; whether they come.
     fn take(&self, calls: &Calls) -> watch::Receiver<bool> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = lines
-            .entry(calls.workload.clone())
-            .or_insert_with(|| Line::begin(&calls.context, &calls.workload, calls.host.clone()));
+        let Table { lines, tasks } = &mut *self.table();
+        while tasks.try_join_next().is_some() {}
+        let line = lines.entry(calls.workload.clone());
+        let line = line.or_insert_with(|| Line::begin(tasks, calls));
+        if line.task.is_finished() {
+            // It panicked, and whoever joined it would be called by nobody.
+            tracing::error!(workload = %calls.workload, "taking calls had ended; begun anew");
+            let takers = line.takers;
+            *line = Line::begin(tasks, calls);
+            line.takers = takers;
+        }
         line.takers += 1;
         line.listens.clone()
     }
 
-    /// One takes none any more; the line when it was the last.
-    fn leave(&self, workload: &WorkloadKey) -> Option<AbortOnDropHandle<()>> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Occupied(mut line) = lines.entry(workload.clone()) else {
-            return None;
-        };
-        line.get_mut().takers -= 1;
-        (line.get().takers == 0).then(|| {
-            let line = line.remove();
-            line.draining.cancel();
-            line.task
-        })
+    /// One takes none any more.
+    fn leave(&self, workload: &WorkloadKey) {
+        let mut table = self.table();
+        if let Entry::Occupied(mut line) = table.lines.entry(workload.clone()) {
+            line.get_mut().takers -= 1;
+            if line.get().takers == 0 {
+                line.remove().draining.cancel();
+            }
+        }
+    }
+
+    /// Returns when all that was taken is answered, once nobody takes any more. Whoever does not wait for that
+    /// has the rest dropped.
+    pub(super) async fn end(&self) {
+        let mut tasks = std::mem::take(&mut self.table().tasks);
+        while tasks.join_next().await.is_some() {}
     }
 }
 
-/// A replica's part in its line. Whoever leaves it last has it end.
+/// A replica's part in its line.
 pub(super) struct Calls {
     context: Arc<Context>,
     workload: WorkloadKey,
@@ -90,8 +110,6 @@ pub(super) struct Calls {
     host: String,
     /// Whether calls come, while this replica takes them.
     listens: Option<watch::Receiver<bool>>,
-    /// Lines that it was the last of: they answer what they have.
-    ending: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Calls {
@@ -102,7 +120,6 @@ impl Calls {
             workload: life.replica.workload.clone(),
             host: life.host_name(),
             listens: None,
-            ending: Vec::new(),
         }
     }
 
@@ -113,38 +130,25 @@ impl Calls {
         }
     }
 
-    /// Takes none any more; those in hand go on.
+    /// Takes none any more; what was taken is answered, by whoever is there.
     pub(super) fn close(&mut self) {
         if self.listens.take().is_some() {
-            self.ending.retain(|line| !line.is_finished());
-            self.ending.extend(self.context.lines.leave(&self.workload));
+            self.context.lines.leave(&self.workload);
         }
     }
 
-    /// Whether the server has confirmed that they are taken, once that is `news`; `None`: none ever will.
+    /// Whether the server has confirmed that they are taken, once that is `news`; `None`: nobody will say.
     pub(super) async fn listens(&mut self, news: impl Fn(bool) -> bool) -> Option<bool> {
-        let now = self.listens.as_mut()?.wait_for(|now| news(*now)).await;
+        let Some(listens) = &mut self.listens else {
+            return news(false).then_some(false);
+        };
+        let now = listens.wait_for(|now| news(*now)).await;
         now.ok().map(|now| *now)
-    }
-
-    /// Takes none any more, and returns when those in hand are answered.
-    pub(super) async fn end(&mut self) {
-        self.close();
-        for line in self.ending.drain(..) {
-            // A panic was told where it came.
-            drop(line.await);
-        }
-    }
-
-    /// Takes none any more, and nobody is left to answer what only this replica has in hand.
-    pub(super) fn cut_off(&mut self) {
-        self.close();
-        self.ending.clear();
     }
 }
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        self.cut_off();
+        self.close();
     }
 }

@@ -81,6 +81,11 @@ impl Locals {
         &self.waking
     }
 
+    /// None is ready, and one is on its way, or rests.
+    pub(super) fn awaits(&self, workload: &WorkloadKey) -> bool {
+        self.ready(workload) == 0 && self.waking.comes_one(workload)
+    }
+
     fn join(self: &Arc<Self>, workload: WorkloadKey, member: Arc<Member>) -> Membership {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         members
@@ -200,7 +205,7 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     if let Some(reason) = failed {
         // The next attempt starts at once: nothing of this one may run beside it.
         member.close();
-        calls.cut_off();
+        calls.close();
         member.guest.stop();
         member.guest.idle().await;
         return End::failed(reason);
@@ -208,14 +213,10 @@ pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     // At once, also while it still leaves.
     calls.close();
     let mut leaving = life.orders.clone();
-    let drained = async {
-        member.drain(leaving.withdrawn()).await;
-        calls.end().await;
-    };
     tokio::select! {
         biased;
         () = life.orders.cut_off() => {}
-        () = drained => {}
+        () = member.drain(leaving.withdrawn()) => {}
     }
     // Cuts off what is still in hand; when it was drained there is nothing.
     member.guest.stop();

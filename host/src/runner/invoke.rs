@@ -5,9 +5,9 @@
 //!   Wasmorch-Status, headers, body <── http response     or Nats-Service-Error(-Code), {"error":..}
 //! ```
 //!
-//! A runner with a ready http replica of a workload is a member of its queue group, and gives each call to its
-//! gateway: to a replica here while one has room, else to the least busy elsewhere. Every call with a reply
-//! subject is answered.
+//! A runner with an http replica of a workload that is ready, or may rest, is a member of its queue group, and
+//! gives each call to its gateway: to a replica here while one has room, else to the least busy elsewhere. Every
+//! call with a reply subject is answered.
 
 mod translation;
 
@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{ApiError, ErrorCode, WorkloadKey, subjects};
+use wasmorch_gateway::Local as _;
 
 use super::allow;
 use super::intake::{Bounds, take_in};
@@ -32,8 +33,8 @@ const PAYLOAD_MAX: usize = 1 << 20;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Calls of one workload at work at once, and as many that wait. Seats and queues of its replicas are what
-/// counts; these bound what is held of it here.
-const CALLS_MAX: u32 = 1024;
+/// counts; these bound what is held of it here, a message each.
+const CALLS_MAX: u32 = 256;
 
 /// Who is called.
 #[derive(Debug)]
@@ -105,10 +106,14 @@ async fn confirmed(context: &Context) -> Result<(), LinkError> {
 async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
     let reply = call.reply.clone().filter(|reply| allow::may_answer(reply));
     let workload = &callee.workload;
+    if context.locals.awaits(workload) {
+        // In vain: another host may have been woken meanwhile, and is asked.
+        context.locals.wake(workload).await;
+    }
     let outcome = match translation::request(call, &callee.host) {
         Err(refusal) => Err(refusal),
         Ok(request) => {
-            let response = context.gateway.dispatch(workload, request).await;
+            let response = context.gateway.call(workload, request).await;
             let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);
             match translation::answered(workload, response).await {
                 Err(refusal) => Err(refusal),

@@ -40,11 +40,11 @@ const DESCRIPTORS_MAX: usize = 3;
 /// Descriptors need a byte to travel with.
 const WITH_DESCRIPTORS: &[u8] = b"D";
 
-/// How a runner's allocator, jemalloc in `wasmorch`, gives memory back: what was free for a second, by a thread of
-/// its own. Few threads allocate, so few arenas do.
+/// How a runner's allocator, jemalloc in `wasmorch`, gives memory back: what was free for a second. Few threads
+/// allocate, so few arenas do. Its thread for that is begun by [`serve`]'s caller: from here it would come before
+/// the sandbox, and stay outside of it.
 const ALLOCATOR_ENV: &str = "_RJEM_MALLOC_CONF";
-const ALLOCATOR_CONF: &str =
-    "background_thread:true,narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0";
+const ALLOCATOR_CONF: &str = "narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0";
 
 /// How to start the program that calls [`serve`]: this very binary, with what makes it one.
 #[derive(Debug, Clone)]
@@ -157,12 +157,12 @@ async fn talk(
 }
 
 /// The whole of a runner's process: takes over what its daemon hands it, and runs until that
-/// closes the socket.
+/// closes the socket. `confined` is called once it has given up what it does not need, before there are guests.
 ///
 /// # Errors
 ///
 /// When it was started by anything but a daemon, or cannot run.
-pub fn serve() -> Result<(), RunnerError> {
+pub fn serve(confined: impl FnOnce()) -> Result<(), RunnerError> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| RunnerError::Daemon(error.into()))?;
@@ -180,6 +180,7 @@ pub fn serve() -> Result<(), RunnerError> {
     };
     // Before there are threads: they inherit it.
     sandbox::enter(&settings.paths);
+    confined();
     let ledger = settings.column.and_then(|_| descriptors.pop());
     let peer = descriptors.pop().map(TcpListener::from);
     let config = RunnerConfig {

@@ -123,7 +123,7 @@ impl Resting {
     /// Takes none any more, and returns when what it has is done.
     async fn end(&mut self) {
         match self {
-            Self::Calls(calls) => calls.end().await,
+            Self::Calls(calls) => calls.close(),
             Self::Intake(intake) => intake.end().await,
         }
     }
@@ -131,7 +131,7 @@ impl Resting {
     /// Drops what it has.
     async fn cut_off(&mut self) {
         match self {
-            Self::Calls(calls) => calls.cut_off(),
+            Self::Calls(calls) => calls.close(),
             Self::Intake(intake) => intake.cut_off().await,
         }
     }

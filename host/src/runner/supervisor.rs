@@ -233,6 +233,13 @@ pub(super) async fn run(
     {
         tracing::warn!("replicas did not end in time");
     }
+    // They have no takers any more.
+    if timeout(END_WITHIN, supervisor.context.lines.end())
+        .await
+        .is_err()
+    {
+        tracing::warn!("calls were not answered in time");
+    }
     let served = async { while supervisor.serving.join_next().await.is_some() {} };
     if timeout(END_WITHIN, served).await.is_err() {
         tracing::warn!("the gateway did not end in time");

@@ -82,6 +82,13 @@ impl Waking {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether one is on its way, or there.
+    pub(super) fn comes_one(&self, workload: &WorkloadKey) -> bool {
+        self.coming()
+            .get(workload)
+            .is_some_and(|way| way.replicas > 0)
+    }
+
     fn let_go(&self, workload: &WorkloadKey, which: impl Fn(&mut Way) -> &mut usize) {
         let mut coming = self.coming();
         if let Some(way) = coming.get_mut(workload) {
