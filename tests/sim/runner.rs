@@ -227,7 +227,10 @@ impl World {
                     self.laws.once_ready.insert(one);
                 }
                 if ready && judged {
-                    let soon = self.rng.between(10, 1_000);
+                    // Within the time that the planner gives them. Where nothing else goes wrong, late in it: who
+                    // does not wait for them is seen.
+                    let late = if self.weather.calm { 800 } else { 0 };
+                    let soon = self.rng.between(10, 1_000) + late;
                     self.runner_later(at, &replica, soon, Step::Answers);
                 }
                 let reason = (!ready).then(|| "status 500".to_owned());
