@@ -16,7 +16,6 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
-use tracing::Level;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
@@ -29,6 +28,7 @@ use crate::local::{Local, LocalError};
 use crate::peers::Peers;
 use crate::stats::{Counters, ErrorClass, Stats};
 use crate::tables::Tables;
+use crate::trace::Trace;
 
 /// When nothing says better: a replica may be ready by then.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -82,13 +82,6 @@ pub(crate) struct Inner {
 pub(crate) enum Here {
     Answer(Answer),
     Back(Request<Body>),
-}
-
-/// A request as the access trace shows it.
-struct Trace {
-    method: Method,
-    host: String,
-    started: Instant,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -473,39 +466,5 @@ impl Inner {
         {
             self.fared(workload, &self.host, &here.health, failed);
         }
-    }
-}
-
-impl Trace {
-    /// Costs nothing unless someone looks.
-    fn begin<B>(request: &Request<B>) -> Option<Self> {
-        if !tracing::enabled!(Level::DEBUG) {
-            return None;
-        }
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok());
-        let host = host
-            .or_else(|| request.uri().host())
-            .unwrap_or_default()
-            .to_owned();
-        Some(Self {
-            method: request.method().clone(),
-            host,
-            started: Instant::now(),
-        })
-    }
-
-    fn end(self, workload: Option<&WorkloadKey>, answer: &Answer) {
-        tracing::debug!(
-            method = %self.method,
-            host = self.host,
-            workload = workload.map(tracing::field::display),
-            status = answer.status().as_u16(),
-            error = answer.class().map(ErrorClass::as_str),
-            ms = self.started.elapsed().as_secs_f64() * 1e3,
-            "request"
-        );
     }
 }

@@ -43,6 +43,7 @@ mod stall;
 mod stats;
 mod tables;
 mod tls;
+mod trace;
 mod tunnel;
 
 use bytes::Bytes;

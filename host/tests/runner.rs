@@ -52,12 +52,7 @@ async fn an_http_replica_becomes_ready_serves_and_drains() {
     let (http, slow) = (bench.http, Instant::now());
     let slow_request = tokio::spawn(async move { get(http, "web", "/sleep?1500").await });
     bench.usage_until(&web, |usage| usage.in_flight > 0).await;
-    bench
-        .send(ToRunner::Drain {
-            replica: web.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&web).await;
     assert_eq!(get(bench.http, "web", "/").await.status, 200, "the grace");
     bench.stopped(&web).await;
     assert!(
@@ -300,12 +295,7 @@ async fn a_service_is_ready_when_it_has_lived_and_a_drain_ends_it() {
     bench.begin(&ticker).await;
     assert_eq!(bench.health(&ticker).await, (true, None));
     bench.line(&ticker, |line| line.text == "tick 3").await;
-    bench
-        .send(ToRunner::Drain {
-            replica: ticker.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&ticker).await;
     let began = Instant::now();
     bench.stopped(&ticker).await;
     assert!(
@@ -452,12 +442,7 @@ async fn messages_are_answered_also_after_the_server_came_back() {
             "the subscription did not come back"
         );
     }
-    bench
-        .send(ToRunner::Drain {
-            replica: echo.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&echo).await;
     bench.stopped(&echo).await;
     let gone = client.request("shop.ask", "hi".into()).await.unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);

@@ -1,13 +1,13 @@
-//! Which workloads of this runner are called over NATS: one line for each, for as long as one of its replicas
-//! takes calls.
+//! Which workloads of this runner are called over NATS: one subscription for each, for as long as one of its
+//! replicas takes calls.
 //!
 //! ```text
-//!   a replica takes calls ──the first──> a line: subscribe ──> confirmed ──> calls
-//!   it takes none any more ──the last──> the line takes none, answers what it has, and ends
+//!   a replica takes calls ──the first──> subscribe ──> confirmed ──> calls
+//!   it takes none any more ──the last──> drain it: what it took is answered
 //! ```
 //!
-//! Who answers a call is not known here: `invoke` gives it to the gateway. So a line outlives the replicas that
-//! it was opened for, until what it took is answered, and nothing that one of them comes to cuts it off. A
+//! Who answers a call is not known here: `invoke` gives it to the gateway. So it outlives the replicas that
+//! it was made for, until what it took is answered, and nothing that one of them comes to cuts it off. A
 //! subscription of each of many replicas would be most of what they take while nobody asks for them.
 //!
 //! Invariant: the lock is held for a look-up only.
@@ -25,18 +25,18 @@ use super::invoke;
 use super::replica::Life;
 use super::supervisor::Context;
 
-/// The lines of all workloads.
+/// The subscriptions to the calls of all workloads.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<Table>);
+pub(super) struct Subscriptions(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    lines: HashMap<WorkloadKey, Line>,
-    /// Of all lines, also of those that take none any more and answer what they have.
+    of: HashMap<WorkloadKey, Subscription>,
+    /// Of all of them, also of those that take none any more and answer what they have.
     tasks: JoinSet<()>,
 }
 
-struct Line {
+struct Subscription {
     /// Replicas that take calls.
     takers: usize,
     /// The server has confirmed that calls come.
@@ -45,7 +45,7 @@ struct Line {
     task: AbortHandle,
 }
 
-impl Line {
+impl Subscription {
     fn begin(tasks: &mut JoinSet<()>, calls: &Calls) -> Self {
         let (listening, listens) = watch::channel(false);
         let draining = CancellationToken::new();
@@ -61,35 +61,35 @@ impl Line {
     }
 }
 
-impl Lines {
+impl Subscriptions {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One more takes calls; whether they come.
     fn take(&self, calls: &Calls) -> watch::Receiver<bool> {
-        let Table { lines, tasks } = &mut *self.table();
+        let Table { of, tasks } = &mut *self.table();
         while tasks.try_join_next().is_some() {}
-        let line = lines.entry(calls.workload.clone());
-        let line = line.or_insert_with(|| Line::begin(tasks, calls));
-        if line.task.is_finished() {
+        let one = of.entry(calls.workload.clone());
+        let one = one.or_insert_with(|| Subscription::begin(tasks, calls));
+        if one.task.is_finished() {
             // It panicked, and whoever joined it would be called by nobody.
             tracing::error!(workload = %calls.workload, "taking calls had ended; begun anew");
-            let takers = line.takers;
-            *line = Line::begin(tasks, calls);
-            line.takers = takers;
+            let takers = one.takers;
+            *one = Subscription::begin(tasks, calls);
+            one.takers = takers;
         }
-        line.takers += 1;
-        line.listens.clone()
+        one.takers += 1;
+        one.listens.clone()
     }
 
     /// One takes none any more.
     fn leave(&self, workload: &WorkloadKey) {
         let mut table = self.table();
-        if let Entry::Occupied(mut line) = table.lines.entry(workload.clone()) {
-            line.get_mut().takers -= 1;
-            if line.get().takers == 0 {
-                line.remove().draining.cancel();
+        if let Entry::Occupied(mut one) = table.of.entry(workload.clone()) {
+            one.get_mut().takers -= 1;
+            if one.get().takers == 0 {
+                one.remove().draining.cancel();
             }
         }
     }
@@ -102,7 +102,7 @@ impl Lines {
     }
 }
 
-/// A replica's part in its line.
+/// A replica's part in the subscription of its workload.
 pub(super) struct Calls {
     context: Arc<Context>,
     workload: WorkloadKey,
@@ -126,14 +126,14 @@ impl Calls {
     /// Takes calls, if there is a server from which they could come.
     pub(super) fn open(&mut self) {
         if self.listens.is_none() && self.context.link.is_configured() {
-            self.listens = Some(self.context.lines.take(self));
+            self.listens = Some(self.context.calls.take(self));
         }
     }
 
     /// Takes none any more; what was taken is answered, by whoever is there.
     pub(super) fn close(&mut self) {
         if self.listens.take().is_some() {
-            self.context.lines.leave(&self.workload);
+            self.context.calls.leave(&self.workload);
         }
     }
 

@@ -27,7 +27,7 @@ use wasmorch_runtime::{Runtime, RuntimeConfig};
 
 use super::answers::Tally;
 use super::backlog::Backlog;
-use super::calls::Lines;
+use super::calls::Subscriptions;
 use super::column::{Column, Gateways};
 use super::guests::Beat;
 use super::http::Locals;
@@ -63,7 +63,7 @@ pub(super) struct Context {
     pub(super) gateway: Gateway,
     pub(super) locals: Arc<Locals>,
     /// What is called over NATS.
-    pub(super) lines: Lines,
+    pub(super) calls: Subscriptions,
     /// Turns of replicas that are linked, off the guests' thread.
     pub(super) linking: Semaphore,
     pub(super) logs: LogQueue,
@@ -196,7 +196,7 @@ pub(super) async fn run(
         tunnels: tunnels.clone(),
         gateway: server.gateway(),
         locals,
-        lines: Lines::default(),
+        calls: Subscriptions::default(),
         linking: Semaphore::new(LINKED_AT_ONCE),
         logs,
         domain: context_domain,
@@ -234,7 +234,7 @@ pub(super) async fn run(
         tracing::warn!("replicas did not end in time");
     }
     // They have no takers any more.
-    if timeout(END_WITHIN, supervisor.context.lines.end())
+    if timeout(END_WITHIN, supervisor.context.calls.end())
         .await
         .is_err()
     {

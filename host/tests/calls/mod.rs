@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use wasmorch_api::Kind;
 use wasmorch_api::spec::{Replicas, Scale};
-use wasmorch_host::runner::protocol::{ReplicaKey, ToRunner};
+use wasmorch_host::runner::protocol::ToRunner;
 
 use crate::support::nats::NatsServer;
 use crate::support::{Bench, DEADLINE, spec};
@@ -29,13 +29,6 @@ async fn call(
     let header = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
     let (status, code) = (header("Wasmorch-Status"), header("Nats-Service-Error-Code"));
     Ok((status, code, answer.payload))
-}
-
-fn drain(replica: &ReplicaKey) -> ToRunner {
-    ToRunner::Drain {
-        replica: replica.clone(),
-        deadline_ms: 20_000,
-    }
 }
 
 #[tokio::test]
@@ -73,12 +66,7 @@ async fn an_http_workload_is_called_by_nats() {
         Some("500")
     );
 
-    bench
-        .send(ToRunner::Drain {
-            replica: web.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&web).await;
     bench.stopped(&web).await;
     let gone = call(&client, "/", "").await.unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
@@ -86,7 +74,7 @@ async fn an_http_workload_is_called_by_nats() {
 }
 
 #[tokio::test]
-async fn replicas_share_a_line_that_answers_what_it_took_after_the_last_of_them() {
+async fn replicas_share_a_subscription_that_answers_what_it_took_after_the_last_of_them() {
     let server = NatsServer::start().await;
     let client = server.client().await;
     let mut bench = Bench::start(Some(server.options()));
@@ -96,20 +84,20 @@ async fn replicas_share_a_line_that_answers_what_it_took_after_the_last_of_them(
     let ok = Some("200");
     let answered = async || call(&client, "/", "").await.unwrap().0;
     assert_eq!(answered().await.as_deref(), ok);
-    bench.send(drain(&one)).await;
+    bench.drain(&one).await;
     bench.stopped(&one).await;
     assert_eq!(answered().await.as_deref(), ok, "the other takes calls");
     let asking = client.clone();
     let slow = tokio::spawn(async move { call(&asking, "/sleep?1500", "").await });
     bench.usage_until(&two, |usage| usage.in_flight > 0).await;
-    bench.send(drain(&two)).await;
+    bench.drain(&two).await;
     bench.stopped(&two).await;
     assert_eq!(slow.await.unwrap().unwrap().0.as_deref(), ok);
     let gone = call(&client, "/", "").await.unwrap_err();
     assert_eq!(gone.kind(), RequestErrorKind::NoResponders);
     // One that ends by force takes its calls' answers along, and not their senders' time.
     let three = serve(&mut bench).await;
-    assert_eq!(answered().await.as_deref(), ok, "a new line");
+    assert_eq!(answered().await.as_deref(), ok, "a new one");
     let asking = client.clone();
     let slow = tokio::spawn(async move { call(&asking, "/sleep?60000", "").await });
     bench.usage_until(&three, |usage| usage.in_flight > 0).await;
@@ -138,7 +126,7 @@ async fn without_nats_one_that_may_rest_is_prepared_all_the_same() {
     });
     assert!(spec.standbys() > 0);
     let web = bench.serve("web", Kind::Http, "hello-http", spec).await;
-    bench.send(drain(&web)).await;
+    bench.drain(&web).await;
     bench.stopped(&web).await;
     bench.end().await;
 }

@@ -86,12 +86,7 @@ async fn messages_are_handled_once_each_and_the_consumer_is_kept() {
     assert_eq!(bodies.len(), 100);
 
     // The next replica goes on where this one ended.
-    bench
-        .send(ToRunner::Drain {
-            replica: first.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&first).await;
     bench.stopped(&first).await;
     put(&js, "shop.orders.eu", "tell meanwhile").await;
     bench

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wasmorch_api::spec::Probe;
 use wasmorch_api::{HumanDuration, Kind, WorkloadSpec};
-use wasmorch_host::runner::protocol::{FromRunner, Outcome, ToRunner};
+use wasmorch_host::runner::protocol::{FromRunner, Outcome};
 
 use crate::support::{Bench, get, spec};
 
@@ -104,12 +104,7 @@ async fn a_draining_replica_is_not_probed() {
     let http = bench.http;
     let request = tokio::spawn(async move { get(http, "web", "/sleep?2500").await });
     bench.usage_until(&web, |usage| usage.in_flight > 0).await;
-    bench
-        .send(ToRunner::Drain {
-            replica: web.clone(),
-            deadline_ms: 20_000,
-        })
-        .await;
+    bench.drain(&web).await;
     assert_eq!(request.await.unwrap().status, 200, "it may finish");
     bench.stopped(&web).await;
     bench.end().await;

@@ -156,6 +156,17 @@ impl Bench {
             .expect("the runner listens");
     }
 
+    /// With more time than a test waits.
+    pub(crate) async fn drain(&self, replica: &ReplicaKey) {
+        let replica = replica.clone();
+        let deadline_ms = 20_000;
+        self.send(ToRunner::Drain {
+            replica,
+            deadline_ms,
+        })
+        .await;
+    }
+
     async fn hear(&mut self, what: &str, until: Instant) {
         let message = timeout_at(until, self.runner.from.recv()).await;
         let message = message.unwrap_or_else(|_| panic!("no {what}; said: {:?}", self.said));
