@@ -31,7 +31,7 @@ fn default(cli: &Cli) -> String {
     // A command tells by itself why it cannot connect; a daemon's log has room for the client's
     // words.
     let (default, client) = match &cli.command {
-        Command::Runner(runner) => return runner.log.clone(),
+        Command::Runner(child) | Command::Compiler(child) => return child.log.clone(),
         Command::Host(_) => ("info", "error"),
         #[cfg(feature = "controller")]
         Command::Controller(_) => ("info", "error"),

@@ -62,18 +62,11 @@ fn run() -> Exit {
     panic_hook();
     logging::to_stderr(&cli);
     let json = cli.global.json;
-    if let Command::Runner(_) = &cli.command {
-        // It makes its own threads, each for one thing.
-        return match wasmorch_host::serve_runner(give_back) {
-            Ok(()) => Exit::OK,
-            Err(error) => {
-                tracing::error!(
-                    error = wasmorch_api::error::chain(&error),
-                    "the runner ended"
-                );
-                Exit::FAILED
-            }
-        };
+    // These make their own threads, each for one thing.
+    match &cli.command {
+        Command::Runner(_) => return ended("runner", wasmorch_host::serve_runner(give_back)),
+        Command::Compiler(_) => return ended("compiler", wasmorch_host::serve_compiler(give_back)),
+        _ => {}
     }
     let threads = if works_much(&cli.command) {
         tokio::runtime::Builder::new_multi_thread()
@@ -99,6 +92,18 @@ fn run() -> Exit {
         Err(error) => {
             out::print_error(&error, json);
             error.exit
+        }
+    }
+}
+
+/// How a child of a host ended.
+fn ended(who: &str, how: Result<(), wasmorch_host::RunnerError>) -> Exit {
+    match how {
+        Ok(()) => Exit::OK,
+        Err(error) => {
+            let error = wasmorch_api::error::chain(&error);
+            tracing::error!(error, "the {who} ended");
+            Exit::FAILED
         }
     }
 }

@@ -20,15 +20,16 @@ use crate::admin::{self, Views};
 use crate::agent::{Agent, Held, Identity};
 use crate::artifacts::Artifacts;
 use crate::certificates::{self, TlsSource};
+use crate::children;
 use crate::driver::{Driver, Parts};
 use crate::error::HostError;
 use crate::files::{DataDir, HostFile};
 use crate::link::Link;
 use crate::logs::LogStore;
 use crate::machine;
-use crate::pool::{Pool, Spawn};
+use crate::pool::Pool;
+use crate::process::ProcessCommand;
 use crate::remover::Remover;
-use crate::runner::{self, RunnerCommand, RunnerConfig, RunnerError, Settings};
 use crate::tables::Tables;
 
 /// For the lock of a daemon that is just ending.
@@ -39,11 +40,6 @@ const LINK_QUEUE: usize = 1024;
 /// Replicas that one host may be given: what its placement set, its memory of them and its
 /// reports are sized for.
 const REPLICAS_MAX: usize = 20_000;
-/// Compiled code that is kept in memory while nobody uses it, at the most: that of a thousand small
-/// components, or of a few with an interpreter.
-const LOADED_MAX: u64 = 256 << 20;
-/// And no more than this part of the memory for replicas.
-const LOADED_SHARE: u64 = 8;
 
 /// How a host is to run.
 #[derive(Debug)]
@@ -99,7 +95,9 @@ pub enum Runners {
         /// How many; `None`: one for each core.
         count: Option<NonZeroUsize>,
         /// What starts one.
-        command: RunnerCommand,
+        runner: ProcessCommand,
+        /// What starts the process that compiles for them.
+        compiler: ProcessCommand,
     },
 }
 
@@ -155,8 +153,13 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let admin = sockets.admin.tokio()?;
     let guests = (sockets.http.listener, sockets.peer.listener);
     let remover = Remover::start(disk.data.volumes())?;
-    let spawn = spawn_runner(&config, &disk, guests);
-    let pool = Pool::start(spawn, config.runners.count(), REPLICAS_MAX)?;
+    let spawn = children::runner(&config, &disk, guests);
+    let pool = Pool::start(
+        spawn,
+        children::compiler(&config, &disk),
+        config.runners.count(),
+        REPLICAS_MAX,
+    )?;
     let logs = LogStore::start(disk.data.logs());
     let (events, link_events) = mpsc::channel(LINK_QUEUE);
     let (pulse, beats) = watch::channel(None);
@@ -220,9 +223,9 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
 }
 
 /// The data folder and what it held.
-struct Disk {
-    data: Arc<DataDir>,
-    host: HostFile,
+pub(crate) struct Disk {
+    pub(crate) data: Arc<DataDir>,
+    pub(crate) host: HostFile,
     held: Option<Held>,
     tables: Tables,
 }
@@ -355,56 +358,6 @@ impl Sockets {
             admin: Bound::bind("--admin", config.admin)?,
         })
     }
-}
-
-/// What makes a runner, the first and every one after it: each gets the listeners that the daemon
-/// keeps, so that a runner that ends loses none.
-fn spawn_runner(
-    config: &HostConfig,
-    disk: &Disk,
-    (http, peer): (TcpListener, TcpListener),
-) -> Spawn {
-    let domain = config.domain.clone();
-    let settings = Settings {
-        host: disk.host.host.clone(),
-        // A domain that only this machine knows is somebody's desk.
-        development: domain == "localhost" || domain.ends_with(".localhost"),
-        domain,
-        zone: config.labels.get("zone").cloned(),
-        tls: config.tls.is_some(),
-        proxy_protocol: config.proxy_protocol,
-        nats: Some(config.nats.clone()),
-        compiled: Some(disk.data.compiled()),
-        given: config.given.clone(),
-        volumes: Some(disk.data.volumes()),
-        loaded_max: loaded_max(config.memory.unwrap_or_else(machine::memory_bytes)),
-        paths: disk
-            .data
-            .for_runners(config.nats.creds.as_deref(), config.given.as_deref()),
-        column: None,
-    };
-    let runners = config.runners.clone();
-    Box::new(move |column| {
-        let (column, ledger) = column.map_err(RunnerError::Spawn)?.unzip();
-        let config = RunnerConfig {
-            settings: Settings {
-                column,
-                ..settings.clone()
-            },
-            http: http.try_clone().map_err(RunnerError::Spawn)?,
-            peer: Some(peer.try_clone().map_err(RunnerError::Spawn)?),
-            ledger,
-        };
-        match &runners {
-            Runners::InDaemon => runner::spawn(config),
-            Runners::Processes { command, .. } => runner::spawn_process(command, config),
-        }
-    })
-}
-
-/// Code is there to be run: a small machine keeps less of it in memory, and loads it more often.
-fn loaded_max(memory_bytes: u64) -> u64 {
-    (memory_bytes / LOADED_SHARE).min(LOADED_MAX)
 }
 
 /// What the host is, for heartbeats.

@@ -23,7 +23,7 @@ use wasmorch_runtime::write_atomic;
 
 use crate::agent::Held;
 use crate::error::HostError;
-use crate::runner::Paths;
+use crate::sandbox::Paths;
 use crate::tables::TablesFile;
 
 const HOST: &str = "host.json";
@@ -89,15 +89,25 @@ impl DataDir {
     /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
     /// credentials with which it comes to NATS: the file may be replaced by a newer one.
     /// And the folder with code that the operator gave.
-    pub(crate) fn for_runners(&self, creds: Option<&Path>, given: Option<&Path>) -> Paths {
+    pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {
         let creds = creds.and_then(|creds| creds.canonicalize().ok());
         let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));
         Paths {
-            read: std::iter::once(self.artifacts())
+            read: [self.artifacts(), self.compiled()]
+                .into_iter()
                 .chain(creds)
+                .collect(),
+            write: vec![self.volumes()],
+        }
+    }
+
+    /// What the compiler may open: artifacts to read, code to write; no volumes, no credentials.
+    pub(crate) fn for_compiler(&self, given: Option<&Path>) -> Paths {
+        Paths {
+            read: std::iter::once(self.artifacts())
                 .chain(given.map(Path::to_owned))
                 .collect(),
-            write: vec![self.compiled(), self.volumes()],
+            write: vec![self.compiled()],
         }
     }
 

@@ -4,7 +4,8 @@
 //! ```text
 //!            daemon                                            driver
 //!   files  admin  machine     link (NATS) <-> agent (pure) <-> pool <-> runners (guests,
-//!                             artifacts  logs  tables                gateway), processes
+//!                             artifacts  logs  tables           │    gateway), processes
+//!                                                               └──> compiler, a process
 //! ```
 //!
 //! Owns what one machine runs. It knows the controller only through `api` and NATS. Daemon and
@@ -19,7 +20,9 @@ mod admin;
 mod artifacts;
 mod certificates;
 mod child;
+mod children;
 mod compiled;
+mod compiler;
 mod daemon;
 mod descriptors;
 mod driver;
@@ -29,12 +32,17 @@ mod link;
 mod logs;
 mod machine;
 mod pool;
+mod process;
 mod remover;
+mod sandbox;
 mod tables;
+mod wire;
 
 pub use certificates::TlsSource;
 pub use child::Child;
+pub use compiler::serve as serve_compiler;
 pub use daemon::{HostConfig, HostStarted, Runners, run};
 pub use error::HostError;
 pub use link::LinkError;
-pub use runner::{RunnerCommand, RunnerError, serve_runner};
+pub use process::ProcessCommand;
+pub use runner::{RunnerError, serve_runner};

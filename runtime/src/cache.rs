@@ -7,7 +7,8 @@
 //!   itself (`<dir>/key`, mode 0600). Whatever fails the check is deleted and compiled again.
 //! - Files appear whole: written beside, synced, renamed.
 //! - There is a bound on their size: what was used longest ago leaves ([`crate::evict`]).
-//! - Not being able to write is never fatal: the code runs from memory.
+//! - Not being able to write is never fatal: the code runs from memory. On a host, runners may not: its
+//!   compiler writes, they read.
 //!
 //! Known limit: who can write to the folder as the host's own user can replace a file between the
 //! check and the mapping. That user can replace the host itself.
@@ -48,10 +49,7 @@ impl Cache {
     /// Opens the folder for the engines, making it and the key where they are missing. `given`: where
     /// the operator puts what was compiled elsewhere. `most`: bytes of code that may lie there.
     pub(crate) fn open(root: &Path, given: Option<PathBuf>, most: u64) -> io::Result<Self> {
-        fs::create_dir_all(root)?;
-        let key = load_or_make_key(&root.join("key"))?;
-        let dir = root.join(folder_here());
-        fs::create_dir_all(&dir)?;
+        let (dir, key) = lay_out(root)?;
         Ok(Self {
             bound: Bound::new(&dir, most),
             dir,
@@ -239,6 +237,25 @@ fn map(engines: &Engines, code: &Path) -> wasmtime::Result<Compiled> {
     }
 }
 
+/// Makes the folder of compiled code, and this host's key in it, where they are missing: for processes that may
+/// only read there.
+///
+/// # Errors
+///
+/// When the disk does not take them.
+pub fn prepare_compiled_folder(root: &Path) -> io::Result<()> {
+    lay_out(root).map(drop)
+}
+
+/// The folder for this engine on this target, and the key.
+fn lay_out(root: &Path) -> io::Result<(PathBuf, [u8; KEY_BYTES])> {
+    fs::create_dir_all(root)?;
+    let key = load_or_make_key(&root.join("key"))?;
+    let dir = root.join(folder_here());
+    fs::create_dir_all(&dir)?;
+    Ok((dir, key))
+}
+
 fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     match fs::read(path) {
         Ok(bytes) => {
@@ -259,7 +276,7 @@ fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(dir)?;
     file.write_all(&key)?;
     file.as_file().sync_all()?;
-    // Runners of one host open the same folder at the same time: the first key stays.
+    // Several may open the same folder at the same time: the first key stays.
     match file.persist_noclobber(path) {
         Ok(_) => Ok(key),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => fs::read(path)?

@@ -6,10 +6,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use wasmorch_api::Digest;
+
 use crate::{
-    Account, BlobContainers, KeyValueStores, LogSink, Messaging, Network, NoLogs, OutboundHttp,
-    Reuse, Secrets,
+    Account, BlobContainers, KeyValueStores, LoadError, LogSink, Messaging, Network, NoLogs,
+    OutboundHttp, Reuse, Secrets,
 };
+
+/// Compiles in another process: one for all that run guests, which need not be able to write to the folder of
+/// compiled code then.
+pub trait Compiler: Send + Sync + std::fmt::Debug {
+    /// Resolves when the code of an artifact lies in the `compiled_dir` that both have, or could not be kept there.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no code.
+    fn compile(&self, digest: &Digest) -> BoxFuture<'static, Result<(), LoadError>>;
+}
 
 /// How a [`crate::Runtime`] is built. One per process.
 #[derive(Debug, Clone)]
@@ -32,6 +46,8 @@ pub struct RuntimeConfig {
     pub loaded_max: u64,
     /// Threads that compile, at low priority.
     pub compile_threads: usize,
+    /// Who compiles in place of this process, which then does so only what cannot be kept on disk.
+    pub compiler: Option<Arc<dyn Compiler>>,
     /// Threads of the executor that run guests: so many guests run long at the same time.
     pub guest_threads: usize,
     /// Reserve all instances ahead (a host) instead of mapping them when they are made (`run`).
@@ -51,6 +67,7 @@ impl Default for RuntimeConfig {
             loaded_max: 256 << 20,
             // One core stays for what already runs.
             compile_threads: cores.saturating_sub(1).max(1),
+            compiler: None,
             guest_threads: cores,
             pooling: true,
         }

@@ -73,10 +73,11 @@ pub use blobstore::{
 };
 pub use body::{Body, BodyError};
 pub use budget::{HeldMemory, NoMemory};
+pub use cache::prepare_compiled_folder;
 pub use command::{Capture, CommandReplica, Stdio};
 #[cfg(feature = "compiler")]
 pub use compile::compile_for;
-pub use config::{Limits, Preopen, ReplicaConfig, RuntimeConfig};
+pub use config::{Compiler, Limits, Preopen, ReplicaConfig, RuntimeConfig};
 pub use ended::{BodySide, Ended, PrepareError};
 pub use engines::ENGINE;
 pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use wasmorch_api::Digest;
 
@@ -18,8 +19,8 @@ use crate::compile::{compile, serialize};
 use crate::engines::ENGINE;
 use crate::runtime::{Inner, Runtime};
 
-/// Why bytes could not be loaded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why bytes could not be loaded. Data, since it may have happened in another process.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum LoadError {
     /// Not WebAssembly at all.
     #[error("these bytes are not WebAssembly: {0}")]
@@ -304,6 +305,13 @@ impl Inner {
                 let Some(Bytecode::File(path)) = from else {
                     return Ok(None);
                 };
+                if let (Some(compiler), Some(_)) = (&self.config.compiler, &self.cache) {
+                    compiler.compile(digest).await?;
+                    if let Some(loaded) = self.mapped(digest).await? {
+                        return Ok(Some(loaded));
+                    }
+                    // The disk is full, for instance: code runs from memory then.
+                }
                 let bytes = tokio::fs::read(&path).await;
                 Bytes::from(bytes.map_err(|error| unreadable(digest, &path, &error))?)
             }

@@ -17,14 +17,22 @@ const LOAD: usize = 4;
 /// time between the clock and the signal.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
+fn is_a(pid: i32, what: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0)
+        .any(|arg| arg == what.as_bytes())
+}
+
 /// The children of a process that are runners, zombies too.
 fn runners(host: u32) -> Vec<i32> {
-    let is_runner = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let zombie = is_zombie(*pid) == Some(true);
-        zombie || line.split(|byte| *byte == 0).any(|arg| arg == b"runner")
-    };
+    let is_runner = |pid: &i32| is_zombie(*pid) == Some(true) || is_a(*pid, "runner");
     children(host).into_iter().filter(is_runner).collect()
+}
+
+/// The process that compiles for them, while there is one.
+fn compiler(host: u32) -> Option<i32> {
+    let mut children = children(host).into_iter();
+    children.find(|pid| is_zombie(*pid) == Some(false) && is_a(*pid, "compiler"))
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -226,10 +234,40 @@ fn runners_have_given_up_what_they_do_not_need() {
             "{key} {said:?}"
         );
     }
+    // So has who compiled it, which stays for a while.
+    let compiler = compiler(host.id()).expect("it compiled a moment ago");
+    let said = statuses(compiler, "Seccomp:");
+    assert!(
+        said.len() > 1 && said.iter().all(|said| said == "2"),
+        "{said:?}"
+    );
     let host = i32::try_from(host.id()).expect("a process has a number");
     let said = statuses(host, "Seccomp:");
     assert!(
         said.iter().all(|said| said == "0"),
         "the daemon starts others: {said:?}"
     );
+}
+
+#[test]
+fn a_compiler_that_is_killed_over_an_artifact_has_a_successor() {
+    let mut daemons = Daemons::start(1, 0);
+    daemons.start_host_with(0, &["--runners", "2"]);
+    daemons.wait_for_hosts(1);
+    let host = daemons.hosts[0].as_ref().expect("it runs").id();
+    assert_eq!(compiler(host), None, "nothing is to be compiled yet");
+    daemons.deploy("hello-http", "web", &[]);
+    let first = compiler(host).expect("it compiled for the runners");
+    signal(first, Signal::STOP);
+    daemons.deploy("hello-http-v2", "later", &["--detach"]);
+    wait_for("the runners to wait for it", || {
+        let listed = daemons.run(&["ps", "later", "--json"]).json();
+        (listed[0]["state"] == "preparing").then_some(())
+    });
+    signal(first, Signal::KILL);
+    wait_for("another compiler to have made it", || {
+        let listed = daemons.run(&["ps", "later", "--json"]).json();
+        (listed[0]["ready"] == true).then_some(())
+    });
+    assert_ne!(compiler(host), Some(first));
 }

@@ -131,9 +131,9 @@ pub(super) fn within(text: &str, least: Duration, most: Duration) -> Result<Dura
     }
 }
 
-/// `runner`: not for people.
+/// `runner` and `compiler`: not for people.
 #[derive(Debug, Args)]
-pub(crate) struct RunnerArgs {
+pub(crate) struct ChildProcessArgs {
     /// What its host logs.
     #[arg(long)]
     pub(crate) log: String,

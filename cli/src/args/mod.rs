@@ -17,7 +17,7 @@ use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 
 #[cfg(feature = "controller")]
 pub(crate) use cluster::{ChildArgs, ControllerArgs, UpArgs};
-pub(crate) use host::{HostArgs, RunnerArgs};
+pub(crate) use host::{ChildProcessArgs, HostArgs};
 #[cfg(feature = "compiler")]
 pub(crate) use program::{ANY_NETWORK, CompileArgs, RunArgs};
 pub(crate) use values::{KeyValue, LogTarget, ScaleTo, Target};
@@ -287,7 +287,10 @@ pub(crate) enum Command {
     Child(ChildArgs),
     /// Runs guests for the host that started it
     #[command(name = "runner", hide = true)]
-    Runner(RunnerArgs),
+    Runner(ChildProcessArgs),
+    /// Compiles for the host that started it
+    #[command(name = "compiler", hide = true)]
+    Compiler(ChildProcessArgs),
 }
 
 /// A workload, or a manifest's.

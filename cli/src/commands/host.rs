@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use wasmorch_api::error::chain;
 use wasmorch_api::{HostId, NatsOptions};
 use wasmorch_host::{
-    HostConfig, HostError, HostStarted, LinkError, RunnerCommand, Runners, TlsSource,
+    HostConfig, HostError, HostStarted, LinkError, ProcessCommand, Runners, TlsSource,
 };
 
 use super::{Context, Interrupt};
@@ -101,10 +101,11 @@ pub(crate) fn runners(count: Option<u32>) -> Runners {
     if count == Some(0) {
         return Runners::InDaemon;
     }
-    let args = ["runner", "--log", logging::filter()];
+    let child = |what| ProcessCommand::this([what, "--log", logging::filter()]);
     Runners::Processes {
         count: count.and_then(NonZeroUsize::new),
-        command: RunnerCommand::this(args),
+        runner: child("runner"),
+        compiler: child("compiler"),
     }
 }
 

@@ -88,7 +88,8 @@ impl Agent {
             FromRunner::Ended { replica, outcome } => self.outcome(&replica, outcome, now),
             FromRunner::Stopped { replica } => self.stopped(&replica, now),
             FromRunner::Usage(usage) => self.used(&usage.replicas, now),
-            FromRunner::Logs(_) | FromRunner::Pong(_) => {}
+            // The pool's.
+            FromRunner::Compile { .. } | FromRunner::Logs(_) | FromRunner::Pong(_) => {}
         }
     }
 

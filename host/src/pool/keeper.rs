@@ -20,6 +20,9 @@ const PING_EVERY: Duration = Duration::from_millis(250);
 /// and not in time, so that a stall of the whole machine, this daemon included, is not held
 /// against it.
 const MISSED_MAX: u32 = 4;
+/// The same for the first answer: on a machine that is short of processors a start takes seconds, and to end it
+/// then only makes them shorter.
+const FIRST_MISSED_MAX: u32 = 40;
 /// Before a runner that ended is started again: from the first to the last.
 const RESPAWN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 /// A runner that lived so long ended by an accident: the next is started without a wait.
@@ -160,7 +163,12 @@ impl Keeper {
             return;
         }
         pings.missed += 1;
-        if pings.missed == MISSED_MAX
+        let most = if pings.answered == 0 {
+            FIRST_MISSED_MAX
+        } else {
+            MISSED_MAX
+        };
+        if pings.missed == most
             && let Slot::Up(runner) = &self.slot
         {
             tracing::error!(

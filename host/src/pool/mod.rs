@@ -3,7 +3,8 @@
 //! ```text
 //!   driver ── ToRunner ──> Pool ──> Shares (pure): whose share is where
 //!          <─ Said ───────  |       Usages (pure): sums
-//!                           └─ one Keeper a runner: outbox, pings, respawn ──> runner
+//!                           ├─ one Keeper a runner: outbox, pings, respawn ──> runner
+//!                           └─ Compiling: what runners ask to be compiled ───> compiler
 //! ```
 //!
 //! Owns the runners: how many there are, their start, their end, which of them takes requests. A
@@ -11,6 +12,7 @@
 //! finds a workload missing there.
 
 mod books;
+mod compiling;
 mod keeper;
 mod shares;
 #[cfg(test)]
@@ -29,6 +31,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::runner::protocol::{FromRunner, ToRunner};
 use crate::runner::{RunnerError, RunnerHandle};
 use books::{Books, Column};
+pub(crate) use compiling::Start as StartCompiler;
+use compiling::{Compiled, Compiling};
 use keeper::Keeper;
 use shares::{Moves, RunnerIndex, Shares};
 use usage::Usages;
@@ -57,6 +61,8 @@ pub(crate) struct Pool {
     spawn: Spawn,
     books: Option<Books>,
     keepers: Vec<Keeper>,
+    /// `None`: runners compile themselves, and never ask.
+    compiling: Option<Compiling>,
     shares: Shares,
     usages: Usages,
     said: VecDeque<Said>,
@@ -72,6 +78,7 @@ impl Pool {
     /// When one does not start: then none ever would.
     pub(crate) fn start(
         spawn: Spawn,
+        compiler: Option<StartCompiler>,
         runners: NonZeroUsize,
         replicas_max: usize,
     ) -> Result<Self, RunnerError> {
@@ -90,6 +97,7 @@ impl Pool {
             shares: Shares::new(runners, 1..books.as_ref().map_or(1, |_| rows)),
             books,
             keepers,
+            compiling: compiler.map(Compiling::new),
             usages: Usages::new(runners),
             said: VecDeque::new(),
             catching_up: Vec::new(),
@@ -158,8 +166,18 @@ impl Pool {
                 let (heard, ..) = select_all(nexts).await;
                 heard
             };
+            let compiled = async {
+                match &mut self.compiling {
+                    Some(compiling) => compiling.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             let heard = tokio::select! {
                 heard = next => Some(heard),
+                compiled = compiled => {
+                    self.tell_compiled(&compiled);
+                    continue;
+                }
                 () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
                     None
                 }
@@ -193,6 +211,10 @@ impl Pool {
             keeper::Said::Message(message @ (FromRunner::Logs(_) | FromRunner::Wake { .. })) => {
                 self.say(Some(message));
             }
+            keeper::Said::Message(FromRunner::Compile { digest }) => match &mut self.compiling {
+                Some(compiling) => compiling.ask(digest, runner),
+                None => tracing::error!(%digest, "a runner that compiles asks for a compiler"),
+            },
             keeper::Said::Message(message) => {
                 let moves = self.shares.said(runner, message);
                 self.carry_out(moves);
@@ -201,6 +223,9 @@ impl Pool {
             keeper::Said::Died(reason) => {
                 self.said.push_back(Said::Died(reason.clone()));
                 self.catching_up.retain(|(of, _)| *of != runner);
+                if let Some(compiling) = &mut self.compiling {
+                    compiling.forget(runner);
+                }
                 let all = self.usages.died(runner);
                 self.say(all.map(FromRunner::Usage));
                 if let Some(books) = &self.books {
@@ -232,6 +257,17 @@ impl Pool {
         });
     }
 
+    fn tell_compiled(&mut self, compiled: &Compiled) {
+        for runner in &compiled.asked {
+            if let Some(keeper) = self.keepers.get_mut(*runner) {
+                keeper.send(ToRunner::Compiled {
+                    digest: compiled.digest.clone(),
+                    result: compiled.result.clone(),
+                });
+            }
+        }
+    }
+
     fn say(&mut self, messages: impl IntoIterator<Item = FromRunner>) {
         self.said.extend(messages.into_iter().map(Said::Message));
     }
@@ -246,7 +282,7 @@ impl Pool {
         self.say(moves.said);
     }
 
-    /// Ends the runners.
+    /// Ends the runners, and with the pool the compiler.
     pub(crate) async fn close(self) {
         join_all(self.keepers.into_iter().map(Keeper::close)).await;
     }

@@ -149,6 +149,7 @@ impl Shares {
             | FromRunner::Stopped { replica } => replica.clone(),
             FromRunner::Logs(_)
             | FromRunner::Wake { .. }
+            | FromRunner::Compile { .. }
             | FromRunner::Usage(_)
             | FromRunner::Pong(_) => return moves,
         };

@@ -30,6 +30,7 @@ mod calls;
 mod column;
 mod command;
 mod consume;
+mod elsewhere;
 mod grants;
 mod guests;
 mod http;
@@ -43,13 +44,11 @@ mod orders;
 mod probe;
 pub(crate) mod process;
 mod replica;
-mod sandbox;
 mod stores;
 mod supervisor;
 mod tunnel;
 mod usage;
 mod volumes;
-mod wire;
 
 pub(crate) use stores::BLOBS;
 
@@ -66,12 +65,12 @@ use tokio::task::JoinHandle;
 use wasmorch_api::{HostId, NatsOptions};
 
 use crate::child::Child;
+pub use crate::sandbox::Paths;
 pub use column::ColumnNumber;
 use guests::{Beat, Guests};
+pub use process::serve as serve_runner;
 pub(crate) use process::spawn as spawn_process;
-pub use process::{RunnerCommand, serve as serve_runner};
 use protocol::{FromRunner, QUEUE, ToRunner};
-pub use sandbox::Paths;
 
 /// The name of the supervisor's thread.
 const THREAD_NAME: &str = "wasmorch-runner";
@@ -111,6 +110,8 @@ pub struct Settings {
     pub nats: Option<NatsOptions>,
     /// Where compiled code is kept; `None`: it is compiled at every start.
     pub compiled: Option<PathBuf>,
+    /// Who compiles: the daemon has a process for it, or this runner does.
+    pub compiled_elsewhere: bool,
     /// Where the operator puts code that was compiled elsewhere.
     pub given: Option<PathBuf>,
     /// Compiled code that it may have in memory, in bytes; runners share most of it.

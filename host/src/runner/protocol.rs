@@ -17,6 +17,7 @@
 //!   daemon's to say.
 //! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
 //!   `Drain` that named a replica it no longer knows.
+//! - `Compile` is answered by one `Compiled` of the same digest, whatever else comes between.
 //! - When the daemon's side closes, the runner ends every replica at once, and itself.
 
 use std::path::PathBuf;
@@ -29,9 +30,9 @@ use wasmorch_api::{
     WorkloadSpec,
 };
 use wasmorch_gateway::PemPair;
+use wasmorch_runtime::LoadError;
 
-/// How many messages may wait in either direction; a full queue makes the sender wait, never drop.
-pub const QUEUE: usize = 1024;
+pub use crate::process::QUEUE;
 
 /// One replica of one workload: unique within a host for ever.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,6 +144,13 @@ pub enum ToRunner {
         pairs: Vec<PemPair>,
         /// When they were found good. What has ended since is no reason to refuse the others.
         as_of: SystemTime,
+    },
+    /// The answer to `Compile`: the code is in the folder of compiled code, unless it could not be kept.
+    Compiled {
+        /// Of which artifact.
+        digest: Digest,
+        /// Why there is none.
+        result: Result<(), LoadError>,
     },
     /// Answer with `Usage`.
     Usage,
@@ -287,6 +295,11 @@ pub enum FromRunner {
         /// The standby that has the request in hand, where that is so: no other will do.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holder: Option<ReplicaId>,
+    },
+    /// An artifact that this host has is to be compiled: runners do not.
+    Compile {
+        /// Which artifact.
+        digest: Digest,
     },
     /// What guests wrote, in the order of each replica. A line says how many were lost before it.
     Logs(Vec<(ReplicaKey, LogLine)>),

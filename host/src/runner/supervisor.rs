@@ -23,12 +23,13 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmorch_gateway::{
     Certificates, Crowd, Gateway, GatewayConfig, Limits, PemPair, Server, Tables, Tunnel,
 };
-use wasmorch_runtime::{Runtime, RuntimeConfig};
+use wasmorch_runtime::{Compiler, Runtime, RuntimeConfig};
 
 use super::answers::Tally;
 use super::backlog::Backlog;
 use super::calls::Subscriptions;
 use super::column::{Column, Gateways};
+use super::elsewhere::Elsewhere;
 use super::guests::Beat;
 use super::http::Locals;
 use super::link::Link;
@@ -97,6 +98,8 @@ struct Supervisor {
     /// A ping without an answer yet.
     pinged: Option<u64>,
     context: Arc<Context>,
+    /// Who has asked for what is compiled; `None`: it is compiled here.
+    elsewhere: Option<Arc<Elsewhere>>,
     tables: Tables,
     /// What the gateway shows its clients.
     certificates: watch::Sender<Option<Certificates>>,
@@ -138,6 +141,7 @@ pub(super) async fn run(
         development,
         nats,
         compiled,
+        compiled_elsewhere,
         given,
         volumes,
         column,
@@ -146,11 +150,15 @@ pub(super) async fn run(
     } = settings;
     let ledger = ledger.and_then(|file| Column::open(&file, column?));
     let gateways = ledger.as_ref().map(Column::gateways);
+    let elsewhere = compiled_elsewhere.then(|| Elsewhere::new(out.clone()));
     let engine = Runtime::new(RuntimeConfig {
         compiled_dir: compiled,
         given_dir: given,
         guest_threads: 1,
         loaded_max,
+        compiler: elsewhere
+            .clone()
+            .map(|elsewhere| elsewhere as Arc<dyn Compiler>),
         ..RuntimeConfig::default()
     })
     .map_err(RunnerError::Engine)?;
@@ -209,6 +217,7 @@ pub(super) async fn run(
         beat,
         pinged: None,
         context,
+        elsewhere,
         tables,
         certificates,
         closed: Some(server),
@@ -354,6 +363,11 @@ impl Supervisor {
                 as_of,
             } => self.tables.replace_all_as_of(routes, endpoints, as_of),
             ToRunner::Certificates { pairs, as_of } => self.certify(&pairs, as_of),
+            ToRunner::Compiled { digest, result } => {
+                if let Some(elsewhere) = &self.elsewhere {
+                    elsewhere.compiled(&digest, &result);
+                }
+            }
             ToRunner::Usage => {
                 let usage = self.usage();
                 self.waiting.push_back(FromRunner::Usage(usage));

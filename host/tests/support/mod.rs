@@ -119,6 +119,7 @@ impl Bench {
             nats,
             // Shared by all tests, so that each guest is compiled once.
             compiled: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled")),
+            compiled_elsewhere: false,
             given: None,
             volumes: Some(files.path().join("volumes")),
             paths: Default::default(),

@@ -11,11 +11,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// The longest message that the daemon takes from a runner: log lines and usage, both bounded far
-/// below. A runner that was taken over cannot make the daemon hold more.
-pub(crate) const FROM_RUNNER_MAX: usize = 16 << 20;
-/// The longest message that a runner takes: every table of the cluster.
-pub(crate) const TO_RUNNER_MAX: usize = 512 << 20;
 /// What a buffer keeps between messages.
 const KEEP_BYTES: usize = 64 << 10;
 

@@ -1,4 +1,4 @@
-//! What a runner's process gives up before it runs its first guest.
+//! What a child of the daemon gives up before it runs its first guest, or compiles the first.
 //!
 //! WebAssembly is the wall; this is the ditch behind it, for the day a wall has a hole:
 //! - no new privileges, whatever is executed;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What a runner may still open.
+/// What it may still open.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
     /// To read.
@@ -42,7 +42,7 @@ const SYSTEM: [&str; 12] = [
 
 /// Gives up what is not needed; says what could not be given up.
 #[cfg(target_os = "linux")]
-pub(super) fn enter(paths: &Paths) {
+pub(crate) fn enter(paths: &Paths) {
     let mut missing = Vec::new();
     if let Err(error) = rustix::thread::set_no_new_privs(true) {
         missing.push(format!("no new privileges ({error})"));
@@ -56,18 +56,18 @@ pub(super) fn enter(paths: &Paths) {
         missing.push(format!("seccomp ({error})"));
     }
     if missing.is_empty() {
-        tracing::debug!("this runner has given up what it does not need");
+        tracing::debug!("this process has given up what it does not need");
     } else {
         tracing::warn!(
             missing = missing.join(", "),
-            "the kernel cannot confine this runner fully: guests have WebAssembly's walls and the rest of these"
+            "the kernel cannot confine this process fully: guests have WebAssembly's walls and the rest of these"
         );
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn enter(_paths: &Paths) {
-    tracing::warn!("runners are confined on Linux only: guests have WebAssembly's walls alone");
+pub(crate) fn enter(_paths: &Paths) {
+    tracing::warn!("processes are confined on Linux only: guests have WebAssembly's walls alone");
 }
 
 /// Restricts which files this thread, and those it makes, may open. Says what is missing.
