@@ -233,6 +233,9 @@ pub struct HostView {
     pub drain: Option<Drain>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// What a workload has to tolerate to be placed there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<String>,
     /// Its architecture.
     pub arch: String,
     /// What it can run beyond what every host can.
@@ -246,10 +249,9 @@ pub struct HostView {
     pub version: String,
     /// What may be booked.
     pub capacity: Capacity,
-    /// Live replicas.
-    pub replicas: u64,
-    /// Memory in use by replicas.
-    pub memory_bytes: u64,
+    /// What its live replicas use, as it was last heard.
+    #[serde(default)]
+    pub used: Capacity,
     /// Last heard so long ago.
     pub seen_ms: u64,
 }

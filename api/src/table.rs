@@ -97,6 +97,20 @@ impl Route {
         })
     }
 
+    /// Whether its host is one of the names by which workloads call each other: no client's request has one.
+    pub fn is_internal(&self) -> bool {
+        self.host == "internal" || self.host.ends_with(".internal")
+    }
+
+    /// The name and the namespace of the workload whose automatic name (`<name>.<namespace>.<domain>`) its
+    /// host is, whether there is such a workload or not; `*`: all names of the namespace.
+    pub fn automatic(&self, domain: &str) -> Option<(&str, &str)> {
+        let front = self.host.strip_suffix(domain)?.strip_suffix('.')?;
+        front
+            .split_once('.')
+            .filter(|(_, namespace)| !namespace.contains('.'))
+    }
+
     /// Whether a request for this host (lower case, no port) and path is the route's.
     pub fn matches(&self, host: &str, path: &str) -> bool {
         let host_fits = match self.host.strip_prefix('*') {
@@ -242,6 +256,33 @@ mod tests {
             assert!(route(all).matches("a.com", "/x"));
         }
         assert_ne!(route("a.com/api/x"), route("a.com/api"));
+    }
+
+    #[test]
+    fn names_of_the_cluster_are_told_from_others() {
+        let named = |text: &str, domain: &str| {
+            let route = Route::parse(text).unwrap();
+            let named = route.automatic(domain);
+            named.map(|(name, namespace)| format!("{namespace}/{name}"))
+        };
+        let is = |text, domain, what: &str| assert_eq!(named(text, domain).as_deref(), Some(what));
+        is("Hello.default.localhost/x", "localhost", "default/hello");
+        is("*.shop.localhost", "localhost", "shop/*");
+        is("a.b.example.com", "example.com", "b/a");
+        for (other, domain) in [
+            ("shop.localhost", "localhost"),
+            ("a.b.c.localhost", "localhost"),
+            ("*.localhost", "localhost"),
+            ("localhost", "localhost"),
+            ("a.b.notlocalhost", "localhost"),
+        ] {
+            assert_eq!(named(other, domain), None, "{other}");
+        }
+        let internal = |text| Route::parse(text).unwrap().is_internal();
+        assert!(
+            internal("Orders.shop.internal/") && internal("*.internal") && internal("internal")
+        );
+        assert!(!internal("internal.example.com") && !internal("notinternal"));
     }
 
     #[test]

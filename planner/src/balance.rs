@@ -390,6 +390,7 @@ impl<'a> Board<'a> {
                 without: Some((piece.key, piece.number)),
             },
             homes: None,
+            goes: None,
         };
         let mut fits = place::rank(&on, &[]).fits;
         let here = fits.iter().position(|one| one.host == *own);

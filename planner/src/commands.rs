@@ -23,6 +23,7 @@ pub(crate) use hosts::find_host;
 pub use hosts::{cancel_drain, cordon, drain, host_rm, uncordon};
 pub use quota::quota;
 pub use rebalance::{rebalance, rebalance_within};
+pub(crate) use revise::ends;
 pub use revise::{rollback, rollout};
 
 use serde::Serialize;

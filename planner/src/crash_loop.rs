@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use wasmorch_api::record::CrashLoop;
-use wasmorch_api::{EventKind, Record, Slot, Timestamp};
+use wasmorch_api::{EventKind, Record, ReplicaState, ReplicaStatus, Slot, Timestamp};
 
 use crate::rollout;
 use crate::slots::{Pass, Seat, Standing};
@@ -36,7 +36,8 @@ impl Pass<'_> {
     /// waits longer each time when all have been tried.
     pub(crate) fn note_failure(&mut self, seat: &Seat) {
         let said = self.workload.reports.get(&seat.number);
-        let reason = said.and_then(|known| known.status.reason.clone());
+        let reason = said.map_or_else(String::new, |known| why_it_ended(&known.status));
+        let reason = Some(reason).filter(|reason| !reason.is_empty());
         let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
         let per_host = self.target.spec.per_host();
         let hosts = self.cluster.hosts.values().filter(|host| host.known());
@@ -103,6 +104,23 @@ impl Pass<'_> {
     }
 }
 
+/// In the words of its host, or by how it ended. Nothing goes wrong in a service that comes to its end, and
+/// yet it is to run on.
+fn why_it_ended(status: &ReplicaStatus) -> String {
+    let code = status
+        .exit_code
+        .map(|code| format!(" with exit code {code}"));
+    let code = code.unwrap_or_default();
+    match (&status.reason, status.state) {
+        (Some(reason), _) => reason.clone(),
+        (None, ReplicaState::Completed) => format!(
+            "it ended{code}, and a service is to run on: deploy it with --job (kind = \"job\") if it is to end"
+        ),
+        (None, _) if !code.is_empty() => format!("it ended{code}"),
+        _ => String::new(),
+    }
+}
+
 /// Takes a slot's entry out; where no further one fits, that of another which is tried again first.
 fn make_room(entries: &mut Vec<CrashLoop>, slot: Slot) -> Option<CrashLoop> {
     let own = entries.iter().position(|one| one.slot == slot);
@@ -154,6 +172,28 @@ mod tests {
         record.crash_loop.push(failed(slot, until));
         keep_newest_reasons(&mut record.crash_loop);
         before
+    }
+
+    #[test]
+    fn an_end_without_a_word_is_told_by_its_code() {
+        let key = wasmorch_api::WorkloadKey::new("shop".parse().unwrap(), "web".parse().unwrap());
+        let replica = "1-1-1".parse().unwrap();
+        let ended = |state, exit_code| {
+            let at = (state, Timestamp(0));
+            let status = ReplicaStatus::new(&key, replica, RevisionNumber(1), at);
+            why_it_ended(&ReplicaStatus {
+                exit_code,
+                ..status
+            })
+        };
+        let well = ended(ReplicaState::Completed, Some(0));
+        assert!(well.starts_with("it ended with exit code 0, and a service is to run on"));
+        assert!(well.contains("--job"), "{well}");
+        assert_eq!(
+            ended(ReplicaState::Failed, Some(3)),
+            "it ended with exit code 3"
+        );
+        assert_eq!(ended(ReplicaState::Failed, None), "");
     }
 
     #[test]

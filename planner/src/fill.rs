@@ -50,7 +50,11 @@ impl Delta {
 /// Replicas under one value of one label.
 #[derive(Debug)]
 struct Group {
+    label: String,
+    value: String,
     count: u32,
+    /// One of them goes when what is being placed is there.
+    goes: bool,
     /// Spread over: each one weighs.
     spread: bool,
     /// At most so many.
@@ -184,7 +188,10 @@ impl Fill {
                 };
                 let group = *numbers.entry((*label, value.as_str())).or_insert_with(|| {
                     fill.groups.push(Group {
+                        label: (*label).to_owned(),
+                        value: value.clone(),
                         count: 0,
+                        goes: false,
                         spread: *spread,
                         max: *max,
                     });
@@ -283,26 +290,50 @@ impl Fill {
         if self.pack { -load } else { load }
     }
 
-    /// The best host for one more replica; hosts of `failed` only when no other has room.
+    /// The best host for one more replica; hosts of `failed` only when no other has room. The one on
+    /// `goes` ends when this one is there.
     pub(crate) fn best(
         &mut self,
         ground: &Ground<'_>,
         pool: &mut Pool,
         failed: &BTreeSet<Rank>,
+        goes: Option<&HostId>,
+    ) -> Option<Rank> {
+        let own = goes.and_then(|goes| self.without(ground, pool, goes));
+        let best = self.best_but(ground, pool, failed, own);
+        for group in &mut self.groups {
+            group.goes = false;
+        }
+        best
+    }
+
+    fn best_but(
+        &mut self,
+        ground: &Ground<'_>,
+        pool: &mut Pool,
+        failed: &BTreeSet<Rank>,
+        own: Option<(usize, Key)>,
     ) -> Option<Rank> {
         if failed.is_empty() {
-            return self.best_of_all(ground, pool);
+            return self.best_of_all(ground, pool, own);
         }
         let hidden = self.hide(pool, failed);
-        let best = self.best_of_all(ground, pool);
+        let others = own.filter(|(_, key)| !failed.contains(&key.2));
+        let best = self.best_of_all(ground, pool, others);
         self.show(pool, hidden);
-        best.or_else(|| self.best_of_all(ground, pool))
+        best.or_else(|| self.best_of_all(ground, pool, own))
     }
 
     /// A cell's head may cost a walk past every host that holds the workload already: cells go by the
-    /// most that their heads can score, and those that cannot win are not asked.
-    fn best_of_all(&mut self, ground: &Ground<'_>, pool: &mut Pool) -> Option<Rank> {
-        let mut best: Option<(Reverse<i64>, i32, Rank)> = None;
+    /// most that their heads can score, and those that cannot win are not asked. `own` is a host that
+    /// scores better than it does in its cell.
+    fn best_of_all(
+        &mut self,
+        ground: &Ground<'_>,
+        pool: &mut Pool,
+        own: Option<(usize, Key)>,
+    ) -> Option<Rank> {
+        let mut best = own.map(|(at, key)| self.order(at, key));
         let mut turns = std::mem::take(&mut self.turns);
         turns.clear();
         for at in 0..self.cells.len() {
@@ -407,7 +438,7 @@ impl Fill {
         let spread = cell.groups.iter().map(|group| &self.groups[*group]);
         let crowd: i64 = spread
             .filter(|group| group.spread)
-            .map(|group| i64::from(group.count))
+            .map(|group| i64::from(group.count) - i64::from(group.goes))
             .sum();
         cell.affinity - place::CROWD * crowd
     }

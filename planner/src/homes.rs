@@ -141,7 +141,8 @@ impl Pass<'_> {
     ) -> Option<Rank> {
         let Some(home) = self.home(slot).cloned() else {
             let near = self.near(slot, args, failed);
-            return near.or_else(|| self.best(args, failed));
+            let goes = self.goes(slot);
+            return near.or_else(|| self.best(args, failed, goes.as_ref()));
         };
         let dead = self
             .cluster

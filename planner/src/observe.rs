@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use wasmorch_api::status::HostState;
+use wasmorch_api::status::{Capacity, HostState};
 use wasmorch_api::{
     BootId, EventKind, Heartbeat, HostId, ReplicaState, ReplicaStatus, StatusReport, Term,
     Timestamp,
@@ -113,8 +113,11 @@ impl Cluster {
         let before = std::mem::replace(&mut host.applied, beat.sequence);
         out.changed |= host.note_removals(beat.removals, before);
         host.table_seq = beat.table_seq;
-        host.memory_bytes = beat.memory_bytes;
-        host.replicas = beat.replicas;
+        host.used = Capacity {
+            memory_bytes: beat.memory_bytes,
+            cpu_millis: beat.cpu_millis,
+            replicas: beat.replicas,
+        };
         if host.record.info != beat.info {
             host.record.info = beat.info;
             host.stored = false;

@@ -4,7 +4,8 @@
 //! sum of
 //!
 //! - `spread`: -100 for each replica of the workload under the same value of each label in `spread`
-//!   (default: `host` and `zone`); on a host without the label nothing;
+//!   (default: `host` and `zone`); on a host without the label nothing. The replica that this one takes
+//!   the place of does not count: it goes, and nothing would stay spread over a rolling update else;
 //! - `affinity`: the weights that match;
 //! - `cached`: 5 on a host that has started the same artifact for the workload before, and runs none of
 //!   it now (`cached`);
@@ -102,6 +103,9 @@ pub(crate) struct Standpoint<'a> {
     pub(crate) ports: ports::View<'a>,
     /// It goes to one of these and nowhere else: they have its volumes.
     pub(crate) homes: Option<&'a BTreeSet<HostId>>,
+    /// The host of the slot's other replica, which goes when this one is there: until then it counts for
+    /// filters, and for no score.
+    pub(crate) goes: Option<&'a HostId>,
 }
 
 /// Ranks every host for one more replica: for people who ask why. Costs a look at every host.
@@ -456,6 +460,7 @@ fn score(
     failed: &[HostId],
 ) -> Scored {
     let mut parts = BTreeMap::new();
+    let goes = on.goes.and_then(|id| Some((id, on.cluster.hosts.get(id)?)));
     let crowd: i64 = on
         .spec
         .spread
@@ -463,13 +468,18 @@ fn score(
         .collect::<BTreeSet<_>>()
         .into_iter()
         .map(|label| {
-            let count = if label == HOST {
-                (on.count)(id, host)
+            let (count, goes) = if label == HOST {
+                ((on.count)(id, host), on.goes == Some(id))
             } else {
                 let value = label_of(on.cluster, host, label);
-                value.map_or(0, |value| under.count(label, value))
+                let same =
+                    |(_, other)| value.is_some() && label_of(on.cluster, other, label) == value;
+                (
+                    value.map_or(0, |value| under.count(label, value)),
+                    goes.is_some_and(same),
+                )
             };
-            i64::from(count)
+            i64::from(count.saturating_sub(u32::from(goes)))
         })
         .sum();
     parts.insert("spread", -CROWD * crowd);

@@ -175,7 +175,7 @@ impl Pass<'_> {
             let own = own.and_then(|id| Some((id.clone(), self.pool.rank(id)?)));
             return own.into_iter().collect();
         }
-        let ground = self.ground();
+        let (ground, goes) = (self.ground(), self.goes(slot));
         let on = Standpoint {
             cluster: self.cluster,
             key: self.key,
@@ -191,6 +191,7 @@ impl Pass<'_> {
                 without: None,
             },
             homes: None,
+            goes: goes.as_ref(),
         };
         let fits = place::rank(&on, &[]).fits.into_iter();
         fits.filter_map(|one| Some((one.host.clone(), self.pool.rank(&one.host)?)))

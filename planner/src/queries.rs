@@ -399,14 +399,14 @@ pub fn host_view(id: &HostId, host: &Host, now: Timestamp) -> HostView {
         cordoned: host.record.cordoned,
         drain: host.record.drain,
         labels: info.labels.clone(),
+        taints: info.taints.clone(),
         arch: info.arch.clone(),
         features: info.features.clone(),
         http: info.http.clone(),
         admin: info.admin.clone(),
         version: info.version.clone(),
         capacity: info.capacity,
-        replicas: host.replicas,
-        memory_bytes: host.memory_bytes,
+        used: host.used,
         seen_ms: u64::try_from(now.since(host.heard).as_millis()).unwrap_or(u64::MAX),
     }
 }

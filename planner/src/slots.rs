@@ -284,6 +284,7 @@ impl Pass<'_> {
                 without: None,
             },
             homes,
+            goes: None,
         })
     }
 
@@ -296,14 +297,15 @@ impl Pass<'_> {
         }
     }
 
-    /// The best host for one more replica.
+    /// The best host for one more replica, where the one on `goes` ends when it is there.
     pub(crate) fn best(
         &mut self,
         args: Option<&Vec<String>>,
         failed: &BTreeSet<Rank>,
+        goes: Option<&HostId>,
     ) -> Option<Rank> {
         let (fill, ground, pool) = self.filling(args);
-        fill.best(&ground, pool, failed)
+        fill.best(&ground, pool, failed, goes)
     }
 
     /// This pass's filling, begun when it is first asked for.

@@ -14,7 +14,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Line, Placed, Reported, Workload};
-use crate::commands::find_host;
+use crate::commands::{self, find_host};
 use crate::explain;
 use crate::homes;
 use crate::place::{self, Ranking, Standpoint};
@@ -30,7 +30,7 @@ const RUNS: usize = 100;
 /// more.
 pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
     let workload = cluster.workload(key)?;
-    let ranking = ranking(cluster, key, None)?;
+    let ranking = ranking(cluster, key, For::OneMore(next_replaced(workload)))?;
     let mut story = told(&workload.story);
     for known in workload.reports.values() {
         if let Some(reason) = &known.status.reason {
@@ -50,9 +50,9 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
         fix.push(format!("see `wasmorch why {}`", one.workload));
         if one.for_a_person {
             let name = &one.workload;
-            fix.push(format!(
-                "`wasmorch rollout resume {name}` or `wasmorch rollout abort {name}`"
-            ));
+            let other = cluster.workload(&WorkloadKey::new(key.namespace.clone(), name.clone()));
+            let ends = other.map_or_else(String::new, |other| commands::ends(&other.record));
+            fix.push(format!("`wasmorch rollout resume {name}` or {ends}"));
         }
     }
     fix.extend(keeps_failing(key, workload));
@@ -87,20 +87,66 @@ fn keeps_failing(key: &WorkloadKey, workload: &Workload) -> Option<String> {
     ))
 }
 
-fn ranking(cluster: &Cluster, key: &WorkloadKey, less: Option<PlacementNumber>) -> Option<Ranking> {
-    look(cluster, key, less, place::rank)
+/// What hosts are looked at for.
+#[derive(Clone, Copy)]
+enum For {
+    /// A replica more; in this slot, where another may be that it takes the place of.
+    OneMore(Option<Slot>),
+    /// One that is there already.
+    Placed(PlacementNumber),
 }
 
-/// Looks at hosts for one replica more, or for one that is there already. `failed` are those where its
-/// slot failed lately.
+/// The slot whose replica a rollout replaces next, as far as counts tell.
+fn next_replaced(workload: &Workload) -> Option<Slot> {
+    let record = &workload.record;
+    let rollout = record.rollout.as_ref()?;
+    if matches!(
+        rollout.state,
+        RolloutState::Completed | RolloutState::Reverted
+    ) {
+        return None;
+    }
+    let old = |number: &PlacementNumber| {
+        let placed = workload.placements.get(number);
+        let fresh = placed.is_some_and(|placed| placed.revision == record.revision);
+        !fresh || *number < record.fresh_from
+    };
+    let mut slots = (1..=u64::from(record.wanted())).map(Slot);
+    let next = slots.find(|slot| workload.numbers_of(*slot).all(|number| old(&number)))?;
+    // An empty one takes nobody's place.
+    workload.numbers_of(next).next().map(|_| next)
+}
+
+/// The host that the rule names for the next replica of a slot, found host by host: what is placed on
+/// counts is held against it.
+pub fn best_for(cluster: &Cluster, key: &WorkloadKey, slot: Slot) -> Option<Name> {
+    let ranking = ranking(cluster, key, For::OneMore(Some(slot)))?;
+    ranking.fits.into_iter().next().map(|best| best.name)
+}
+
+fn ranking(cluster: &Cluster, key: &WorkloadKey, wanted: For) -> Option<Ranking> {
+    look(cluster, key, wanted, place::rank)
+}
+
+/// Looks at hosts for one replica. `failed` are those where its slot failed lately.
 fn look<T>(
     cluster: &Cluster,
     key: &WorkloadKey,
-    less: Option<PlacementNumber>,
+    wanted: For,
     look: impl FnOnce(&Standpoint<'_>, &[HostId]) -> T,
 ) -> Option<T> {
     let workload = cluster.workload(key)?;
     let target = workload.target()?;
+    let (less, slot) = match wanted {
+        For::OneMore(slot) => (None, slot),
+        For::Placed(number) => {
+            let placed = workload.placements.get(&number);
+            (Some(number), placed.map(|placed| placed.slot))
+        }
+    };
+    let mut others = slot.into_iter().flat_map(|slot| workload.numbers_of(slot));
+    let goes = others.find(|number| Some(*number) != less);
+    let goes = goes.and_then(|number| workload.placements.get(&number));
     let placed = less.and_then(|number| workload.placements.get(&number));
     let there = |id: &_| placed.is_some_and(|placed| placed.host == *id);
     let booked = placed.map(|placed| {
@@ -136,6 +182,9 @@ fn look<T>(
             without: less.map(|number| (key, number)),
         },
         homes: homes.as_ref(),
+        goes: goes
+            .map(|placed| &placed.host)
+            .filter(|id| !cluster.hosts.get(*id).is_some_and(lost)),
     };
     let slot = placed.map(|placed| placed.slot);
     let failed = slot.map(|slot| workload.failed_on(slot, workload.record.revision));
@@ -170,31 +219,52 @@ fn told<'a>(story: impl IntoIterator<Item = &'a Line>) -> Vec<String> {
         .collect()
 }
 
+/// What a host has of one workload.
+#[derive(Default)]
+struct Runs {
+    replicas: u32,
+    ready: u32,
+    /// As of a dead host: nobody knows whether they run.
+    lost: u32,
+}
+
 /// Why a host is as it is: what it runs, whether it gets something new and why not.
 pub fn host(cluster: &Cluster, host: &str, now: Timestamp) -> Result<Value, ApiError> {
     let (id, host) = find_host(cluster, host)?;
-    let mut runs: BTreeMap<WorkloadKey, (u32, u32)> = BTreeMap::new();
+    let mut runs: BTreeMap<WorkloadKey, Runs> = BTreeMap::new();
+    let dead = host.state == HostState::Dead;
     for group in host.set.iter().flat_map(|set| &set.groups) {
         let key = group.key();
         let workload = cluster.workload(&key);
-        let ready = group.slots.iter().filter(|slot| {
-            let report = workload.and_then(|workload| workload.reports.get(&slot.placement));
-            report.is_some_and(|known| known.host == *id && known.status.ready)
-        });
-        let ready = ready.count() as u32;
         let sum = runs.entry(key).or_default();
-        *sum = (sum.0 + group.slots.len() as u32, sum.1 + ready);
+        for slot in &group.slots {
+            let report = workload.and_then(|workload| workload.reports.get(&slot.placement));
+            let report = report.filter(|known| known.host == *id);
+            let ended = report.is_some_and(|known| known.status.state.ended());
+            sum.replicas += 1;
+            sum.lost += u32::from(dead && !ended);
+            // What it last said of itself is no longer so.
+            sum.ready += u32::from(!dead && report.is_some_and(|known| known.status.ready));
+        }
     }
     let ending = host.leaving.len();
-    let left: u32 = runs.values().map(|(many, _)| many).sum();
+    let left: u32 = runs.values().map(|one| one.replicas).sum();
     let more = runs.len().saturating_sub(RUNS);
     let runs: Vec<Value> = runs
         .iter()
         .take(RUNS)
-        .map(|(key, (many, ready))| {
+        .map(|(key, one)| {
             let drain = host.record.drain;
             let stays = drain.and_then(|drain| why_it_stays(cluster, key, (id, host), drain));
-            json!({"workload": key.to_string(), "replicas": many, "ready": ready, "stays": stays})
+            let Runs {
+                replicas,
+                ready,
+                lost,
+            } = one;
+            json!({
+                "workload": key.to_string(), "replicas": replicas, "ready": ready, "lost": lost,
+                "stays": stays,
+            })
         })
         .collect();
     let (refuses, fix) = refuses(cluster, id, host);
@@ -241,7 +311,9 @@ fn refuses(cluster: &Cluster, id: &HostId, host: &Host) -> (Vec<String>, Vec<Str
         note(what, format!("tolerate = [\"{taint}\"]"));
     }
     for key in cluster.agenda.waiting().iter().take(RUNS) {
-        let removed = look(cluster, key, None, |on, _| place::against(on, id));
+        let removed = look(cluster, key, For::OneMore(None), |on, _| {
+            place::against(on, id)
+        });
         if let Some(first) = removed.iter().flatten().next() {
             note(format!("{key}: {}", first.filter), first.fix.clone());
         }
@@ -343,7 +415,7 @@ fn why_there(
     placed: &Placed,
 ) -> String {
     let name = host_name(cluster, &placed.host);
-    let ranking = ranking(cluster, key, Some(number)).unwrap_or_default();
+    let ranking = ranking(cluster, key, For::Placed(number)).unwrap_or_default();
     let fits = ranking.fits.len();
     let hosts = if fits == 1 { "host" } else { "hosts" };
     match ranking.fits.iter().position(|one| one.host == placed.host) {

@@ -66,6 +66,8 @@ mod room;
 mod routes;
 #[path = "planner/runs.rs"]
 mod runs;
+#[path = "planner/stopped.rs"]
+mod stopped;
 #[path = "planner/withdrawn.rs"]
 mod withdrawn;
 #[path = "planner/world.rs"]

@@ -28,8 +28,19 @@ fn every_request_is_answered() {
         serde_json::from_slice(&nats.request("wasmorch.v1.api.default.deploy", b"\xff{"))
             .expect("JSON");
     assert_eq!(rubbish["error"]["code"], "invalid", "{rubbish}");
+    // Not by the order of its fields.
+    let array = nats.json("wasmorch.v1.api.default.scale", &json!(["hello", 2]));
+    assert_eq!(array["error"]["code"], "invalid", "{array}");
+    let by = json!({"workload": "hello", "by": "two\nlines"});
+    let by = nats.json("wasmorch.v1.api.default.restart", &by);
+    assert_eq!(by["error"]["problems"][0]["at"], "by", "{by}");
+    let asked = json!({"workload": "hello", "limit": 1});
+    let history = nats.json("wasmorch.v1.api.default.history", &asked);
+    assert_eq!(history["items"][0]["revision"], 1, "{history}");
+    assert_eq!(history["next"], Value::Null, "{history}");
     let hosts = nats.json("wasmorch.v1.api._.hosts", &json!({}));
     assert_eq!(hosts["items"][0]["state"], "alive", "{hosts}");
+    assert!(hosts["items"][0]["used"]["replicas"].is_u64(), "{hosts}");
     let version = nats.json("wasmorch.v1.api._.version", &json!({}));
     assert_eq!(version["term"], 1, "{version}");
 }

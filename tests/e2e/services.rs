@@ -92,7 +92,7 @@ fn a_route_that_another_workload_has_is_refused_with_both_names() {
         up.run(&["deploy", path, "--name", "second", "--route", route])
     };
     again("Shop.example.com/api").refused(
-        75,
+        64,
         &["default/first", "default/second", "shop.example.com/api"],
     );
     // The longest prefix wins, so a longer one is another route.

@@ -23,6 +23,8 @@ struct Expect {
     moves: bool,
     /// A job: going back changes its seats.
     ends: bool,
+    /// Gone back since it was to run: what an atomic deploy that failed holds at zero stays there.
+    went_back: bool,
 }
 
 /// The user's memory.
@@ -45,6 +47,8 @@ pub(crate) struct Oracle {
 impl Expect {
     fn after(&self, ask: &Ask) -> Self {
         let mut after = self.clone();
+        let decides = matches!(ask, Ask::Deploy(..) | Ask::Start | Ask::Stop | Ask::Rm);
+        after.went_back &= !decides;
         match ask {
             Ask::Deploy(spec, kind) => {
                 after.exists = true;
@@ -60,7 +64,8 @@ impl Expect {
             _ if !self.exists => {}
             Ask::Scale(desired) => after.desired = *desired,
             Ask::Stop => after.stopped = true,
-            Ask::Start | Ask::Rollback => after.stopped = false,
+            Ask::Start => after.stopped = false,
+            Ask::Rollback => after.went_back |= !self.stopped,
             Ask::Rm => after = Self::default(),
             _ => {}
         }
@@ -73,7 +78,8 @@ impl Expect {
             Some(record) => {
                 let loose = self.moves || self.ends;
                 let desired = loose || self.desired == record.desired_asked();
-                self.exists && desired && (self.stopped == record.stopped || undone(record))
+                let held = undone(record) || self.went_back && record.stopped;
+                self.exists && desired && (self.stopped == record.stopped || held)
             }
         }
     }

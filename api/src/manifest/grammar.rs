@@ -218,6 +218,32 @@ pub fn variable_value(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A text that is told again: who asks, or what is looked up. It stands in answers, events and headers.
+pub fn free_text(text: &str) -> Result<(), String> {
+    if text.len() > FREE_TEXT_MAX || text.chars().any(char::is_control) {
+        return Err(format!(
+            "must be at most {FREE_TEXT_MAX} bytes, without control characters"
+        ));
+    }
+    Ok(())
+}
+
+/// Bytes of one.
+const FREE_TEXT_MAX: usize = 200;
+
+/// The arguments that a run is started with: no more than a spec could have.
+pub fn arguments(args: &[String]) -> Result<(), String> {
+    let bytes: usize = args.iter().map(String::len).sum();
+    if args.len() > super::LIST_MAX || bytes > super::SPEC_BYTES_MAX {
+        return Err(format!(
+            "must be at most {} arguments of {} KiB together",
+            super::LIST_MAX,
+            super::SPEC_BYTES_MAX >> 10
+        ));
+    }
+    args.iter().try_for_each(|arg| variable_value(arg))
+}
+
 /// A volume's or store's name.
 pub fn binding_name(text: &str) -> Result<(), String> {
     let legal = (1..=63).contains(&text.len())

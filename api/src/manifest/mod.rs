@@ -217,11 +217,10 @@ pub fn read_deploy(body: &[u8]) -> Result<DeployRequest, Vec<Problem>> {
         request.request_id = table.take("request_id").and_then(|field| field.parsed());
         request.by = table.take("by").and_then(|field| {
             let text = field.text()?;
-            if text.len() <= 200 && !text.chars().any(char::is_control) {
-                return Some(text.to_owned());
-            }
-            field.wrong("must be at most 200 bytes, without control characters");
-            None
+            grammar::free_text(text)
+                .map_err(|what| field.wrong(what))
+                .ok()?;
+            Some(text.to_owned())
         });
         table.finish_with(&[("workload", "workloads"), ("spec", "workloads")]);
     }

@@ -201,6 +201,13 @@ fn routes(table: &mut Fields<'_>, spec: &mut WorkloadSpec) {
             return None;
         }
         let route = Route::parse(text).map_err(|what| field.wrong(what)).ok()?;
+        if route.is_internal() {
+            field.wrong(format!(
+                "{} can be no route: under `.internal` workloads call each other (`bindings.workloads`)",
+                echo(text)
+            ));
+            return None;
+        }
         Some((route, text.to_owned()))
     };
     let routes = field.list(LIST_MAX, route).unwrap_or_default();

@@ -103,15 +103,29 @@ impl std::fmt::Display for WorkloadState {
     }
 }
 
-/// `status`, `history`, and every verb that only names a workload.
+/// `status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRequest {
     /// The workload.
     pub workload: Name,
-    /// `status`: ended replicas too. `history`: unused.
+    /// Ended replicas too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
+}
+
+/// `history`: a list of one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryRequest {
+    /// The workload.
+    pub workload: Name,
+    /// At most so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// From a page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// The answer to `status`.

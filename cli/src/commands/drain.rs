@@ -40,6 +40,9 @@ pub(crate) struct Held {
     pub(crate) replicas: u64,
     #[serde(default)]
     pub(crate) ready: u64,
+    /// So many of a dead host nobody has heard of since.
+    #[serde(default)]
+    pub(crate) lost: u64,
     /// What keeps it on a host that is drained.
     #[serde(default)]
     pub(crate) stays: Option<String>,
@@ -189,7 +192,7 @@ mod tests {
                 "id": "aa", "name": "h2", "state": "alive", "cordoned": false, "labels": {},
                 "drain": {"since": "2026-01-01T00:00:00.000Z"},
                 "arch": "x86_64", "http": "127.0.0.1:80", "admin": "127.0.0.1:81",
-                "version": "0.1.0", "replicas": 3, "memory_bytes": 0, "seen_ms": 0,
+                "version": "0.1.0", "used": {"replicas": 3, "memory_bytes": 0}, "seen_ms": 0,
                 "capacity": {"memory_bytes": 0, "cpu_millis": 0, "replicas": 0},
             },
             "runs": [

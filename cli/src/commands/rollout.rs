@@ -89,17 +89,17 @@ pub(crate) async fn rollback(
         Ok::<_, CliError>((link, workloads))
     };
     let (link, workloads) = unless(&mut interrupt, asking).await?;
-    for one in workloads.iter().filter(|one| !one.changed) {
+    // What is stopped, or waits for its time, has no rollout to wait for.
+    for one in workloads.iter().filter(|one| one.rollout.is_none()) {
         if !ctx.out.is_json() {
-            ctx.out.line(&format!(
-                "{}  unchanged  revision {}",
-                one.name, one.revision
-            ))?;
+            let word = if one.changed { "" } else { "unchanged  " };
+            ctx.out
+                .line(&format!("{}  {word}revision {}", one.name, one.revision))?;
         }
     }
     let moving: Vec<Followed> = workloads
         .iter()
-        .filter(|one| one.changed)
+        .filter(|one| one.rollout.is_some())
         .map(|one| Followed::new(one.name.clone(), one.revision))
         .collect();
     if detach || moving.is_empty() {

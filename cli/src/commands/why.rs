@@ -170,7 +170,10 @@ fn held(why: &Why, text: &mut String) {
     for held in &why.runs {
         let (workload, ready) = (&held.workload, held.ready);
         let many = count(held.replicas, "replica");
-        text.push_str(&format!("  runs {many} of {workload}, {ready} ready"));
+        text.push_str(&match held.lost {
+            0 => format!("  runs {many} of {workload}, {ready} ready"),
+            lost => format!("  held {many} of {workload}, {lost} lost"),
+        });
         if let Some(stays) = &held.stays {
             text.push_str(&format!("; stays: {}", harmless(stays)));
         }
@@ -274,8 +277,9 @@ mod tests {
                 "runs": [
                     {"workload": "default/web", "replicas": 2, "ready": 2, "stays": null},
                     {"workload": "default/sum", "replicas": 1, "ready": 1, "stays": "it runs to its end"},
+                    {"workload": "shop/ph", "replicas": 1, "ready": 0, "lost": 1},
                 ],
-                "more": 0, "left": 3,
+                "more": 0, "left": 4,
                 "refuses": ["anything: draining"],
                 "fix": ["uncordon h2"],
             }),
@@ -285,6 +289,7 @@ mod tests {
           2026-01-01T00:00:00.000Z host-draining: h2 is emptied
           runs 2 replicas of default/web, 2 ready
           runs 1 replica of default/sum, 1 ready; stays: it runs to its end
+          held 1 replica of shop/ph, 1 lost
           does not get anything: draining
           fix: uncordon h2
         ");

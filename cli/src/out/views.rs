@@ -358,6 +358,9 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
             .labels
             .iter()
             .map(|(key, value)| format!("{key}={value}"));
+        // What keeps workloads away is as good to know.
+        let taints = host.taints.iter().map(|taint| format!("taint {taint}"));
+        let labels = labels.chain(taints);
         let seen = match host.state {
             HostState::Alive => String::new(),
             _ => span(std::time::Duration::from_millis(host.seen_ms)),
@@ -365,8 +368,8 @@ pub(crate) fn hosts(items: &[HostView], width: Option<usize>) -> String {
         table.row(vec![
             Cell::toned(&host.name, Tone::Name),
             Cell::toned(state, tone),
-            host.replicas.into(),
-            ByteSize(host.memory_bytes).approximate().into(),
+            host.used.replicas.into(),
+            ByteSize(host.used.memory_bytes).approximate().into(),
             host.http.clone().into(),
             host.admin.clone().into(),
             seen.into(),

@@ -163,12 +163,11 @@ fn hosts_fit_80_columns() {
     let items: Vec<HostView> = read(json!([
         {"id": "aa", "name": "h1", "state": "alive", "cordoned": false, "labels": {"zone": "a"},
          "arch": "x86_64", "http": "127.0.0.1:8080", "admin": "127.0.0.1:41234",
-         "version": "0.1.0", "capacity": {"memory_bytes": 1_000_000_000u64}, "replicas": 12,
-         "memory_bytes": 31_000_000, "seen_ms": 400},
+         "version": "0.1.0", "capacity": {"memory_bytes": 1_000_000_000u64},
+         "used": {"replicas": 12, "memory_bytes": 31_000_000}, "seen_ms": 400},
         {"id": "bb", "name": "h2", "state": "dead", "cordoned": true, "labels": {},
-         "arch": "aarch64", "http": "127.0.0.1:35555", "admin": "127.0.0.1:41235",
-         "version": "0.1.0", "capacity": {}, "replicas": 0, "memory_bytes": 0,
-         "seen_ms": 400_000},
+         "taints": ["edge"], "arch": "aarch64", "http": "127.0.0.1:35555",
+         "admin": "127.0.0.1:41235", "version": "0.1.0", "capacity": {}, "seen_ms": 400_000},
     ]));
     let text = plain(&hosts(&items, Some(80)));
     fits(&text);

@@ -3,11 +3,12 @@
 //! Owns the grammar of the API's requests but for specs, whose grammar is `api`'s.
 
 use serde::de::DeserializeOwned;
+use wasmorch_api::manifest::{self, grammar};
 use wasmorch_api::messages::{
-    ChangeRequest, DeployRequest, Empty, HostRequest, ListRequest, QuotaRequest, RecoverRequest,
-    RolloutRequest, WhyRequest, WorkloadRequest,
+    ChangeRequest, DeployRequest, Empty, HistoryRequest, HostRequest, ListRequest, QuotaRequest,
+    RecoverRequest, RolloutRequest, WhyRequest, WorkloadRequest,
 };
-use wasmorch_api::{ApiError, ErrorCode, Name, Problem, RequestId, manifest, subjects};
+use wasmorch_api::{ApiError, ErrorCode, Name, Problem, RequestId, subjects};
 
 use super::verb::{Scope, Verb};
 
@@ -18,8 +19,10 @@ pub(crate) enum Request {
     Deploy(Box<DeployRequest>),
     /// `list`, `hosts`.
     List(ListRequest),
-    /// `status`, `history`.
-    Workload(WorkloadRequest),
+    /// `status`.
+    Status(WorkloadRequest),
+    /// `history`.
+    History(HistoryRequest),
     /// `scale`, `stop`, `start`, `restart`, `rm`.
     Change(ChangeRequest),
     /// `rollback`, `rollout`.
@@ -46,8 +49,54 @@ impl Request {
             Self::Quota(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Host(request) => (request.request_id.as_ref(), request.by.as_deref()),
             Self::Recover(request) => (request.request_id.as_ref(), request.by.as_deref()),
-            Self::List(_) | Self::Workload(_) | Self::Why(_) | Self::Nothing => (None, None),
+            Self::List(_) | Self::Status(_) | Self::History(_) | Self::Why(_) | Self::Nothing => {
+                (None, None)
+            }
         }
+    }
+
+    /// What is written freely, by its field: stored, told again, or looked up.
+    fn texts(&self) -> Vec<(&'static str, Option<&str>)> {
+        let mut texts = match self {
+            Self::List(request) => vec![("cursor", request.cursor.as_deref())],
+            Self::History(request) => vec![("cursor", request.cursor.as_deref())],
+            Self::Why(request) => vec![
+                ("host", request.host.as_deref()),
+                ("replica", request.replica.as_deref()),
+            ],
+            Self::Host(request) => vec![
+                ("host", request.host.as_deref()),
+                ("cursor", request.cursor.as_deref()),
+            ],
+            _ => Vec::new(),
+        };
+        texts.push(("by", self.caller().1));
+        texts
+    }
+
+    /// What is wrong with the request whatever it is for.
+    fn problems(&self) -> Vec<Problem> {
+        let texts = self.texts().into_iter();
+        let texts = texts.filter_map(|(at, text)| Some((at, grammar::free_text(text?).err()?)));
+        let limit = match self {
+            Self::List(request) => request.limit,
+            Self::History(request) => request.limit,
+            _ => None,
+        };
+        let none = (limit == Some(0)).then(|| {
+            let what = "must be at least 1: a page without items leads nowhere";
+            ("limit", what.to_owned())
+        });
+        let args = match self {
+            Self::Change(request) => request.args.as_deref(),
+            _ => None,
+        };
+        let args = args.and_then(|args| Some(("args", grammar::arguments(args).err()?)));
+        texts
+            .chain(none)
+            .chain(args)
+            .map(|(at, what)| problem(at, what))
+            .collect()
     }
 }
 
@@ -107,6 +156,31 @@ pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
     } else {
         body
     };
+    // Where fields have an order, an array would be taken for an object.
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first != Some(&b'{') {
+        let what = "a request is a JSON object: {\"field\": value, ..}".to_owned();
+        return Err(refused(verb, vec![problem("", what)]));
+    }
+    let request = read_for(verb, body)?;
+    let problems = request.problems();
+    if problems.is_empty() {
+        Ok(request)
+    } else {
+        Err(refused(verb, problems))
+    }
+}
+
+fn problem(at: &str, what: String) -> Problem {
+    Problem {
+        at: at.to_owned(),
+        line: None,
+        column: None,
+        what,
+    }
+}
+
+fn read_for(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
     Ok(match verb {
         Verb::Deploy | Verb::Plan => {
             let request =
@@ -114,7 +188,8 @@ pub(super) fn read(verb: Verb, body: &[u8]) -> Result<Request, ApiError> {
             Request::Deploy(Box::new(request))
         }
         Verb::List | Verb::Hosts => Request::List(json(verb, body)?),
-        Verb::Status | Verb::History => Request::Workload(json(verb, body)?),
+        Verb::Status => Request::Status(json(verb, body)?),
+        Verb::History => Request::History(json(verb, body)?),
         Verb::Scale | Verb::Stop | Verb::Start | Verb::Restart | Verb::Rm => {
             let request: ChangeRequest = json(verb, body)?;
             only_its_own(verb, &request)?;
@@ -166,11 +241,9 @@ fn only_its_own(verb: Verb, request: &ChangeRequest) -> Result<(), ApiError> {
     let problems: Vec<Problem> = foreign
         .into_iter()
         .filter(|(_, given, owner)| *given && *owner != verb)
-        .map(|(at, _, owner)| Problem {
-            at: at.to_owned(),
-            line: None,
-            column: None,
-            what: format!("belongs to {}, not to {}", owner.as_str(), verb.as_str()),
+        .map(|(at, _, owner)| {
+            let what = format!("belongs to {}, not to {}", owner.as_str(), verb.as_str());
+            problem(at, what)
         })
         .collect();
     if problems.is_empty() {
@@ -246,6 +319,84 @@ mod tests {
         assert!(error.problems[0].what.contains("EOF"), "{error}");
         let error = read(Verb::Status, b"{\"workload\":\"No\"}").unwrap_err();
         assert!(error.problems[0].what.contains("DNS label"), "{error}");
+    }
+
+    #[test]
+    fn only_an_object_is_a_request() {
+        for verb in Verb::ALL {
+            for body in ["[\"web\",2]", " [] ", "null", "\"web\"", "2"] {
+                let error = read(verb, body.as_bytes()).unwrap_err();
+                assert_eq!(error.code, ErrorCode::Invalid, "{verb:?} {body}");
+                assert!(error.problems[0].what.contains("object"), "{error}");
+            }
+        }
+    }
+
+    /// The fields that are refused of a request.
+    fn refused_at(verb: Verb, body: serde_json::Value) -> Vec<String> {
+        let read = read(verb, body.to_string().as_bytes());
+        let problems = read.err().map(|error| error.problems);
+        let problems = problems.into_iter().flatten();
+        problems.map(|problem| problem.at).collect()
+    }
+
+    #[test]
+    fn what_is_stored_and_told_again_is_short_and_on_one_line() {
+        use serde_json::json;
+        let mut asked = 0;
+        for verb in Verb::ALL.into_iter().filter(|verb| verb.writes()) {
+            for (by, refused) in [
+                ("x".repeat(201), true),
+                ("a\nb".into(), true),
+                ("é".repeat(100), false),
+            ] {
+                let body = match verb {
+                    Verb::Deploy => json!({"workloads": [], "by": by}),
+                    Verb::Quota | Verb::Recover => json!({"by": by}),
+                    Verb::Cordon
+                    | Verb::Uncordon
+                    | Verb::Drain
+                    | Verb::HostRm
+                    | Verb::Rebalance => json!({"host": "h1", "by": by}),
+                    _ => json!({"workload": "web", "by": by}),
+                };
+                let at = refused_at(verb, body);
+                assert_eq!(at.contains(&"by".to_owned()), refused, "{verb:?} {at:?}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 30);
+        let long = "h".repeat(1 << 20);
+        assert_eq!(refused_at(Verb::Cordon, json!({"host": long})), ["host"]);
+        assert_eq!(
+            refused_at(Verb::Why, json!({"replica": "web/1-1\r"})),
+            ["replica"]
+        );
+        assert_eq!(refused_at(Verb::List, json!({"cursor": long})), ["cursor"]);
+        let args = vec!["x"; 1_001];
+        let start = json!({"workload": "sum", "args": args});
+        assert_eq!(refused_at(Verb::Start, start), ["args"]);
+        assert_eq!(
+            refused_at(Verb::Start, json!({"workload": "sum", "args": [long]})),
+            ["args"]
+        );
+        let few = json!({"workload": "sum", "args": ["a\nb"]});
+        assert!(refused_at(Verb::Start, few).is_empty());
+    }
+
+    #[test]
+    fn lists_have_limits_of_at_least_one() {
+        use serde_json::json;
+        for verb in [Verb::List, Verb::Hosts, Verb::History] {
+            let mut body = json!({"limit": 0});
+            if verb == Verb::History {
+                body["workload"] = json!("web");
+            }
+            assert_eq!(refused_at(verb, body.clone()), ["limit"], "{verb:?}");
+            body["limit"] = json!(1);
+            body["cursor"] = json!("2");
+            assert!(refused_at(verb, body).is_empty(), "{verb:?}");
+        }
     }
 
     #[test]

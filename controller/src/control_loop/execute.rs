@@ -7,10 +7,10 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use wasmorch_api::messages::{
-    ChangeReply, DeployReply, DeployRequest, Deployed, HostRequest, ListRequest, VersionReply,
-    WhyRequest,
+    ChangeReply, DeployReply, DeployRequest, Deployed, HistoryRequest, HostRequest, ListRequest,
+    StatusReply, VersionReply, WhyRequest,
 };
 use wasmorch_api::{ApiError, ErrorCode, Name, ReplicaId, Timestamp, VERSION, WorkloadKey, stores};
 use wasmorch_planner::commands::{self, Call, DeployInput, Outcome};
@@ -94,9 +94,14 @@ fn carry_out(cluster: &Cluster, asked: &ApiCall, now: Timestamp) -> Result<Done,
         Request::Deploy(request) => deploy(cluster, asked, request, &call)?,
         Request::List(request) if asked.verb == Verb::Hosts => ready(hosts(cluster, request, now)),
         Request::List(request) => ready(list(cluster, asked.namespace.as_ref(), request)?),
-        Request::Workload(request) => {
+        Request::Status(request) => {
             let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
-            workload(cluster, asked.verb, &key, request.all)?
+            let reply = queries::status(cluster, &key, request.all);
+            status(reply.ok_or_else(|| no_workload(cluster, &key))?)?
+        }
+        Request::History(request) => {
+            let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
+            ready(history(cluster, &key, request)?)
         }
         Request::Change(request) => {
             let key = WorkloadKey::new(call.namespace.clone(), request.workload.clone());
@@ -320,14 +325,16 @@ fn list_cursor(cursor: &str) -> Result<WorkloadKey, ApiError> {
             name.parse().ok()?,
         ))
     });
-    key.ok_or_else(|| {
-        ApiError::new(
-            ErrorCode::Invalid,
-            "the cursor is not one of this list",
-            "",
-            "pass the `next` of the page before, or none for the first page",
-        )
-    })
+    key.ok_or_else(foreign_cursor)
+}
+
+fn foreign_cursor() -> ApiError {
+    ApiError::new(
+        ErrorCode::Invalid,
+        "the cursor is not one of this list",
+        "",
+        "pass the `next` of the page before, or none for the first page",
+    )
 }
 
 fn hosts(cluster: &Cluster, request: &ListRequest, now: Timestamp) -> Vec<u8> {
@@ -345,26 +352,34 @@ fn hosts(cluster: &Cluster, request: &ListRequest, now: Timestamp) -> Vec<u8> {
     page::page(request, items)
 }
 
-fn workload(cluster: &Cluster, verb: Verb, key: &WorkloadKey, all: bool) -> Result<Done, ApiError> {
-    let reply = if verb == Verb::History {
-        queries::history(cluster, key).map(|items| {
-            Ok(Reply::new(page::fits(body(
-                &json!({"items": items, "next": null}),
-            ))?))
-        })
-    } else {
-        queries::status(cluster, key, all).map(|reply| {
-            let (body, left_out) = page::status(reply)?;
-            Ok(Reply { body, left_out })
-        })
-    };
-    let reply = reply.unwrap_or_else(|| Err(no_workload(cluster, key)))?;
-    let answer = Pending::Ready(reply);
+fn status(reply: StatusReply) -> Result<Done, ApiError> {
+    let (body, left_out) = page::status(reply)?;
     Ok(Done {
         writes: Vec::new(),
         events: Vec::new(),
-        answer,
+        answer: Pending::Ready(Reply { body, left_out }),
     })
+}
+
+/// Newest first, so a cursor is the last revision that was told of.
+fn history(
+    cluster: &Cluster,
+    key: &WorkloadKey,
+    request: &HistoryRequest,
+) -> Result<Vec<u8>, ApiError> {
+    let before = request.cursor.as_deref().map(|cursor| {
+        let revision = cursor.parse::<u64>();
+        revision.map_err(|_| foreign_cursor())
+    });
+    let before = before.transpose()?.unwrap_or(u64::MAX);
+    let items = queries::history(cluster, key).ok_or_else(|| no_workload(cluster, key))?;
+    let items = { items.into_iter() }.filter(|item| item.revision.0 < before);
+    let list = ListRequest {
+        limit: request.limit,
+        cursor: None,
+    };
+    let items = items.map(|item| (item.revision.to_string(), item));
+    Ok(page::page(&list, items))
 }
 
 fn no_workload(cluster: &Cluster, key: &WorkloadKey) -> ApiError {

@@ -53,10 +53,8 @@ pub struct Host {
     pub(crate) asked: Timestamp,
     /// The store sequence its gateway has applied.
     pub table_seq: u64,
-    /// Memory of its replicas now.
-    pub memory_bytes: u64,
-    /// Live replicas, by its own count.
-    pub replicas: u64,
+    /// What its live replicas use, by its own count.
+    pub used: Capacity,
     /// What its set books.
     pub(crate) booked: Booked,
     /// The hosts that are like it.
@@ -109,8 +107,7 @@ impl Host {
             synced: false,
             asked: Timestamp(0),
             table_seq: 0,
-            memory_bytes: 0,
-            replicas: 0,
+            used: Capacity::default(),
             booked: Booked::default(),
             class: u32::MAX,
             number: 0,

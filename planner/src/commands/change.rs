@@ -113,7 +113,6 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
         ));
     }
     let mut record = workload.record.clone();
-    let note = note(workload, desired);
     let whole = desired;
     let desired = within(workload.target(), whole);
     let said = format!("{} to {desired}", record.wanted());
@@ -123,6 +122,17 @@ pub fn scale(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
     }
     want(workload, &mut record, whole);
     within_quota(cluster, workload, &record)?;
+    let remembered = record.stopped.then(|| {
+        let kept = record.desired_asked();
+        format!(
+            "{kept} remembered: it is stopped, and `wasmorch start {}` brings them",
+            key.name
+        )
+    });
+    let notes = [remembered.clone(), note(workload, whole)];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
+    let said = remembered.unwrap_or(said);
     let event = EventDraft::of(&key, EventKind::Scaled, said);
     let verb = ("scale", note);
     Ok(finish_noting(cluster, workload, record, verb, call, event))
@@ -205,17 +215,34 @@ pub fn start(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Changed
         // From here on it is on its own, and may complete though the others went back.
         rollout.together = None;
     }
-    record.stopped = false;
     record.crash_loop.clear();
     give_time(workload, &mut record, call);
+    let left = undone || record.rollout.is_none();
+    let proves = go_on(workload, &mut record, call);
     within_quota(cluster, workload, &record)?;
     let event = EventDraft::of(&key, EventKind::Started, "as asked");
-    let left = undone || record.rollout.is_none();
     let mut done = finish(cluster, workload, record, "start", call, event);
+    done.events.extend(proves);
     if left {
         leave(cluster, workload, call, &mut done.writes, &mut done.events);
     }
     Ok(done)
+}
+
+/// Ends that it is stopped. What a rollback has chosen meanwhile proves itself now, as it would have then.
+pub(super) fn go_on(workload: &Workload, record: &mut Record, call: &Call) -> Option<EventDraft> {
+    let stopped = std::mem::take(&mut record.stopped);
+    let revision = record.revision;
+    let chosen = record.stable.filter(|stable| *stable != revision);
+    let target = workload.revisions.get(&revision)?;
+    if !stopped || chosen.is_none() || record.rollout.is_some() || record.kind == Kind::Cron {
+        return None;
+    }
+    let patience = target.spec.update.progress_deadline.0;
+    record.rollout = Some(Rollout::begin(revision, chosen, call.now, patience));
+    let said = format!("to revision {revision}");
+    let event = EventDraft::of(&record.key(), EventKind::RolloutStarted, said);
+    Some(event.revision(revision))
 }
 
 fn within_quota(cluster: &Cluster, workload: &Workload, record: &Record) -> Result<(), ApiError> {
@@ -326,7 +353,7 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
         ));
     }
     if let Some(rollout) = record.active_rollout() {
-        return Err(super::revise::in_the_way(&key.name, rollout));
+        return Err(super::revise::in_the_way(&record, rollout));
     }
     let patience = { workload.target() }.map(|target| target.spec.update.progress_deadline.0);
     record.fresh_from = record.next_placement;

@@ -60,6 +60,7 @@ pub(crate) fn deploy_as(
     let specs: Vec<_> = specs
         .map(|(spec, _)| (call.key(&spec.name), spec))
         .collect();
+    routes::refuse_automatic(cluster, &specs)?;
     routes::refuse_taken(cluster, &specs)?;
     atomic::refuse(input)?;
     hold::refuse(cluster, input, call)?;

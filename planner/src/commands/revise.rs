@@ -2,23 +2,41 @@
 
 use wasmorch_api::messages::{DeployReply, Deployed, RolloutAction, RolloutRequest, RolloutView};
 use wasmorch_api::record::{CanaryStep, Rollout};
-use wasmorch_api::{ApiError, ErrorCode, EventKind, Name, Revision, RevisionNumber, RolloutState};
+use wasmorch_api::{
+    ApiError, ErrorCode, EventKind, Record, Revision, RevisionNumber, RolloutState,
+};
 
 use super::{Call, Outcome, find, leave, remember, routes};
 use crate::cluster::{Cluster, Workload};
 use crate::write::{EventDraft, Write};
 use crate::{atomic, canary, hold, jobs, queries};
 
-pub(super) fn in_the_way(name: &Name, rollout: &Rollout) -> ApiError {
+pub(super) fn in_the_way(record: &Record, rollout: &Rollout) -> ApiError {
+    let fix = match rollout.state {
+        RolloutState::Reverting => {
+            "wait for it: it ends by itself, at its deadline at the latest".to_owned()
+        }
+        _ => format!("wait for it, or end it with {}", ends(record)),
+    };
     ApiError::new(
         ErrorCode::Conflict,
-        format!("a rollout of {name} is in the way"),
+        format!("a rollout of {} is in the way", record.name),
         format!("it is {} to revision {}", rollout.state, rollout.revision),
-        format!("wait for it, or end it with `wasmorch rollout abort {name}`"),
+        fix,
     )
 }
 
-/// Back to an earlier revision; `desired` stays.
+/// What ends a rollout of a workload: of a first revision there is nothing to go back to.
+pub(crate) fn ends(record: &Record) -> String {
+    let name = &record.name;
+    match hold::earlier(record) {
+        Some(_) => format!("`wasmorch rollout abort {name}`"),
+        None => format!("`wasmorch stop {name}`"),
+    }
+}
+
+/// Back to an earlier revision; `desired` stays, and so does what is stopped: that has no rollout before it
+/// is started.
 pub fn rollback(
     cluster: &Cluster,
     request: &RolloutRequest,
@@ -31,15 +49,19 @@ pub fn rollback(
         .active_rollout()
         .filter(|rollout| rollout.state == RolloutState::Reverting)
     {
-        return Err(in_the_way(&key.name, rollout));
+        return Err(in_the_way(record, rollout));
     }
     let to = match request.to {
         Some(to) => to,
         None => previous(workload).ok_or_else(|| {
+            let why = format!(
+                "its revision {} is the earliest that is kept",
+                record.asked()
+            );
             ApiError::new(
-                ErrorCode::Conflict,
+                ErrorCode::NotFound,
                 format!("{} has no earlier revision", key.name),
-                "",
+                why,
                 format!("see `wasmorch history {}`", key.name),
             )
         })?,
@@ -53,7 +75,7 @@ pub fn rollback(
             format!("see `wasmorch history {}`", key.name),
         ));
     };
-    let deployed = |record: &wasmorch_api::Record, changed| Deployed {
+    let deployed = |record: &Record, changed| Deployed {
         name: key.name.clone(),
         revision: to,
         changed,
@@ -65,8 +87,8 @@ pub fn rollback(
         urls: queries::urls(cluster, &key, target.kind, &target.spec),
     };
     // To the revision that serves while another is held, or on trial: that one is given up.
-    let apart = record.on_trial().is_some() || record.held().is_some();
-    if to == record.revision && !record.stopped && !apart {
+    let apart = asks_for_another(record) || record.held().is_some();
+    if to == record.revision && !apart {
         let reply = DeployReply {
             index: workload.index,
             workloads: vec![deployed(record, false)],
@@ -87,7 +109,10 @@ pub fn rollback(
     after.updated = call.now;
     let before = workload.target().map(|target| (&target.spec, target.kind));
     super::deploy::take_runs(&mut after, before, (&target.spec, target.kind), call.wall);
-    after.stopped = false;
+    if after.stopped {
+        // Nothing rolls, and nobody waits for it.
+        after.rollout = None;
+    }
     let rests = |one: &std::sync::Arc<Revision>| one.spec.standbys() > 0;
     if target.kind.ends() {
         after.desired = target.spec.job.seats();
@@ -102,8 +127,14 @@ pub fn rollback(
         workloads: vec![deployed(&after, true)],
     };
     remember(&mut after, "rollback", call, &reply);
-    let said = format!("back to revision {to}");
-    let mut events = vec![EventDraft::of(&key, EventKind::RolloutStarted, said).revision(to)];
+    let (kind, said) = match after.stopped {
+        true => (
+            EventKind::Deployed,
+            format!("back to revision {to}; it is stopped"),
+        ),
+        false => (EventKind::RolloutStarted, format!("back to revision {to}")),
+    };
+    let mut events = vec![EventDraft::of(&key, kind, said).revision(to)];
     let mut writes = vec![Write::Record(Box::new(after))];
     leave(cluster, workload, call, &mut writes, &mut events);
     Ok(Outcome {
@@ -117,7 +148,7 @@ pub fn rollback(
 /// one made before.
 fn previous(workload: &Workload) -> Option<RevisionNumber> {
     let record = &workload.record;
-    if record.on_trial().is_some() || record.held().is_some() && !record.held_bare() {
+    if asks_for_another(record) {
         // What the canaries stand beside, or what serves meanwhile.
         return Some(record.revision);
     }
@@ -131,6 +162,13 @@ fn previous(workload: &Workload) -> Option<RevisionNumber> {
                 .next_back()
                 .map(|(n, _)| *n)
         })
+}
+
+/// Whether a rollout is under way to another revision than the one that all slots keep meanwhile; also of
+/// what is stopped, where no trial goes on.
+fn asks_for_another(record: &Record) -> bool {
+    let rollout = record.active_rollout();
+    rollout.is_some_and(|rollout| rollout.revision != record.revision)
 }
 
 /// `status | pause | resume | promote | abort`. A rollout with canaries resumes with them.
@@ -246,7 +284,7 @@ pub fn rollout(
 /// Back to the last good revision, as a person says.
 fn abort(
     workload: &Workload,
-    record: &mut wasmorch_api::Record,
+    record: &mut Record,
     rollout: &mut Rollout,
     call: &Call,
 ) -> Result<(), ApiError> {

@@ -1,4 +1,7 @@
-//! One route belongs to one workload, whether it is deployed or brought back.
+//! One route belongs to one workload, whether it is deployed or brought back; and what is some workload's
+//! automatic name is nobody else's.
+
+use std::collections::BTreeSet;
 
 use wasmorch_api::{ApiError, ErrorCode, Route, WorkloadKey, WorkloadSpec};
 
@@ -22,14 +25,49 @@ pub(super) fn refuse_taken(
                 .iter()
                 .find(|(other, owner)| *other == route && owner != key)
             {
+                // Trying again would not help.
                 return Err(ApiError::new(
-                    ErrorCode::Conflict,
+                    ErrorCode::Invalid,
                     format!("route {route} of {key} is taken"),
                     format!("{owner} has it"),
                     format!("give one of the two another route, or remove {owner}"),
                 ));
             }
             taken.push((route, key.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses routes that could never answer, or only until somebody deploys a workload of that name: gateways
+/// look for automatic names first. Not asked when an earlier revision is brought back: that is no time to
+/// learn of it.
+pub(super) fn refuse_automatic(
+    cluster: &Cluster,
+    specs: &[(WorkloadKey, &WorkloadSpec)],
+) -> Result<(), ApiError> {
+    let domains = cluster.hosts().values();
+    let domains = domains.map(|host| host.info().domain.trim_matches('.').to_ascii_lowercase());
+    let domains: BTreeSet<String> = domains.filter(|domain| !domain.is_empty()).collect();
+    for (key, spec) in specs {
+        for route in routes(spec) {
+            let mut named = domains.iter().filter_map(|domain| route.automatic(domain));
+            let own = (key.name.as_str(), key.namespace.as_str());
+            let Some((name, namespace)) = named.find(|named| *named != own) else {
+                continue;
+            };
+            let why = match name {
+                "*" => format!(
+                    "these are the automatic names of the workloads in namespace {namespace}"
+                ),
+                _ => format!("it is the automatic name of {namespace}/{name}, there or not yet"),
+            };
+            return Err(ApiError::new(
+                ErrorCode::Invalid,
+                format!("route {route} of {key} is no workload's to take"),
+                why,
+                format!("give {key} another route"),
+            ));
         }
     }
     Ok(())

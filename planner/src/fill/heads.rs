@@ -1,6 +1,8 @@
 //! The best host of each cell that has room, looked for from where the last one was found.
 
-use super::{Fill, Ground, Key};
+use wasmorch_api::HostId;
+
+use super::{Cell, Fill, Ground, Key};
 use crate::place;
 use crate::pool::{Pool, Rank};
 
@@ -86,6 +88,33 @@ impl Fill {
         let mut cells = self.cells.iter().enumerate();
         let open = cells.any(|(at, cell)| cell.class == class && !self.barred(at));
         open && ground.count(pool, rank) < self.host_max && self.has_room(ground, pool, rank)
+    }
+
+    /// The replica on this host counts for no score until `best` has found. The host itself with its cell
+    /// and without that replica, when it may have the next one too.
+    pub(super) fn without(
+        &mut self,
+        ground: &Ground<'_>,
+        pool: &Pool,
+        id: &HostId,
+    ) -> Option<(usize, Key)> {
+        let class = ground.cluster.hosts.get(id)?.class;
+        let labels = &ground.cluster.classes.get(class)?.labels;
+        for group in &mut self.groups {
+            group.goes = group.count > 0 && labels.get(&group.label) == Some(&group.value);
+        }
+        let rank = pool.usable(id).filter(|_| self.per_host)?;
+        let count = ground.count(pool, rank).checked_sub(1)?;
+        if !self.admits(ground, pool, rank) {
+            return None;
+        }
+        let alike = |(_, cell): &(usize, &Cell)| cell.class == class && !cell.cached;
+        let mut cells = self.cells.iter().enumerate().filter(alike);
+        // Where hosts of a class differ by their names, all have been taken out of its order.
+        let alone = cells.clone().nth(1).is_none();
+        let holds = |cell: &Cell| cell.seen.iter().any(|key| key.2 == rank);
+        let (at, _) = cells.find(|(_, cell)| alone || holds(cell))?;
+        Some((at, (count, self.load_key(pool, rank), rank)))
     }
 
     fn named(&self, pool: &Pool, rank: Rank) -> bool {

@@ -63,7 +63,7 @@ impl Pass<'_> {
     pub(crate) fn fits_elsewhere(&mut self, seat: &Seat) -> bool {
         let (slot, lost) = (seat.placed.slot, seat.standing == Standing::Gone);
         self.vacate(seat);
-        if self.best(None, &BTreeSet::new()).is_some() {
+        if self.best(None, &BTreeSet::new(), None).is_some() {
             self.vacated = Some(seat.number);
             return true;
         }

@@ -1,6 +1,6 @@
 //! The seats of a pass: which placements it looks at, and which slots it is to fill.
 
-use wasmorch_api::{PlacementNumber, Slot};
+use wasmorch_api::{HostId, PlacementNumber, Slot};
 
 use super::Pass;
 use super::seat::{Seat, Standing, standing};
@@ -82,6 +82,17 @@ impl Pass<'_> {
         self.seats
             .range((slot, first)..=(slot, last))
             .map(|(_, seat)| seat)
+    }
+
+    /// The host of the replica that one which starts in this slot takes the place of. What is lost counts
+    /// for nothing already.
+    pub(crate) fn goes(&self, slot: Slot) -> Option<HostId> {
+        let (first, last) = (PlacementNumber(0), PlacementNumber(u64::MAX));
+        // A canary's is of the other revision.
+        let others = self.others.range((slot, first)..=(slot, last));
+        let mut all = self.seats_of(slot).chain(others.map(|(_, seat)| seat));
+        let there = all.find(|seat| seat.standing != Standing::Gone)?;
+        Some(there.placed.host.clone())
     }
 
     /// Placements that may be running: not those whose hosts are dead, nor where one on every host

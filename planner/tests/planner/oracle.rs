@@ -40,8 +40,9 @@ impl World {
             why["scores"][0]["host"].as_str().map(str::to_owned)
         };
         if let Some(first) = plan.start.first() {
-            let name = self.cluster.hosts()[&first.host].info().name.to_string();
-            assert_eq!(best(&first.key), Some(name), "{plan:#?}");
+            let name = self.cluster.hosts()[&first.host].info().name.clone();
+            let best = why::best_for(&self.cluster, &first.key, first.slot);
+            assert_eq!(best, Some(name), "{plan:#?}");
         } else {
             // Neither the ranking nor the filters know these two.
             let held_up = |filter: &String| {

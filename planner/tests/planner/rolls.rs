@@ -25,6 +25,69 @@ fn a_roll_never_has_fewer_ready_than_wanted() {
     );
 }
 
+/// Where the replicas are, host by host.
+fn spread(world: &World, hosts: usize) -> Vec<usize> {
+    (1..=hosts).map(|n| world.on(&host(n))).collect()
+}
+
+#[test]
+fn a_roll_leaves_replicas_spread() {
+    for (hosts, replicas, surge) in [(3, 3, 1), (3, 3, 3), (4, 3, 1), (3, 7, 2)] {
+        let mut world = World::new(hosts);
+        for version in ["1", "2", "3", "4"] {
+            let mut spec = spec(version, replicas);
+            spec.update.max_surge = surge;
+            world.deploy(spec, Kind::Http);
+            world.run(40);
+            assert_eq!(world.rollout(), RolloutState::Completed);
+            let on = spread(&world, hosts);
+            let (least, most) = (on.iter().min().unwrap(), on.iter().max().unwrap());
+            assert!(most - least <= 1, "{hosts} {replicas} {surge}: {on:?}");
+            let moves = commands::rebalance(&world.cluster, Some(10), None, world.now).unwrap();
+            let for_spread = |one: &wasmorch_api::messages::MoveView| one.why.contains("spread");
+            assert!(
+                !moves.reply.moves.iter().any(for_spread),
+                "{:?}",
+                moves.reply
+            );
+        }
+        world.change(commands::restart, None);
+        world.run(60);
+        let on = spread(&world, hosts);
+        assert!(on.iter().max().unwrap() - on.iter().min().unwrap() <= 1);
+    }
+}
+
+#[test]
+fn a_roll_uses_hosts_that_have_joined_and_keeps_zones_apart() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Http);
+    world.run(10);
+    world.seqs.insert(host(3), 0);
+    world.seqs.insert(host(4), 0);
+    for n in 1..=4 {
+        let zone = if n % 2 == 1 { "a" } else { "b" };
+        let labels = [("zone".to_owned(), zone.to_owned())];
+        world.labels.insert(host(n), labels.into());
+    }
+    world.run(2);
+    for version in ["2", "3"] {
+        world.deploy(spec(version, 2), Kind::Http);
+        world.run(30);
+        assert_eq!(world.rollout(), RolloutState::Completed);
+        let on = spread(&world, 4);
+        assert_eq!((on[0] + on[2], on[1] + on[3]), (1, 1), "{on:?}");
+    }
+    // What leaves a host goes where its zone still has a host.
+    let holder = (1..=4).find(|n| world.on(&host(*n)) > 0).unwrap();
+    let drained = commands::drain(&world.cluster, &format!("h{holder}"), None, world.now).unwrap();
+    world.store(drained.writes);
+    world.run(20);
+    let on = spread(&world, 4);
+    assert_eq!((on[0] + on[2], on[1] + on[3]), (1, 1), "{on:?}");
+    assert_eq!(on[holder - 1], 0);
+}
+
 #[test]
 fn gateways_are_told_of_a_new_time_out() {
     let mut world = World::new(1);

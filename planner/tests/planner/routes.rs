@@ -23,7 +23,7 @@ fn deploy(world: &mut World, spec: WorkloadSpec) -> Result<(), wasmorch_api::Api
 }
 
 fn refused_with_both_names(error: &wasmorch_api::ApiError, route_of: &str, owner: &str) {
-    assert_eq!(error.code, wasmorch_api::ErrorCode::Conflict);
+    assert_eq!(error.code, wasmorch_api::ErrorCode::Invalid);
     assert!(
         error.what.contains(ROUTE) && error.what.contains(route_of),
         "{error:?}"
@@ -51,4 +51,41 @@ fn a_route_that_was_given_up_is_free_only_when_nothing_leads_back_to_it() {
     refused_with_both_names(&error, "default/web", "default/other");
     world.change_of("other", commands::rm, None);
     commands::rollback(&world.cluster, &back, &world.call()).unwrap();
+}
+
+#[test]
+fn an_automatic_name_is_no_other_workloads_route() {
+    let mut world = World::new(2);
+    let mut with = |workload: &str, route: &str| {
+        let spec = WorkloadSpec {
+            routes: vec![route.to_owned()],
+            ..with_route(workload, "1")
+        };
+        deploy(&mut world, spec).map_err(|error| (error.code, error.what, error.why))
+    };
+    for (route, why) in [
+        ("hello.default.localhost/", "default/hello"),
+        ("Hello.default.localhost/api", "default/hello"),
+        ("other.shop.localhost/", "shop/other"),
+        ("*.default.localhost/", "namespace default"),
+    ] {
+        let (code, what, said) = with("other", route).unwrap_err();
+        assert_eq!(code, wasmorch_api::ErrorCode::Invalid);
+        let lower = route.to_ascii_lowercase();
+        let host = lower.split('/').next().unwrap();
+        assert!(
+            what.contains(host) && what.contains("default/other"),
+            "{what}"
+        );
+        assert!(said.contains(why), "{said}");
+    }
+    for route in [
+        "other.default.localhost/",
+        "shop.localhost/",
+        "a.b.c.localhost/",
+        "*.localhost/",
+        "hello.default.example.com/",
+    ] {
+        with("other", route).unwrap();
+    }
 }

@@ -249,6 +249,7 @@ fn absurd_placement_is_refused() {
             "affinity = [{ label = \"a\", eq = \"b\", weight = -101 }]",
             "affinity[0].weight",
         ),
+        ("routes = [\"orders.shop.internal/\"]", "routes[0]"),
         ("tolerate = [5]", "tolerate[0]"),
         ("spread = [{}]", "spread[0]"),
         (

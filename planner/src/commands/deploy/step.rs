@@ -208,11 +208,11 @@ fn rescale(
     }
     let said = format!("{} to {desired}", record.wanted());
     change::want(workload, &mut record, desired);
-    record.stopped = false;
     record.updated = call.now;
     record.crash_loop.clear();
     change::give_time(workload, &mut record, call);
-    let events = vec![EventDraft::of(key, EventKind::Scaled, said)];
+    let mut events = vec![EventDraft::of(key, EventKind::Scaled, said)];
+    events.extend(change::go_on(workload, &mut record, call));
     Some(Step {
         record,
         revision: None,
