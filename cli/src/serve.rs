@@ -79,7 +79,10 @@ pub(crate) async fn serve(
         ctx.out.line(&url)?;
     }
     let replica = Arc::new(replica);
-    let server = Builder::new(TokioExecutor::new());
+    let mut server = Builder::new(TokioExecutor::new());
+    // Whoever has sent all may close its half, and is answered. One that is gone is noticed when something
+    // is sent to it: its request ends within `--timeout` all the same.
+    server.http1().half_close(true);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -156,7 +159,10 @@ fn refusal(ended: &Ended) -> Response<Body> {
             side: BodySide::Request,
             ..
         } => StatusCode::PAYLOAD_TOO_LARGE,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+        Ended::RequestBroken(_) => StatusCode::BAD_REQUEST,
+        Ended::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+        // As a gateway has it, so that what is tried out here looks the same there.
+        _ => StatusCode::BAD_GATEWAY,
     };
     let text = Bytes::from(format!("{ended}\n"));
     let mut response = Response::new(
@@ -218,7 +224,9 @@ mod tests {
         let response = refusal(&busy);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
-        assert_eq!(refusal(&Ended::NoResponse).status(), 500);
+        assert_eq!(refusal(&Ended::NoResponse).status(), 502);
+        let broken = Ended::RequestBroken("invalid chunk size".into());
+        assert_eq!(refusal(&broken).status(), 400);
     }
 
     #[test]

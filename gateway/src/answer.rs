@@ -128,6 +128,13 @@ impl Answer {
         answer
     }
 
+    /// What follows on its connection is not read: where it begins is in doubt.
+    pub(crate) fn closing(mut self) -> Self {
+        let headers = self.response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        self
+    }
+
     /// On the peer port: the request was not executed.
     pub(crate) fn refused(text: impl Into<String>) -> Self {
         let mut answer = Self::later(ErrorClass::Refused, Duration::ZERO, text);

@@ -83,6 +83,12 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// A client that takes nothing of its response for so long loses it.
     pub stall_timeout: Duration,
+    /// A client that closes its half of the connection so soon after its request waits for the answer; one
+    /// that does so later has given up.
+    pub half_close_within: Duration,
+    /// One that has closed its half is answered, if something of its answer comes
+    /// at least so often: it may be gone.
+    pub half_closed_timeout: Duration,
     /// Requests at once on one HTTP/2 connection of a client.
     pub streams_max: u32,
     /// Requests that an HTTP/2 connection of a client may give up in ten seconds before they are answered;
@@ -121,6 +127,8 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
+            half_close_within: Duration::from_secs(2),
+            half_closed_timeout: Duration::from_secs(30),
             streams_max: 200,
             resets_max: 100,
             drain: Duration::from_secs(30),

@@ -4,6 +4,7 @@
 //!   accepted ──first request──> serving <──> resting ──idle, or shutdown──> closing ──> gone
 //!      │                                     │ first byte of a head
 //!      └── no complete head in time ─────────┴────────────────────────────────────────> gone
+//!   serving ── the client has closed its half, and nothing was sent to it for too long ─> gone
 //! ```
 //!
 //! One sweep looks at all of them now and then, so that a connection carries no timer and no
@@ -50,6 +51,7 @@ pub(crate) struct Connections {
     tick: Duration,
     header_ticks: u32,
     idle_ticks: u32,
+    half_closed_ticks: u32,
     /// Requests that a connection may give up, before they are answered, in [`RESETS_WINDOW`].
     resets_max: u32,
     resets_ticks: u32,
@@ -72,6 +74,9 @@ pub(crate) struct Watch {
     /// Whether a head has begun that is not complete.
     in_head: AtomicBool,
     head_since: AtomicU32,
+    /// Whether the client has closed its half, and when something was last sent to it since.
+    half_closed: AtomicBool,
+    half_closed_since: AtomicU32,
     /// Lately: requests that were answered, and those that were given up before.
     answered: AtomicU32,
     given_up: AtomicU32,
@@ -145,6 +150,18 @@ impl Watch {
         }
     }
 
+    /// Whether a request by HTTP/1.1 is in hand.
+    pub(crate) fn answers_http1(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0 && !self.framed.load(Ordering::Relaxed)
+    }
+
+    /// Its client has closed its half of the connection; or, later, has been sent something.
+    pub(crate) fn half_closed(&self) {
+        let now = self.now.load(Ordering::Relaxed);
+        self.half_closed_since.store(now, Ordering::Relaxed);
+        self.half_closed.store(true, Ordering::Release);
+    }
+
     pub(crate) fn request_ended(&self) {
         // Before the count: a sweep between the two must not see a rest that began long ago.
         self.rests_since
@@ -175,6 +192,7 @@ impl Watch {
 impl Connections {
     pub(crate) fn new(limits: &Limits) -> Self {
         let shortest = limits.header_timeout.min(limits.idle_timeout);
+        let shortest = shortest.min(limits.half_closed_timeout);
         let tick = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
         // One more: the first tick comes early.
         let ticks = |timeout: Duration| {
@@ -188,6 +206,7 @@ impl Connections {
             tick,
             header_ticks: ticks(limits.header_timeout),
             idle_ticks: ticks(limits.idle_timeout),
+            half_closed_ticks: ticks(limits.half_closed_timeout),
             resets_max: limits.resets_max,
             resets_ticks: ticks(RESETS_WINDOW),
             crowd: None,
@@ -248,6 +267,8 @@ impl Connections {
             framed: AtomicBool::new(false),
             in_head: AtomicBool::new(false),
             head_since: AtomicU32::new(0),
+            half_closed: AtomicBool::new(false),
+            half_closed_since: AtomicU32::new(0),
             answered: AtomicU32::new(0),
             given_up: AtomicU32::new(0),
             resets_max: self.resets_max,
@@ -274,10 +295,15 @@ impl Connections {
                 watch.answered.store(0, Ordering::Relaxed);
                 watch.given_up.store(0, Ordering::Relaxed);
             }
+            let since = |at: &AtomicU32| now.wrapping_sub(at.load(Ordering::Relaxed));
             if watch.in_flight.load(Ordering::Acquire) > 0 {
+                if watch.half_closed.load(Ordering::Acquire)
+                    && since(&watch.half_closed_since) >= self.half_closed_ticks
+                {
+                    watch.order(DROP);
+                }
                 continue;
             }
-            let since = |at: &AtomicU32| now.wrapping_sub(at.load(Ordering::Relaxed));
             let rested = since(&watch.rests_since);
             if !watch.served.load(Ordering::Relaxed) {
                 if rested >= self.header_ticks {

@@ -78,13 +78,20 @@ impl Inner {
             }
             let attempt = Request::from_parts(head, replay.attempt(last));
             let until = deadline.filter(|_| !tried.is_empty());
-            let miss = match self.attempt(key, &choice, attempt, (callers, until)).await {
+            let attempt = self.attempt(key, &choice, attempt, (callers, until));
+            let miss = match attempt.await {
                 Ok(response) => {
                     replay.settle();
                     return Answer::peer(response);
                 }
                 Err(miss) => miss,
             };
+            if let Some(why) = replay.broken() {
+                return self.broken(&why);
+            }
+            if miss.class == ErrorClass::Lost {
+                self.fared(key, &choice.host, &choice.health, true);
+            }
             tracing::debug!(workload = %key, reason = miss.reason, "no response from there");
             tried.push(choice.host);
             let lost = miss.class == ErrorClass::Lost;
@@ -160,8 +167,10 @@ impl Inner {
             }),
             Ok(response) => {
                 let error = ErrorClass::of(response.headers());
-                let failed = error.is_some_and(|class| class.blames_replica(patient));
-                self.fared(key, &choice.host, &choice.health, failed);
+                if !error.is_some_and(ErrorClass::is_the_clients) {
+                    let failed = error.is_some_and(|class| class.blames_replica(patient));
+                    self.fared(key, &choice.host, &choice.health, failed);
+                }
                 Ok(response)
             }
             // Whoever cannot be reached at all is ejected for every workload: see `peers`.
@@ -169,13 +178,11 @@ impl Inner {
                 class: ErrorClass::Unreachable,
                 reason,
             }),
-            Err(SendError::Lost(reason)) => {
-                self.fared(key, &choice.host, &choice.health, true);
-                Err(Miss {
-                    class: ErrorClass::Lost,
-                    reason,
-                })
-            }
+            // Whether the host is to blame its caller knows.
+            Err(SendError::Lost(reason)) => Err(Miss {
+                class: ErrorClass::Lost,
+                reason,
+            }),
         }
     }
 

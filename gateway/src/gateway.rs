@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
@@ -22,7 +23,8 @@ use crate::Body;
 use crate::answer::{Answer, Held, Outgoing, incoming};
 use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
-use crate::headers::{self, BadHost, Client};
+use crate::expect::{self, Invitation};
+use crate::headers::{self, BadCoding, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
 use crate::peers::Peers;
@@ -76,6 +78,14 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) peers: Peers,
+}
+
+/// A request of the public port, and whom it is for.
+struct Routed {
+    target: Arc<Target>,
+    request: Request<Body>,
+    /// For a client that waits to be told to send its body.
+    invitation: Option<Invitation>,
 }
 
 /// A replica here has answered, or gives the request back.
@@ -174,8 +184,16 @@ impl Gateway {
         let trace = Trace::begin(&request);
         let (target, answer) = match inner.route(request, client) {
             Err(answer) => (None, answer),
-            Ok((target, request)) => {
+            Ok(routed) => {
+                let Routed {
+                    target,
+                    request,
+                    invitation,
+                } = routed;
                 let answer = inner.serve(&target, request, &mut held).await;
+                if let Some(invitation) = invitation {
+                    invitation.extend(answer.status()).await;
+                }
                 (Some(target), answer)
             }
         };
@@ -266,11 +284,7 @@ impl Inner {
         clippy::result_large_err,
         reason = "an answer is the size of a response, as is the other side"
     )]
-    fn route(
-        &self,
-        mut request: Request<Incoming>,
-        client: &Client,
-    ) -> Result<(Arc<Target>, Request<Body>), Answer> {
+    fn route(&self, mut request: Request<Incoming>, client: &Client) -> Result<Routed, Answer> {
         if let Some(text) = self.overloaded() {
             return Err(Answer::later(ErrorClass::Overloaded, RETRY_AFTER, text));
         }
@@ -285,6 +299,13 @@ impl Inner {
             let text = "a WebSocket cannot be carried to a component; use server-sent events, or plain requests";
             return Err(Answer::error(ErrorClass::NotCarried, text));
         }
+        headers::check_codings(request.headers()).map_err(|bad| {
+            let class = match bad {
+                BadCoding::Doubled => ErrorClass::BadRequest,
+                BadCoding::Unknown => ErrorClass::NotCarried,
+            };
+            Answer::error(class, bad.to_string()).closing()
+        })?;
         let bad = |bad: BadHost| Answer::error(ErrorClass::BadRequest, bad.to_string());
         headers::normalise(&mut request).map_err(bad)?;
         let path = request.uri().path();
@@ -296,9 +317,22 @@ impl Inner {
         let Some(target) = self.tables.find(&host, path, &self.domain) else {
             return Err(self.unknown(&request.headers()[header::HOST], path));
         };
-        headers::scrub_public_request(request.headers_mut());
-        client.tell(request.headers_mut());
-        Ok((target, request.map(incoming)))
+        let (mut head, body) = request.into_parts();
+        let is_expected = expect::is_expected(head.version, &head.headers, &body);
+        headers::scrub_public_request(&mut head.headers);
+        client.tell(&mut head.headers);
+        let (body, invitation) = match is_expected {
+            false => (incoming(body), None),
+            true => {
+                let (body, invitation) = expect::expected(body);
+                (body.boxed_unsync(), Some(invitation))
+            }
+        };
+        Ok(Routed {
+            target,
+            request: Request::from_parts(head, body),
+            invitation,
+        })
     }
 
     /// Whoever dialled this port asks whether it has come to the host that it means.
@@ -454,9 +488,13 @@ impl Inner {
             }
             Err(LocalError::TimedOut { reason }) => (ErrorClass::TimedOut, reason),
             Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),
+            Err(LocalError::Broken { reason }) => (ErrorClass::BadRequest, reason),
+            Err(LocalError::Late { reason }) => (ErrorClass::LateRequest, reason),
             Err(LocalError::Failed { reason }) => (ErrorClass::Failed, reason),
         };
-        self.fared_here(workload, class.0.blames_replica(patient));
+        if !class.0.is_the_clients() {
+            self.fared_here(workload, class.0.blames_replica(patient));
+        }
         Here::Answer(Answer::error(class.0, class.1))
     }
 

@@ -173,6 +173,41 @@ pub(crate) enum BadHost {
     Several,
     #[error("the request's host is not a host name")]
     Illegal,
+    #[error("the request's target is neither a path, which begins with `/`, nor a whole URL")]
+    Target,
+}
+
+/// Why a body is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadCoding {
+    #[error("the request's body is chunked twice")]
+    Doubled,
+    #[error("no transfer coding but chunked is read; content codings go through")]
+    Unknown,
+}
+
+/// Whether a body comes in the one way that is read (RFC 9112, 6.1). A component is not told of codings of
+/// the connection, so it could not undo them.
+pub(crate) fn check_codings(headers: &HeaderMap) -> Result<(), BadCoding> {
+    if !headers.contains_key(header::TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    let values = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let codings = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let codings = codings.map(<[u8]>::trim_ascii);
+    let (mut chunked, mut unknown) = (0, false);
+    for coding in codings.filter(|coding| !coding.is_empty()) {
+        if coding.eq_ignore_ascii_case(b"chunked") {
+            chunked += 1;
+        } else {
+            unknown = true;
+        }
+    }
+    match (chunked, unknown) {
+        (2.., _) => Err(BadCoding::Doubled),
+        (_, true) => Err(BadCoding::Unknown),
+        _ => Ok(()),
+    }
 }
 
 /// Brings a request into the one form that all else works on: origin-form URI, one `Host` header.
@@ -190,6 +225,10 @@ pub(crate) fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHost> {
             Err(BadHost::Missing)
         };
     };
+    if request.uri().scheme().is_none() {
+        // `foo` alone is an authority, which CONNECT has (RFC 9112, 3.2).
+        return Err(BadHost::Target);
+    }
     let same = host.is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
     if !same {
         if host.is_some() && request.version() == Version::HTTP_2 {
@@ -245,15 +284,12 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect()
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            let name = HeaderName::from_static(name);
+            map.append(name, HeaderValue::from_static(value));
+        }
+        map
     }
 
     #[test]
@@ -359,6 +395,28 @@ mod tests {
             Err(BadHost::Several)
         );
         assert_eq!(request("/", &[], Version::HTTP_11), Err(BadHost::Missing));
+        assert_eq!(
+            request("foo", &["a"], Version::HTTP_11),
+            Err(BadHost::Target)
+        );
+    }
+
+    #[test]
+    fn one_coding_is_read() {
+        let codings = |values: &[&'static str]| {
+            let name = "transfer-encoding";
+            let pairs: Vec<_> = values.iter().map(|value| (name, *value)).collect();
+            check_codings(&headers(&pairs))
+        };
+        assert_eq!(codings(&[]), Ok(()));
+        assert_eq!(codings(&["Chunked"]), Ok(()));
+        assert_eq!(codings(&[", chunked"]), Ok(()));
+        assert_eq!(codings(&["gzip, chunked"]), Err(BadCoding::Unknown));
+        assert_eq!(codings(&["identity", "chunked"]), Err(BadCoding::Unknown));
+        assert_eq!(codings(&["chunked, chunked"]), Err(BadCoding::Doubled));
+        assert_eq!(codings(&["chunked", "chunked"]), Err(BadCoding::Doubled));
+        let both = codings(&["chunked, gzip, chunked"]);
+        assert_eq!(both, Err(BadCoding::Doubled));
     }
 
     #[test]

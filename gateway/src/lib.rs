@@ -25,6 +25,7 @@ mod balance;
 mod config;
 mod connections;
 mod crowd;
+mod expect;
 mod forward;
 mod front;
 mod gateway;

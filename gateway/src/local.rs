@@ -75,6 +75,18 @@ pub enum LocalError {
         /// Which limit.
         reason: String,
     },
+    /// The body of the request broke off, or is none.
+    #[error("{reason}")]
+    Broken {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The body of the request did not come in time.
+    #[error("{reason}")]
+    Late {
+        /// Which limit.
+        reason: String,
+    },
     /// The guest failed.
     #[error("{reason}")]
     Failed {

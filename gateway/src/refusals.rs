@@ -61,6 +61,12 @@ impl Inner {
         text
     }
 
+    /// The client's doing: the connection to the host that was to serve it is whole.
+    pub(crate) fn broken(&self, reason: &str) -> Answer {
+        let text = format!("the body of the request did not come whole: {reason}");
+        Answer::error(ErrorClass::BadRequest, text)
+    }
+
     pub(crate) fn looped(&self, workload: &WorkloadKey) -> Answer {
         let max = self.limits.hops_max;
         let text = format!(

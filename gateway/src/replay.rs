@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use wasmorch_api::error::chain;
 
 use crate::{Body, BoxError};
 
@@ -48,6 +49,8 @@ struct Shared {
     given: usize,
     /// Whether bytes are gone that another attempt would need.
     spent: bool,
+    /// Why it ended before its end, by the doing of whoever sends it.
+    broken: Option<String>,
 }
 
 impl Replay {
@@ -63,6 +66,7 @@ impl Replay {
             keeping: true,
             given: 0,
             spent: false,
+            broken: None,
         };
         Self {
             shared: Some(Arc::new(Mutex::new(shared))),
@@ -91,6 +95,12 @@ impl Replay {
         self.shared
             .as_ref()
             .is_none_or(|shared| !lock(shared).spent)
+    }
+
+    /// Why the body ended before its end, when its sender has broken it off: no host is to blame for what
+    /// became of the request.
+    pub(crate) fn broken(&self) -> Option<String> {
+        lock(self.shared.as_ref()?).broken.clone()
     }
 
     /// No other attempt follows.
@@ -125,6 +135,9 @@ impl Shared {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled {
+            self.broken = Some(chain(&**error));
+        }
         if let Poll::Ready(Some(frame)) = &polled {
             match frame.as_ref().ok().and_then(Frame::data_ref) {
                 Some(bytes) if self.keeping => self.keep(bytes.clone()),

@@ -35,7 +35,7 @@ use crate::crowd::{Crowd, LEAVE_FOR};
 use crate::front::{Front, Opened};
 use crate::gateway::Gateway;
 use crate::headers::Client;
-use crate::heads::Heads;
+use crate::heads::{Heads, Look};
 use crate::local::Local;
 use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::socket;
@@ -269,9 +269,10 @@ impl Port {
         let shared = Shared {
             role,
             gateway: gateway.clone(),
-            builder: protocols(role, limits, tasks),
+            builder: protocols((role, &front), limits, tasks),
             front,
             stall_timeout: stall_timeout(role, limits),
+            half_close_within: limits.half_close_within,
         };
         Self {
             role,
@@ -360,6 +361,7 @@ struct Shared {
     builder: auto::Builder<Streams>,
     front: Front,
     stall_timeout: Option<Duration>,
+    half_close_within: Duration,
 }
 
 impl Shared {
@@ -382,7 +384,7 @@ impl Shared {
 
     async fn drive<S>(&self, place: Place, stream: S, client: Client) -> Result<(), BoxError>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Look + Unpin + Send + 'static,
     {
         let (role, gateway) = (self.role, self.gateway.clone());
         let (client, watch) = (Arc::new(client), place.watch().clone());
@@ -395,7 +397,7 @@ impl Shared {
                 })
             }
         });
-        let stream = Heads::new(stream, place.watch().clone());
+        let stream = Heads::new(stream, place.watch().clone(), self.half_close_within);
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let driven = place.drive(connection);
         match self.stall_timeout {
@@ -413,7 +415,11 @@ fn stall_timeout(role: Role, limits: &Limits) -> Option<Duration> {
     (role == Role::Public).then_some(limits.stall_timeout)
 }
 
-fn protocols(role: Role, limits: &Limits, tasks: &TaskTracker) -> auto::Builder<Streams> {
+fn protocols(
+    (role, front): (Role, &Front),
+    limits: &Limits,
+    tasks: &TaskTracker,
+) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams {
         tasks: tasks.clone(),
         stall_timeout: stall_timeout(role, limits),
@@ -430,6 +436,8 @@ fn protocols(role: Role, limits: &Limits, tasks: &TaskTracker) -> auto::Builder<
     builder
         .http1()
         .timer(TokioTimer::new())
+        // Whoever has sent all may close its half: whether it is gone is looked at in `heads`.
+        .half_close(front.is_plain())
         // The sweep does it, for both protocols and without a timer for each request.
         .header_read_timeout(None)
         // Below 8 KiB hyper panics.

@@ -14,7 +14,7 @@ use crate::headers;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorClass {
-    /// The request cannot be routed.
+    /// The request cannot be routed, or its body broke off.
     BadRequest,
     /// No workload answers for this host name and path.
     UnknownHost,
@@ -40,11 +40,13 @@ pub enum ErrorClass {
     Loop,
     /// It asks for what `wasi:http` cannot carry to a guest.
     NotCarried,
+    /// Its body did not come in time.
+    LateRequest,
 }
 
 impl ErrorClass {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::UnknownHost,
         Self::NoEndpoint,
@@ -58,6 +60,7 @@ impl ErrorClass {
         Self::Lost,
         Self::Loop,
         Self::NotCarried,
+        Self::LateRequest,
     ];
 
     /// The word in the header and in metrics.
@@ -76,6 +79,7 @@ impl ErrorClass {
             Self::Lost => "lost",
             Self::Loop => "loop",
             Self::NotCarried => "not-carried",
+            Self::LateRequest => "late-request",
         }
     }
 
@@ -93,6 +97,11 @@ impl ErrorClass {
             Self::TimedOut => patient,
             _ => false,
         }
+    }
+
+    /// Whether whoever asked has brought it about: it speaks neither for the replica nor against it.
+    pub(crate) const fn is_the_clients(self) -> bool {
+        matches!(self, Self::BadRequest | Self::TooLarge | Self::LateRequest)
     }
 
     pub(crate) const fn header(self) -> HeaderValue {
@@ -113,6 +122,7 @@ impl ErrorClass {
             Self::Failed | Self::Lost => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::NotCarried => StatusCode::NOT_IMPLEMENTED,
+            Self::LateRequest => StatusCode::REQUEST_TIMEOUT,
         }
     }
 }

@@ -23,6 +23,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 /// Certificates of one gateway; more are a mistake, or an attack on memory.
 const CERTIFICATES_MAX: usize = 1000;
+/// So many that are new are named in one line.
+const NEWS_MAX: usize = 10;
 /// From here on a certificate's end is worth a warning.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
@@ -107,6 +109,30 @@ impl Certificates {
             config: Arc::new(server_config(by_name)),
             about,
         })
+    }
+
+    /// In words: how many there are, and those that others did not have, with when they end.
+    pub fn news(&self, others: &Self, now: SystemTime) -> String {
+        let fresh = self.about.iter().filter(|one| !others.about.contains(one));
+        let mut words: Vec<String> = fresh
+            .map(|(from, names, ends)| {
+                let days = ends.duration_since(now).unwrap_or_default().as_secs() / 86_400;
+                format!("{from} ({names}), which ends in {days} days")
+            })
+            .collect();
+        let more = words.len().saturating_sub(NEWS_MAX);
+        words.truncate(NEWS_MAX);
+        if more > 0 {
+            words.push(format!("{more} more"));
+        }
+        let all = match self.about.len() {
+            1 => "1 certificate is in force".to_owned(),
+            count => format!("{count} certificates are in force"),
+        };
+        match words.is_empty() {
+            true => all,
+            false => format!("{all}, new: {}", words.join("; ")),
+        }
     }
 
     /// Those that end soon, in words.

@@ -161,7 +161,8 @@ impl Store {
         match accept(&self.files) {
             Ok((accepted, certificates)) => {
                 if self.newest.borrow().pairs != accepted.pairs {
-                    tracing::info!(?certificates, "new certificates are in force");
+                    let news = certificates.news(&self.certificates, SystemTime::now());
+                    tracing::info!("{news}");
                     warn_of_ends(&certificates);
                     self.certificates = certificates;
                     self.newest.send_replace(Arc::new(accepted));
@@ -437,6 +438,24 @@ mod tests {
         write(&folder.path().join("shop"), "shop.example");
         store.look_again();
         assert_eq!(newest.borrow().pairs.len(), 2);
+    }
+
+    #[test]
+    fn what_is_new_is_told_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let end = time::OffsetDateTime::now_utc() + time::Duration::hours(9 * 24 + 1);
+        write_until(&folder.path().join("web"), "a.example", end);
+        let source = TlsSource::Files(vec![(folder.path().to_owned(), None)]);
+        let first = open(&source, folder.path()).unwrap().certificates;
+        write_until(&folder.path().join("shop"), "shop.example", end);
+        let both = open(&source, folder.path()).unwrap().certificates;
+        let now = SystemTime::now();
+        let told = both.news(&first, now);
+        let (all, new) = told.split_once(", new: ").unwrap();
+        assert_eq!(all, "2 certificates are in force");
+        let words = "shop.crt (shop.example), which ends in 9 days";
+        assert!(new.ends_with(words) && !new.contains("a.example"), "{new}");
+        assert_eq!(first.news(&both, now), "1 certificate is in force");
     }
 
     #[test]

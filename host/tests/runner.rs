@@ -145,6 +145,38 @@ async fn hungry_and_spinning_guests_fail_and_hello_keeps_answering() {
     bench.end().await;
 }
 
+/// A client alone brings no rollout back: what counts for `fail_when` is what the guest does.
+#[tokio::test]
+async fn a_body_that_its_client_breaks_counts_against_nobody() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut bench = Bench::start(None);
+    let mut judged = spec();
+    judged.update.fail_when = Some(wasmorch_api::spec::FailWhen::default());
+    let web = bench.serve("web", Kind::Http, "hello-http", judged).await;
+    let broken = "POST /echo HTTP/1.1\r\nhost: web.default.localhost\r\n\
+                  transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n";
+    for _ in 0..10 {
+        let mut stream = tokio::net::TcpStream::connect(bench.http).await.unwrap();
+        stream.write_all(broken.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let read = tokio::time::timeout(support::DEADLINE, read).await;
+        read.expect("it is closed").unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(
+            answer.contains("wasmorch-error: bad-request\r\n"),
+            "{answer}"
+        );
+    }
+    assert_eq!(get(bench.http, "web", "/").await.status, 200);
+    let usage = bench
+        .usage_until(&web, |usage| usage.answers.requests > 0)
+        .await;
+    assert_eq!((usage.answers.requests, usage.answers.errors), (1, 0));
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn a_guest_that_traps_is_not_ready_and_says_why() {
     let mut bench = Bench::start(None);

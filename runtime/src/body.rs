@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::task::AbortHandle;
+use wasmorch_api::error::chain;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::ended::{BodySide, Ended};
@@ -22,21 +23,64 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A streamed body, as requests come in and responses go out.
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
-/// A request body that ends with an error beyond its limit.
+/// How long a guest waits for its request's body: told to whoever puts one among the request's extensions.
+#[derive(Debug, Clone, Default)]
+pub struct Awaited(Arc<Mutex<(Duration, Option<Instant>)>>);
+
+impl Awaited {
+    /// Until now.
+    pub fn so_far(&self) -> Duration {
+        let (before, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        before + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn waits(&self, waits: bool) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (state.1, waits) {
+            (None, true) => state.1 = Some(Instant::now()),
+            (Some(since), false) => *state = (state.0 + since.elapsed(), None),
+            _ => {}
+        }
+    }
+}
+
+/// A request body that ends with an error beyond its limit. Its request's watch is told what its client
+/// does: how the guest ends is put down to that, and it is answered with it.
 pub(crate) struct RequestBody {
     body: Body,
+    limit: u64,
     left: u64,
-    exceeded: Arc<AtomicBool>,
+    watch: Arc<Watch>,
+    awaited: Option<Awaited>,
 }
 
 impl RequestBody {
-    /// `exceeded` is set when the limit is passed, so that the request can be answered with that.
-    pub(crate) fn new(body: Body, limit: u64, exceeded: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(body: Body, limit: u64, watch: Arc<Watch>) -> Self {
         Self {
             body,
+            limit,
             left: limit,
-            exceeded,
+            watch,
+            awaited: None,
         }
+    }
+
+    /// Tells how long it is waited for.
+    pub(crate) fn told(mut self, awaited: Option<Awaited>) -> Self {
+        self.awaited = awaited;
+        self
+    }
+
+    fn awaits(&self, awaits: bool) {
+        self.watch.awaits_client(awaits);
+        self.awaited.iter().for_each(|told| told.waits(awaits));
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // Nobody waits for more of it.
+        self.awaits(false);
     }
 }
 
@@ -48,11 +92,15 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.awaits(polled.is_pending());
+        let frame = match polled {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => {
-                return Poll::Ready(Some(Err(Error::InternalError(Some(error.to_string())))));
+                let why = chain(&*error);
+                self.watch.request_failed(Ended::RequestBroken(why.clone()));
+                return Poll::Ready(Some(Err(Error::InternalError(Some(why)))));
             }
             Poll::Ready(Some(Ok(frame))) => frame,
         };
@@ -63,7 +111,9 @@ impl http_body::Body for RequestBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             None => {
-                self.exceeded.store(true, Relaxed);
+                let (side, limit_bytes) = (BodySide::Request, self.limit);
+                let ended = Ended::BodyTooLarge { side, limit_bytes };
+                self.watch.request_failed(ended);
                 Poll::Ready(Some(Err(Error::HttpRequestBodySize(None))))
             }
         }
@@ -258,22 +308,84 @@ mod tests {
         expected: Option<u64>,
         limit: u64,
     ) -> ResponseBody {
-        let runtime = Runtime::new(RuntimeConfig {
-            pooling: false,
-            ..Default::default()
-        });
-        let meter = Arc::new(Meter::new(Account::alone(), None));
-        let watch = Watch::new(runtime.unwrap(), meter, 0);
         let frames = frames.into_iter();
         let frames = frames.map(|frame| frame.map(|text| Frame::data(Bytes::from(text))));
         let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
-        ResponseBody::new(body, expected, limit, Arc::new(watch))
+        ResponseBody::new(body, expected, limit, watch())
     }
 
     async fn ahead(body: &mut ResponseBody) -> Result<(), Ended> {
         std::future::poll_fn(|cx| Poll::Ready(body.take_ahead(cx)))
             .await
             .map(drop)
+    }
+
+    fn watch() -> Arc<Watch> {
+        let runtime = Runtime::new(RuntimeConfig {
+            pooling: false,
+            ..Default::default()
+        });
+        let meter = Arc::new(Meter::new(Account::alone(), None));
+        Arc::new(Watch::new(runtime.unwrap(), meter, 0))
+    }
+
+    fn trap() -> Ended {
+        Ended::Trap {
+            message: "unreachable".into(),
+            backtrace: String::new(),
+        }
+    }
+
+    /// What its client did, whatever the guest made of it: it may unwrap an error, or swallow it and answer 500.
+    #[tokio::test]
+    async fn how_a_guest_ends_is_put_down_to_a_client_that_breaks_off() {
+        let late = Ended::Timeout {
+            limit: Duration::from_secs(1),
+        };
+        for ended in [trap(), Ended::NoResponse, late.clone()] {
+            let watch = watch();
+            let frames: [Result<_, BodyError>; 2] = [
+                Ok(Frame::data(Bytes::from_static(b"half"))),
+                Err("invalid chunk size".into()),
+            ];
+            let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+            let mut body = RequestBody::new(body, 100, watch.clone());
+            assert!(body.frame().await.unwrap().is_ok());
+            assert_eq!(watch.request_failure(), None);
+            assert!(body.frame().await.unwrap().is_err());
+            let told = watch.end(ended);
+            assert_eq!(told, Ended::RequestBroken("invalid chunk size".into()));
+        }
+        let alone = watch();
+        assert_eq!(alone.end(trap()), trap(), "nobody else is to blame");
+    }
+
+    #[tokio::test]
+    async fn who_is_late_is_whose_turn_it_was() {
+        let limit = Duration::from_secs(1);
+        let late = Ended::Timeout { limit };
+        let waits = || StreamBody::new(stream::pending()).boxed_unsync();
+        let asked = watch();
+        let mut body = RequestBody::new(waits(), 100, asked.clone());
+        assert!(body.frame().now_or_never().is_none());
+        assert_eq!(asked.end(late.clone()), Ended::RequestTimeout { limit });
+        // The guest has not asked for it, or wants no more of it.
+        let ignored = watch();
+        let _unread = RequestBody::new(waits(), 100, ignored.clone());
+        assert_eq!(ignored.end(late.clone()), late);
+        let left = watch();
+        let told = Awaited::default();
+        let mut body = RequestBody::new(waits(), 100, left.clone()).told(Some(told.clone()));
+        assert_eq!(told.so_far(), Duration::ZERO);
+        assert!(body.frame().now_or_never().is_none());
+        while told.so_far() < Duration::from_millis(20) {
+            tokio::task::yield_now().await;
+        }
+        drop(body);
+        assert_eq!(left.end(late.clone()), late);
+        let waited = told.so_far();
+        assert!(waited >= Duration::from_millis(20), "{waited:?}");
+        assert_eq!(told.so_far(), waited, "and no longer");
     }
 
     #[tokio::test]

@@ -79,6 +79,13 @@ pub enum Ended {
         /// The limit.
         limit_bytes: u64,
     },
+    /// The request's body broke off, or was no body: whoever sent it did not send all of it.
+    RequestBroken(String),
+    /// The time was over while the guest waited for more of the request's body.
+    RequestTimeout {
+        /// The limit.
+        limit: Duration,
+    },
     /// It was stopped from outside.
     Stopped,
     /// The guest returned without setting a response.
@@ -87,6 +94,21 @@ pub enum Ended {
     Guest(String),
     /// A mistake of ours, a panic in a host call among them.
     Internal(String),
+}
+
+impl Ended {
+    /// Whether it is the doing of whoever sent the request, and says nothing of the guest.
+    pub fn is_the_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::RequestBroken(_)
+                | Self::RequestTimeout { .. }
+                | Self::BodyTooLarge {
+                    side: BodySide::Request,
+                    ..
+                }
+        )
+    }
 }
 
 impl fmt::Display for Ended {
@@ -145,6 +167,14 @@ impl fmt::Display for Ended {
                     BodySide::Response => "response",
                 },
                 Bytes(*limit_bytes),
+            ),
+            Self::RequestBroken(message) => {
+                write!(f, "the body of the request did not come whole: {message}")
+            }
+            Self::RequestTimeout { limit } => write!(
+                f,
+                "the body of the request did not come within {limit:?}; send it faster, or raise \
+                 resources.timeout"
             ),
             Self::Stopped => f.write_str("stopped"),
             Self::NoResponse => f.write_str(

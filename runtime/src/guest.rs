@@ -87,6 +87,10 @@ pub(crate) struct Watch {
     /// The elements of a table that was not made.
     elements_wanted: AtomicU64,
     handles_denied: AtomicBool,
+    /// What whoever sent the request made of its body, when that was not all of one.
+    request_failed: OnceLock<Ended>,
+    /// The guest has asked for more of the body than has come.
+    awaits_client: AtomicBool,
     ended: OnceLock<Ended>,
     /// That of an instance which this request shares with others.
     instance: OnceLock<Arc<Watch>>,
@@ -104,6 +108,8 @@ impl Watch {
             memory_wanted: AtomicU64::new(0),
             elements_wanted: AtomicU64::new(0),
             handles_denied: AtomicBool::new(false),
+            request_failed: OnceLock::new(),
+            awaits_client: AtomicBool::new(false),
             ended: OnceLock::new(),
             instance: OnceLock::new(),
             is_shared: false,
@@ -154,15 +160,32 @@ impl Watch {
             || self.handles_denied.load(Relaxed)
     }
 
+    /// The request's body will not come whole, by its sender's doing: whatever the guest makes of
+    /// that is put down to it.
+    pub(crate) fn request_failed(&self, why: Ended) {
+        // The first reason is the cause of the others.
+        let _ = self.request_failed.set(why);
+    }
+
+    /// Why the request's body did not come whole, when that is so.
+    pub(crate) fn request_failure(&self) -> Option<&Ended> {
+        self.request_failed.get()
+    }
+
+    /// Whether it is the sender's turn, as the request's body sees it.
+    pub(crate) fn awaits_client(&self, awaits: bool) {
+        self.awaits_client.store(awaits, Relaxed);
+    }
+
     /// Records the first reason, counts the failure, and gives that reason back. A host without room
-    /// is no failure of the guest: it did not run.
+    /// is no failure of the guest: it did not run. Nor is what its client did.
     pub(crate) fn end(&self, ended: Ended) -> Ended {
         let mut first = false;
         let kept = self.ended.get_or_init(|| {
             first = true;
-            ended
+            self.by_the_client(&ended).unwrap_or(ended)
         });
-        if first && !self.is_shared {
+        if first && !self.is_shared && !kept.is_the_clients() {
             let count = match kept {
                 Ended::HostFull { .. } => &self.meter.refused,
                 _ => &self.meter.failed,
@@ -170,6 +193,25 @@ impl Watch {
             count.fetch_add(1, Relaxed);
         }
         kept.clone()
+    }
+
+    /// What the client did that the guest ended so, if that is the cause.
+    fn by_the_client(&self, ended: &Ended) -> Option<Ended> {
+        match ended {
+            Ended::Trap { .. }
+            | Ended::MemoryLimit { .. }
+            | Ended::TableLimit { .. }
+            | Ended::Handles { .. }
+            | Ended::NoResponse
+            | Ended::Guest(_) => self.request_failed.get().cloned(),
+            Ended::Timeout { limit } => {
+                let late = || Ended::RequestTimeout { limit: *limit };
+                let failed = self.request_failed.get().cloned();
+                failed.or_else(|| self.awaits_client.load(Relaxed).then(late))
+            }
+            // What the host did, or a limit that the guest alone meets.
+            _ => None,
+        }
     }
 
     /// Why it ended, when that is known.

@@ -24,7 +24,7 @@ mod call;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use wasmtime_wasi_http::WasiBody;
 pub(crate) use self::call::{Head, HeadSender, HttpPre, RequestIo, has_body};
 use self::call::{instantiate, run};
 use crate::artifact::{Artifact, Code};
-use crate::body::{Body, RequestBody, ResponseBody};
+use crate::body::{Awaited, Body, RequestBody, ResponseBody};
 use crate::config::ReplicaConfig;
 use crate::ended::{BodySide, Ended, PrepareError};
 use crate::gate::{Gate, Seat};
@@ -167,7 +167,6 @@ impl HttpReplica {
         };
         let code = code.map_err(|ended| watch.end(ended))?;
         let is_head = request.method() == http::Method::HEAD;
-        let exceeded = Arc::new(AtomicBool::new(false));
         let (tx, rx) = oneshot::channel();
         let inherited = request.extensions().get::<Lineage>().copied();
         let terms = Terms {
@@ -178,7 +177,6 @@ impl HttpReplica {
             },
             deadline,
             seat,
-            exceeded: exceeded.clone(),
         };
         let guest = self
             .guest(code, request, tx, terms)
@@ -189,15 +187,9 @@ impl HttpReplica {
             () = self.stop.cancelled() => return Err(watch.end(Ended::Stopped)),
             head = head_of(guest, rx) => head,
         };
-        if exceeded.load(Relaxed) {
+        if let Some(ended) = watch.request_failure() {
             // Whatever the guest made of it: the client is told the cause.
-            let limit_bytes = self.shared.config.limits.body_bytes;
-            let ended = Ended::BodyTooLarge {
-                side: BodySide::Request,
-                limit_bytes,
-            };
-            watch.end(ended.clone());
-            return Err(ended);
+            return Err(watch.end(ended.clone()));
         }
         match head {
             Some(Ok(response)) => self.respond(response, is_head, guest, watch).await,
@@ -250,7 +242,9 @@ impl HttpReplica {
         let shared = &self.shared;
         let tag = RequestTag::new(request.extensions().get::<RequestId>());
         let limit = shared.config.limits.body_bytes;
-        let request = request.map(|body| RequestBody::new(body, limit, terms.exceeded.clone()));
+        let awaited = request.extensions().get::<Awaited>().cloned();
+        let watch = terms.watch.clone();
+        let request = request.map(|body| RequestBody::new(body, limit, watch).told(awaited));
         if let Some(crew) = &self.crew {
             let job = Job { request, tag, head };
             return Ok(Box::pin(crew.run(code, job, terms)?));
@@ -260,7 +254,6 @@ impl HttpReplica {
             lineage,
             deadline,
             seat,
-            exceeded,
         } = terms;
         let mut running = self.instance(code, tag, &watch)?;
         running.store.data_mut().hooks.inherit(lineage);
@@ -270,7 +263,7 @@ impl HttpReplica {
             let run = run(&mut running, request, head);
             // How it failed is in the watch; the head and the body look there.
             let is_well = bounded(&watch, deadline, run).await.is_ok();
-            if is_well && !exceeded.load(Relaxed) {
+            if is_well && watch.request_failure().is_none() {
                 waiting.keep(running);
             } else {
                 drop(running);

@@ -71,7 +71,7 @@ pub use artifact::{Artifact, Exports, Shape};
 pub use blobstore::{
     BlobContainer, BlobContainers, BlobRead, ObjectInfo, ObjectsContainer, ObjectsError, S3Settings,
 };
-pub use body::{Body, BodyError};
+pub use body::{Awaited, Body, BodyError};
 pub use budget::{HeldMemory, NoMemory};
 pub use cache::prepare_compiled_folder;
 pub use command::{Capture, CommandReplica, Stdio};

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use http::{Request, Response, header};
@@ -112,6 +113,36 @@ async fn a_request_that_could_be_read_two_ways_is_refused() {
         assert_eq!(status(&answer), 400, "{head:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answer}");
     }
+    // Chunks in chunks, and what a component is not told of and could not undo.
+    for (head, expected) in [
+        ("transfer-encoding: chunked, chunked\r\n", 400),
+        (
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            400,
+        ),
+        ("transfer-encoding: gzip, chunked\r\n", 501),
+        (
+            "transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n",
+            501,
+        ),
+    ] {
+        let request =
+            format!("POST / HTTP/1.1\r\nhost: shop.example.com\r\n{head}\r\n0\r\n\r\n{smuggled}");
+        let answer = raw(host.http, request.as_bytes()).await;
+        assert_eq!(status(&answer), expected, "{head:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answer}");
+    }
+    // A target that is no path and no URL, whatever `Host` says.
+    for target in ["foo", "shop.example.com", "shop.example.com:80"] {
+        let head =
+            format!("GET {target} HTTP/1.1\r\nhost: shop.example.com\r\nconnection: close\r\n\r\n");
+        assert_eq!(
+            status(&raw(host.http, head.as_bytes()).await),
+            400,
+            "{target}"
+        );
+    }
+    assert_eq!(host.calls(), 0);
     // HTTP/1.0 knows no chunks.
     let old =
         "POST / HTTP/1.0\r\nhost: shop.example.com\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -224,26 +255,72 @@ impl Drop for Alive {
 }
 
 #[tokio::test]
-async fn who_closes_its_half_is_gone() {
+async fn who_closes_its_half_is_answered() {
+    let (front, back) = two(handler(|request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(Response::new(full([&b"slept "[..], &*body].concat())))
+    }));
+    let head = "HTTP/1.1\r\nhost: shop.example.com\r\n";
+    for (request, expected) in [
+        (format!("GET / {head}\r\n"), "slept "),
+        (
+            format!("POST / {head}content-length: 2\r\n\r\nok"),
+            "slept ok",
+        ),
+    ] {
+        for address in [front.http, back.http] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = String::new();
+            within(stream.read_to_string(&mut answer)).await.unwrap();
+            assert_eq!((status(&answer), &*body(&answer)), (200, expected));
+        }
+    }
+    until("nothing is left", || {
+        front.gateway.stats().connections_open == 0
+    })
+    .await;
+    front.stop().await;
+    back.stop().await;
+}
+
+/// A replica that never answers and counts how many requests it has, on the second of two hosts; both with these
+/// time-outs for clients that close their half.
+fn two_that_wait(within: Duration, timeout: Duration) -> (Host, Host, Arc<AtomicU32>) {
     let alive = Arc::new(AtomicU32::new(0));
     let counted = alive.clone();
-    let (front, back) = two(handler(move |_| {
+    let waits = handler(move |_| {
         let alive = Alive::new(&counted);
         async move {
             let _alive = alive;
             std::future::pending().await
         }
-    }));
+    });
+    let change = |config: &mut wasmorch_gateway::GatewayConfig| {
+        config.limits.half_close_within = within;
+        config.limits.half_closed_timeout = timeout;
+    };
+    let back = Host::start_with("b", 1, waits, change);
+    let front = Host::start_with("a", 0, says(""), change);
+    front.sees(&[("b", back.peer)]);
+    (front, back, alive)
+}
+
+/// Asks both hosts, does something with each connection, and looks that nobody works for it any more.
+async fn is_given_up(
+    (front, back, alive): (Host, Host, Arc<AtomicU32>),
+    leave: impl AsyncFn(TcpStream),
+) {
     for (number, address) in [front.http, back.http].into_iter().enumerate() {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = b"GET / HTTP/1.1\r\nhost: shop.example.com\r\n\r\n";
         stream.write_all(request).await.unwrap();
         until("it is in hand", || back.calls() == number as u32 + 1).await;
         assert_eq!(alive.load(Relaxed), 1);
-        // As proxies do it: nobody is known to wait for an answer any more.
-        stream.shutdown().await.unwrap();
+        leave(stream).await;
         until("the replica is told", || alive.load(Relaxed) == 0).await;
-        assert_eq!(within(stream.read(&mut [0; 64])).await.unwrap_or(0), 0);
     }
     until("nothing is left", || {
         front.gateway.stats().connections_open + back.gateway.stats().in_flight == 0
@@ -251,6 +328,36 @@ async fn who_closes_its_half_is_gone() {
     .await;
     front.stop().await;
     back.stop().await;
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+#[tokio::test]
+async fn who_resets_its_connection_is_gone() {
+    is_given_up(two_that_wait(LONG, LONG), async |stream| {
+        let linger = socket2::SockRef::from(&stream);
+        linger.set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_closes_long_after_its_request_is_gone() {
+    is_given_up(two_that_wait(Duration::ZERO, LONG), async |mut stream| {
+        stream.shutdown().await.unwrap();
+        assert_eq!(within(stream.read(&mut [0; 64])).await.unwrap_or(0), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_has_closed_its_half_is_not_waited_for_without_end() {
+    let short = Duration::from_millis(100);
+    is_given_up(two_that_wait(LONG, short), async |mut stream| {
+        stream.shutdown().await.unwrap();
+        assert_eq!(within(stream.read(&mut [0; 64])).await.unwrap_or(0), 0);
+    })
+    .await;
 }
 
 #[tokio::test]

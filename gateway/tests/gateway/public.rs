@@ -232,6 +232,8 @@ async fn errors_of_replicas_are_told_apart() {
                 },
                 "/timed-out" => LocalError::TimedOut { reason },
                 "/too-large" => LocalError::TooLarge { reason },
+                "/bad-request" => LocalError::Broken { reason },
+                "/late-request" => LocalError::Late { reason },
                 _ => LocalError::Failed { reason },
             })
         }),
@@ -240,6 +242,8 @@ async fn errors_of_replicas_are_told_apart() {
         ("busy", 503),
         ("timed-out", 504),
         ("too-large", 413),
+        ("bad-request", 400),
+        ("late-request", 408),
         ("failed", 502),
     ] {
         let answer = ask(
@@ -263,7 +267,7 @@ async fn errors_of_replicas_are_told_apart() {
     let stats = host.gateway.stats();
     assert_eq!(
         (stats.requests, stats.answers, stats.in_flight),
-        (4, [0, 0, 1, 3], 0)
+        (6, [0, 0, 3, 3], 0)
     );
     host.stop().await;
 }
@@ -424,6 +428,23 @@ async fn continue_is_said_when_the_body_is_wanted() {
 }
 
 #[tokio::test]
+async fn continue_is_said_before_an_answer_that_begins_before_the_body() {
+    // The answer is the body itself: its client and the replica would wait for each other.
+    let back = Host::start("b", 1, echoes());
+    let front = Host::start("a", 0, says("never"));
+    front.sees(&[("b", back.peer)]);
+    for address in [back.http, front.http] {
+        assert_eq!(asks_first(address, "/").await, [100, 200]);
+    }
+    // Nobody is going to read it.
+    let unread = Host::start("c", 1, says("hello"));
+    assert_eq!(asks_first(unread.http, "/").await, [200]);
+    for host in [front, back, unread] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn http2_with_prior_knowledge() {
     let host = Host::start("a", 1, tells_headers());
     let mut client = H2::connect(host.http).await;
@@ -476,7 +497,10 @@ async fn a_client_that_goes_cancels_its_request() {
             }
         }),
     );
-    let front = Host::start("a", 0, says(""));
+    // As if it had waited for longer than one that only closes its half.
+    let front = Host::start_with("a", 0, says(""), |config| {
+        config.limits.half_close_within = Duration::ZERO;
+    });
     front.sees(&[("b", back.peer)]);
     let mut stream = tokio::net::TcpStream::connect(front.http).await.unwrap();
     stream

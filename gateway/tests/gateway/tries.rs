@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use wasmorch_gateway::{Deadline, LocalError};
 
@@ -289,4 +291,54 @@ async fn what_is_never_executed_goes_on_to_three_hosts_and_no_further() {
         host.stop().await;
     }
     front.stop().await;
+}
+
+/// Reads all of the body, and tells as a runtime does when there is none.
+fn reads() -> Handle {
+    handler(|request| async {
+        match request.into_body().collect().await {
+            Ok(body) => Ok(Response::new(full(body.to_bytes()))),
+            Err(error) => Err(LocalError::Broken {
+                reason: error.to_string(),
+            }),
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_body_that_its_client_breaks_is_no_hosts_fault() {
+    let front = Host::start("a", 0, says(""));
+    let (one, other) = (Host::start("b", 1, reads()), Host::start("c", 1, reads()));
+    let seen = [("b", one.peer), ("c", other.peer)];
+    front.sees(&seen);
+    one.sees(&seen);
+    let head = "POST / HTTP/1.1\r\nhost: shop.example.com\r\n";
+    // No chunk, and not all of what was announced.
+    for broken in [
+        format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n"),
+        format!("{head}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n"),
+        format!("{head}content-length: 100\r\n\r\nhalf"),
+    ] {
+        for address in [front.http, one.http] {
+            for _ in 0..10 {
+                let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+                stream.write_all(broken.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let mut answer = Vec::new();
+                within(stream.read_to_end(&mut answer)).await.unwrap();
+                let answer = String::from_utf8(answer).unwrap();
+                assert_eq!(status(&answer), 400, "{broken:?}: {answer}");
+                let class = "wasmorch-error: bad-request\r\n";
+                assert!(answer.contains(class), "{answer}");
+            }
+        }
+    }
+    for host in [&front, &one] {
+        let stats = host.gateway.stats();
+        assert_eq!((stats.ejected, stats.retried), (0, 0), "{stats:?}");
+    }
+    assert_eq!(echoed(front.http).await.0, StatusCode::OK);
+    for host in [front, one, other] {
+        host.stop().await;
+    }
 }

@@ -14,7 +14,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use wasmorch_api::{Answers, Kind, WorkloadSpec};
 use wasmorch_gateway::Body;
-use wasmorch_runtime::{BodySide, Ended, LogSink, RequestId};
+use wasmorch_runtime::{Awaited, BodySide, Ended, LogSink, RequestId};
 
 use super::logs::failed;
 
@@ -54,6 +54,8 @@ impl Tally {
 pub(super) struct Counted {
     tally: Arc<Tally>,
     began: Instant,
+    /// How long its guest has waited for its client, where it is asked how long it took.
+    awaited: Option<Awaited>,
     /// An answer came, or it is known that none counts.
     settled: bool,
 }
@@ -61,10 +63,16 @@ pub(super) struct Counted {
 impl Counted {
     pub(super) fn begin(tally: Arc<Tally>) -> Self {
         Self {
+            awaited: tally.slow_after.map(|_| Awaited::default()),
             tally,
             began: Instant::now(),
             settled: false,
         }
+    }
+
+    /// What the request is to carry.
+    pub(super) fn awaited(&self) -> Option<&Awaited> {
+        self.awaited.as_ref()
     }
 
     /// Counts how it ended. Whoever watches the body of an answer goes on with what is given back.
@@ -98,7 +106,12 @@ impl Counted {
 
     fn is_slow(&self) -> bool {
         let slow_after = self.tally.slow_after;
-        slow_after.is_some_and(|after| self.began.elapsed() > after)
+        let clients = || {
+            self.awaited
+                .as_ref()
+                .map_or(Duration::ZERO, Awaited::so_far)
+        };
+        slow_after.is_some_and(|after| self.began.elapsed().saturating_sub(clients()) > after)
     }
 }
 
@@ -124,11 +137,13 @@ fn fault(ended: &Ended) -> Option<bool> {
             side: BodySide::Response,
             ..
         } => Some(true),
-        // The guest has answered none of these.
+        // The guest has answered none of these, or no request that was one.
         Ended::BodyTooLarge {
             side: BodySide::Request,
             ..
         }
+        | Ended::RequestBroken(_)
+        | Ended::RequestTimeout { .. }
         | Ended::CallerTimeout { .. }
         | Ended::Busy { .. }
         | Ended::HostFull { .. }
@@ -247,6 +262,8 @@ mod tests {
         };
         let late = Ended::Timeout { limit: second };
         let gone = Ended::CallerTimeout { limit: second };
+        let broken = Ended::RequestBroken("invalid chunk size".into());
+        let slow = Ended::RequestTimeout { limit: second };
         let ends = [
             (answer(200), (1, 0, 0)),
             (answer(404), (2, 0, 0)),
@@ -254,6 +271,8 @@ mod tests {
             (Err(trap), (4, 2, 0)),
             (Err(late), (5, 3, 0)),
             (Err(gone), (5, 3, 0)),
+            (Err(broken), (5, 3, 0)),
+            (Err(slow), (5, 3, 0)),
             (Err(busy), (5, 3, 0)),
             (Err(Ended::Stopped), (5, 3, 0)),
         ];
@@ -289,9 +308,12 @@ mod tests {
             backtrace: String::new(),
         };
         let limit = Duration::from_secs(30);
-        for (end, errors) in [(trap, 1), (Ended::Timeout { limit }, 0)] {
+        let broken = Ended::RequestBroken("invalid chunk size".into());
+        for (end, errors) in [(trap, 1), (Ended::Timeout { limit }, 0), (broken, 0)] {
             let tally = tally(None);
+            // A client's doing is not the guest's, and stands not in its log.
             let said = format!("an answer that had begun failed: {end}");
+            let said = (!end.is_the_clients()).then(|| (Some("r-7".into()), said));
             let frames: [Result<Frame<Bytes>, BodyError>; 2] = [
                 Ok(Frame::data(Bytes::from_static(b"half"))),
                 Err(Box::new(end)),
@@ -309,7 +331,7 @@ mod tests {
             assert!(body.collect().await.is_err());
             assert_eq!(figures(&tally), (1, errors, 0));
             let lines = lines.0.lock().expect("no panic");
-            assert_eq!(*lines, [(Some("r-7".into()), said)]);
+            assert_eq!(*lines, Vec::from_iter(said));
         }
     }
 }

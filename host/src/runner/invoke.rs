@@ -111,7 +111,7 @@ async fn answer(context: Arc<Context>, callee: Arc<Callee>, call: Delivery) {
         context.locals.wake(workload).await;
     }
     let outcome = match translation::request(call, &callee.host) {
-        Err(refusal) => Err(refusal),
+        Err(refusal) => Err(refusal.into()),
         Ok(request) => {
             let response = context.gateway.call(workload, request).await;
             let room = context.link.max_payload().unwrap_or(PAYLOAD_MAX);

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use wasmorch_api::messages::LogLine;
-use wasmorch_runtime::{BodySide, Ended, LogLevel, LogSink, LogStream, RequestId};
+use wasmorch_runtime::{Ended, LogLevel, LogSink, LogStream, RequestId};
 
 use super::protocol::{FromRunner, ReplicaKey};
 
@@ -198,17 +198,11 @@ impl Drop for ReplicaLogs {
 /// Whether a failure is the guest's doing and so belongs into its log: being busy, being stopped,
 /// a client's body and a caller's patience are not.
 fn is_the_guests(ended: &Ended) -> bool {
-    !matches!(
+    let others = matches!(
         ended,
-        Ended::Busy { .. }
-            | Ended::HostFull { .. }
-            | Ended::BodyTooLarge {
-                side: BodySide::Request,
-                ..
-            }
-            | Ended::CallerTimeout { .. }
-            | Ended::Stopped
-    )
+        Ended::Busy { .. } | Ended::HostFull { .. } | Ended::CallerTimeout { .. } | Ended::Stopped
+    );
+    !others && !ended.is_the_clients()
 }
 
 /// Says in a guest's log how it failed, if that is its doing: the guest cannot any more. `during` names

@@ -8,7 +8,7 @@ use wasmorch_api::spec::{Replicas, Scale};
 use wasmorch_host::runner::protocol::ToRunner;
 
 use crate::support::nats::NatsServer;
-use crate::support::{Bench, DEADLINE, spec};
+use crate::support::{Bench, DEADLINE, get, spec};
 
 /// Status, code of an error, and body.
 type Answered = (Option<String>, Option<String>, Bytes);
@@ -61,10 +61,13 @@ async fn an_http_workload_is_called_by_nats() {
     assert_eq!(code.as_deref(), Some("413"));
     let refusal: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(refusal["error"]["code"], "too_large");
+    // As by HTTP, and with the code that the API has for it.
+    let (status, code, _) = call(&client, "/trap", "").await.unwrap();
     assert_eq!(
-        call(&client, "/trap", "").await.unwrap().1.as_deref(),
-        Some("500")
+        (status.as_deref(), code.as_deref()),
+        (Some("502"), Some("500"))
     );
+    assert_eq!(get(bench.http, "web", "/trap").await.status, 502);
 
     bench.drain(&web).await;
     bench.stopped(&web).await;

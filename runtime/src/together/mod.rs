@@ -22,7 +22,7 @@ mod instance;
 mod told;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 
@@ -57,8 +57,6 @@ pub(crate) struct Terms {
     pub(crate) lineage: Lineage,
     pub(crate) deadline: Option<Deadline>,
     pub(crate) seat: Option<Seat>,
-    /// Its body was too large.
-    pub(crate) exceeded: Arc<AtomicBool>,
 }
 
 /// The instances of one replica that may take more requests.
@@ -152,7 +150,7 @@ impl Crew {
                 let why = state.watch.ended().cloned();
                 terms.watch.end(why.unwrap_or(Ended::NoResponse));
             }
-            if terms.exceeded.load(SeqCst) {
+            if terms.watch.request_failure().is_some() {
                 state.close();
             }
             crew.left(member, terms.deadline, terms.seat);

@@ -12,7 +12,7 @@ use wasmorch_runtime::{
     BodyError, Ended, HttpReplica, LogStream, PrepareError, ReplicaConfig, RequestId,
 };
 
-use crate::support::{Lines, artifact, eventually, fetch, get, http, runtime};
+use crate::support::{Lines, answer, artifact, eventually, fetch, get, http, runtime};
 
 fn config() -> ReplicaConfig {
     ReplicaConfig::new("test")
@@ -128,6 +128,65 @@ async fn bodies_stream_both_ways() {
 #[tokio::test]
 async fn bodies_stream_both_ways_in_p3() {
     streams_both_ways("hello-http-p3").await;
+}
+
+/// How a request to `/echo` with this body ended, whether an answer had begun or not.
+async fn echoed(replica: &HttpReplica, frames: Vec<Result<&'static str, BodyError>>) -> Ended {
+    let (mut tx, rx) = mpsc::channel::<Result<Frame<Bytes>, BodyError>>(8);
+    for frame in frames {
+        let frame = frame.map(|text| Frame::data(text.into()));
+        tx.send(frame).await.unwrap();
+    }
+    let request = http::Request::post("/echo").header("host", "test");
+    let request = request.body(StreamBody::new(rx).boxed_unsync()).unwrap();
+    // The sender lives on: what has not come yet may still come.
+    let ended = answer(replica, request).await;
+    drop(tx);
+    ended.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_body_that_its_client_breaks_off_is_no_failure_of_the_guest() {
+    for name in ["hello-http", "hello-http-p3"] {
+        for concurrency in [1, 4] {
+            let reuse = wasmorch_runtime::Reuse {
+                requests: 100,
+                concurrency,
+                idle: Duration::from_secs(10),
+            };
+            let replica = http(name, ReplicaConfig { reuse, ..config() }).await;
+            for before in [vec![], vec!["one"], vec!["one", "two"]] {
+                let mut frames: Vec<_> = before.into_iter().map(Ok).collect();
+                frames.push(Err("invalid chunk size".into()));
+                let ended = echoed(&replica, frames).await;
+                let broken = Ended::RequestBroken("invalid chunk size".into());
+                assert_eq!(ended, broken, "{name} {concurrency}");
+            }
+            assert_eq!(replica.usage().failed_total, 0, "{name} {concurrency}");
+            assert_eq!(fetch(&replica, "/").await.unwrap().0, 200, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_in_time_is_its_clients_doing() {
+    let limit = Duration::from_millis(300);
+    for name in ["hello-http", "hello-http-p3"] {
+        let limits = wasmorch_runtime::Limits {
+            timeout: Some(limit),
+            ..Default::default()
+        };
+        let replica = http(name, ReplicaConfig { limits, ..config() }).await;
+        for before in [vec![], vec![Ok("one")]] {
+            let ended = echoed(&replica, before).await;
+            assert_eq!(ended, Ended::RequestTimeout { limit }, "{name}");
+        }
+        assert_eq!(replica.usage().failed_total, 0, "{name}");
+        // One that it does not wait for is none.
+        let ended = fetch(&replica, "/sleep?60000").await.unwrap_err();
+        assert_eq!(ended, Ended::Timeout { limit }, "{name}");
+        assert_eq!(replica.usage().failed_total, 1, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -105,6 +105,9 @@ impl Member {
         request.extensions_mut().insert(id.clone());
         self.guest.count_request();
         let counted = self.tally.clone().map(Counted::begin);
+        if let Some(awaited) = counted.as_ref().and_then(Counted::awaited) {
+            request.extensions_mut().insert(awaited.clone());
+        }
         let told = Told {
             logs: self.logs.clone(),
             id,
@@ -187,17 +190,11 @@ fn lineage(extensions: &http::Extensions) -> Lineage {
 /// Whether a failure says something of the replica: not what its caller, the host or its load brought
 /// about.
 fn blames_replica(ended: &Ended) -> bool {
-    !matches!(
+    let others = matches!(
         ended,
-        Ended::Busy { .. }
-            | Ended::HostFull { .. }
-            | Ended::CallerTimeout { .. }
-            | Ended::Stopped
-            | Ended::BodyTooLarge {
-                side: BodySide::Request,
-                ..
-            }
-    )
+        Ended::Busy { .. } | Ended::HostFull { .. } | Ended::CallerTimeout { .. } | Ended::Stopped
+    );
+    !others && !ended.is_the_clients()
 }
 
 /// What a failure means to the gateway. The reasons are the runtime's: they name the limit.
@@ -213,6 +210,8 @@ fn local_error(ended: Ended) -> LocalError {
             side: BodySide::Request,
             ..
         } => LocalError::TooLarge { reason },
+        Ended::RequestBroken(_) => LocalError::Broken { reason },
+        Ended::RequestTimeout { .. } => LocalError::Late { reason },
         _ => LocalError::Failed { reason },
     }
 }
@@ -264,6 +263,13 @@ mod tests {
             large(BodySide::Response),
             LocalError::Failed { .. }
         ));
+        let broken = Ended::RequestBroken("invalid chunk size".into());
+        let slow = Ended::RequestTimeout { limit: second };
+        for ended in [&broken, &slow] {
+            assert!(!blames_replica(ended), "{ended}");
+        }
+        assert!(matches!(local_error(broken), LocalError::Broken { .. }));
+        assert!(matches!(local_error(slow), LocalError::Late { .. }));
         let trap = Ended::Trap {
             message: "unreachable".into(),
             backtrace: String::new(),

@@ -1,7 +1,7 @@
 //! What a call by NATS means as HTTP, and what an answer means as a NATS message.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::{ApiError, ErrorCode, WorkloadKey};
@@ -94,14 +94,32 @@ fn passes(name: &str) -> bool {
     !NOT.iter().any(|not| not.eq_ignore_ascii_case(name))
 }
 
+/// Why a call has no answer of a guest. Where a gateway says so the status is its own, as any client of it
+/// sees it; else that of the code.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    error: ApiError,
+    status: Option<StatusCode>,
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self {
+            error,
+            status: None,
+        }
+    }
+}
+
 /// A guest's answer; or why there is none, when a gateway says so in its place.
 pub(super) async fn answered(
     workload: &WorkloadKey,
     response: Response<Body>,
-) -> Result<Response<Body>, ApiError> {
+) -> Result<Response<Body>, Refusal> {
     let Some(class) = ErrorClass::of(response.headers()) else {
         return Ok(response);
     };
+    let status = Some(response.status());
     let (code, fix) = match class {
         ErrorClass::Busy | ErrorClass::Overloaded => (ErrorCode::Busy, "try again"),
         ErrorClass::NoEndpoint | ErrorClass::Refused | ErrorClass::Unreachable => {
@@ -111,9 +129,10 @@ pub(super) async fn answered(
         ErrorClass::TimedOut | ErrorClass::Lost => (ErrorCode::Unavailable, ""),
         ErrorClass::TooLarge => (ErrorCode::TooLarge, ""),
         ErrorClass::UnknownHost => (ErrorCode::NotFound, ""),
-        ErrorClass::BadRequest | ErrorClass::NotCarried | ErrorClass::Loop => {
-            (ErrorCode::Invalid, "")
-        }
+        ErrorClass::BadRequest
+        | ErrorClass::LateRequest
+        | ErrorClass::NotCarried
+        | ErrorClass::Loop => (ErrorCode::Invalid, ""),
         ErrorClass::Failed => (ErrorCode::Internal, "see its logs"),
     };
     let why = match collect(workload, response, WHY_BYTES_MAX).await {
@@ -121,7 +140,8 @@ pub(super) async fn answered(
         Err(_) => class.as_str().to_owned(),
     };
     let what = format!("{workload} did not answer");
-    Err(ApiError::new(code, what, why, fix))
+    let error = ApiError::new(code, what, why, fix);
+    Err(Refusal { error, status })
 }
 
 /// The whole response, when one message holds it.
@@ -129,7 +149,7 @@ pub(super) async fn collect(
     workload: &WorkloadKey,
     response: Response<Body>,
     room: usize,
-) -> Result<(Vec<(String, String)>, Bytes), ApiError> {
+) -> Result<(Vec<(String, String)>, Bytes), Refusal> {
     let (head, mut body) = response.into_parts();
     let mut headers = vec![(STATUS.to_owned(), head.status.as_u16().to_string())];
     for (name, value) in &head.headers {
@@ -148,23 +168,23 @@ pub(super) async fn collect(
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             let why = format!("the response broke off: {error}");
-            ApiError::new(
-                ErrorCode::Internal,
-                format!("{workload} failed"),
-                why,
-                "see its logs",
-            )
+            let what = format!("{workload} failed");
+            Refusal {
+                error: ApiError::new(ErrorCode::Internal, what, why, "see its logs"),
+                // A client of HTTP sees it break off; of what has not begun a gateway says this.
+                status: Some(StatusCode::BAD_GATEWAY),
+            }
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
         if head_bytes + collected.len() + data.len() > room {
-            return Err(too_large(workload, room));
+            return Err(too_large(workload, room).into());
         }
         collected.extend_from_slice(&data);
     }
     if head_bytes > room {
-        return Err(too_large(workload, room));
+        return Err(too_large(workload, room).into());
     }
     Ok((headers, collected.freeze()))
 }
@@ -204,20 +224,22 @@ pub(in super::super) fn empty(reply: String) -> Delivery {
 }
 
 /// A refusal in the shape of the API.
-pub(super) fn error(reply: String, refusal: ApiError) -> Delivery {
-    let code = refusal.code.number().to_string();
+pub(super) fn error(reply: String, refusal: impl Into<Refusal>) -> Delivery {
+    let Refusal { error, status } = refusal.into();
+    let code = error.code.number().to_string();
+    let status = status.map_or_else(|| code.clone(), |status| status.as_str().to_owned());
     // A header is one line.
-    let what: String = refusal
+    let what: String = error
         .what
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    let body = serde_json::to_vec(&ErrorBody { error: refusal })
+    let body = serde_json::to_vec(&ErrorBody { error })
         .expect("a refusal holds texts and numbers, which are always JSON");
     let headers = vec![
         (ERROR.to_owned(), what),
-        (ERROR_CODE.to_owned(), code.clone()),
-        (STATUS.to_owned(), code),
+        (ERROR_CODE.to_owned(), code),
+        (STATUS.to_owned(), status),
     ];
     Delivery {
         subject: reply,
@@ -309,7 +331,7 @@ mod tests {
         let refused = collect(&workload(), response(&[0; 1000]), 1000)
             .await
             .unwrap_err();
-        assert_eq!(refused.code, ErrorCode::TooLarge);
+        assert_eq!(refused.error.code, ErrorCode::TooLarge);
     }
 
     #[tokio::test]
@@ -321,10 +343,17 @@ mod tests {
             let name = HeaderName::from_static("wasmorch-error");
             let value = HeaderValue::from_static(class.as_str());
             vain.headers_mut().insert(name, value);
-            let error = answered(&workload(), vain).await.unwrap_err();
-            assert_eq!(error.why, "no replica is ready");
+            *vain.status_mut() = StatusCode::BAD_GATEWAY;
+            let refusal = answered(&workload(), vain).await.unwrap_err();
+            assert_eq!(refusal.error.why, "no replica is ready");
+            let code = refusal.error.code;
             let busy = matches!(class, ErrorClass::Busy | ErrorClass::Overloaded);
-            assert_eq!(error.code == ErrorCode::Busy, busy, "{class:?}");
+            assert_eq!(code == ErrorCode::Busy, busy, "{class:?}");
+            // Two words for it: what a gateway answers, and the code of the API.
+            let told = error("_INBOX.1".into(), refusal);
+            assert_eq!(told.header(STATUS), Some("502"), "{class:?}");
+            let number = code.number().to_string();
+            assert_eq!(told.header(ERROR_CODE), Some(&*number), "{class:?}");
         }
     }
 
