@@ -84,7 +84,7 @@ pub(crate) struct CliError {
     /// Every mistake of a document, and the file it was read from.
     pub(crate) problems: Vec<Problem>,
     pub(crate) file: Option<Box<Path>>,
-    /// The API's own code when it refused.
+    /// The API's own code when it refused, or what is nearer than the exit code's word.
     pub(crate) code: Option<ErrorCode>,
     /// There is nobody left to tell: the reader of our output has gone.
     pub(crate) quiet: bool,
@@ -226,12 +226,16 @@ impl From<io::Error> for CliError {
                 ..Self::new(Exit::OK, "the output was closed", "", "")
             };
         }
-        Self::new(
-            Exit::BLOCKED,
-            "cannot write the output",
-            error.to_string(),
-            "",
-        )
+        Self {
+            // Nothing stands in conflict with anything.
+            code: Some(ErrorCode::Unavailable),
+            ..Self::new(
+                Exit::BLOCKED,
+                "cannot write the output",
+                error.to_string(),
+                "",
+            )
+        }
     }
 }
 
@@ -275,6 +279,13 @@ mod tests {
             error.place(&problem(None)),
             "a.toml: workload.name: missing"
         );
+    }
+
+    #[test]
+    fn output_that_cannot_be_written_conflicts_with_nothing() {
+        let error = CliError::from(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(error.exit, Exit::BLOCKED);
+        assert_eq!(error.to_body().error.code, ErrorCode::Unavailable);
     }
 
     #[test]

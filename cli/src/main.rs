@@ -17,8 +17,6 @@ mod up;
 use std::io::Write as _;
 use std::time::Duration;
 
-use clap::Parser as _;
-
 use args::{Cli, Command};
 use error::{CliError, Exit};
 
@@ -48,7 +46,7 @@ fn main() {
 }
 
 fn run() -> Exit {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

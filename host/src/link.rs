@@ -55,6 +55,8 @@ const CATCH_UP_EVERY: Duration = Duration::from_secs(10);
 const SYNC_EVERY: Duration = Duration::from_secs(600);
 /// Between two readings, however often they are asked for.
 const SYNC_PAUSE: Duration = Duration::from_millis(50);
+/// Without a first connection for this long it is said that there is none.
+const ABSENT_AFTER: Duration = Duration::from_secs(2);
 /// For the last messages to leave when the daemon ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -170,7 +172,7 @@ struct Connection {
 }
 
 /// What the tasks share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     connection: watch::Sender<Connection>,
     /// Messages were lost on our side: read everything again.
@@ -198,14 +200,7 @@ impl Link {
         events: mpsc::Sender<LinkEvent>,
         pulse: watch::Receiver<Option<Heartbeat>>,
     ) -> Result<(Self, LinkTasks), LinkError> {
-        let shared = Arc::new(Shared {
-            connection: watch::Sender::default(),
-            lost: Notify::new(),
-            behind: Notify::new(),
-            wanted_sequence: AtomicU64::new(0),
-            wanted_term: AtomicU64::new(0),
-            ending: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::default());
         let client = connect(options, &host, shared.clone()).await?;
         let (context, api) = match &options.js_domain {
             Some(domain) => (
@@ -239,6 +234,7 @@ impl Link {
         let listening = serve::listen(answers, subscriptions);
         owned(listening.boxed());
         owned(follow(link.clone(), shared.clone(), events).boxed());
+        owned(warn_when_absent(shared.clone(), options.shown()).boxed());
         owned(beat(link.clone(), pulse).boxed());
         tasks.close();
         let all = LinkTasks {
@@ -360,6 +356,20 @@ fn note(event: &async_nats::Event, shared: &Shared) {
     }
 }
 
+/// Says once that the server does not answer, when it does not soon after the start. The client says nothing of
+/// first attempts that fail.
+async fn warn_when_absent(shared: Arc<Shared>, url: String) {
+    if !connects_within(&shared, ABSENT_AFTER).await {
+        tracing::warn!("NATS does not answer at {url}: holding what runs, trying on until it does");
+    }
+}
+
+async fn connects_within(shared: &Shared, wait: Duration) -> bool {
+    let mut connection = shared.connection.subscribe();
+    let first = connection.wait_for(|connection| connection.generation > 0);
+    timeout(wait, first).await.is_ok()
+}
+
 /// Reads everything at every (re)connect and after messages were lost, and what is new now and
 /// then, and whenever the leader says that the host is behind.
 async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>) {
@@ -472,6 +482,17 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_first_connection_is_waited_for_and_its_absence_noticed() {
+        let shared = Shared::default();
+        let soon = Duration::from_millis(10);
+        assert!(!connects_within(&shared, soon).await);
+        note(&async_nats::Event::Connected, &shared);
+        note(&async_nats::Event::Disconnected, &shared);
+        // One that was there and has gone is told of as that.
+        assert!(connects_within(&shared, soon).await);
+    }
 
     #[tokio::test]
     async fn wrong_options_are_errors_and_an_absent_server_is_not() {

@@ -29,7 +29,7 @@ use crate::runtime::RuntimeError;
 pub const ENGINE: &str = "wasmtime-48.0.8-1";
 
 /// How deep a guest may recurse. Half of its stack: host calls run on the rest.
-pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
+pub const WASM_STACK_BYTES: usize = 512 << 10;
 /// The whole stack of a guest, host calls included.
 const STACK_BYTES: usize = 1 << 20;
 /// Memory that a free slot of the pool keeps, so that its next user faults on no page.
@@ -40,7 +40,7 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 /// The largest table. Components made from Python or JavaScript have tens of thousands of
 /// functions; wasmtime's default of 20,000 is too small for some.
-pub(crate) const TABLE_ELEMENTS_MAX: usize = 64 << 10;
+pub const TABLE_ELEMENTS_MAX: usize = 64 << 10;
 
 /// Tables in the pool for each instance in it: adapters and shims have one each.
 pub(crate) const TABLES_PER_INSTANCE: u32 = 4;

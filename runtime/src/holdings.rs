@@ -27,10 +27,10 @@ use crate::secrets::guest::Secret;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
 /// many handles of its own, tasks and waits of WASI 0.3 it may have.
-pub(crate) const RESOURCES_MAX: usize = 4 << 10;
+pub const RESOURCES_MAX: usize = 4 << 10;
 /// Files, sockets and streams that a replica may hold open, all its instances in all runners
 /// together: far from what a process may have, which is thousands at the least.
-pub(crate) const HANDLES_MAX: u64 = 2048;
+pub const HANDLES_MAX: u64 = 2048;
 /// What a guest may write to an outgoing body at once.
 pub(crate) const BODY_CHUNK_BYTES: usize = 16 << 10;
 /// So many of these wait between it and the reader: enough that neither waits for the other at each, and

@@ -67,6 +67,14 @@ mod ticker;
 mod together;
 mod volume;
 
+/// Limits that nothing written in a spec moves, for whoever shows them.
+pub mod fixed {
+    pub use crate::engines::{TABLE_ELEMENTS_MAX, WASM_STACK_BYTES};
+    pub use crate::holdings::{HANDLES_MAX, RESOURCES_MAX};
+    pub use crate::limits::{INSTANCES_MAX, MEMORIES_MAX, TABLES_MAX};
+    pub use crate::outbound::IN_HAND_MAX;
+}
+
 pub use artifact::{Artifact, Exports, Shape};
 pub use blobstore::{
     BlobContainer, BlobContainers, BlobRead, ObjectInfo, ObjectsContainer, ObjectsError, S3Settings,

@@ -19,11 +19,11 @@ use crate::reuse::Pool;
 use crate::share::CpuShare;
 
 /// Core instances in one store: several times what the largest known components have.
-const INSTANCES_MAX: usize = 512;
+pub const INSTANCES_MAX: usize = 512;
 /// Tables in one store.
-const TABLES_MAX: usize = 128;
+pub const TABLES_MAX: usize = 128;
 /// Memories in one store.
-const MEMORIES_MAX: usize = 64;
+pub const MEMORIES_MAX: usize = 64;
 /// One element of a table.
 pub(crate) const ELEMENT_BYTES: u64 = 8;
 

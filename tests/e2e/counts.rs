@@ -88,6 +88,11 @@ fn a_cron_workload_is_stored_and_runs_when_told_to() {
     let file = manifest(&up, "nightly", "wordcount", keys);
     let done = up.run(&["deploy", &file]).ok();
     assert!(done.out.contains("stored"), "{done:?}");
+    let rollout = up.run(&["rollout", "status", "nightly"]).ok();
+    assert!(rollout.out.contains("no rollout"), "{}", rollout.out);
+    let none = up.run(&["rollout", "status", "nightly", "--json"]).ok();
+    assert_eq!(none.json(), serde_json::Value::Null);
+    up.run(&["restart", &file]).refused(64, &["ends by itself"]);
     let status = up.status("nightly");
     assert_eq!(
         (&status["state"], &status["run"]),

@@ -282,4 +282,12 @@ fn a_gateway_that_restarts_without_nats_reaches_the_replica_on_another_host() {
     wait_for("an answer of the replica on the other host", || {
         daemons.answers(&gateway).then_some(())
     });
+    let started = daemons.hosts[other].as_ref().expect("started");
+    wait_for("the host to say that NATS does not answer", || {
+        let url = daemons.nats.url();
+        let said = started
+            .stderr()
+            .contains(&format!("NATS does not answer at {url}"));
+        said.then_some(())
+    });
 }

@@ -88,6 +88,9 @@ fn jobs_of_every_shape_complete_or_fail_with_a_reason() {
     up.run(&["deploy", path, "--name", "fails", "--job", "--", "fail"])
         .refused(1, &["exit"]);
     assert_eq!(up.status("fails")["state"], "failed");
+    // The same again is no success: it is not run once more by a deploy.
+    up.run(&["deploy", path, "--name", "fails", "--job", "--", "fail"])
+        .refused(1, &["unchanged", "exit code", "wasmorch start fails"]);
     // A job runs once more when it is started.
     up.run(&["start", "wordcount"]).ok();
     wait_for("the second run", || {

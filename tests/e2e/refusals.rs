@@ -40,6 +40,8 @@ fn bad_bytes_and_names_leave_everything_as_it_was() {
         .refused(65, &["ends too early"]);
     up.run(&["deploy", &file("nothing.wasm", NO_KNOWN_EXPORT)])
         .refused(65, &["export"]);
+    up.run(&["run", &file("nothing.wasm", NO_KNOWN_EXPORT)])
+        .refused(65, &["export"]);
     up.run(&["deploy", &hello, "--name", "Not_A_Label"])
         .refused(64, &["DNS label"]);
     up.run(&["deploy", &hello, "--replicas", "-1"])
@@ -90,6 +92,39 @@ update = { max_surge = 0, max_unavailable = 0 }
     );
     assert!(done.out.is_empty());
     assert_eq!(up.ps(), serde_json::json!([]));
+}
+
+#[test]
+fn what_has_not_got_there_is_no_success_when_it_is_deployed_again() {
+    let up = Up::start(1);
+    let text = format!(
+        "[workload]\nname = \"slow\"\ncomponent = \"{}\"\n\
+         constraints = [{{ label = \"zone\", eq = \"nowhere\" }}]\n\
+         update = {{ progress_deadline = \"3s\" }}\n",
+        guest("hello-http").display()
+    );
+    let file = up.home.write("slow.toml", text);
+    let file = file.to_str().expect("text");
+    // The result is the last of the lines.
+    let result = |out: &str| {
+        let last = out.lines().last().expect("a line");
+        serde_json::from_str::<Value>(last).expect("an object")
+    };
+    let detached = up.run(&["deploy", file, "--detach", "--json"]).ok();
+    let detached = result(&detached.out);
+    // Its rollout is under way: what changed nothing waits for it too.
+    let done = up.run(&["deploy", file]).refused(1, &["unplaced"]);
+    assert!(done.err.contains("unchanged"), "{}", done.err);
+    // It has failed by now.
+    let again = up.run(&["deploy", file, "--json"]);
+    assert_eq!(again.code, 1, "{again:?}");
+    let result = result(&again.out);
+    assert_eq!(result["workloads"][0]["changed"], false);
+    assert_eq!(result["workloads"][0]["succeeded"], false);
+    assert!(result["index"].as_u64() >= detached["index"].as_u64());
+    let status = up.run(&["rollout", "status", file]).ok();
+    assert!(status.out.contains("failed"), "{}", status.out);
+    assert!(up.run(&["why", file]).ok().out.contains("slow"));
 }
 
 #[test]

@@ -41,7 +41,8 @@ fn a_canary_has_its_share_at_every_gateway_and_waits_to_be_promoted() {
     let file = manifest(&up, "hello-http-v2", canary);
     let done = up.run(&["deploy", &file]).ok();
     assert!(
-        done.out.contains("canary") && done.out.contains("wasmorch rollout promote hello"),
+        done.out.contains("canary ready: 1 of 3")
+            && done.out.contains("wasmorch rollout promote hello"),
         "{}",
         done.out
     );

@@ -121,6 +121,10 @@ fn subscription(field: &Field<'_>) -> Option<Subscription> {
             ..Subscription::default()
         });
     }
+    let Value::Table(_) = field.node.value else {
+        field.wrong("must be a subject like \"shop.orders.*\", or a table with a `subject`");
+        return None;
+    };
     let mut table = field.table()?;
     let subject = match table.take("subject") {
         Some(field) => check(&field, Wildcards::Allowed),

@@ -10,9 +10,11 @@ mod program;
 mod values;
 mod workloads;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use wasmorch_api::{ByteSize, Cpu, HumanDuration, Name};
 
 #[cfg(feature = "controller")]
@@ -42,6 +44,34 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// What a flag is when it is not given, and under which id clap knows the flag.
+const VARIABLES: [(&str, &str); 3] = [
+    ("nats", "WASMORCH_NATS"),
+    ("creds", "WASMORCH_CREDS"),
+    ("js_domain", "WASMORCH_JS_DOMAIN"),
+];
+
+impl Cli {
+    /// Reads this process's command line.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let is_empty = |name: &str| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        Self::read_from(std::env::args_os(), is_empty)
+    }
+
+    /// A variable that is set to nothing is not set: scripts have no other way to say so.
+    fn read_from<T: Into<OsString> + Clone>(
+        line: impl IntoIterator<Item = T>,
+        is_empty: impl Fn(&str) -> bool,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        for (flag, _) in VARIABLES.iter().filter(|(_, name)| is_empty(name)) {
+            command = command.mut_arg(flag, |arg| arg.env(Resettable::Reset));
+        }
+        let mut matches = command.try_get_matches_from_mut(line)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
 }
 
 /// When to colour.
@@ -87,7 +117,7 @@ pub(crate) struct Global {
     )]
     pub(crate) color: Color,
     /// How long to wait for an answer [default: 10s]
-    #[arg(id = "timeout", long, global = true, value_name = "TIME")]
+    #[arg(id = "timeout", long, global = true, value_name = "TIME", value_parser = values::some_time)]
     pub(crate) timeout: Option<HumanDuration>,
 }
 
@@ -125,10 +155,10 @@ pub(crate) enum Command {
     Status(Targeted),
     /// Explain why a workload, host or replica is as it is
     #[command(
-        after_help = "Examples:\n  wasmorch why web\n  wasmorch why web/2-7-1\n  wasmorch why h1"
+        after_help = "Examples:\n  wasmorch why web\n  wasmorch why web/2-7-1\n  wasmorch why h1\n  wasmorch why wasmorch.toml"
     )]
     Why {
-        /// WORKLOAD, HOST, or WORKLOAD/REPLICA
+        /// WORKLOAD, HOST or WORKLOAD/REPLICA; or a manifest: all its workloads
         #[arg(value_name = "WORKLOAD|HOST|REPLICA")]
         subject: String,
     },
@@ -168,7 +198,7 @@ pub(crate) enum Command {
         #[arg(value_name = "WORKLOAD")]
         target: Target,
         /// To this revision; without it, to the last good one before
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = values::number)]
         to: Option<u64>,
         /// Do not wait until it is ready
         #[arg(long)]
@@ -215,7 +245,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N")]
         cpu: Option<Cpu>,
         /// Replicas
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = values::number)]
         replicas: Option<u64>,
         /// Lift every limit, but for those named beside
         #[arg(long)]
@@ -248,7 +278,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  wasmorch rebalance --max-moves 10")]
     Rebalance {
         /// At most so many
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = values::small_number)]
         max_moves: u32,
     },
     /// Write what hosts cannot know to a file
@@ -322,8 +352,6 @@ pub(crate) struct HostName {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -347,6 +375,21 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_set_to_nothing_is_not_set() {
+        let flag = |line: &str| {
+            let cli = Cli::read_from(line.split_whitespace(), |_| true).unwrap();
+            cli.global.nats
+        };
+        assert_eq!(flag("wasmorch ps"), None);
+        assert_eq!(flag("wasmorch ps --nats nats://x").unwrap(), "nats://x");
+        let command = Cli::command();
+        for (flag, name) in VARIABLES {
+            let arg = command.get_arguments().find(|arg| arg.get_id() == flag);
+            assert_eq!(arg.and_then(|arg| arg.get_env()).unwrap(), name);
+        }
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for line in [
             "wasmorch",
@@ -358,6 +401,9 @@ mod tests {
             "wasmorch run --dir nowhere app.wasm",
             "wasmorch compile --target sparc-solaris app.wasm",
             "wasmorch compile",
+            "wasmorch why",
+            "wasmorch ps --timeout 0s",
+            "wasmorch run --timeout 0s app.wasm",
             "wasmorch frobnicate",
         ] {
             assert!(parse(line).is_err(), "{line}");

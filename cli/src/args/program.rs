@@ -9,6 +9,7 @@ use wasmorch_api::{ByteSize, HumanDuration};
 use wasmorch_runtime::Target;
 
 use super::KeyValue;
+use super::values::some_time;
 
 pub(crate) const RUN_EXAMPLES: &str = "Examples:
   wasmorch run app.wasm -- one two
@@ -52,7 +53,7 @@ pub(crate) struct RunArgs {
     pub(crate) http: Option<SocketAddr>,
     /// End it after this long [default: no limit; with --http 30s for each request]
     // The same id as the global flag, so that this meaning takes its place here.
-    #[arg(id = "timeout", long, value_name = "TIME")]
+    #[arg(id = "timeout", long, value_name = "TIME", value_parser = some_time)]
     pub(crate) timeout: Option<HumanDuration>,
     /// The memory limit [default: 64MiB]
     #[arg(long, value_name = "SIZE")]

@@ -3,7 +3,34 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use wasmorch_api::{Name, ReplicaId};
+use wasmorch_api::manifest::COUNT_MAX;
+use wasmorch_api::{HumanDuration, Name, ReplicaId};
+
+/// How many replicas.
+pub(super) fn replicas(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count| *count <= COUNT_MAX);
+    count.ok_or_else(|| format!("a number from 0 to {COUNT_MAX}"))
+}
+
+/// A number of something.
+pub(super) fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a whole number, 0 or more".into())
+}
+
+/// The same, not as many.
+pub(super) fn small_number(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("a whole number from 0 to {}", u32::MAX))
+}
+
+/// A length of time in which something can happen.
+pub(super) fn some_time(text: &str) -> Result<HumanDuration, String> {
+    let asked: HumanDuration = text.parse().map_err(|error| format!("{error}"))?;
+    if asked.0.is_zero() {
+        return Err("more than 0s: in no time nobody answers".into());
+    }
+    Ok(asked)
+}
 
 /// `K=V`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,9 +115,7 @@ impl FromStr for ScaleTo {
             name: name
                 .parse()
                 .map_err(|error: wasmorch_api::IdError| error.to_string())?,
-            desired: count
-                .parse()
-                .map_err(|_| format!("`{count}` is no number of replicas"))?,
+            desired: replicas(count)?,
         })
     }
 }
@@ -108,6 +133,19 @@ mod tests {
 
         assert_eq!("web=3".parse::<ScaleTo>().unwrap().desired, 3);
         assert!("web=three".parse::<ScaleTo>().is_err());
+    }
+
+    #[test]
+    fn numbers_and_times_say_what_is_allowed() {
+        assert_eq!(replicas("7"), Ok(7));
+        for text in ["x", "", "1000001", "1.5"] {
+            let error = replicas(text).unwrap_err();
+            assert_eq!(error, "a number from 0 to 1000000", "{text}");
+        }
+        assert!(number("x").unwrap_err().contains("whole number"));
+        assert!(small_number("4294967296").is_err());
+        assert_eq!(some_time("1ms"), Ok(HumanDuration::millis(1)));
+        assert!(some_time("0s").unwrap_err().contains("more than 0s"));
     }
 
     #[test]

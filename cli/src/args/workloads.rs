@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use wasmorch_api::{ByteSize, HumanDuration, Name};
 
+use super::values::{number, replicas, small_number};
 use super::{KeyValue, LogTarget, Target};
 
 pub(crate) const DEPLOY_EXAMPLES: &str = "Examples:
@@ -24,7 +25,7 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
     /// How many replicas
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = replicas)]
     pub(crate) replicas: Option<u32>,
     /// A route besides <name>.<namespace>.<domain>; may be given several times
     #[arg(long = "route", value_name = "HOST/PATH")]
@@ -43,7 +44,7 @@ pub(crate) struct SpecArgs {
     #[arg(long)]
     pub(crate) job: bool,
     /// Only if nothing has changed since this index
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number)]
     pub(crate) if_index: Option<u64>,
     /// The program's arguments
     #[arg(last = true, value_name = "ARGS")]
@@ -110,7 +111,7 @@ pub(crate) struct LogsArgs {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// The last so many lines
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = small_number)]
     pub(crate) tail: u32,
 }
 

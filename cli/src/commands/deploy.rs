@@ -7,14 +7,16 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use wasmorch_api::messages::{DeployReply, Deployed, WorkloadState};
-use wasmorch_api::{Name, Problem};
+use wasmorch_api::Name;
+use wasmorch_api::messages::{DeployReply, RolloutView};
 
-use super::follow::{Followed, Verdict, awaits_a_person, done_word, follow};
+use super::follow::{Followed, follow};
+use super::outcome::{failure, result};
 use super::source::{Prepared, prepare};
 use super::upload::upload;
+use super::verdict::{Verdict, awaits_a_person, done_word};
 use super::{Context, Interrupt, logs};
 use crate::args::DeployArgs;
 use crate::error::{CliError, Exit};
@@ -55,27 +57,15 @@ pub(crate) async fn run(ctx: &Context, args: DeployArgs) -> Result<Exit, CliErro
     };
     let reply = ask(&link, &prepared, &mut interrupt).await?;
     report_revisions(&progress, &reply)?;
-    let moving: Vec<Followed> = reply
-        .workloads
-        .iter()
-        .filter(|one| one.changed)
-        .map(|one| Followed::new(one.name.clone(), one.revision))
-        .collect();
-    if moving.is_empty() || args.detach {
-        return detached(ctx, &reply);
+    if args.detach {
+        return detached(ctx, &reply, "deployed");
     }
-    let exit = wait_for(
-        ctx,
-        &link,
-        &prepared.namespace,
-        moving,
-        &reply.workloads,
-        &mut interrupt,
-    )
-    .await?;
-    ctx.out
-        .note(&Tone::Dim.paint(&format!("done in {}", views::took(started.elapsed()))));
-    Ok(exit)
+    let going = Going {
+        index: reply.index,
+        all: reply.workloads.iter().map(Followed::of).collect(),
+        since: Some(started),
+    };
+    wait_for(ctx, &link, &prepared.namespace, going, &mut interrupt).await
 }
 
 /// Asks for the deploy. Ctrl-C while the answer is under way waits for it a moment.
@@ -91,7 +81,10 @@ async fn ask(
         biased;
         reply = &mut asking => reply,
         () = interrupt.next() => match tokio::time::timeout(LAST_WORD, asking).await {
-            Ok(Ok(reply)) => Err(goes_on(reply.workloads.iter().map(|one| &one.name))),
+            Ok(Ok(reply)) => {
+                let all = reply.workloads.iter();
+                Err(goes_on(all.map(|one| (&one.name, one.rollout.as_ref()))))
+            }
             // A refusal. Without one, the answer was lost: the deploy may have been stored.
             Ok(Err(error)) if error.code.is_some() => {
                 Err(CliError::interrupted("interrupted: nothing was deployed"))
@@ -105,13 +98,27 @@ async fn ask(
     }
 }
 
-fn goes_on<'a>(names: impl Iterator<Item = &'a Name>) -> CliError {
-    let names: Vec<&str> = names.map(Name::as_str).collect();
-    let name = names.first().copied().unwrap_or("WORKLOAD");
+/// What was interrupted, each with its rollout as far as it is known.
+fn goes_on<'a>(all: impl Iterator<Item = (&'a Name, Option<&'a RolloutView>)>) -> CliError {
+    let all: Vec<_> = all.collect();
+    let name = all.first().map_or("WORKLOAD", |(name, _)| name.as_str());
+    let end = match all.first().and_then(|(_, rollout)| *rollout) {
+        Some(view)
+            if view.from.is_some_and(|from| from != view.revision) || !view.with.is_empty() =>
+        {
+            format!(", `wasmorch rollout abort {name}` ends it")
+        }
+        // A restart: what it comes from is what it goes to.
+        Some(view) if view.from.is_some() => {
+            format!(", `wasmorch rollout pause {name}` holds it")
+        }
+        // There is nothing to go back to from a first revision.
+        Some(_) => format!(",\n`wasmorch stop {name}` or `wasmorch rm {name}` ends it"),
+        None => String::new(),
+    };
+    let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
     CliError {
-        fix: format!(
-            "`wasmorch rollout status {name}` shows it, `wasmorch rollout abort {name}` ends it"
-        ),
+        fix: format!("`wasmorch rollout status {name}` shows it{end}"),
         ..CliError::interrupted(format!(
             "interrupted: the rollout of {} goes on",
             names.join(", ")
@@ -127,15 +134,15 @@ fn report_revisions(progress: &Progress, reply: &DeployReply) -> Result<(), CliE
     Ok(())
 }
 
-/// Nothing to wait for, or nobody who wants to.
-fn detached(ctx: &Context, reply: &DeployReply) -> Result<Exit, CliError> {
+/// Nobody wants to wait. `word`: for what changed.
+pub(super) fn detached(ctx: &Context, reply: &DeployReply, word: &str) -> Result<Exit, CliError> {
     if ctx.out.is_json() {
         ctx.out.json_line(reply)?;
         return Ok(Exit::OK);
     }
     for one in &reply.workloads {
         let (word, tone) = if one.changed {
-            ("deployed", Tone::Plain)
+            (word, Tone::Plain)
         } else {
             ("unchanged", Tone::Dim)
         };
@@ -150,125 +157,93 @@ fn detached(ctx: &Context, reply: &DeployReply) -> Result<Exit, CliError> {
     Ok(Exit::OK)
 }
 
-/// Follows to the end and prints the result. `deployed`: the answer, for what did not change.
+/// What a command has asked for, and follows now.
+pub(super) struct Going {
+    /// The index that it was answered.
+    pub(super) index: u64,
+    pub(super) all: Vec<Followed>,
+    /// Since when, where it is said how long it took.
+    pub(super) since: Option<Instant>,
+}
+
+/// Follows to the end and prints the result.
 pub(super) async fn wait_for(
     ctx: &Context,
     link: &Link,
     namespace: &Name,
-    mut moving: Vec<Followed>,
-    deployed: &[Deployed],
+    mut going: Going,
     interrupt: &mut Interrupt,
 ) -> Result<Exit, CliError> {
     let progress = Progress::new(ctx.out);
-    let names: Vec<Name> = moving
-        .iter()
-        .map(|followed| followed.name.clone())
-        .collect();
-    tokio::select! {
-        followed = follow(ctx, link, namespace, &mut moving, &progress) => followed?,
-        () = interrupt.next() => return Err(goes_on(names.iter())),
+    let interrupted = tokio::select! {
+        followed = follow(ctx, link, namespace, &mut going.all, &progress) => {
+            followed?;
+            false
+        }
+        () = interrupt.next() => true,
+    };
+    if interrupted {
+        let open = going.all.iter().filter(|one| one.verdict.is_none());
+        return Err(goes_on(open.map(|one| (&one.name, one.rollout()))));
     }
-    let unchanged = deployed.iter().filter(|one| !one.changed);
+    let all = &going.all;
     if ctx.out.is_json() {
-        let mut results: Vec<Value> = moving.iter().map(result_of).collect();
-        results.extend(unchanged.map(|one| json!(one)));
-        ctx.out.json_line(&json!({ "workloads": results }))?;
+        ctx.out.json_line(&result(going.index, all))?;
     } else {
-        for one in unchanged {
-            let line =
-                views::deployed(&one.name, "unchanged", Tone::Dim, one.revision.0, &one.urls);
-            ctx.out.line(&line)?;
-        }
-        for followed in moving
-            .iter()
-            .filter(|one| one.verdict == Some(Verdict::Done))
-        {
-            let Some(status) = &followed.last else {
-                continue;
-            };
-            let (word, tone) = done_word(status);
-            let urls = &status.summary.urls;
-            let revision = followed.revision.0;
-            ctx.out
-                .line(&views::deployed(&followed.name, word, tone, revision, urls))?;
-            if let Some(reason) = awaits_a_person(status) {
-                ctx.out.line(&format!("  {reason}"))?;
-            }
+        for followed in all {
+            report_done(ctx, followed)?;
         }
     }
-    match failure(&moving) {
-        None => Ok(Exit::OK),
-        Some(error) => {
-            show_tails(ctx, link, namespace, &moving).await;
-            Err(error)
-        }
+    if let Some(error) = failure(all) {
+        show_tails(ctx, link, namespace, all).await;
+        return Err(error);
     }
+    if let Some(since) = going.since
+        && !all.iter().all(|followed| followed.at_once)
+    {
+        let awaits = |one: &Followed| {
+            one.last
+                .as_ref()
+                .is_some_and(|last| awaits_a_person(last).is_some())
+        };
+        let word = if all.iter().any(awaits) {
+            "canaries ready"
+        } else {
+            "done"
+        };
+        let took = views::took(since.elapsed());
+        ctx.out.note(&Tone::Dim.paint(&format!("{word} in {took}")));
+    }
+    Ok(Exit::OK)
 }
 
-fn result_of(followed: &Followed) -> Value {
-    let summary = followed.last.as_ref().map(|status| &status.summary);
-    let reason = match &followed.verdict {
-        Some(Verdict::Failed(reason)) => Some(reason.clone()),
-        Some(Verdict::Superseded(by)) => Some(format!("revision {by} took its place")),
-        _ => None,
+/// A line for what ended as asked, and what it waits for.
+fn report_done(ctx: &Context, followed: &Followed) -> Result<(), CliError> {
+    let status = followed.last.as_ref();
+    let done = followed.verdict == Some(Verdict::Done);
+    let Some(status) = status.filter(|_| done) else {
+        return Ok(());
     };
-    json!({
-        "name": followed.name,
-        "revision": followed.revision,
-        "changed": true,
-        "succeeded": followed.verdict == Some(Verdict::Done),
-        "state": summary.map_or(WorkloadState::Pending, |summary| summary.state),
-        "ready": summary.map_or(0, |summary| summary.ready),
-        "desired": summary.map_or(0, |summary| summary.desired),
-        "rollout": followed.last.as_ref().and_then(|status| status.rollout.as_ref()),
-        "outcome": followed.last.as_ref().and_then(|status| status.outcome.as_ref()),
-        "urls": summary.map(|summary| summary.urls.clone()).unwrap_or_default(),
-        "reason": reason,
-    })
-}
-
-/// The one error of all that did not end as asked.
-fn failure(moving: &[Followed]) -> Option<CliError> {
-    let mut failed = Vec::new();
-    for followed in moving {
-        match &followed.verdict {
-            Some(Verdict::Failed(reason)) => failed.push((Exit::FAILED, followed, reason.clone())),
-            Some(Verdict::Superseded(by)) => {
-                let why = format!(
-                    "revision {by} took the place of revision {}",
-                    followed.revision
-                );
-                failed.push((Exit::CONFLICT, followed, why));
-            }
-            _ => {}
-        }
-    }
-    let (exit, first, why) = failed.first()?.clone();
-    let fix = format!(
-        "`wasmorch why {0}` and `wasmorch logs {0}` tell more",
-        first.name
-    );
-    if failed.len() == 1 {
-        let what = format!("{} did not get there", first.name);
-        return Some(CliError::new(exit, what, why, fix));
-    }
-    let exit = if failed.iter().all(|(exit, ..)| *exit == Exit::CONFLICT) {
-        exit
-    } else {
-        Exit::FAILED
+    let (word, tone) = done_word(status);
+    let awaits = awaits_a_person(status).zip(status.rollout.as_ref());
+    let (word, tone) = match (followed.changed, followed.at_once && awaits.is_none()) {
+        (true, _) => (word.to_owned(), tone),
+        (false, true) => ("unchanged".to_owned(), Tone::Dim),
+        (false, false) => (format!("unchanged, {word}"), tone),
     };
-    let problems = failed.iter().map(|(_, followed, why)| Problem {
-        at: followed.name.to_string(),
-        line: None,
-        column: None,
-        what: why.clone(),
-    });
-    let what = format!(
-        "{} of {} workloads did not get there",
-        failed.len(),
-        moving.len()
-    );
-    Some(CliError::new(exit, what, "", fix).with_problems(None, problems.collect()))
+    let (name, revision) = (&followed.name, followed.revision.0);
+    ctx.out.line(&views::deployed(
+        name,
+        &word,
+        tone,
+        revision,
+        &status.summary.urls,
+    ))?;
+    if let Some((_, rollout)) = awaits {
+        ctx.out
+            .line(&format!("  {}", views::canary_waits(name, rollout)))?;
+    }
+    Ok(())
 }
 
 /// The last lines of what failed, on stderr.
@@ -299,26 +274,26 @@ async fn show_tails(ctx: &Context, link: &Link, namespace: &Name, moving: &[Foll
 
 #[cfg(test)]
 mod tests {
-    use wasmorch_api::RevisionNumber;
-
     use super::*;
 
-    fn ended(name: &str, verdict: Verdict) -> Followed {
-        let mut followed = Followed::new(name.parse().unwrap(), RevisionNumber(2));
-        followed.verdict = Some(verdict);
-        followed
-    }
-
     #[test]
-    fn what_failed_decides_the_exit_code() {
-        let done = || ended("a", Verdict::Done);
-        let failed = || ended("b", Verdict::Failed("trap".into()));
-        let lost = || ended("c", Verdict::Superseded(RevisionNumber(3)));
-        assert!(failure(&[done()]).is_none());
-        let one = failure(&[done(), failed()]).unwrap();
-        assert_eq!((one.exit, one.why.as_str()), (Exit::FAILED, "trap"));
-        assert_eq!(failure(&[lost()]).unwrap().exit, Exit::CONFLICT);
-        let both = failure(&[failed(), lost(), done()]).unwrap();
-        assert_eq!((both.exit, both.problems.len()), (Exit::FAILED, 2));
+    fn an_interrupted_deploy_is_told_how_to_end_it() {
+        let name: Name = "slow".parse().unwrap();
+        let fix = |from: Option<u64>, with: &[&str]| {
+            let view: RolloutView = serde_json::from_value(json!({
+                "revision": 2, "from": from, "state": "rolling", "updated": 0, "ready": 0,
+                "desired": 1, "deadline": "2026-01-01T00:02:00Z", "with": with,
+            }))
+            .unwrap();
+            goes_on([(&name, Some(&view))].into_iter()).fix
+        };
+        assert!(fix(Some(1), &[]).contains("wasmorch rollout abort slow"));
+        // What was deployed together goes back together.
+        assert!(fix(None, &["orders"]).contains("wasmorch rollout abort slow"));
+        assert!(fix(Some(2), &[]).contains("wasmorch rollout pause slow"));
+        assert!(!goes_on([(&name, None)].into_iter()).fix.contains("end"));
+        let first = fix(None, &[]);
+        assert!(first.contains("`wasmorch rm slow` ends it"), "{first}");
+        assert!(!first.contains("abort"), "{first}");
     }
 }

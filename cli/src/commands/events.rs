@@ -1,14 +1,22 @@
 //! `events`: what happened in the cluster, and what comes.
 
-use wasmorch_api::{Event, HumanDuration};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use wasmorch_api::messages::HostView;
+use wasmorch_api::{Event, HostId, HumanDuration, Name};
+
+use super::show::every_page;
 use super::{Context, Interrupt, now};
 use crate::args::EventsArgs;
 use crate::error::{CliError, Exit};
+use crate::link::Link;
 use crate::out::views;
 
 /// Without `--since`, so long ago.
 const SINCE: HumanDuration = HumanDuration::secs(3_600);
+/// For the names of hosts; without them their ids are shown.
+const NAMES_MAX: Duration = Duration::from_secs(1);
 
 /// `events [-f] [--since D]`.
 pub(crate) async fn run(ctx: &Context, args: EventsArgs) -> Result<Exit, CliError> {
@@ -25,18 +33,19 @@ async fn show(ctx: &Context, args: &EventsArgs) -> Result<Exit, CliError> {
     let since = args.since.unwrap_or(SINCE).0;
     let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     let from = wasmorch_api::Timestamp(now().0.saturating_sub(ms));
-    let mut events = ctx
-        .link()
-        .await?
-        .events(&ctx.global.namespace(), from)
-        .await?;
+    let link = ctx.link().await?;
+    let mut events = link.events(&ctx.global.namespace(), from).await?;
     let past = events.past().await?;
     if !args.follow && ctx.out.is_json() {
         ctx.out.json(&past)?;
         return Ok(Exit::OK);
     }
+    let mut names = Names::default();
+    if !ctx.out.is_json() {
+        names.ask(&link, &past).await;
+    }
     for event in &past {
-        print(ctx, event)?;
+        print(ctx, event, &names)?;
     }
     if !args.follow {
         if past.is_empty() {
@@ -47,15 +56,47 @@ async fn show(ctx: &Context, args: &EventsArgs) -> Result<Exit, CliError> {
     }
     loop {
         if let Some(event) = events.next().await? {
-            print(ctx, &event)?;
+            if !ctx.out.is_json() {
+                names.ask(&link, std::slice::from_ref(&event)).await;
+            }
+            print(ctx, &event, &names)?;
         }
     }
 }
 
-fn print(ctx: &Context, event: &Event) -> Result<(), CliError> {
+/// The hosts' names, as far as a leader is there to tell them: events carry ids.
+#[derive(Default)]
+struct Names {
+    known: BTreeMap<HostId, Name>,
+    /// Asked about in vain: forgotten by the cluster, so not asked about again.
+    unknown: BTreeSet<HostId>,
+}
+
+impl Names {
+    /// Asks when one of these names a host that is not known.
+    async fn ask(&mut self, link: &Link, events: &[Event]) {
+        let named = events.iter().filter_map(|event| event.host.clone());
+        let strange: BTreeSet<HostId> = named
+            .filter(|id| !self.known.contains_key(id) && !self.unknown.contains(id))
+            .collect();
+        if strange.is_empty() {
+            return;
+        }
+        // Events are read without a leader too, and then nobody waits for names.
+        let asked = every_page::<HostView>(link, None, "hosts");
+        if let Ok(Ok(hosts)) = tokio::time::timeout(NAMES_MAX, asked).await {
+            self.known = hosts.into_iter().map(|host| (host.id, host.name)).collect();
+        }
+        let known = &self.known;
+        self.unknown
+            .extend(strange.into_iter().filter(|id| !known.contains_key(id)));
+    }
+}
+
+fn print(ctx: &Context, event: &Event, names: &Names) -> Result<(), CliError> {
     if ctx.out.is_json() {
         ctx.out.json_line(event)
     } else {
-        ctx.out.line(&views::event(event))
+        ctx.out.line(&views::event(event, &names.known))
     }
 }

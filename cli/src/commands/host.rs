@@ -1,5 +1,6 @@
 //! `host`: a daemon, until a signal.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -28,12 +29,16 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 /// `host`.
 pub(crate) async fn run(ctx: &Context, args: HostArgs) -> Result<Exit, CliError> {
     let mut interrupt = Interrupt::listen()?;
+    let labels = args.labels()?;
+    let tls = args.front.tls()?;
     let nats = cluster::find(&ctx.global)?;
     let data = cluster::data_dir(args.data.clone(), "host")?;
     let (sender, started) = oneshot::channel();
-    let tls = args.front.tls()?;
     let secure = tls.is_some();
-    let config = host_config(args, tls, nats, data, sender);
+    let config = HostConfig {
+        labels,
+        ..host_config(args, tls, nats, data, sender)
+    };
     let stop = CancellationToken::new();
     let running = wasmorch_host::run(config, stop.clone());
     let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
@@ -80,11 +85,7 @@ fn host_config(
         admin: args.admin,
         name: args.name,
         domain: args.domain,
-        labels: args
-            .labels
-            .into_iter()
-            .map(|label| (label.key, label.value))
-            .collect(),
+        labels: BTreeMap::new(),
         taints: args.taints,
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),

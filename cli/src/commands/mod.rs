@@ -15,6 +15,7 @@ mod hosts;
 mod inspect;
 mod interrupt;
 mod logs;
+mod outcome;
 mod plan;
 mod quota;
 mod recover;
@@ -24,6 +25,7 @@ mod run;
 mod show;
 mod source;
 mod upload;
+mod verdict;
 mod why;
 
 use std::path::Path;

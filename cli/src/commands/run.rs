@@ -2,6 +2,7 @@
 //!
 //! The exit code is the guest's own; 124 out of time, 134 trap, 137 out of memory, 65 no program.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use wasmorch_runtime::{
 
 use super::source::{Source, read_component};
 use super::{Context, Interrupt};
-use crate::args::{ANY_NETWORK, RunArgs};
+use crate::args::{ANY_NETWORK, KeyValue, RunArgs};
 use crate::error::{CliError, Exit};
 use crate::serve;
 
@@ -32,6 +33,14 @@ pub(crate) async fn run(ctx: &Context, args: RunArgs) -> Result<Exit, CliError> 
     let is_http = source.inspection.runs_as(Kind::Http);
     let is_command = source.inspection.runs_as(Kind::Service);
     let file = args.file.display();
+    if source.inspection.kind.is_none() {
+        return Err(CliError::new(
+            Exit::BYTES,
+            format!("{file} exports nothing that can be run"),
+            "",
+            "`wasmorch inspect` shows what it exports",
+        ));
+    }
     if args.http.is_some() && !is_http {
         return Err(wrong_kind(
             format!("{file} answers no HTTP requests"),
@@ -115,11 +124,7 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
     config.args = std::iter::once(name)
         .chain(args.args.iter().cloned())
         .collect();
-    config.env = args
-        .env
-        .iter()
-        .map(|pair| (pair.key.clone(), pair.value.clone()))
-        .collect();
+    config.env = environment(&args.env);
     let timeout = args.timeout.map(|timeout| timeout.0);
     config.limits = Limits {
         memory_bytes: args.memory.unwrap_or(MEMORY).0,
@@ -155,6 +160,14 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
         config.logs = std::sync::Arc::new(serve::StderrLogs);
     }
     Ok(config)
+}
+
+/// Each variable once: the last one given counts, as in a shell.
+fn environment(pairs: &[KeyValue]) -> Vec<(String, String)> {
+    let pairs = pairs
+        .iter()
+        .map(|pair| (pair.key.clone(), pair.value.clone()));
+    pairs.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
 fn network(
@@ -221,6 +234,13 @@ fn ended_error(ended: &Ended) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_variable_given_twice_the_last_counts() {
+        let pairs = ["A=1", "B=x", "A=2"].map(|text| text.parse().unwrap());
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(environment(&pairs), [pair("A", "2"), pair("B", "x")]);
+    }
 
     #[test]
     fn how_a_guest_ended_is_in_the_exit_code() {

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use wasmorch_api::Name;
 use wasmorch_api::messages::{
-    HistoryItem, ListRequest, Page, ReplicaView, StatusReply, WorkloadRequest, WorkloadSummary,
+    HistoryItem, ListRequest, Page, StatusReply, WorkloadRequest, WorkloadSummary,
 };
 
 use super::{Context, now};
@@ -69,21 +69,17 @@ pub(crate) async fn ps(ctx: &Context, args: PsArgs) -> Result<Exit, CliError> {
     };
     let (namespace, names) = ctx.resolve(target)?;
     let found = statuses(&ctx.link().await?, &namespace, &names, args.all).await?;
-    let of: Vec<(Name, Vec<ReplicaView>)> = found
-        .into_iter()
-        .map(|status| (status.summary.name, status.replicas))
-        .collect();
     if ctx.out.is_json() {
         let mut items = Vec::new();
-        for (name, replicas) in &of {
-            for replica in replicas {
-                items.push(with("workload", json!(name), json!(replica)));
+        for status in &found {
+            for replica in &status.replicas {
+                items.push(with("workload", json!(status.summary.name), json!(replica)));
             }
         }
         ctx.out.json(&items)?;
     } else {
         ctx.out
-            .text(&views::replicas(&of, now(), ctx.out.width()))?;
+            .text(&views::replicas(&found, now(), ctx.out.width()))?;
     }
     Ok(Exit::OK)
 }

@@ -4,6 +4,7 @@
 //! The leader checks the same again with the same code (`wasmorch_api`); here it is so that a
 //! mistake costs no upload and has its place in the file.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -170,15 +171,20 @@ pub(crate) fn prepare(ctx: &Context, args: &SpecArgs) -> Result<Prepared, CliErr
     let manifest = read_manifest(&args.file)?;
     let folder = args.file.parent().unwrap_or(Path::new(""));
     let mut items = Vec::new();
+    let mut unread = Vec::new();
     for workload in manifest.workloads {
         let mut spec = workload.spec.clone();
         let source = match &workload.component {
-            Some(ComponentRef::Path(path)) => {
-                let source = read_component(&folder.join(path))
-                    .map_err(|error| at(error, &args.file, &workload, "component"))?;
-                spec.artifact = Some(source.digest.clone());
-                Some(source)
-            }
+            Some(ComponentRef::Path(path)) => match read_component(&folder.join(path)) {
+                Ok(source) => {
+                    spec.artifact = Some(source.digest.clone());
+                    Some(source)
+                }
+                Err(error) => {
+                    unread.push((error, workload.locate(component_problem())));
+                    None
+                }
+            },
             Some(ComponentRef::Digest(digest)) => {
                 spec.artifact = Some(digest.clone());
                 None
@@ -200,20 +206,54 @@ pub(crate) fn prepare(ctx: &Context, args: &SpecArgs) -> Result<Prepared, CliErr
         if_index,
         file,
     };
-    prepared.check()?;
-    Ok(prepared)
+    match prepared.check() {
+        checked if unread.is_empty() => checked.map(|()| prepared),
+        checked => Err(unreadable(&args.file, unread, checked.err())),
+    }
 }
 
-/// An error about a file that a manifest names, with the line that names it.
-fn at(error: CliError, file: &Path, workload: &ManifestWorkload, key: &str) -> CliError {
-    let problem = Problem {
-        at: key.into(),
+fn component_problem() -> Problem {
+    Problem {
+        at: "component".into(),
         line: None,
         column: None,
-        what: error.what.clone(),
-    };
-    let what = format!("{} cannot be deployed", file.display());
-    CliError { what, ..error }.with_problems(Some(file), vec![workload.locate(problem)])
+        what: String::new(),
+    }
+}
+
+/// Which of several errors weighs most: bytes that nothing can mend, files that are not there, mistakes, grants.
+fn weight(exit: Exit) -> u8 {
+    match exit {
+        Exit::BYTES => 0,
+        Exit::NOT_FOUND => 1,
+        Exit::USAGE => 2,
+        _ => 3,
+    }
+}
+
+/// The files of a manifest that cannot be read, each at the line that names it, and what is wrong besides.
+fn unreadable(file: &Path, unread: Vec<(CliError, Problem)>, other: Option<CliError>) -> CliError {
+    let mut all = CliError::new(Exit::FAILED, "", "", "");
+    let (mut fixes, mut problems) = (Vec::new(), Vec::new());
+    let exits = unread.iter().map(|(error, _)| error.exit);
+    let exits = exits.chain(other.iter().map(|error| error.exit));
+    all.exit = exits
+        .min_by_key(|exit| weight(*exit))
+        .unwrap_or(Exit::FAILED);
+    all.what = format!("{} cannot be deployed", file.display());
+    for (error, place) in unread {
+        let what = error.to_string();
+        problems.push(Problem { what, ..place });
+        fixes.push(error.fix);
+    }
+    if let Some(other) = other {
+        problems.extend(other.problems);
+        fixes.push(other.fix);
+    }
+    let mut said = HashSet::new();
+    fixes.retain(|fix| !fix.is_empty() && said.insert(fix.clone()));
+    all.fix = fixes.join("\n");
+    all.with_problems(Some(file), problems)
 }
 
 /// Whether the component itself is at fault, whatever the spec says: it exports nothing that can be
@@ -227,10 +267,18 @@ fn name_of(args: &SpecArgs) -> Result<Name, CliError> {
         return Ok(name.clone());
     }
     let stem = args.file.file_stem().unwrap_or_default().to_string_lossy();
-    Name::nearest(&stem).ok_or_else(|| {
-        CliError::usage(
-            format!("`{stem}` makes no name for a workload"),
-            "pass --name NAME",
+    // No more than this: a name that has lost letters is not the one that anybody looks for.
+    let folded = stem.to_ascii_lowercase().replace('_', "-");
+    folded.parse().map_err(|error: wasmorch_api::IdError| {
+        let example = match Name::nearest(&stem).filter(|_| stem.is_ascii()) {
+            Some(near) => format!(", as in --name {near}"),
+            None => String::new(),
+        };
+        CliError::new(
+            Exit::USAGE,
+            format!("{} makes no name for a workload", args.file.display()),
+            error.to_string(),
+            format!("pass --name NAME{example}"),
         )
     })
 }
@@ -367,11 +415,7 @@ impl Prepared {
                 ErrorCode::Denied => Exit::DENIED,
                 _ => Exit::USAGE,
             })
-            .min_by_key(|exit| match *exit {
-                Exit::BYTES => 0,
-                Exit::USAGE => 1,
-                _ => 2,
-            })?;
+            .min_by_key(|exit| weight(*exit))?;
         let several = refusals.len() > 1;
         let mut combined: Option<ApiError> = None;
         for (refusal, _) in refusals {

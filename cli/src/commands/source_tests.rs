@@ -80,6 +80,33 @@ fn a_component_that_is_missing_is_found_in_the_manifest() {
 }
 
 #[test]
+fn every_component_that_cannot_be_read_is_reported_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wasmorch.toml");
+    std::fs::write(folder.path().join("text.wasm"), "no wasm").unwrap();
+    std::fs::create_dir(folder.path().join("folder.wasm")).unwrap();
+    let text: String = ["none", "text", "folder", "other"]
+        .iter()
+        .map(|name| format!("[[workload]]\nname = \"{name}\"\ncomponent = \"{name}.wasm\"\n"))
+        .collect();
+    std::fs::write(&file, text).unwrap();
+    let error = refusal(&file);
+    assert_eq!(error.exit, Exit::BYTES, "what nothing can mend weighs most");
+    let places: Vec<String> = error.problems.iter().map(|one| error.place(one)).collect();
+    assert_eq!(places.len(), 4, "{places:?}");
+    for (line, words) in [
+        (3, "no such file"),
+        (6, "not WebAssembly"),
+        (9, "folder"),
+        (12, "other.wasm"),
+    ] {
+        let at = format!("wasmorch.toml:{line}:");
+        let told = places.iter().find(|place| place.contains(&at)).unwrap();
+        assert!(told.contains(words), "{told}");
+    }
+}
+
+#[test]
 fn flags_and_a_manifest_contradict_each_other() {
     let given = SpecArgs {
         replicas: Some(2),
@@ -98,18 +125,19 @@ fn flags_and_a_manifest_contradict_each_other() {
 fn flags_come_on_top() {
     let mut spec = WorkloadSpec::default();
     spec.environment.insert("KEPT".into(), "1".into());
-    let pair = KeyValue {
+    let pair = |value: &str| KeyValue {
         key: "NEW".into(),
-        value: "2".into(),
+        value: value.into(),
     };
     let given = SpecArgs {
-        env: vec![pair],
+        env: vec![pair("1"), pair("2")],
         grants: vec!["http=api.example.com".into()],
         job: true,
         ..args(Path::new("a.wasm"))
     };
     apply(&given, &mut spec).unwrap();
     assert_eq!(spec.environment.len(), 2);
+    assert_eq!(spec.environment["NEW"], "2", "the last one counts");
     assert_eq!(spec.bindings.http, ["api.example.com"]);
     assert_eq!(spec.kind, Some(Kind::Job));
     let wrong = SpecArgs {
@@ -123,7 +151,16 @@ fn flags_come_on_top() {
 fn names_come_from_the_file() {
     let name = |file: &str| name_of(&args(Path::new(file))).map(|name| name.to_string());
     assert_eq!(name("dir/My_App.wasm").unwrap(), "my-app");
-    assert_eq!(name("___.wasm").unwrap_err().exit, Exit::USAGE);
+    assert_eq!(name("app.wasm").unwrap(), "app");
+    for (file, hint) in [
+        ("___.wasm", "--name NAME"),
+        ("\u{fc}nicode.wasm", "--name NAME"),
+        ("my app.v2.wasm", "--name my-app-v2"),
+    ] {
+        let refused = name(file).unwrap_err();
+        assert_eq!(refused.exit, Exit::USAGE, "{file}");
+        assert!(refused.fix.contains(hint), "{}", refused.fix);
+    }
 }
 
 #[test]

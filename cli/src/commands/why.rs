@@ -1,14 +1,17 @@
 //! `why`: the cluster's own account of how something stands.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use wasmorch_api::messages::{Unplaced, WhyRequest};
 use wasmorch_api::{ByteSize, Name, ReplicaId};
 
 use super::Context;
 use super::drain::Held;
+use super::show::with;
+use crate::args::Target;
 use crate::error::{CliError, Exit};
 use crate::link::Link;
 use crate::out::human::{count, harmless};
@@ -50,8 +53,11 @@ struct Score {
     parts: BTreeMap<String, i64>,
 }
 
-/// `why W|HOST|REPLICA`.
+/// `why W|HOST|REPLICA`, or all workloads of a manifest.
 pub(crate) async fn run(ctx: &Context, subject: &str) -> Result<Exit, CliError> {
+    if subject.ends_with(".toml") {
+        return of_manifest(ctx, Path::new(subject)).await;
+    }
     let namespace = ctx.global.namespace();
     let link = ctx.link().await?;
     let answer = ask(&link, &namespace, subject).await?;
@@ -59,14 +65,43 @@ pub(crate) async fn run(ctx: &Context, subject: &str) -> Result<Exit, CliError> 
         ctx.out.json(&answer)?;
         return Ok(Exit::OK);
     }
-    let why: Why = serde_json::from_value(answer).map_err(|error| {
+    ctx.out
+        .text(&render(subject, &read(answer)?, ctx.out.width()))?;
+    Ok(Exit::OK)
+}
+
+/// Each workload of a manifest. A name in one is never a host's.
+async fn of_manifest(ctx: &Context, file: &Path) -> Result<Exit, CliError> {
+    let (namespace, names) = ctx.resolve(&Target::Manifest(file.to_owned()))?;
+    let link = ctx.link().await?;
+    let mut answers = Vec::new();
+    for name in &names {
+        let request = WhyRequest {
+            workload: Some(name.clone()),
+            ..WhyRequest::default()
+        };
+        let answer: Value = link.call(Some(&namespace), "why", &request).await?;
+        answers.push(with("name", json!(name), answer));
+    }
+    if ctx.out.is_json() {
+        ctx.out.json(&answers)?;
+        return Ok(Exit::OK);
+    }
+    let mut texts = Vec::new();
+    for (name, answer) in names.iter().zip(answers) {
+        texts.push(render(name.as_str(), &read(answer)?, ctx.out.width()));
+    }
+    ctx.out.text(&texts.join("\n"))?;
+    Ok(Exit::OK)
+}
+
+fn read(answer: Value) -> Result<Why, CliError> {
+    serde_json::from_value(answer).map_err(|error| {
         CliError::bug(
             "the answer is not one that this version understands",
             error.to_string(),
         )
-    })?;
-    ctx.out.text(&render(subject, &why, ctx.out.width()))?;
-    Ok(Exit::OK)
+    })
 }
 
 /// A bare name is a workload's first, then a host's.
@@ -131,9 +166,7 @@ fn render(subject: &str, why: &Why, width: Option<usize>) -> String {
         let word = Tone::Dim.paint("load:");
         text.push_str(&format!("  {word} {}\n", harmless(load)));
     }
-    let code = why.exit_code.map(|code| format!("exit code {code}"));
-    let parts = [code, why.reason.clone()].into_iter().flatten();
-    let because = parts.collect::<Vec<_>>().join(", ");
+    let because = views::how_it_ended(why.exit_code, why.reason.as_deref().unwrap_or_default());
     if !because.is_empty() {
         let word = Tone::Warn.paint("because:");
         text.push_str(&format!("  {word} {}\n", harmless(&because)));
@@ -218,8 +251,6 @@ fn filters(why: &Why, text: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -69,7 +69,12 @@ impl Link {
         let client = match timeout(wait, connect.connect(servers)).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(refused(&url, &error)),
-            Err(_) => return Err(unreachable(&url, format!("no answer within {wait:?}"))),
+            Err(_) => {
+                return Err(unreachable(
+                    &url,
+                    format!("no answer within {}", HumanDuration(wait)),
+                ));
+            }
         };
         let mut jetstream = match &options.js_domain {
             Some(domain) => async_nats::jetstream::with_domain(client.clone(), domain),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wasmorch_api::Timestamp;
+use wasmorch_api::{ByteSize, Timestamp};
 
 /// `3s`, `12m`, `5h`, `9d`: the largest unit alone, as listings of processes show it.
 pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
@@ -23,6 +23,19 @@ pub(crate) fn span(time: Duration) -> String {
 /// `1 replica`, `2 replicas`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What is used of a limit, as short as it goes: `1.4/64MiB`; in a unit of its own when it is little.
+pub(crate) fn used_of(used: u64, limit: ByteSize) -> String {
+    let written = limit.to_string();
+    let digits = written.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = limit.0 / digits.parse().unwrap_or(1).max(1);
+    let share = used as f64 / unit.max(1) as f64;
+    match used {
+        0 => format!("0/{limit}"),
+        _ if share >= 0.1 => format!("{share:.1}/{limit}"),
+        _ => format!("{}/{limit}", ByteSize(used).approximate().replace(' ', "")),
+    }
 }
 
 /// Text of a guest on a terminal: control characters are shown, not obeyed. Tabs stay, and so do
@@ -69,6 +82,20 @@ mod tests {
         }
         // A clock that is behind is no error.
         assert_eq!(age(Timestamp(2_000), Timestamp(1_000)), "0s");
+    }
+
+    #[test]
+    fn what_is_used_stands_before_its_limit() {
+        for (used, limit, text) in [
+            (0, ByteSize::mib(64), "0/64MiB"),
+            (1_500_000, ByteSize::mib(64), "1.4/64MiB"),
+            (800 << 10, ByteSize::mib(64), "0.8/64MiB"),
+            (4 << 10, ByteSize::mib(64), "4.0KiB/64MiB"),
+            (31 << 20, ByteSize::mib(1024), "31.0MiB/1GiB"),
+            (7, ByteSize(0), "7.0/0B"),
+        ] {
+            assert_eq!(used_of(used, limit), text);
+        }
     }
 
     #[test]

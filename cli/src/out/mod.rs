@@ -4,6 +4,7 @@
 //! itself is pure (`table`, `views`): data in, text out.
 
 pub(crate) mod human;
+mod lines;
 pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod views;

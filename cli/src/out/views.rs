@@ -1,15 +1,17 @@
 //! Answers of the API as people read them. Pure: data in, text out.
 
 use wasmorch_api::messages::{
-    HistoryItem, HostView, LogLine, RebalanceReply, ReplicaView, RolloutView, RunView, ScaleView,
+    HistoryItem, HostView, RebalanceReply, ReplicaView, RolloutView, RunView, ScaleView,
     StatusReply, Unplaced, WorkloadState, WorkloadSummary,
 };
 use wasmorch_api::status::HostState;
 use wasmorch_api::{
-    ByteSize, Event, EventKind, HumanDuration, Name, ReplicaState, RolloutState, Timestamp,
+    ByteSize, HumanDuration, Name, ReplicaState, RevisionNumber, RolloutState, Timestamp,
 };
+use wasmorch_runtime::fixed;
 
-use super::human::{age, count, harmless, span};
+use super::human::{age, count, harmless, span, used_of};
+pub(crate) use super::lines::{event, log_line};
 use super::table::{Cell, Table, Tone, pairs};
 
 fn state_tone(state: WorkloadState) -> Tone {
@@ -79,13 +81,9 @@ pub(crate) fn workloads(
     table.render(width)
 }
 
-/// `ps W`: its replicas. `workload` is shown when there are several.
-pub(crate) fn replicas(
-    of: &[(Name, Vec<ReplicaView>)],
-    now: Timestamp,
-    width: Option<usize>,
-) -> String {
-    if of.iter().all(|(_, replicas)| replicas.is_empty()) {
+/// `ps W`: the replicas of each.
+pub(crate) fn replicas(of: &[StatusReply], now: Timestamp, width: Option<usize>) -> String {
+    if of.iter().all(|status| status.replicas.is_empty()) {
         return "no replicas\n".into();
     }
     let mut table = Table::new(&[
@@ -99,9 +97,16 @@ pub(crate) fn replicas(
         ">BUSY",
         "REASON",
     ]);
-    for (workload, replicas) in of {
-        for replica in replicas {
+    for status in of {
+        let workload = &status.summary.name;
+        let limited = revision_of_spec(status);
+        for replica in &status.replicas {
             let live = !replica.state.ended();
+            let limit = limited.filter(|revision| *revision == replica.revision);
+            let memory = match limit {
+                Some(_) => used_of(replica.memory_bytes, status.spec.resources.memory),
+                None => ByteSize(replica.memory_bytes).approximate(),
+            };
             let used = |text: String| if live { text } else { String::new() };
             table.row(vec![
                 Cell::toned(format!("{workload}/{}", replica.replica), Tone::Name),
@@ -109,7 +114,7 @@ pub(crate) fn replicas(
                 age(replica.since, now).into(),
                 replica.revision.into(),
                 replica.host.to_string().into(),
-                used(ByteSize(replica.memory_bytes).approximate()).into(),
+                used(memory).into(),
                 used(format!("{}m", replica.cpu_millis)).into(),
                 used(replica.in_flight.to_string()).into(),
                 reason_of(replica).into(),
@@ -117,6 +122,20 @@ pub(crate) fn replicas(
         }
     }
     table.render(width)
+}
+
+/// Which revision's spec a status shows: the one that was asked for last, also while it is tried or waits.
+fn revision_of_spec(status: &StatusReply) -> Option<RevisionNumber> {
+    let wanted = status.summary.revision;
+    match &status.rollout {
+        Some(rollout) if rollout.revision == wanted => Some(wanted),
+        // One that has failed while it waited for others is still what was asked for; others were given up.
+        Some(rollout) if rollout.state == RolloutState::Failed => None,
+        Some(rollout) if !rollout.state.ended() && rollout.state != RolloutState::Reverting => {
+            Some(rollout.revision)
+        }
+        _ => Some(wanted),
+    }
 }
 
 fn state_word(replica: &ReplicaView) -> String {
@@ -128,13 +147,28 @@ fn state_word(replica: &ReplicaView) -> String {
 }
 
 fn reason_of(replica: &ReplicaView) -> String {
-    let code = replica.exit_code.map(|code| format!("exit {code}"));
+    let reason = replica.reason.as_deref().unwrap_or_default();
+    let code = untold(replica.exit_code, reason).map(|code| format!("exit {code}"));
     let parts = [code, replica.reason.clone()].into_iter().flatten();
     one_line(&parts.collect::<Vec<_>>().join(": "))
 }
 
+/// The exit code, unless the reason names it: a host's own words for a program that failed do.
+fn untold(code: Option<i32>, reason: &str) -> Option<i32> {
+    code.filter(|code| !reason.contains(&format!("exit code {code}")))
+}
+
+/// An exit code and a reason, each said once.
+pub(crate) fn how_it_ended(code: Option<i32>, reason: &str) -> String {
+    match (untold(code, reason), reason) {
+        (Some(code), "") => format!("exit code {code}"),
+        (Some(code), reason) => format!("exit code {code}, {reason}"),
+        (None, reason) => reason.to_owned(),
+    }
+}
+
 /// A reason may carry a guest's text: one harmless line of it.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     harmless(text.lines().next().unwrap_or_default())
 }
 
@@ -188,6 +222,7 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
             limits.timeout
         ),
     ));
+    lines.push(("fixed", fixed_limits()));
     if let Some(rollout) = &status.rollout {
         lines.push(("rollout", self::rollout(rollout, now)));
     }
@@ -197,8 +232,7 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
         } else {
             "failed"
         };
-        let code = outcome
-            .exit_code
+        let code = untold(outcome.exit_code, &outcome.reason)
             .map(|code| format!(", exit {code}"))
             .unwrap_or_default();
         let why = if outcome.reason.is_empty() { "" } else { ": " };
@@ -221,10 +255,23 @@ pub(crate) fn status(status: &StatusReply, now: Timestamp, width: Option<usize>)
     }
     if !status.replicas.is_empty() {
         text.push('\n');
-        let of = [(summary.name.clone(), status.replicas.clone())];
-        text.push_str(&replicas(&of, now, width));
+        text.push_str(&replicas(std::slice::from_ref(status), now, width));
     }
     text
+}
+
+/// What holds for every workload, as this program's own runtime has it.
+fn fixed_limits() -> String {
+    let (files, out) = (fixed::HANDLES_MAX, fixed::IN_HAND_MAX);
+    let (handles, elements) = (fixed::RESOURCES_MAX, fixed::TABLE_ELEMENTS_MAX);
+    let stack = ByteSize(fixed::WASM_STACK_BYTES as u64);
+    let (instances, tables) = (fixed::INSTANCES_MAX, fixed::TABLES_MAX);
+    let memories = fixed::MEMORIES_MAX;
+    format!(
+        "{files} open files, sockets and streams; {out} requests out in a runner\n\
+         an instance: {handles} handles, stack {stack}, tables of {elements},\n\
+         {instances} core instances, {tables} tables, {memories} memories"
+    )
 }
 
 /// A run in a few words.
@@ -233,6 +280,23 @@ fn run(run: &RunView) -> String {
     let scheduled = scheduled.map_or(String::new(), |at| format!(", scheduled for {at}"));
     let (number, completed, of) = (run.number, run.completed, run.completions);
     format!("{number}: {completed} of {of} completed{scheduled}")
+}
+
+/// A rollout in a few words, or that there is none.
+pub(crate) fn rollout_or_none(view: Option<&RolloutView>, now: Timestamp) -> String {
+    view.map_or_else(|| "no rollout".to_owned(), |view| rollout(view, now))
+}
+
+/// What a deploy ends with that a person has to go on with.
+pub(crate) fn canary_waits(workload: &Name, rollout: &RolloutView) -> String {
+    let (ready, desired) = (rollout.ready, rollout.desired);
+    let mut text = format!(
+        "canary ready: {ready} of {desired}; `wasmorch rollout promote {workload}` goes on"
+    );
+    if let Some(waits) = waits(rollout) {
+        text.push_str(&format!(" ({waits})"));
+    }
+    text
 }
 
 /// A rollout in a few words.
@@ -421,72 +485,6 @@ fn readiness(summary: &WorkloadSummary, of: &str) -> String {
 /// Between which counts the load moves it.
 fn bounds(scale: ScaleView) -> String {
     format!("{}..{}", scale.min, scale.max)
-}
-
-/// The month, the day and the time of day, UTC: events are kept for seven days, and `--json` has
-/// the whole of it.
-fn moment(at: Timestamp) -> String {
-    let text = at.to_string();
-    text.get(5..19).unwrap_or(&text).replace('T', " ")
-}
-
-/// One event.
-pub(crate) fn event(event: &Event) -> String {
-    let workload = event.workload.as_ref().map(|name| match &event.replica {
-        Some(replica) => format!("{name}/{replica}"),
-        None => name.to_string(),
-    });
-    // Ids and what the reason says already only lengthen the line; `--json` has them.
-    let host = event.host.as_ref().filter(|_| event.workload.is_none());
-    let host = host.map(|host| format!("host {host}"));
-    let revision = event
-        .revision
-        .map(|revision| format!("revision {revision}"));
-    let revision = revision.filter(|revision| !event.reason.contains(revision.as_str()));
-    let about: Vec<String> = [workload, revision, host].into_iter().flatten().collect();
-    let tone = match event.kind.as_str() {
-        kind if kind.starts_with("alarm") => Tone::Bad,
-        "replica-failed" | "replica-rejected" | "replica-lost" | "crash-loop" | "job-failed"
-        | "rollout-failed" | "rollout-reverted" | "host-dead" => Tone::Bad,
-        "unplaced" | "host-suspect" | "rollout-aborted" | "rollout-paused" => Tone::Warn,
-        _ if event.kind == EventKind::ReplicaReady => Tone::Good,
-        _ => Tone::Plain,
-    };
-    let mut text = format!(
-        "{}  {}",
-        Tone::Dim.paint(&moment(event.at)),
-        tone.paint(&format!("{:<18}", event.kind.as_str()))
-    );
-    for part in [about.join(" "), one_line(&event.reason)] {
-        if !part.is_empty() {
-            text.push_str("  ");
-            text.push_str(&part);
-        }
-    }
-    let end = text.trim_end().len();
-    text.truncate(end);
-    text
-}
-
-/// One line of a log, under the replica that wrote it.
-pub(crate) fn log_line(workload: &Name, line: &LogLine) -> String {
-    let mut text = String::new();
-    let head = format!("{}  {workload}/{}", line.at, line.replica);
-    if line.dropped > 0 {
-        let lost = count(line.dropped, "line");
-        text.push_str(&Tone::Warn.paint(&format!("{head}  ({lost} dropped: written too fast)")));
-        text.push('\n');
-    }
-    let tone = match line.stream.as_str() {
-        "stderr" | "error" | "critical" => Tone::Warn,
-        _ => Tone::Plain,
-    };
-    text.push_str(&format!(
-        "{}  {}\n",
-        Tone::Dim.paint(&head),
-        tone.paint(&harmless(&line.text))
-    ));
-    text
 }
 
 /// What a `deploy` ended with, one workload a line.

@@ -99,8 +99,12 @@ fn workloads_that_follow_their_load_show_their_bounds() {
 
 #[test]
 fn replicas_fit_80_columns() {
-    let of = [("hello".parse().unwrap(), some_replicas())];
-    let text = plain(&replicas(&of, now(), Some(80)));
+    let status: StatusReply = read(json!({
+        "namespace": "default", "name": "hello", "kind": "http", "revision": 2, "desired": 3,
+        "ready": 1, "state": "degraded", "urls": [], "spec": {"name": "hello"},
+        "replicas": some_replicas(),
+    }));
+    let text = plain(&replicas(&[status], now(), Some(80)));
     fits(&text);
     insta::assert_snapshot!(text);
 }
@@ -131,6 +135,52 @@ fn a_rollout_tells_what_it_waits_for() {
         ],
     }));
     insta::assert_snapshot!(plain(&super::rollout(&view, now())));
+}
+
+#[test]
+fn a_limit_is_that_of_the_replicas_own_revision() {
+    let memory = |revision: u64, rollout: serde_json::Value| {
+        let status: StatusReply = read(json!({
+            "namespace": "default", "name": "hello", "kind": "http", "revision": revision,
+            "desired": 1, "ready": 1, "state": "rolling", "urls": [], "spec": {"name": "hello"},
+            "replicas": some_replicas()[..1], "rollout": rollout,
+        }));
+        plain(&replicas(&[status], now(), Some(80))).contains("1.4/64MiB")
+    };
+    let rollout = |state: &str, revision: u64| {
+        json!({"revision": revision, "from": 1, "state": state, "updated": 1, "ready": 1,
+               "desired": 1, "deadline": "2026-01-01T12:01:30Z"})
+    };
+    // The replica is of revision 2.
+    assert!(memory(2, rollout("rolling", 2)));
+    assert!(memory(1, rollout("canary", 2)), "the spec is what is tried");
+    assert!(!memory(2, rollout("canary", 3)));
+    assert!(memory(2, rollout("reverted", 3)));
+    assert!(!memory(3, rollout("rolling", 3)), "an old one has its own");
+}
+
+#[test]
+fn no_rollout_and_a_canary_that_waits_say_so() {
+    assert_eq!(rollout_or_none(None, now()), "no rollout");
+    let view = read(json!({
+        "revision": 2, "from": 1, "state": "baking", "updated": 1, "ready": 1, "desired": 4,
+        "deadline": "2026-01-01T12:01:30Z", "reason": "waits",
+    }));
+    assert_eq!(
+        canary_waits(&"roll".parse().unwrap(), &view),
+        "canary ready: 1 of 4; `wasmorch rollout promote roll` goes on"
+    );
+}
+
+#[test]
+fn an_exit_code_is_said_once() {
+    assert_eq!(
+        how_it_ended(Some(1), "it ended with exit code 1"),
+        "it ended with exit code 1"
+    );
+    assert_eq!(how_it_ended(Some(3), "no input"), "exit code 3, no input");
+    assert_eq!(how_it_ended(Some(3), ""), "exit code 3");
+    assert_eq!(how_it_ended(None, "out of time"), "out of time");
 }
 
 #[test]
@@ -184,8 +234,13 @@ fn events_are_one_line_each() {
          "namespace": "_", "reason": ""},
         {"id": "3-3", "at": "2026-01-01T12:00:00Z", "term": 3, "kind": "deployed",
          "namespace": "default", "workload": "hello", "revision": 2, "reason": "artifact"},
+        {"id": "3-4", "at": "2026-01-01T12:00:00Z", "term": 3, "kind": "host-dead",
+         "namespace": "_", "host": "bb", "reason": "silent for 5s"},
+        {"id": "3-5", "at": "2026-01-01T12:00:00Z", "term": 3, "kind": "host-joined",
+         "namespace": "_", "host": "cc", "reason": ""},
     ]));
-    let lines: Vec<String> = some.iter().map(|one| plain(&event(one))).collect();
+    let names = [("bb".parse().unwrap(), "h2".parse().unwrap())].into();
+    let lines: Vec<String> = some.iter().map(|one| plain(&event(one, &names))).collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
 

@@ -62,7 +62,7 @@ fn find() -> Result<Option<PathBuf>, CliError> {
         return match version(&named) {
             Some(version) if new_enough(&version) => Ok(Some(named)),
             Some(version) => Err(wrong(format!("it is version {version}, too old"))),
-            None => Err(wrong("it is no nats-server that runs".into())),
+            None => Err(wrong("it is no nats-server that can be run".into())),
         };
     }
     let fits = |path: &PathBuf| version(path).is_some_and(|version| new_enough(&version));
@@ -107,13 +107,13 @@ fn version(server: &Path) -> Option<String> {
     let text = String::from_utf8(output.stdout)
         .ok()
         .filter(|_| output.status.success())?;
-    Some(
-        text.trim()
-            .rsplit(' ')
-            .next()?
-            .trim_start_matches('v')
-            .to_owned(),
-    )
+    version_in(&text)
+}
+
+/// `None` for what another program says of itself.
+fn version_in(text: &str) -> Option<String> {
+    let version = text.trim().strip_prefix("nats-server:")?.trim();
+    Some(version.trim_start_matches('v').to_owned())
 }
 
 /// Asks, where somebody can answer.
@@ -229,6 +229,15 @@ mod tests {
             check(&wheel, WHEELS[0].2)
                 .unwrap_err()
                 .contains("not unpacked")
+        );
+    }
+
+    #[test]
+    fn only_a_nats_server_has_its_version() {
+        assert_eq!(version_in("nats-server: v2.15.1\n").unwrap(), "2.15.1");
+        assert_eq!(
+            version_in("true (GNU coreutils) 9.1\nWritten by Jim Meyering.\n"),
+            None
         );
     }
 

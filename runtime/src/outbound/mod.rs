@@ -163,7 +163,7 @@ impl Default for OutboundHttp {
 
 /// Requests that a replica may have in hand in one runner, from the first byte to the last of the
 /// answer: each may be a connection.
-const IN_HAND_MAX: usize = 512;
+pub const IN_HAND_MAX: usize = 512;
 
 impl OutboundHttp {
     /// Nothing.

@@ -273,6 +273,17 @@ fn absurd_placement_is_refused() {
 }
 
 #[test]
+fn a_subscription_that_is_neither_says_both_that_it_may_be() {
+    let text = "[workload]\nname = \"a\"\ncomponent = \"a\"\nbindings = { subscribe = [5] }\n";
+    let problems = read_manifest(text).unwrap_err();
+    let what = &problems[0].what;
+    assert!(
+        what.contains("a subject like") && what.contains("a table"),
+        "{what}"
+    );
+}
+
+#[test]
 fn what_is_too_much_is_refused_shortly() {
     let with = |line: &str| format!("[workload]\nname = \"a\"\ncomponent = \"a\"\n{line}\n");
     let what = |line: &str| {
