@@ -70,6 +70,7 @@ pub use cluster::{Cluster, Host, Placed, Reported, Workload};
 pub use detection::Detection;
 pub use observe::{Ask, Observation, Observed};
 pub use plan::{Plan, Start, Stop, StopReason};
+pub use tables::Endpoints;
 pub use write::{EventDraft, Stored, Write};
 
 use std::time::Duration;

@@ -11,8 +11,8 @@ use wasmorch_api::messages::Unplaced;
 use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
-    EndpointTable, EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet,
-    Record, Removal, RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
+    EventKind, HostId, PlacedSlot, PlacementGroup, PlacementNumber, PlacementSet, Record, Removal,
+    RevisionNumber, RouteTable, Slot, Timestamp, WorkloadKey,
 };
 
 use crate::agenda::{Dirt, Left};
@@ -22,7 +22,7 @@ use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::removals::Removals;
 use crate::slots;
-use crate::tables;
+use crate::tables::{self, Endpoints};
 use crate::write::{EventDraft, Write};
 
 /// Everything that should change now. An empty plan means that the cluster is as wanted.
@@ -39,7 +39,7 @@ pub struct Plan {
     /// Hosts to remember.
     pub hosts: Vec<HostRecord>,
     /// Endpoint tables that changed.
-    pub endpoints: Vec<EndpointTable>,
+    pub endpoints: Vec<Endpoints>,
     /// Route tables that changed.
     pub routes: Vec<RouteTable>,
     /// What is kept of removed workloads, after hosts have removed their data.
@@ -411,7 +411,6 @@ impl Cluster {
         let removed = plan.removed.into_iter();
         writes.extend(removed.map(|one| self.write_removed(one)));
         writes.extend(plan.routes.into_iter().map(Write::Routes));
-        // A table names every host there is: not copied.
         writes.extend(plan.endpoints.into_iter().map(Write::Endpoints));
         writes.extend(sets);
         writes

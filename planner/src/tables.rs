@@ -12,6 +12,10 @@ use crate::agenda::Dirt;
 use crate::cluster::{Cluster, Workload};
 use crate::plan::{Plan, Shift, Stop};
 
+mod endpoints;
+
+pub use endpoints::Endpoints;
+
 /// Adds a workload's tables if they differ from what is stored once `plan` is carried out. Tells
 /// whether its endpoints name a host that has not spoken and holds nothing of it.
 pub(crate) fn plan_tables(
@@ -43,8 +47,9 @@ pub(crate) fn plan_tables(
         (_, stored) => {
             let changes = (stops, &standbys);
             let wanted = endpoint_table(cluster, (key, workload), changes, &mut awaits);
+            let stored = stored.as_ref().map(Endpoints::whole);
             let before = stored.as_ref().map(|table| (&table.hosts, table.canary));
-            (before != Some((&wanted.hosts, wanted.canary))).then_some(wanted)
+            (before != Some((&wanted.hosts, wanted.canary))).then(|| wanted.into())
         }
     };
     plan.endpoints.extend(changed);
@@ -64,13 +69,12 @@ fn patched(
     cluster: &Cluster,
     (key, workload): (&WorkloadKey, &Workload),
     (stops, standbys): (&[Stop], &Standbys<'_>),
-    stored: &EndpointTable,
+    stored: &Endpoints,
     hosts: &BTreeSet<&HostId>,
-) -> Option<EndpointTable> {
+) -> Option<Endpoints> {
     let mut changes = Vec::new();
     for id in hosts {
-        let at = stored.hosts.binary_search_by(|one| one.host.cmp(id));
-        let before = at.ok().map(|at| &stored.hosts[at]);
+        let before = stored.entry(id);
         let host = cluster.hosts.get(*id);
         let unheard = host.is_some_and(|host| !host.known() && host.state != HostState::Dead);
         if unheard && before.is_some() {
@@ -102,23 +106,8 @@ fn patched(
             changes.push(((*id).clone(), after));
         }
     }
-    if changes.is_empty() {
-        return None;
-    }
-    let mut table = EndpointTable {
-        cluster: cluster.cluster.clone(),
-        term: cluster.term,
-        ..stored.clone()
-    };
-    for (id, after) in changes {
-        match (table.hosts.binary_search_by(|one| one.host.cmp(&id)), after) {
-            (Ok(at), Some(after)) => table.hosts[at] = after,
-            (Ok(at), None) => drop(table.hosts.remove(at)),
-            (Err(at), Some(after)) => table.hosts.insert(at, after),
-            (Err(_), None) => {}
-        }
-    }
-    Some(table)
+    let by = (&cluster.cluster, cluster.term);
+    (!changes.is_empty()).then(|| stored.changed(by, changes))
 }
 
 fn endpoint_table(
@@ -146,9 +135,8 @@ fn endpoint_table(
     }
     // A new leader knows nothing of a host until it has spoken: what gateways were told before
     // stays true until then, or until the host counts as dead.
-    let unheard: BTreeMap<&HostId, &HostEndpoint> = workload
-        .endpoints
-        .iter()
+    let stored = workload.endpoints.as_ref().map(Endpoints::whole);
+    let unheard: BTreeMap<&HostId, &HostEndpoint> = { stored.iter() }
         .flat_map(|table| &table.hosts)
         .filter(|endpoint| {
             cluster

@@ -13,12 +13,11 @@ use std::collections::BTreeMap;
 
 use wasmorch_api::messages::WITHDRAWN_WITHIN;
 use wasmorch_api::status::HostState;
-use wasmorch_api::{
-    EndpointTable, HostId, Kind, PlacedSlot, PlacementGroup, Timestamp, WorkloadKey,
-};
+use wasmorch_api::{HostId, Kind, PlacedSlot, PlacementGroup, Timestamp, WorkloadKey};
 
 use crate::cluster::Cluster;
 use crate::observe::{Ask, Observed};
+use crate::tables::Endpoints;
 
 /// A host that waits for the gateways.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +64,7 @@ impl Cluster {
     pub(crate) fn note_table(
         &mut self,
         key: &WorkloadKey,
-        table: Option<&EndpointTable>,
+        table: Option<&Endpoints>,
         sequence: u64,
     ) {
         let Some(workload) = self.workloads.get(key) else {
@@ -73,8 +72,11 @@ impl Cluster {
             self.withdrawals.note(sequence);
             return;
         };
-        let before = workload.endpoints.as_ref();
-        if before.is_some_and(|before| before.is_withdrawn_by(table)) {
+        let withdraws = |before: &Endpoints| match table {
+            Some(table) => table.withdraws_from(before),
+            None => before.whole().is_withdrawn_by(None),
+        };
+        if workload.endpoints.as_ref().is_some_and(withdraws) {
             self.withdrawals.note(sequence);
         }
     }
@@ -157,10 +159,7 @@ impl Cluster {
         groups.any(|group| {
             let workload = self.workloads.get(&group.key());
             let table = workload.and_then(|workload| workload.endpoints.as_ref());
-            table.is_some_and(|table| {
-                let found = table.hosts.binary_search_by(|one| one.host.cmp(id));
-                found.is_ok()
-            })
+            table.is_some_and(|table| table.entry(id).is_some())
         })
     }
 

@@ -1,5 +1,7 @@
 //! What goes to the store and what is said aloud: writes, stored entries, event drafts.
 
+use std::io;
+
 use serde::Serialize;
 use serde_json::Value;
 use wasmorch_api::record::{NamespaceRecord, Removed};
@@ -9,6 +11,8 @@ use wasmorch_api::{
     EndpointTable, EventKind, HostId, Name, PlacementSet, Record, ReplicaId, Revision,
     RevisionNumber, RouteTable, WorkloadKey,
 };
+
+use crate::tables::Endpoints;
 
 /// One write to the state bucket.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +42,7 @@ pub enum Write {
     /// A host that is gone for good needs no set.
     DeletePlacements(HostId),
     /// Who serves a workload.
-    Endpoints(EndpointTable),
+    Endpoints(Endpoints),
     /// Nobody does: the workload is gone.
     DeleteEndpoints(WorkloadKey),
     /// Which requests are a workload's.
@@ -79,7 +83,7 @@ impl Write {
             Self::Namespace(one) => Some(json(one)),
             Self::Host(host) => Some(json(host)),
             Self::Placements(set) => Some(json(set)),
-            Self::Endpoints(table) => Some(json(table)),
+            Self::Endpoints(table) => Some(json(&*table.whole())),
             Self::Routes(table) => Some(json(table)),
             Self::DeleteRecord(_)
             | Self::DeleteRemoved(_)
@@ -95,6 +99,28 @@ impl Write {
 
 fn json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("our own types have string keys and serialise")
+}
+
+/// How long a value is as JSON.
+pub(crate) fn json_bytes(value: &impl Serialize) -> usize {
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value)
+        .expect("our own types have string keys and serialise, and a count takes everything");
+    count.0
+}
+
+/// Counts what is written to it.
+struct Count(usize);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// One entry of the store, as a new leader reads it.

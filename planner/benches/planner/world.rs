@@ -69,8 +69,9 @@ impl World {
         ];
         let labels = labels.map(|(label, value)| (label.to_owned(), value));
         let odd = if self.scenario.distinct { n as u64 } else { 0 };
+        let held = self.cluster.hosts().get(&host(n));
         let beat = Heartbeat {
-            sequence: u64::MAX,
+            sequence: held.map_or(0, |one| one.set_sequence),
             status_seq: self.seqs[n],
             info: HostInfo {
                 name: Name::nearest(host(n).as_str()).unwrap(),

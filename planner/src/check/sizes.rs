@@ -3,15 +3,13 @@
 //! What a set of placements needs is a dimension of its host; records and tables grow with what they
 //! name, and nothing books that.
 
-use std::io;
-
-use serde::Serialize;
 use serde_json::Value;
 use wasmorch_api::Record;
 
 use super::BrokenRule;
 use crate::cluster::Cluster;
 use crate::plan::Plan;
+use crate::write::json_bytes;
 
 /// What one entry of a record or a table needs at most. Nothing is written out for its size alone
 /// unless it could be too large.
@@ -32,10 +30,10 @@ pub(super) fn fit(cluster: &Cluster, plan: &Plan, broken: &mut Vec<BrokenRule>) 
         }
     };
     for record in plan.update.iter().filter(|one| could(entries(one))) {
-        note(record.key(), "record", encoded(record));
+        note(record.key(), "record", json_bytes(record));
     }
-    for table in plan.endpoints.iter().filter(|one| could(one.hosts.len())) {
-        note(table.key(), "endpoint table", encoded(table));
+    for table in plan.endpoints.iter().filter(|one| could(one.len())) {
+        note(table.key(), "endpoint table", table.bytes());
     }
 }
 
@@ -52,25 +50,4 @@ fn entries(record: &Record) -> usize {
     });
     let named = record.homes.len() + record.crash_loop.len() + record.moves.len();
     named + of_runs + answers.sum::<usize>()
-}
-
-fn encoded(value: &impl Serialize) -> usize {
-    let mut count = Count(0);
-    serde_json::to_writer(&mut count, value)
-        .expect("our own types have string keys and serialise, and a count takes everything");
-    count.0
-}
-
-/// Counts what is written to it.
-struct Count(usize);
-
-impl io::Write for Count {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use wasmorch_api::record::NamespaceRecord;
 use wasmorch_api::status::{Drain, HostRecord};
-use wasmorch_api::{
-    EndpointTable, PlacementSet, Record, Revision, RouteTable, Timestamp, WorkloadKey,
-};
+use wasmorch_api::{PlacementSet, Record, Revision, RouteTable, Timestamp, WorkloadKey};
 
 use super::{Cluster, Host, Workload};
+use crate::tables::Endpoints;
 use crate::write::{Stored, Write};
 
 impl Cluster {
@@ -31,7 +30,7 @@ impl Cluster {
             Stored::Endpoints(table) => {
                 // Of the one before it nothing is known: it may have withdrawn something.
                 self.withdrawals.note(sequence);
-                self.put_endpoints(table);
+                self.put_endpoints(table.into());
             }
             Stored::Routes(table) => self.put_routes(table),
         }
@@ -219,10 +218,12 @@ impl Cluster {
         }
     }
 
-    fn put_endpoints(&mut self, table: EndpointTable) {
+    fn put_endpoints(&mut self, table: Endpoints) {
         let key = table.key();
         if let Some(workload) = self.workloads.get_mut(&key) {
-            workload.endpoints = Some(table);
+            // What it changes is let go first, so that it need not be copied.
+            workload.endpoints = None;
+            workload.endpoints = Some(table.settled());
             self.agenda.part(&key, None, None);
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::{
-    EndpointTable, HostId, PlacementNumber, Record, ReplicaState, ReplicaStatus, Revision,
-    RevisionNumber, RouteTable, Slot, Timestamp,
+    HostId, PlacementNumber, Record, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
+    RouteTable, Slot, Timestamp,
 };
 
 use super::Line;
@@ -16,6 +16,7 @@ use crate::cached::Left;
 use crate::judge::Tally;
 use crate::plan::StopReason;
 use crate::pool::Holders;
+use crate::tables::Endpoints;
 
 /// Reasons kept for each workload: most are dropped when the replica has ended.
 const TOLD_KEPT: usize = 256;
@@ -36,7 +37,7 @@ pub struct Workload {
     /// Replicas that have ended, newest last.
     pub ended: VecDeque<Reported>,
     /// Its endpoints as stored.
-    pub endpoints: Option<EndpointTable>,
+    pub endpoints: Option<Endpoints>,
     /// Its routes as stored.
     pub routes: Option<RouteTable>,
     /// Events of it in this term, newest last.

@@ -303,6 +303,7 @@ fn gateways_are_told_the_canarys_share() {
         .endpoints
         .clone()
         .unwrap();
+    let table = table.whole();
     assert_eq!(table.canary.unwrap().0, 2);
     let sum = |of: fn(&wasmorch_api::HostEndpoint) -> u32| table.hosts.iter().map(of).sum::<u32>();
     let (all, canary) = (sum(|host| host.weight), sum(|host| host.canary));
@@ -316,6 +317,7 @@ fn gateways_are_told_the_canarys_share() {
         .endpoints
         .clone()
         .unwrap();
+    let table = table.whole();
     assert!(table.canary.is_none());
     assert!(
         table

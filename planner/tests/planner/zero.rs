@@ -36,7 +36,8 @@ impl World {
     /// How many are ready on each host, and the slot that rests there, the lowest first.
     fn endpoints(&self) -> Vec<(u32, u64)> {
         let table = self.cluster.workload(&web()).unwrap().endpoints.as_ref();
-        let hosts = table.unwrap().hosts.iter();
+        let table = table.unwrap().whole();
+        let hosts = table.hosts.iter();
         let slot = |host: &HostEndpoint| host.standby.map_or(0, |slot| slot.0);
         let mut hosts: Vec<_> = hosts.map(|host| (host.ready, slot(host))).collect();
         hosts.sort_unstable();
