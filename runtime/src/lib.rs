@@ -65,6 +65,7 @@ mod state;
 mod target;
 mod ticker;
 mod together;
+mod variables;
 mod volume;
 
 pub use artifact::{Artifact, Exports, Shape};
