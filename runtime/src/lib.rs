@@ -65,6 +65,7 @@ mod state;
 mod target;
 mod ticker;
 mod together;
+mod variables;
 mod volume;
 
 /// Limits that nothing written in a spec moves, for whoever shows them.

@@ -8,20 +8,21 @@ use std::sync::{Arc, OnceLock};
 
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
-use wasmtime_wasi_config::WasiConfig;
 
 use crate::artifact::{Artifact, Code};
-use crate::bindings::{logging, messaging};
+use crate::bindings::messaging;
 use crate::blobstore;
 use crate::config::{Limits, ReplicaConfig};
 use crate::ended::PrepareError;
 use crate::engines::TABLES_PER_INSTANCE;
 use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
+use crate::logs;
 use crate::network::lookup;
 use crate::runtime::Runtime;
 use crate::secrets;
 use crate::state::GuestState;
+use crate::variables;
 use crate::volume;
 
 /// A page of WebAssembly memory.
@@ -86,10 +87,8 @@ fn linker(
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
-    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| {
-        WasiConfig::from(&state.shared.variables)
-    })?;
-    logging::wasi::logging::logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    variables::add_to_linker(&mut linker)?;
+    logs::add_to_linker(&mut linker)?;
     messaging::Messages::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     keyvalue::add_to_linker(&mut linker)?;
     blobstore::add_to_linker(&mut linker)?;
@@ -178,10 +177,14 @@ mod tests {
                 .lines()
                 .find_map(|line| line.strip_prefix("package "))
                 .unwrap();
-            let (package, version) = package.trim_end_matches(';').split_once('@').unwrap();
+            let package = package.trim_end_matches(';');
+            let (package, version) = match package.split_once('@') {
+                Some((package, version)) => (package, format!("@{version}")),
+                None => (package, String::new()),
+            };
             let track = match version.rsplit_once('.') {
                 Some((track, _)) if !version.contains('-') => track,
-                _ => version,
+                _ => &version,
             };
             for block in text.split("\ninterface ").skip(1) {
                 let (name, rest) = block.split_once(' ').unwrap();
@@ -198,13 +201,13 @@ mod tests {
                     .lines()
                     .filter_map(|line| line.trim().strip_prefix("resource "))
                     .find_map(|line| line.split([' ', ';', '{']).next().map(str::to_owned));
-                let full_name = format!("{package}/{name}@{version}");
+                let full_name = format!("{package}/{name}{version}");
                 let interface = Interface {
                     full_name,
                     function,
                     resource,
                 };
-                found.insert(format!("{package}/{name}@{track}"), interface);
+                found.insert(format!("{package}/{name}{track}"), interface);
             }
         }
         found

@@ -12,10 +12,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use wasmtime::component::{HasSelf, Linker};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::bindings::logging::wasi::logging::logging;
+use crate::bindings::logging::wasi::logging0_1_0_draft::logging;
 use crate::state::GuestState;
 
 /// The longest line.
@@ -265,6 +266,21 @@ impl AsyncWrite for LineWriter {
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// Without a version: what wasmCloud's first SDK imports. As `wit/` names it; a test of `link` holds the two
+/// equal.
+const UNVERSIONED: &str = "wasi:logging/logging";
+
+/// Adds `wasi:logging` under both of its names.
+pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    logging::add_to_linker::<_, HasSelf<_>>(linker, |state| state)?;
+    linker.instance(UNVERSIONED)?.func_wrap(
+        "log",
+        |mut store, (level, context, message): (logging::Level, String, String)| {
+            logging::Host::log(store.data_mut(), level, context, message)
+        },
+    )
 }
 
 impl logging::Host for GuestState {

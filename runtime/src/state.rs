@@ -3,6 +3,7 @@
 //! One store, one instance, one request, unless it may be used again (`reuse.rs`). What is the same
 //! for every request of a replica is in [`ReplicaShared`], made once when the replica is prepared.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
@@ -10,7 +11,6 @@ use std::sync::{Arc, Weak};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::artifact::{Artifact, Code};
@@ -39,7 +39,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) runtime: Runtime,
     engine: Engine,
     pub(crate) config: ReplicaConfig,
-    pub(crate) variables: WasiConfigVariables,
+    /// What `wasi:config` answers.
+    pub(crate) variables: BTreeMap<String, String>,
     pub(crate) volumes: Volumes,
     pub(crate) sockets: Arc<Sockets>,
     /// Some of them have a limit, which what it is linked to watches.
@@ -56,7 +57,7 @@ impl ReplicaShared {
     ) -> Result<Arc<Self>, PrepareError> {
         let volumes = Volumes::open(&config.preopens)?;
         let is_limited = volume::is_limited(&config.preopens);
-        let variables = WasiConfigVariables::from_iter(config.config.iter().cloned());
+        let variables = config.config.iter().cloned().collect();
         let sockets = Arc::new(Sockets::new(config.network.clone()));
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);

@@ -6,7 +6,7 @@
 use crate::spec::Kind;
 
 /// What every component may import, each with the versions that fit: `@0.2` is any released 0.2.x
-/// (0.2.0 to 0.2.12 and what comes), anything longer is exactly that version.
+/// (0.2.0 to 0.2.12 and what comes), anything else is exactly that version, or none.
 pub const PROVIDED: &[&str] = &[
     "wasi:cli/environment@0.2",
     "wasi:cli/exit@0.2",
@@ -59,7 +59,12 @@ pub const PROVIDED: &[&str] = &[
     "wasi:sockets/ip-name-lookup@0.3",
     "wasi:sockets/types@0.3",
     "wasi:config/store@0.2.0-rc.1",
+    // The same by the names that wasmCloud 1 and Spin have for it.
+    "wasi:config/runtime@0.2.0-draft",
+    "wasi:config/store@0.2.0-draft",
+    "wasi:config/store@0.2.0-draft-2024-09-27",
     "wasi:logging/logging@0.1.0-draft",
+    "wasi:logging/logging",
     "wasmcloud:messaging/types@0.2",
 ];
 
@@ -99,10 +104,10 @@ const KINDS: &[(&str, Kind)] = &[
 
 /// Whether a name (`wasi:http/types@0.2.4`) is one of this list's entry (`wasi:http/types@0.2`).
 fn fits(name: &str, entry: &str) -> bool {
-    // A draft or a release candidate is another interface than any other version.
+    // A draft or a release candidate is another interface than any other version, and so is one without.
     if entry
         .split_once('@')
-        .is_some_and(|(_, version)| version.contains('-'))
+        .is_none_or(|(_, version)| version.contains('-'))
     {
         return name == entry;
     }
@@ -172,7 +177,9 @@ mod tests {
             "wasi:http/types@0.3.0",
             "wasi:cli/types@0.3.2",
             "wasi:config/store@0.2.0-rc.1",
+            "wasi:config/store@0.2.0-draft",
             "wasi:logging/logging@0.1.0-draft",
+            "wasi:logging/logging",
         ] {
             assert!(provided(good), "{good}");
         }
@@ -185,6 +192,9 @@ mod tests {
             "wasi:http/types@0.2.",
             "wasi:config/store@0.2.0",
             "wasi:config/store@0.2.0-rc.1.1",
+            "wasi:config/store@0.2.0-draft-2024",
+            "wasi:config/store",
+            "wasi:logging/logging.1",
             "wasi:clocks/timezone@0.2.1",
             "wasi:http/types@0.3.0-rc-2025-09-16",
         ] {

@@ -50,8 +50,14 @@ async fn a_bucket_holds_what_guests_write_and_every_client_can_read_it() {
     assert_eq!(ask(http, "/delete?cart/a").await, ok("done"));
     assert_eq!(ask(http, "/delete?cart/a").await, ok("done"), "again");
     assert_eq!(ask(http, "/exists?cart/a").await, ok("false"));
-    assert_eq!(ask(http, "/swap?cart/s").await, ok("theirs then mine"));
-    assert_eq!(ask(http, "/swap?cart/a").await, ok("theirs then mine"));
+    assert_eq!(
+        ask(http, "/swap?cart/s").await,
+        ok("theirs again then mine")
+    );
+    assert_eq!(
+        ask(http, "/swap?cart/a").await,
+        ok("theirs again then mine")
+    );
     let batch = ok("a=a none b=b then 0 left");
     assert_eq!(ask(http, "/batch?cart").await, batch);
     assert_eq!(

@@ -347,7 +347,7 @@ impl draft2::atomics::Host for GuestState {
             Err(error) => Err(error),
         };
         Ok(Err(match again {
-            Ok((cas, value)) => CasError::CasFailed((self.table.push(cas)?, value)),
+            Ok((cas, _)) => CasError::CasFailed(self.table.push(cas)?),
             Err(error) => CasError::StoreError(error.into()),
         }))
     }
@@ -359,13 +359,13 @@ impl draft2::atomics::HostCas for GuestState {
         Ok(self.table.push(cas)?)
     }
 
-    async fn new_with_read(
-        &mut self,
-        bucket: Resource<Bucket>,
-        key: String,
-    ) -> Result<(Resource<Cas>, Option<Vec<u8>>)> {
-        let (cas, value) = self.bucket(&bucket)?.cas(key).await?;
-        Ok((self.table.push(cas)?, value))
+    /// The handle goes with what is read: a guest that has seen the value may swap it.
+    async fn current(&mut self, cas: Resource<Cas>) -> Result<Option<Vec<u8>>> {
+        let Cas { bucket, key, .. } = self.table.get(&cas)?;
+        let (bucket, key) = (bucket.clone(), key.clone());
+        let (read, value) = bucket.cas(key).await?;
+        *self.table.get_mut(&cas)? = read;
+        Ok(value)
     }
 
     async fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {

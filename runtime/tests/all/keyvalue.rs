@@ -49,8 +49,14 @@ async fn exercise(store: Arc<dyn KeyValueStore>) {
     }
     let (status, body) = ask(&replica, "/increment?cart/a/b.c").await;
     assert_eq!(status, 502, "no number: {body}");
-    assert_eq!(ask(&replica, "/swap?cart/s").await, ok("theirs then mine"));
-    assert_eq!(ask(&replica, "/swap?cart/s").await, ok("theirs then mine"));
+    assert_eq!(
+        ask(&replica, "/swap?cart/s").await,
+        ok("theirs again then mine")
+    );
+    assert_eq!(
+        ask(&replica, "/swap?cart/s").await,
+        ok("theirs again then mine")
+    );
     let batch = ok("a=a none b=b then 0 left");
     assert_eq!(ask(&replica, "/batch?cart").await, batch);
     let large = 3 << 20;

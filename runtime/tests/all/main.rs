@@ -7,6 +7,7 @@
 mod blobstore;
 mod cache;
 mod command;
+mod foreign;
 mod given;
 mod hostile;
 mod http;

@@ -10,7 +10,7 @@ use crate::support::{artifact, runtime};
 
 /// Keeps what is published; refuses subjects under `secret.`, panics for `panic`.
 #[derive(Default)]
-struct Broker(Mutex<Vec<Message>>);
+pub(crate) struct Broker(pub(crate) Mutex<Vec<Message>>);
 
 #[async_trait::async_trait]
 impl Messaging for Broker {

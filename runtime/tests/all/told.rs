@@ -61,12 +61,17 @@ async fn what_a_guest_says_has_its_level_and_the_name_of_its_request() {
         assert!(line.text.contains(&format!("it is {word}")), "{line:?}");
         assert!(line.text.contains("keeper"), "its context: {line:?}");
     }
+    let asked = fetch(&replica, "/warn?/unversioned").await.unwrap();
+    assert_eq!(asked.0, 200);
+    let last = lines.all().pop().unwrap();
+    assert_eq!(last.stream, LogStream::Wasi(LogLevel::Warn));
+    assert_eq!(last.text, "keeper: unversioned");
     // Without a name each has one of its own.
     for _ in 0..2 {
         fetch(&replica, "/log?info/again").await.unwrap();
     }
     let said = lines.all();
-    let names: Vec<_> = said[levels.len()..]
+    let names: Vec<_> = said[levels.len() + 1..]
         .iter()
         .map(|line| line.request_id.clone())
         .collect();

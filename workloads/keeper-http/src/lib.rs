@@ -5,20 +5,26 @@
 //! | `/get?STORE/KEY`, `/exists?STORE/KEY`, `/size?STORE/KEY` | reads |
 //! | `/set?STORE/KEY=VALUE`, `/fill?STORE/KEY=BYTES`, `/delete?STORE/KEY` | writes |
 //! | `/increment?STORE/KEY` | adds one |
-//! | `/swap?STORE/KEY` | swaps a value that changes meanwhile: refused once, then done |
+//! | `/swap?STORE/KEY` | swaps a value that changes meanwhile: refused once, read again, then done |
 //! | `/batch?STORE` | sets, gets and deletes several keys |
 //! | `/list?STORE` | every key, a line each |
-//! | `/config?/KEY`, `/config` | what `wasi:config` has under KEY, or all of it, a line each |
+//! | `/config?/KEY`, `/config` | what `wasi:config` has under KEY, or all of it, a line each; in all its versions |
 //! | `/log?LEVEL/TEXT` | says TEXT by `wasi:logging`, in the context `keeper` |
+//! | `/warn?/TEXT` | says TEXT, a warning, by `wasi:logging` without a version |
 //!
 //! KEY and VALUE are percent-encoded. 403: no store is granted, 404: no such store or key, 502: it failed.
 
+use std::fmt::Debug;
+
 use answer::{answer, decoded, respond, target};
-use wasi::config::store as config;
+use wasi::config0_2_0_draft::{runtime as config_runtime, store as config_draft};
+use wasi::config0_2_0_draft_2024_09_27::store as config_spin;
+use wasi::config0_2_0_rc_1::store as config;
 use wasi::keyvalue0_2_0_draft::store::{Bucket, Error};
 use wasi::keyvalue0_2_0_draft::{atomics, batch, store};
 use wasi::keyvalue0_2_0_draft2 as draft2;
-use wasi::logging::logging::{self, Level};
+use wasi::logging::logging as unversioned;
+use wasi::logging0_1_0_draft::logging::{self, Level};
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 
 /// The most that one blocking write of `wasi:io` takes.
@@ -29,7 +35,10 @@ wit_bindgen::generate!({
         "../../wit/deps/wasi-keyvalue",
         "../../wit/deps/wasi-keyvalue-draft2",
         "../../wit/deps/wasi-config",
+        "../../wit/deps/wasi-config-draft",
+        "../../wit/deps/wasi-config-draft-2024-09-27",
         "../../wit/deps/wasi-logging",
+        "../../wit/deps/wasi-logging-unversioned",
     ],
     inline: "
         package wasmorch:samples;
@@ -41,7 +50,11 @@ wit_bindgen::generate!({
             import wasi:keyvalue/store@0.2.0-draft2;
             import wasi:keyvalue/atomics@0.2.0-draft2;
             import wasi:config/store@0.2.0-rc.1;
+            import wasi:config/store@0.2.0-draft;
+            import wasi:config/runtime@0.2.0-draft;
+            import wasi:config/store@0.2.0-draft-2024-09-27;
             import wasi:logging/logging@0.1.0-draft;
+            import wasi:logging/logging;
         }
     ",
     generate_all,
@@ -92,16 +105,37 @@ impl From<draft2::store::Error> for Failure {
     }
 }
 
-/// The value of a key, or everything that is configured.
+/// The value of a key, or everything that is configured: whichever version is asked.
 fn configured(key: &str) -> Result<Vec<u8>, Failure> {
-    let failed = |error| Failure::Store(Error::Other(format!("{error:?}")));
     if !key.is_empty() {
-        let value = config::get(key).map_err(failed)?;
+        let value = agreed([
+            config::get(key).map_err(failed)?,
+            config_draft::get(key).map_err(failed)?,
+            config_runtime::get(key).map_err(failed)?,
+            config_spin::get(key).map_err(failed)?,
+        ])?;
         return Ok(value.ok_or(Failure::NoKey)?.into());
     }
-    let all = config::get_all().map_err(failed)?;
+    let all = agreed([
+        config::get_all().map_err(failed)?,
+        config_draft::get_all().map_err(failed)?,
+        config_runtime::get_all().map_err(failed)?,
+        config_spin::get_all().map_err(failed)?,
+    ])?;
     let lines = all.iter().map(|(key, value)| format!("{key}={value}\n"));
     Ok(lines.collect::<String>().into())
+}
+
+fn failed(why: impl Debug) -> Failure {
+    Failure::Store(Error::Other(format!("{why:?}")))
+}
+
+fn agreed<T: PartialEq + Debug>(answers: [T; 4]) -> Result<T, Failure> {
+    if answers.iter().any(|answer| *answer != answers[0]) {
+        return Err(failed(answers));
+    }
+    let [first, ..] = answers;
+    Ok(first)
 }
 
 fn level(name: &str) -> Option<Level> {
@@ -145,6 +179,7 @@ fn ask(path: &str, query: &str) -> Result<Vec<u8>, Failure> {
             "keeper",
             &key,
         )),
+        "/warn" => done(unversioned::log(unversioned::Level::Warn, "keeper", &key)),
         _ => return Err(Failure::Path),
     };
     Ok(body)
@@ -160,11 +195,13 @@ fn swap(name: &str, key: &str) -> Result<Vec<u8>, Failure> {
     let bucket = draft2::store::open(name)?;
     let handle = Cas::new(&bucket, key)?;
     bucket.set(key, b"theirs")?;
-    let (handle, now) = match draft2::atomics::swap(handle, b"too late") {
+    let handle = match draft2::atomics::swap(handle, b"too late") {
         Err(CasError::CasFailed(current)) => current,
         Err(CasError::StoreError(error)) => return Err(error.into()),
         Ok(()) => return Ok(b"swapped what had changed".to_vec()),
     };
+    bucket.set(key, b"theirs again")?;
+    let now = handle.current()?; // the handle goes with it
     match draft2::atomics::swap(handle, b"mine") {
         Ok(()) => {}
         Err(CasError::CasFailed(_)) => return Ok(b"refused twice".to_vec()),

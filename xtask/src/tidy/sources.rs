@@ -18,12 +18,7 @@ const BOUNDARIES: &[Boundary] = &[
         why: "async_nats is named only in link and store modules of controller, host and cli",
     },
     Boundary {
-        names: &[
-            "wasmtime",
-            "wasmtime_wasi",
-            "wasmtime_wasi_http",
-            "wasmtime_wasi_config",
-        ],
+        names: &["wasmtime", "wasmtime_wasi", "wasmtime_wasi_http"],
         forbidden_in: |path| !path.starts_with("runtime/"),
         why: "wasmtime is named only in runtime",
     },
