@@ -155,8 +155,7 @@ fn a_dead_host_runs_nothing_that_is_known_of() {
     let runs = |world: &World| {
         let why = why::host(&world.cluster, "h1", world.now).unwrap();
         let one = &why["runs"][0];
-        let counts = ["replicas", "ready", "lost"].map(|field| one[field].as_u64().unwrap());
-        counts
+        ["replicas", "ready", "lost"].map(|field| one[field].as_u64().unwrap())
     };
     assert_eq!(runs(&world), [1, 1, 0]);
     world.silent.insert(host(1));
