@@ -7,7 +7,8 @@
 //! has and gets none; one that is drained loses it: at once when it does not serve or more than
 //! `min_available` do, at the latest at the deadline. A dead one keeps it and is not counted: should it
 //! run behind a broken network, nothing has to change when it is heard again. A host that the filters bar loses its replica. An
-//! open host without room counts as wanted and is told of as unplaced.
+//! open host without room counts as wanted and is told of as unplaced. A rollout waits for an old one that a
+//! drain leaves serving until that has ended: to the drain's deadline, or to its own if that has none.
 //!
 //! A slot stays with its host for as long as there is a placement (or a crash loop that waits).
 //! Where seats are in each other's way (before, there was a plain count), the fresh ones go first,

@@ -25,6 +25,7 @@ use wasmorch_api::{EventKind, ReplicaState, RolloutState, Timestamp};
 use crate::atomic;
 use crate::hold;
 use crate::judge;
+use crate::moves::Leaving;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
 use crate::slots::{Pass, Seat, Standing};
@@ -155,6 +156,25 @@ fn old_serves(pass: &Pass<'_>) -> bool {
     })
 }
 
+/// With one on every host: old ones that serve on hosts which are drained, since `min_available` holds
+/// them back.
+fn held_back<'a>(pass: &'a Pass<'_>) -> impl Iterator<Item = &'a Seat> {
+    let per_host = pass.seating.is_some();
+    let seats = pass.seats.values().filter(move |_| per_host);
+    seats.filter(|seat| !seat.fresh && seat.serves() && seat.leaves.is_some())
+}
+
+/// What is held back ends at its drain's deadline and not before: until then nothing is late, and from
+/// then on the rollout is patient as after any progress.
+fn drains_until(pass: &Pass<'_>) -> Option<Timestamp> {
+    let ends = held_back(pass).filter_map(|seat| match seat.leaves {
+        Some(Leaving::Drain(until)) => until,
+        _ => None,
+    });
+    let patience = pass.target.spec.update.progress_deadline.0;
+    Some({ ends }.max()?.after(patience))
+}
+
 /// Moves the rollout's own state.
 pub(crate) fn advance(pass: &mut Pass<'_>) {
     let Some(rollout) = pass.record.rollout.clone() else {
@@ -178,9 +198,13 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
         return;
     }
     let (updated, old_left) = progress(pass);
+    let there = updated == wanted && !old_left;
+    let drained = drains_until(pass).filter(|_| there);
+    let extended = |deadline: Timestamp| drained.map_or(deadline, |until| until.max(deadline));
     // A host that never says that the old one drains holds up nothing beyond the deadline.
-    let done =
-        updated == wanted && !old_left && (pass.now >= rollout.deadline || !old_serves(pass));
+    let done = there
+        && (pass.now >= extended(rollout.deadline)
+            || !old_serves(pass) && held_back(pass).next().is_none());
     match rollout.state {
         RolloutState::Rolling if done || pass.has_arrived() => {
             let all = pass.arrive();
@@ -213,11 +237,11 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
                 moving.best = updated;
                 moving.deadline = now.after(deadline_after);
             }
-            let deadline = pass
-                .record
-                .rollout
-                .as_ref()
-                .map_or(now, |moving| moving.deadline);
+            let moving = pass.record.rollout.as_mut();
+            let deadline = moving.map_or(now, |moving| {
+                moving.deadline = extended(moving.deadline);
+                moving.deadline
+            });
             if now >= deadline {
                 let reason = why_late(pass, updated, wanted);
                 fail(pass, &reason);
@@ -250,7 +274,13 @@ fn complete(pass: &mut Pass<'_>, rollout: &Rollout) {
     if rolls(pass) > 0 {
         pass.record.stable = Some(rollout.revision);
     }
-    let reason = format!("every slot runs revision {}", rollout.revision);
+    let mut reason = format!("every slot runs revision {}", rollout.revision);
+    if let Some(seat) = held_back(pass).next() {
+        let host = pass.host_name(&seat.placed.host);
+        reason.push_str(&format!(
+            "; {host}, which is drained, still serves what was before"
+        ));
+    }
     end(
         pass,
         RolloutState::Completed,

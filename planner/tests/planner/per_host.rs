@@ -1,5 +1,9 @@
 //! `replicas = "per-host"`: one on every host.
 
+use std::time::Duration;
+
+use wasmorch_api::EventKind;
+
 use super::*;
 
 impl World {
@@ -174,4 +178,73 @@ fn one_on_every_host_says_which_host_has_no_room() {
     world.ask(0, None, commands::rm);
     world.run(6);
     assert_eq!((world.ready(), world.state()), (2, WorkloadState::Ready));
+}
+
+#[test]
+fn a_rollout_waits_for_the_old_one_on_a_drained_host_until_it_ends() {
+    let on_drain = |deadline: Option<Duration>| {
+        let mut world = World::new(3);
+        let of = |version: &str| {
+            let mut wanted = one_per_host(spec(version, 1));
+            wanted.min_available = 3;
+            wanted.update.progress_deadline = wasmorch_api::HumanDuration::secs(10);
+            wanted
+        };
+        world.deploy(of("1"), Kind::Http);
+        world.run(8);
+        world.drain(1, deadline);
+        world.deploy(of("2"), Kind::Http);
+        world
+    };
+    // Far beyond the rollout's own patience it is neither complete nor late.
+    let mut world = on_drain(Some(Duration::from_secs(60)));
+    for _ in 0..100 {
+        world.round();
+        // `min_available` holds it back.
+        let standing = (world.rollout(), world.on(&host(1)));
+        assert_eq!(standing, (RolloutState::Rolling, 1));
+    }
+    world.run(30);
+    assert_eq!(
+        (world.rollout(), world.on(&host(1)), world.ready()),
+        (RolloutState::Completed, 0, 2)
+    );
+
+    // Nothing ends it: the rollout waits its own time for it, and says what it leaves.
+    let mut world = on_drain(None);
+    world.run(16);
+    assert_eq!(world.rollout(), RolloutState::Rolling);
+    world.run(30);
+    assert_eq!(
+        (world.rollout(), world.on(&host(1))),
+        (RolloutState::Completed, 1)
+    );
+    let mut events = world.plans.iter().flat_map(|plan| &plan.events);
+    let said = events.rfind(|event| event.kind == EventKind::RolloutCompleted);
+    assert_eq!(
+        said.unwrap().reason,
+        "every slot runs revision 2; h1, which is drained, still serves what was before"
+    );
+}
+
+/// What is started anew is as old as another revision.
+#[test]
+fn a_restart_waits_for_what_a_drain_leaves_as_well() {
+    let mut world = World::new(3);
+    let mut wanted = one_per_host(spec("1", 1));
+    wanted.min_available = 3;
+    world.deploy(wanted, Kind::Http);
+    world.run(8);
+    world.drain(1, Some(Duration::from_secs(30)));
+    world.change(commands::restart, None);
+    world.run(40);
+    assert_eq!(
+        (world.rollout(), world.on(&host(1))),
+        (RolloutState::Rolling, 1)
+    );
+    world.run(40);
+    assert_eq!(
+        (world.rollout(), world.on(&host(1))),
+        (RolloutState::Completed, 0)
+    );
 }
