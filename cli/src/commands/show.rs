@@ -1,10 +1,11 @@
 //! `ps`, `status`, `history`: what there is.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use wasmorch_api::Name;
 use wasmorch_api::messages::{
-    HistoryItem, ListRequest, Page, StatusReply, WorkloadRequest, WorkloadSummary,
+    HistoryItem, HistoryRequest, ListRequest, Page, StatusReply, WorkloadRequest, WorkloadSummary,
 };
 
 use super::{Context, now};
@@ -19,16 +20,30 @@ pub(crate) async fn every_page<T: DeserializeOwned>(
     namespace: Option<&Name>,
     verb: &str,
 ) -> Result<Vec<T>, CliError> {
+    let request = |cursor| ListRequest {
+        cursor,
+        limit: None,
+    };
+    every_page_of(link, namespace, verb, request).await
+}
+
+/// The same where each page is asked for in its own words, given the cursor.
+async fn every_page_of<T: DeserializeOwned, R: Serialize>(
+    link: &Link,
+    namespace: Option<&Name>,
+    verb: &str,
+    request: impl Fn(Option<String>) -> R,
+) -> Result<Vec<T>, CliError> {
     let mut items = Vec::new();
-    let mut request = ListRequest::default();
+    let mut cursor = None;
     loop {
-        let page: Page<T> = link.call(namespace, verb, &request).await?;
+        let page: Page<T> = link.call(namespace, verb, &request(cursor.clone())).await?;
         items.extend(page.items);
-        match page.next {
-            // A cursor that does not move would never end.
-            Some(next) if request.cursor.as_ref() != Some(&next) => request.cursor = Some(next),
-            _ => return Ok(items),
+        // A cursor that does not move would never end.
+        if page.next.is_none() || page.next == cursor {
+            return Ok(items);
         }
+        cursor = page.next;
     }
 }
 
@@ -126,13 +141,15 @@ pub(crate) async fn history(ctx: &Context, target: &Target) -> Result<Exit, CliE
     let link = ctx.link().await?;
     let mut listed = Vec::new();
     for name in &names {
-        let request = WorkloadRequest {
+        let request = |cursor| HistoryRequest {
             workload: name.clone(),
-            all: false,
+            limit: None,
+            cursor,
         };
-        let page: Page<HistoryItem> = link.call(Some(&namespace), "history", &request).await?;
+        let items: Vec<HistoryItem> =
+            every_page_of(&link, Some(&namespace), "history", request).await?;
         if ctx.out.is_json() {
-            for item in &page.items {
+            for item in &items {
                 let item = json!(item);
                 let several = names.len() > 1;
                 listed.push(if several {
@@ -143,13 +160,17 @@ pub(crate) async fn history(ctx: &Context, target: &Target) -> Result<Exit, CliE
             }
             continue;
         }
+        let request = WorkloadRequest {
+            workload: name.clone(),
+            all: false,
+        };
         let status: StatusReply = link.call(Some(&namespace), "status", &request).await?;
         let current = Some(status.summary.revision.0);
         if names.len() > 1 {
             ctx.out.line(&format!("{name}:"))?;
         }
         ctx.out.text(&views::history(
-            &page.items,
+            &items,
             current,
             now(),
             ctx.out.width(),

@@ -68,12 +68,6 @@ pub(super) fn are_sound(
     // Canaries stand over and above the surge, as many as were asked for.
     let trial = workload.record.on_trial();
     let canary = |revision: &RevisionNumber| Some(*revision) == trial;
-    let placed = workload.placements.iter();
-    let stay = placed.filter(|(number, _)| !part.stops.contains_key(number));
-    let stay = stay.filter(|(_, placed)| !canary(&placed.revision)).count();
-    let starts = part.starts.iter();
-    let starts = starts.filter(|start| !canary(&start.revision)).count();
-    let live = (stay + starts) as u64;
     canaries_are_few(cluster, (key, workload), part, wanted, broken);
     let most = wanted + u64::from(target.spec.update.max_surge);
     // Each wanted slot may be filled, even while another still holds the pair of a rollout that began
@@ -93,28 +87,49 @@ pub(super) fn are_sound(
         let count = per_slot.get(&start.slot);
         start.slot.0 > wanted || count.is_some_and(|count| *count > 1 + held(&start.slot))
     });
-    if surges && live > most.max(1) {
-        let host = |placed: &crate::Placed| cluster.hosts().get(&placed.host);
-        let dead =
-            |placed: &crate::Placed| host(placed).is_some_and(|host| host.state == HostState::Dead);
-        let unheard = { workload.placements.values() }
-            .any(|placed| !dead(placed) && !host(placed).is_some_and(|host| host.known()));
-        // What is on a dead host may wait there for its return.
-        let lost = workload.placements.iter();
-        let lost = lost.filter(|(number, placed)| {
-            dead(placed) && !canary(&placed.revision) && !part.stops.contains_key(number)
-        });
-        if !unheard && live - lost.count() as u64 > most.max(1) {
-            broken.push(BrokenRule::TooMany {
-                workload: key.clone(),
-                live,
-                most,
-            });
-        }
+    if surges {
+        surge_is_kept(cluster, (key, workload), part, most.max(1), broken);
     }
     // At zero the seats are standbys', and nothing has to be ready.
     let promised = u64::from(record.wanted());
     ready_is_kept(cluster, key, &part.stops, (promised, wanted), broken);
+}
+
+/// No more than `most` live, canaries apart. It looks at every placement, so only what surges is asked.
+fn surge_is_kept(
+    cluster: &Cluster,
+    (key, workload): (&WorkloadKey, &Workload),
+    part: &Part<'_>,
+    most: u64,
+    broken: &mut Vec<BrokenRule>,
+) {
+    let trial = workload.record.on_trial();
+    let canary = |revision: &RevisionNumber| Some(*revision) == trial;
+    let stays = |number: &PlacementNumber| !part.stops.contains_key(number);
+    let placed = workload.placements.iter();
+    let stay = placed.filter(|(number, placed)| stays(number) && !canary(&placed.revision));
+    let starts = part.starts.iter();
+    let starts = starts.filter(|start| !canary(&start.revision));
+    let live = (stay.count() + starts.count()) as u64;
+    if live <= most {
+        return;
+    }
+    let host = |placed: &crate::Placed| cluster.hosts().get(&placed.host);
+    let dead =
+        |placed: &crate::Placed| host(placed).is_some_and(|host| host.state == HostState::Dead);
+    let unheard = { workload.placements.values() }
+        .any(|placed| !dead(placed) && !host(placed).is_some_and(|host| host.known()));
+    // What is on a dead host may wait there for its return.
+    let lost = workload.placements.iter();
+    let lost = lost
+        .filter(|(number, placed)| dead(placed) && !canary(&placed.revision) && stays(number));
+    if !unheard && live - lost.count() as u64 > most {
+        broken.push(BrokenRule::TooMany {
+            workload: key.clone(),
+            live,
+            most,
+        });
+    }
 }
 
 /// No more canaries than the revision on trial asks for, and each in a slot that is wanted.
