@@ -151,11 +151,19 @@ pub(crate) fn find(global: &Global) -> Result<NatsOptions, CliError> {
     })
 }
 
+/// Of a user's name; a leader takes 200 bytes.
+const USER_CHARS_MAX: usize = 50;
+
 /// Who asks, for `history` and events.
 pub(crate) fn user() -> String {
     let user = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| env::var(name).ok());
+    // It is told again with what was done: on one line, and short.
+    let user = user.map(|user| {
+        let plain = user.chars().filter(|one| !one.is_control());
+        plain.take(USER_CHARS_MAX).collect::<String>()
+    });
     user.filter(|user| !user.is_empty())
         .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }

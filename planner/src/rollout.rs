@@ -239,7 +239,11 @@ pub(crate) fn advance(pass: &mut Pass<'_>) {
             }
             let moving = pass.record.rollout.as_mut();
             let deadline = moving.map_or(now, |moving| {
-                moving.deadline = extended(moving.deadline);
+                moving.deadline = match drained {
+                    Some(_) => extended(moving.deadline),
+                    // A drain that was cancelled gives nobody more time.
+                    None => moving.deadline.min(now.after(deadline_after)),
+                };
                 moving.deadline
             });
             if now >= deadline {

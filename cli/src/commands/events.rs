@@ -1,7 +1,7 @@
 //! `events`: what happened in the cluster, and what comes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmorch_api::messages::HostView;
 use wasmorch_api::{Event, HostId, HumanDuration, Name};
@@ -17,6 +17,8 @@ use crate::out::views;
 const SINCE: HumanDuration = HumanDuration::secs(3_600);
 /// For the names of hosts; without them their ids are shown.
 const NAMES_MAX: Duration = Duration::from_secs(1);
+/// Between two questions that nobody answers.
+const NAMES_PAUSE: Duration = Duration::from_secs(10);
 
 /// `events [-f] [--since D]`.
 pub(crate) async fn run(ctx: &Context, args: EventsArgs) -> Result<Exit, CliError> {
@@ -70,6 +72,8 @@ struct Names {
     known: BTreeMap<HostId, Name>,
     /// Asked about in vain: forgotten by the cluster, so not asked about again.
     unknown: BTreeSet<HostId>,
+    /// After a question that nobody answered: the next is not asked before.
+    again_at: Option<Instant>,
 }
 
 impl Names {
@@ -84,9 +88,15 @@ impl Names {
         }
         // Events are read without a leader too, and then nobody waits for names.
         let asked = every_page::<HostView>(link, None, "hosts");
-        if let Ok(Ok(hosts)) = tokio::time::timeout(NAMES_MAX, asked).await {
-            self.known = hosts.into_iter().map(|host| (host.id, host.name)).collect();
+        let again_at = self.again_at.get_or_insert_with(Instant::now);
+        if Instant::now() < *again_at {
+            return;
         }
+        let Ok(Ok(hosts)) = tokio::time::timeout(NAMES_MAX, asked).await else {
+            *again_at = Instant::now() + NAMES_PAUSE;
+            return;
+        };
+        self.known = hosts.into_iter().map(|host| (host.id, host.name)).collect();
         let known = &self.known;
         self.unknown
             .extend(strange.into_iter().filter(|id| !known.contains_key(id)));

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde_json::json;
-use wasmorch_api::messages::{Deployed, ReplicaView, RolloutView, StatusReply, WorkloadRequest};
+use wasmorch_api::messages::{
+    Deployed, ReplicaView, RolloutView, StatusReply, WorkloadRequest, WorkloadState,
+};
 use wasmorch_api::{Kind, Name, ReplicaState, RevisionNumber, RolloutState, subjects};
 
 use super::verdict::{Verdict, judge, out_of_patience, too_late};
@@ -40,8 +42,10 @@ pub(crate) struct Followed {
     pub(crate) verdict: Option<Verdict>,
     bar: ProgressBar,
     said: String,
-    /// When what was said last was new.
-    said_at: Instant,
+    /// So many were ready at the most.
+    best: u32,
+    /// Since when no more were.
+    best_at: Instant,
     said_unplaced: bool,
     said_waits: Option<String>,
 }
@@ -89,7 +93,8 @@ impl Followed {
             verdict: None,
             bar: ProgressBar::hidden(),
             said: String::new(),
-            said_at: Instant::now(),
+            best: 0,
+            best_at: Instant::now(),
             said_unplaced: false,
             said_waits: None,
         }
@@ -110,17 +115,31 @@ impl Followed {
         last.map_or(self.begun.as_ref(), |last| last.rollout.as_ref())
     }
 
-    /// A look at what did not change, without a word of it.
+    /// A look at what did not change or does not roll, without a word of it.
     async fn look(&mut self, link: &Link, namespace: &Name) -> Result<(), CliError> {
         match link
             .call::<_, StatusReply>(Some(namespace), "status", &status_of(&self.name))
             .await
         {
             Ok(status) => {
-                self.verdict = judge(&status, self.revision);
+                let up = matches!(
+                    status.summary.state,
+                    WorkloadState::Ready | WorkloadState::Idle
+                );
+                self.verdict = match judge(&status, self.revision) {
+                    // What failed once, and came to life since, is as asked.
+                    Some(Verdict::Failed(_))
+                        if !self.changed && up && status.summary.revision == self.revision =>
+                    {
+                        Some(Verdict::Done)
+                    }
+                    verdict => verdict,
+                };
                 self.last = Some(status);
             }
             Err(error) if error.exit == Exit::NOT_FOUND => self.verdict = Some(removed()),
+            // Nobody to ask for now: it is asked again with the others.
+            Err(error) if error.exit == Exit::UNAVAILABLE => {}
             Err(error) => return Err(error),
         }
         self.at_once = self.verdict.is_some();
@@ -193,12 +212,16 @@ impl Followed {
                 progress.stage(&format!("{}  {standing}", self.name), &object)?;
             }
             self.said = standing;
-            self.said_at = Instant::now();
+        }
+        // More than ever before is progress; what comes and goes is none.
+        if ready > self.best {
+            self.best = ready;
+            self.best_at = Instant::now();
         }
         self.verdict = judge(&status, self.revision);
         // What waits for others has no deadline of its own, or its end will be told.
         let waits = self.said_waits.is_some();
-        let late = too_late(&status, now()) || out_of_patience(&status, self.said_at.elapsed());
+        let late = too_late(&status, now()) || out_of_patience(&status, self.best_at.elapsed());
         if self.verdict.is_none() && !waits && late {
             let why = format!("not ready in time ({})", self.said);
             self.verdict = Some(Verdict::Failed(why));
@@ -227,7 +250,9 @@ pub(crate) async fn follow(
     workloads: &mut [Followed],
     progress: &Progress,
 ) -> Result<(), CliError> {
-    for followed in workloads.iter_mut().filter(|followed| !followed.changed) {
+    // Of what is stopped, or waits for its time, no rollout begins.
+    let still = |followed: &&mut Followed| !followed.changed || followed.begun.is_none();
+    for followed in workloads.iter_mut().filter(still) {
         followed.look(link, namespace).await?;
     }
     if workloads.iter().all(|followed| followed.verdict.is_some()) {
@@ -251,10 +276,9 @@ pub(crate) async fn follow(
                 Ok(status) => followed.take(status, progress)?,
                 // Nobody to ask for now: the rollout itself does not depend on us.
                 Err(error) if error.exit == Exit::UNAVAILABLE => {
-                    let late = followed
-                        .last
-                        .as_ref()
-                        .is_none_or(|last| too_late(last, now()));
+                    let still = followed.best_at.elapsed();
+                    let late = { followed.last.as_ref() }
+                        .is_none_or(|last| too_late(last, now()) || out_of_patience(last, still));
                     if late {
                         clear(workloads);
                         return Err(error);

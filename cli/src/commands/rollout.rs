@@ -95,15 +95,12 @@ pub(crate) async fn rollback(
         Ok::<_, CliError>((link, all))
     };
     let (link, reply) = unless(&mut interrupt, asking).await?;
-    // What is stopped, or waits for its time, has no rollout to wait for.
-    let waits = reply.workloads.iter().any(|one| one.rollout.is_some());
-    if detach || !waits {
+    if detach {
         return detached(ctx, &reply, "going back");
     }
-    let moving = { reply.workloads.iter() }.filter(|one| one.rollout.is_some());
     let going = Going {
         index: reply.index,
-        all: moving.map(Followed::of).collect(),
+        all: reply.workloads.iter().map(Followed::of).collect(),
         since: None,
     };
     wait_for(ctx, &link, &namespace, going, &mut interrupt).await

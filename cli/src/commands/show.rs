@@ -169,12 +169,8 @@ pub(crate) async fn history(ctx: &Context, target: &Target) -> Result<Exit, CliE
         if names.len() > 1 {
             ctx.out.line(&format!("{name}:"))?;
         }
-        ctx.out.text(&views::history(
-            &items,
-            current,
-            now(),
-            ctx.out.width(),
-        ))?;
+        ctx.out
+            .text(&views::history(&items, current, now(), ctx.out.width()))?;
     }
     if ctx.out.is_json() {
         ctx.out.json(&listed)?;

@@ -110,7 +110,9 @@ pub(super) fn too_late(status: &StatusReply, now: Timestamp) -> bool {
         .rollout
         .as_ref()
         .filter(|rollout| !rollout.state.ended());
-    moving.is_some_and(|rollout| now > rollout.deadline.after(GRACE))
+    // The deadline is that of its start; how long a run takes is its own business.
+    let runs = status.summary.kind.ends() && status.replicas.iter().any(|one| !one.state.ended());
+    !runs && moving.is_some_and(|rollout| now > rollout.deadline.after(GRACE))
 }
 
 /// Whether what does not roll has not come on for as long as a rollout may take: it has another count, or lost what
@@ -118,7 +120,8 @@ pub(super) fn too_late(status: &StatusReply, now: Timestamp) -> bool {
 pub(super) fn out_of_patience(status: &StatusReply, still: Duration) -> bool {
     let moving = status.rollout.as_ref();
     let moving = moving.is_some_and(|rollout| !rollout.state.ended());
-    !moving && !status.summary.kind.ends() && still > status.spec.update.progress_deadline.0
+    let runs = status.summary.kind.ends() && status.unplaced.is_none();
+    !moving && !runs && still > status.spec.update.progress_deadline.0
 }
 
 /// What canaries that have been watched long enough wait for.
@@ -133,6 +136,7 @@ pub(crate) fn done_word(status: &StatusReply) -> (&'static str, Tone) {
     match status.summary.kind {
         Kind::Job => ("completed", Tone::Good),
         Kind::Cron => ("stored", Tone::Good),
+        _ if status.summary.state == WorkloadState::Stopped => ("stopped", Tone::Dim),
         _ if status.summary.state == WorkloadState::Idle || status.summary.desired == 0 => {
             ("idle", Tone::Dim)
         }

@@ -121,8 +121,8 @@ fn surge_is_kept(
         .any(|placed| !dead(placed) && !host(placed).is_some_and(|host| host.known()));
     // What is on a dead host may wait there for its return.
     let lost = workload.placements.iter();
-    let lost = lost
-        .filter(|(number, placed)| dead(placed) && !canary(&placed.revision) && stays(number));
+    let lost =
+        lost.filter(|(number, placed)| dead(placed) && !canary(&placed.revision) && stays(number));
     if !unheard && live - lost.count() as u64 > most {
         broken.push(BrokenRule::TooMany {
             workload: key.clone(),

@@ -26,11 +26,14 @@ pub(super) fn in_the_way(record: &Record, rollout: &Rollout) -> ApiError {
     )
 }
 
-/// What ends a rollout of a workload: of a first revision there is nothing to go back to.
+/// What ends a rollout of a workload, or holds it: of a first revision there is nothing to go back to.
 pub(crate) fn ends(record: &Record) -> String {
     let name = &record.name;
+    let comes_from = record.rollout.as_ref().and_then(|rollout| rollout.from);
     match hold::earlier(record) {
         Some(_) => format!("`wasmorch rollout abort {name}`"),
+        // A restart: what serves is what it goes to.
+        None if comes_from.is_some() => format!("`wasmorch rollout pause {name}`"),
         None => format!("`wasmorch stop {name}`"),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use wasmorch_api::status::HostState;
 use wasmorch_api::{ApiError, ErrorCode, Route, WorkloadKey, WorkloadSpec};
 
 use crate::cluster::{Cluster, Workload};
@@ -46,11 +47,17 @@ pub(super) fn refuse_automatic(
     cluster: &Cluster,
     specs: &[(WorkloadKey, &WorkloadSpec)],
 ) -> Result<(), ApiError> {
-    let domains = cluster.hosts().values();
-    let domains = domains.map(|host| host.info().domain.trim_matches('.').to_ascii_lowercase());
+    let alive = cluster.hosts().values();
+    let alive = alive.filter(|host| host.state != HostState::Dead);
+    let domains = alive.map(|host| host.info().domain.trim_matches('.').to_ascii_lowercase());
     let domains: BTreeSet<String> = domains.filter(|domain| !domain.is_empty()).collect();
     for (key, spec) in specs {
-        for route in routes(spec) {
+        let asked = cluster.workloads().get(key).and_then(Workload::asked);
+        let has: Vec<Route> = { asked.into_iter() }
+            .flat_map(|asked| routes(&asked.spec))
+            .collect();
+        // What it has had before a host with such a domain came is no reason to refuse the rest.
+        for route in routes(spec).filter(|route| !has.contains(route)) {
             let mut named = domains.iter().filter_map(|domain| route.automatic(domain));
             let own = (key.name.as_str(), key.namespace.as_str());
             let Some((name, namespace)) = named.find(|named| *named != own) else {
