@@ -127,7 +127,8 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
-            half_close_within: Duration::from_secs(2),
+            // Who closes its half does so with its last bytes; who gives up has waited for tenths of a second.
+            half_close_within: Duration::from_millis(250),
             half_closed_timeout: Duration::from_secs(30),
             streams_max: 200,
             resets_max: 100,

@@ -3,6 +3,7 @@
 //! Owns which part of the daemon's configuration each of them is told, and what it may open.
 
 use std::net::TcpListener;
+use std::path::Path;
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -49,10 +50,7 @@ pub(crate) fn runner(
     let runners = config.runners.clone();
     let compiled = disk.data.compiled();
     Box::new(move |column| {
-        // Runners only read there.
-        if let Err(error) = wasmorch_runtime::prepare_compiled_folder(&compiled) {
-            tracing::warn!(dir = %compiled.display(), %error, "compiled code will not be kept");
-        }
+        prepare(&compiled);
         let (column, ledger) = column.map_err(RunnerError::Spawn)?.unzip();
         let config = RunnerConfig {
             settings: Settings {
@@ -83,6 +81,7 @@ pub(crate) fn compiler(config: &HostConfig, disk: &Disk) -> Option<StartCompiler
         paths: disk.data.for_compiler(config.given.as_deref()),
     };
     Some(Box::new(move || {
+        prepare(&settings.compiled);
         let spawned = process::spawn(&command, settings.clone(), &|_| Ok(()))?;
         let talk = AbortOnDropHandle::new(tokio::spawn(spawned.talk));
         Ok(Spawned {
@@ -92,6 +91,13 @@ pub(crate) fn compiler(config: &HostConfig, disk: &Disk) -> Option<StartCompiler
             talk,
         })
     }))
+}
+
+/// The folder of compiled code, before somebody is confined who may only read it, or write below it.
+fn prepare(compiled: &Path) {
+    if let Err(error) = wasmorch_runtime::prepare_compiled_folder(compiled) {
+        tracing::warn!(dir = %compiled.display(), %error, "compiled code will not be kept");
+    }
 }
 
 /// Code is there to be run: a small machine keeps less of it in memory, and loads it more often.

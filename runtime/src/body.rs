@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
@@ -77,6 +77,25 @@ impl RequestBody {
     }
 }
 
+/// Something has come of a body that was waited for.
+struct Arrives {
+    guest: Waker,
+    watch: Arc<Watch>,
+    awaited: Option<Awaited>,
+}
+
+impl Wake for Arrives {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.watch.awaits_client(false);
+        self.awaited.iter().for_each(|told| told.waits(false));
+        self.guest.wake_by_ref();
+    }
+}
+
 impl Drop for RequestBody {
     fn drop(&mut self) {
         // Nobody waits for more of it.
@@ -92,8 +111,21 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.awaits(polled.is_pending());
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            self.awaits(true);
+            // What comes ends the wait, whether the guest asks again or not: from then on it is its turn.
+            let arrives = Arc::new(Arrives {
+                guest: cx.waker().clone(),
+                watch: self.watch.clone(),
+                awaited: self.awaited.clone(),
+            });
+            let waker = Waker::from(arrives);
+            polled = Pin::new(&mut self.body).poll_frame(&mut Context::from_waker(&waker));
+        }
+        if polled.is_ready() {
+            self.awaits(false);
+        }
         let frame = match polled {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => return Poll::Ready(None),

@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use hmac::{Hmac, Mac};
 use rand::TryRngCore as _;
@@ -32,6 +33,8 @@ use crate::files::{write_atomic, write_whole};
 use crate::given::Given;
 use crate::target::{file_name, folder_here};
 
+/// The name of the key's file.
+const KEY: &str = "key";
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
 const CHUNK_BYTES: usize = 256 << 10;
@@ -39,7 +42,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// The compiled code that this host keeps for its engines.
 pub(crate) struct Cache {
     dir: PathBuf,
-    key: [u8; KEY_BYTES],
+    /// Where the key lies, and what it was when it was last read: it is made anew when it is damaged.
+    key_file: PathBuf,
+    key: Mutex<[u8; KEY_BYTES]>,
     given: Option<Given>,
     bound: Bound,
     warned: AtomicBool,
@@ -53,7 +58,8 @@ impl Cache {
         Ok(Self {
             bound: Bound::new(&dir, most),
             dir,
-            key,
+            key_file: root.join(KEY),
+            key: Mutex::new(key),
             given: given.map(Given::new),
             warned: AtomicBool::new(false),
         })
@@ -77,7 +83,13 @@ impl Cache {
 
     fn kept(&self, engines: &Engines, digest: &Digest) -> Option<Compiled> {
         let (code, mark) = self.paths(digest);
-        let verified = match self.verify(digest, &code, &mark) {
+        let verified = self.verify(digest, &code, &mark);
+        // Another process of this host may have made the key anew.
+        let verified = match verified {
+            Ok(false) if self.read_key_again() => self.verify(digest, &code, &mark),
+            verified => verified,
+        };
+        let verified = match verified {
             Ok(verified) => verified,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -183,10 +195,24 @@ impl Cache {
         Ok(mac.verify_slice(&expected).is_ok())
     }
 
+    /// Whether it is another than before.
+    fn read_key_again(&self) -> bool {
+        let Some(read) = fs::read(&self.key_file)
+            .ok()
+            .and_then(|bytes| <[u8; KEY_BYTES]>::try_from(bytes).ok())
+        else {
+            return false;
+        };
+        let mut key = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *key, read) != read
+    }
+
     /// The mark covers the digest too: valid code under another name is not valid.
     fn mac(&self, digest: &Digest) -> Hmac<Sha256> {
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key)
-            .expect("HMAC takes a key of any length");
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(
+            &*self.key.lock().unwrap_or_else(PoisonError::into_inner),
+        )
+        .expect("HMAC takes a key of any length");
         mac.update(digest.hex().as_bytes());
         mac
     }
@@ -250,7 +276,7 @@ pub fn prepare_compiled_folder(root: &Path) -> io::Result<()> {
 /// The folder for this engine on this target, and the key.
 fn lay_out(root: &Path) -> io::Result<(PathBuf, [u8; KEY_BYTES])> {
     fs::create_dir_all(root)?;
-    let key = load_or_make_key(&root.join("key"))?;
+    let key = load_or_make_key(&root.join(KEY))?;
     let dir = root.join(folder_here());
     fs::create_dir_all(&dir)?;
     Ok((dir, key))

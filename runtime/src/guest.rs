@@ -163,6 +163,10 @@ impl Watch {
     /// The request's body will not come whole, by its sender's doing: whatever the guest makes of
     /// that is put down to it.
     pub(crate) fn request_failed(&self, why: Ended) {
+        // The others in the instance are to know whose doing its end was.
+        if let Some(instance) = self.instance.get() {
+            let _ = instance.request_failed.set(why.clone());
+        }
         // The first reason is the cause of the others.
         let _ = self.request_failed.set(why);
     }
@@ -216,7 +220,12 @@ impl Watch {
 
     /// Why it ended, when that is known.
     pub(crate) fn ended(&self) -> Option<&Ended> {
-        let of_instance = || self.instance.get()?.ended();
+        let of_instance = || {
+            let ended = self.instance.get()?.ended()?;
+            // What the sender of another request did is no fault of this one, nor of the guest.
+            let of_another = ended.is_the_clients() && self.request_failure().is_none();
+            Some(if of_another { &Ended::Stopped } else { ended })
+        };
         self.ended.get().or_else(of_instance)
     }
 

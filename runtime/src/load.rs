@@ -358,7 +358,10 @@ impl Inner {
         }
         let given = match self.map_kept(digest) {
             Ok(Some(loaded)) => return Ok(loaded),
-            Ok(None) if self.cache.is_none() && self.config.given_dir.is_some() => {
+            Ok(None)
+                if self.cache.is_none()
+                    && (self.config.given_dir.is_some() || self.config.compiler.is_some()) =>
+            {
                 Some("its own folder for compiled code cannot be used".to_owned())
             }
             Ok(None) => None,

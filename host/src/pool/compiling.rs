@@ -3,11 +3,12 @@
 //! ```text
 //!   asked ──> queue ──> in hand ──done──> answered, to every runner that asked
 //!               ^          │ the process ended, or nothing was done for long
-//!               └──────────┘ one at a time then: whose doing it was is refused
+//!               └──────────┘ one at a time then: what ends it a second time, alone, is refused
 //! ```
 //!
 //! Owns the process: there is one while something is asked for, and a while longer. A digest is compiled once,
-//! however many runners ask for it. It waits for nothing but messages, and is bounded by what runners load.
+//! however many runners ask for it. It waits for nothing but messages. A runner that asks for more than any could
+//! run is refused: it may have been taken over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -25,8 +26,11 @@ use crate::process::Spawned;
 const IN_HAND: usize = 8;
 /// The process stays for so long after its last work: a deploy of many components starts one.
 const IDLE: Duration = Duration::from_secs(10);
-/// Nothing done for so long, and it is ended. The largest components that we know take tens of seconds.
-const STUCK: Duration = Duration::from_secs(300);
+/// Nothing done for so long, and it is ended. The largest components that we know take tens of seconds of a
+/// processor, of which a busy machine leaves a tenth to it.
+const STUCK: Duration = Duration::from_secs(1800);
+/// What one runner may ask for at a time.
+const ASKED_MAX: usize = 20_000;
 /// For a process that has closed its end to tell how it ended.
 const END: Duration = Duration::from_secs(1);
 
@@ -61,6 +65,12 @@ pub(super) struct Compiling {
     in_hand: Vec<Digest>,
     /// So many of the queue go one at a time: the process ended while it had them.
     suspects: usize,
+    /// A process has ended that had this one alone. It may have been chosen for another's memory.
+    alone: Option<Digest>,
+    /// To be refused at once.
+    refused: VecDeque<Compiled>,
+    /// Until when a process that closed its end may tell how it ended.
+    closed_until: Option<Instant>,
     /// When the process last got or did something.
     active_at: Instant,
 }
@@ -74,12 +84,27 @@ impl Compiling {
             queue: VecDeque::new(),
             in_hand: Vec::new(),
             suspects: 0,
+            alone: None,
+            refused: VecDeque::new(),
+            closed_until: None,
             active_at: Instant::now(),
         }
     }
 
     /// A runner asks for an artifact's code.
     pub(super) fn ask(&mut self, digest: Digest, runner: RunnerIndex) {
+        let of_it = self.asked.values().filter(|asked| asked.contains(&runner));
+        if self.asked.len() >= ASKED_MAX && of_it.count() >= ASKED_MAX {
+            let why = format!("its runner waits for {ASKED_MAX} others");
+            // Not kept either.
+            self.refused.truncate(ASKED_MAX);
+            self.refused.push_back(Compiled {
+                digest,
+                result: Err(LoadError::Compile(why)),
+                asked: BTreeSet::from([runner]),
+            });
+            return;
+        }
         let asked = self.asked.entry(digest.clone()).or_insert_with(|| {
             self.queue.push_back(digest);
             BTreeSet::new()
@@ -97,6 +122,9 @@ impl Compiling {
     /// The next that is done. Safe to cancel.
     pub(super) async fn next(&mut self) -> Compiled {
         loop {
+            if let Some(refused) = self.refused.pop_front() {
+                return refused;
+            }
             if self.process.is_none() {
                 let Some(first) = self.queue.front() else {
                     return std::future::pending().await;
@@ -104,6 +132,7 @@ impl Compiling {
                 match (self.start)() {
                     Ok(process) => {
                         self.process = Some(process);
+                        self.closed_until = None;
                         self.active_at = Instant::now();
                     }
                     Err(error) => {
@@ -141,7 +170,8 @@ impl Compiling {
             done = process.from.recv() => match done {
                 Some(done) => Event::Done(done),
                 None => {
-                    let ended = tokio::time::timeout(END, process.child.ended()).await;
+                    let until = *self.closed_until.get_or_insert_with(|| Instant::now() + END);
+                    let ended = tokio::time::timeout_at(until, process.child.ended()).await;
                     Event::Ended(ended.unwrap_or_else(|_| "it closed its end".into()))
                 }
             },
@@ -168,6 +198,7 @@ impl Compiling {
         self.in_hand.retain(|other| *other != digest);
         self.queue.retain(|other| *other != digest);
         self.suspects = self.suspects.saturating_sub(1);
+        self.alone.take_if(|alone| *alone == digest);
         let asked = self.asked.remove(&digest).unwrap_or_default();
         Compiled {
             digest,
@@ -179,8 +210,9 @@ impl Compiling {
     /// The process is gone, or has to go. What it had alone was its end.
     fn lost(&mut self, how: &str) -> Option<Compiled> {
         self.process = None;
-        if self.in_hand.len() == 1 {
+        if self.in_hand.len() == 1 && self.alone == self.in_hand.first().cloned() {
             let digest = self.in_hand.pop()?;
+            self.alone = None;
             tracing::error!(%digest, how, "the compiler ended over an artifact");
             let why = format!(
                 "the compiler's process ended over it ({how}): too large for this machine, perhaps; \
@@ -193,7 +225,12 @@ impl Compiling {
             artifacts = self.in_hand.len(),
             "the compiler ended; one at a time now"
         );
-        self.suspects = self.in_hand.len();
+        self.alone = match &self.in_hand[..] {
+            [one] => Some(one.clone()),
+            _ => None,
+        };
+        // Those that were suspects before and had not their turn still are.
+        self.suspects = self.suspects.max(self.in_hand.len());
         for digest in self.in_hand.drain(..).rev() {
             self.queue.push_front(digest);
         }
@@ -323,6 +360,14 @@ mod tests {
         })
         .await;
         drop(process);
+        // Once more: it may have been ended for what others took.
+        let process = meanwhile(&mut compiling, async {
+            let mut process = other(&started).await;
+            assert_eq!(process.takes().await, asked[1]);
+            process
+        })
+        .await;
+        drop(process);
         let refused = compiling.next().await;
         assert_eq!(refused.digest, asked[1]);
         assert!(
@@ -367,7 +412,14 @@ mod tests {
             process
         })
         .await;
-        // It never answers.
+        // Neither answers.
+        tokio::time::advance(STUCK).await;
+        let process = meanwhile(&mut compiling, async {
+            let second = other(&started).await;
+            assert!(process.done.is_closed(), "it was ended");
+            second
+        })
+        .await;
         let compiled = compiling.next().await;
         assert!(
             matches!(compiled.result, Err(LoadError::Compile(why)) if why.contains("nothing was done"))

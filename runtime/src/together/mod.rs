@@ -147,7 +147,7 @@ impl Crew {
                 }
             }
             if !member.is_well {
-                let why = state.watch.ended().cloned();
+                let why = terms.watch.ended().cloned();
                 terms.watch.end(why.unwrap_or(Ended::NoResponse));
             }
             if terms.watch.request_failure().is_some() {
