@@ -421,6 +421,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn once_something_has_come_it_is_the_guests_turn() {
+        let limit = Duration::from_secs(1);
+        let (mut client, sent) = futures::channel::mpsc::channel(1);
+        let (asked, told) = (watch(), Awaited::default());
+        let body = StreamBody::new(sent).boxed_unsync();
+        let mut body = RequestBody::new(body, 100, asked.clone()).told(Some(told.clone()));
+        assert!(body.frame().now_or_never().is_none());
+        client.try_send(Ok(Frame::data(Bytes::from("x")))).unwrap();
+        // It never asks again.
+        let waited = told.so_far();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(5) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(told.so_far(), waited, "and no longer");
+        let late = Ended::Timeout { limit };
+        assert_eq!(asked.end(late.clone()), late);
+    }
+
+    #[tokio::test]
     async fn a_body_that_is_there_has_a_length_and_keeps_its_order() {
         let mut body = body(vec![Ok("one "), Ok("two")], 100);
         assert_eq!(body.size_hint().exact(), None);
