@@ -164,7 +164,12 @@ fn bar(
         let why = format!("{ready} of {} ready", record.wanted());
         return Some((why, Ends::ByItself));
     }
-    let (ready, wanted) = (queries::ready(cluster, other), record.wanted());
+    let (mut ready, wanted) = (queries::ready(cluster, other), record.wanted());
+    let state = rollout.map(|rollout| rollout.state);
+    if let Some(RolloutState::Aborted | RolloutState::Reverted) = state {
+        // What was given up serves until its places are taken, and is not what is in force.
+        ready = ready.min(queries::fresh(other, record).1);
+    }
     (ready < wanted).then(|| (format!("{ready} of {wanted} ready"), Ends::NotByItself))
 }
 
