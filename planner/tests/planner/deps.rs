@@ -466,6 +466,32 @@ fn a_held_rollout_can_be_aborted_rolled_back_and_followed_by_another() {
     assert_eq!(world.runs("web"), [5, 5]);
 }
 
+/// Seed 756 of the simulator.
+#[test]
+fn what_was_aborted_is_not_ready_while_it_serves_on() {
+    let mut world = World::new(2);
+    world.http(&[of("orders", "1", &[])], false);
+    world.run(8);
+    let mut orders = of("orders", "2", &[]);
+    (orders.update.max_surge, orders.update.max_unavailable) = (0, 2);
+    orders.update.min_ready = HumanDuration::secs(600);
+    orders.update.progress_deadline = HumanDuration::secs(3600);
+    world.http(&[orders], false);
+    world.go_until("the second", |world| world.runs("orders") == [2, 2]);
+    world.run(4);
+    world.fate("orders", 1, Fate::Unready);
+    world.rollout_of("orders", RolloutAction::Abort).unwrap();
+    assert_eq!(world.stands("orders"), (RolloutState::Aborted, 1));
+    world.http(&[of("web", "1", &["orders"])], false);
+    world.run(3);
+    let waits = ("orders".to_owned(), "0 of 2 ready".to_owned(), false);
+    assert_eq!(world.waits("web"), [waits]);
+    world.own_fates.clear();
+    world.go_until("both", |world| {
+        world.stands("web") == (RolloutState::Completed, 1) && world.runs("orders") == [1, 1]
+    });
+}
+
 #[test]
 fn the_checker_refuses_what_is_held() {
     let mut world = World::new(1);
