@@ -88,7 +88,7 @@ impl DataDir {
 
     /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
     /// credentials with which it comes to NATS: the file may be replaced by a newer one.
-    /// And the folder with code that the operator gave.
+    /// Compiled code only to read.
     pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {
         let creds = creds.and_then(|creds| creds.canonicalize().ok());
         let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));

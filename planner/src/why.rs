@@ -51,8 +51,9 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
         if one.for_a_person {
             let name = &one.workload;
             let other = cluster.workload(&WorkloadKey::new(key.namespace.clone(), name.clone()));
-            let ends = other.map_or_else(String::new, |other| commands::ends(&other.record));
-            fix.push(format!("`wasmorch rollout resume {name}` or {ends}"));
+            let ends = other.and_then(|other| commands::ends(&other.record));
+            let ends = ends.map_or_else(String::new, |ends| format!(" or {ends}"));
+            fix.push(format!("`wasmorch rollout resume {name}`{ends}"));
         }
     }
     fix.extend(keeps_failing(key, workload));

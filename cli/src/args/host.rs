@@ -1,4 +1,4 @@
-//! Flags of a host: `host`, and the `runner` that it starts.
+//! Flags of a host: `host`, and the `runner` and `compiler` that it starts.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};

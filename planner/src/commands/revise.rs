@@ -16,7 +16,12 @@ pub(super) fn in_the_way(record: &Record, rollout: &Rollout) -> ApiError {
         RolloutState::Reverting => {
             "wait for it: it ends by itself, at its deadline at the latest".to_owned()
         }
-        _ => format!("wait for it, or end it with {}", ends(record)),
+        _ => match ends(record) {
+            Some(ends) => format!("wait for it, or end it with {ends}"),
+            None => {
+                "wait for it: a restart ends by itself, at its deadline at the latest".to_owned()
+            }
+        },
     };
     ApiError::new(
         ErrorCode::Conflict,
@@ -26,16 +31,15 @@ pub(super) fn in_the_way(record: &Record, rollout: &Rollout) -> ApiError {
     )
 }
 
-/// What ends a rollout of a workload, or holds it: of a first revision there is nothing to go back to.
-pub(crate) fn ends(record: &Record) -> String {
+/// What ends a rollout of a workload: of a first revision there is nothing to go back to. `None`: nothing does,
+/// for what a restart goes to is what serves.
+pub(crate) fn ends(record: &Record) -> Option<String> {
     let name = &record.name;
-    let comes_from = record.rollout.as_ref().and_then(|rollout| rollout.from);
-    match hold::earlier(record) {
-        Some(_) => format!("`wasmorch rollout abort {name}`"),
-        // A restart: what serves is what it goes to.
-        None if comes_from.is_some() => format!("`wasmorch rollout pause {name}`"),
-        None => format!("`wasmorch stop {name}`"),
+    if hold::earlier(record).is_some() {
+        return Some(format!("`wasmorch rollout abort {name}`"));
     }
+    let first = { record.rollout.as_ref() }.is_none_or(|rollout| rollout.from.is_none());
+    first.then(|| format!("`wasmorch stop {name}`"))
 }
 
 /// Back to an earlier revision; `desired` stays, and so does what is stopped: that has no rollout before it
