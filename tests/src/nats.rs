@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::ports;
+use serde_json::Value;
+
 use crate::process::Process;
-use crate::wait_for;
+use crate::{http, ports, wait_for};
 
 /// The server's binary: from `cargo xtask test`, or where `cargo xtask setup` put it.
 pub fn binary() -> PathBuf {
@@ -37,6 +38,8 @@ pub struct Nats {
     more: String,
     /// Where it listens.
     address: &'static str,
+    /// Where it tells of itself over HTTP, while it runs.
+    monitoring: String,
 }
 
 impl Nats {
@@ -96,6 +99,7 @@ impl Nats {
             jetstream: jetstream.map(str::to_owned),
             more: more.to_owned(),
             address,
+            monitoring: String::new(),
         };
         nats.start_again();
         nats
@@ -123,6 +127,15 @@ impl Nats {
         self.process.is_some()
     }
 
+    /// How many of its connections, as it sees them, have `part` in their names.
+    pub fn connections(&self, part: &str) -> usize {
+        let told = http::get(&self.monitoring, "localhost", "/connz").expect("it tells");
+        let told: Value = serde_json::from_str(&told.body).expect("JSON");
+        let open = told["connections"].as_array().expect("a list").iter();
+        let names = open.filter_map(|one| one["name"].as_str());
+        names.filter(|name| name.contains(part)).count()
+    }
+
     /// Where JetStream keeps everything.
     pub fn store(&self) -> PathBuf {
         self.folder.join("store")
@@ -143,7 +156,7 @@ impl Nats {
             String::new()
         };
         let text = format!(
-            "listen: \"{}:{}\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
+            "listen: \"{}:{}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: \"{}\"\n{jetstream}{}\n",
             self.address,
             self.port,
             ports.display(),
@@ -155,13 +168,15 @@ impl Nats {
         let process = self
             .process
             .insert(Process::start(command, &self.folder, "nats-server"));
-        wait_for("nats-server to listen", || {
+        let told = wait_for("nats-server to listen", || {
             if let Some(status) = process.ended() {
                 panic!("nats-server ended with {status}:\n{}", process.stderr());
             }
             let file = std::fs::read_dir(&ports).ok()?.next()?.ok()?.path();
             let told = std::fs::read_to_string(file).ok()?;
-            serde_json::from_str::<serde_json::Value>(&told).ok()
+            serde_json::from_str::<Value>(&told).ok()
         });
+        let address = told["monitoring"][0].as_str().expect("an address");
+        self.monitoring = address.trim_start_matches("http://").to_owned();
     }
 }

@@ -112,9 +112,15 @@ pub fn is_zombie(pid: i32) -> Option<bool> {
     Some(rest.starts_with("Z "))
 }
 
-/// Whether nothing of it runs any more, whoever is to collect it.
+/// Whether nothing of it runs any more, whoever is to collect it. A zombie's other threads may still run, and
+/// hold what it has open.
 pub fn has_ended(pid: i32) -> bool {
-    is_zombie(pid) != Some(false)
+    match is_zombie(pid) {
+        None => true,
+        Some(false) => false,
+        Some(true) => std::fs::read_dir(format!("/proc/{pid}/task"))
+            .map_or(true, |threads| threads.count() <= 1),
+    }
 }
 
 /// The children of a process, zombies too.

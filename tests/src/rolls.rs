@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemons::{Daemons, leader};
-use crate::process::{children, has_ended};
 use crate::{guest, http, wait_for};
 
 /// The workload that is rolled.
@@ -209,12 +208,13 @@ fn one(
             shared.excused.store(true, Ordering::Relaxed);
             shared.gateways[killed].away.store(true, Ordering::SeqCst);
             let from = Instant::now();
-            let host = daemons.hosts[killed].take().expect("it runs");
-            let runners = children(host.id());
-            host.kill();
-            // Until they have ended, too, they are called over NATS, each by a connection of its own.
-            wait_for("its runners to have ended", || {
-                runners.iter().all(|id| has_ended(*id)).then_some(())
+            let id = daemons.host_id(&format!("host-{killed}"));
+            let server = &daemons.nats[0];
+            assert!(server.connections(&id) > 0, "it is known by this name");
+            daemons.hosts[killed].take().expect("it runs").kill();
+            // Until the server has seen that they are gone, its runners are called over NATS.
+            wait_for("the server to have seen its end", || {
+                (server.connections(&id) == 0).then_some(())
             });
             kills.push((from, Instant::now()));
         }
