@@ -1,10 +1,10 @@
 //! The daemon's control connection to NATS: what the store says of this host, what the host tells,
 //! what it is asked.
 //!
-//! The only files of the daemon that name `async_nats` are this one and the two below it. Owns the
-//! connection (made in the background, kept for ever), and the rule that a live message is only a
-//! hint: subscribe first, then read, at every (re)connect, whenever messages were lost, when the
-//! leader says that the host is behind, and now and then anyway.
+//! The only files of the daemon that name `async_nats` are this one and those below it. Owns the
+//! rule that a live message is only a hint: subscribe first, then read, at every (re)connect,
+//! whenever messages were lost, when the leader says that the host is behind, and now and then
+//! anyway.
 //!
 //! Invariants: the heartbeat awaits no work of anybody; nothing that the host tells makes the host
 //! wait (what the connection does not take at once is dropped, and the leader asks); every read
@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions};
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -31,19 +31,17 @@ use crate::artifacts::Artifacts;
 use crate::logs::LogReader;
 use crate::tables::{TableChange, TablesFile};
 
+mod connection;
 mod serve;
 mod store;
 
+use connection::{Connection, connect, warn_when_absent};
 use store::Reading;
 
 /// Before the first heartbeat there is nothing to say; that one is noticed at once.
 const NOTHING_TO_SAY: Duration = Duration::from_secs(1);
 /// A heartbeat that the connection does not take within this is dropped: the next one is newer.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(800);
-/// Between two tries to reach the server, at most.
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
-/// A server that has gone without a word is noticed after two of these.
-const PING_EVERY: Duration = Duration::from_secs(5);
 /// For one question to the store.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two tries of reading everything: from the first to the last.
@@ -55,8 +53,6 @@ const CATCH_UP_EVERY: Duration = Duration::from_secs(10);
 const SYNC_EVERY: Duration = Duration::from_secs(600);
 /// Between two readings, however often they are asked for.
 const SYNC_PAUSE: Duration = Duration::from_millis(50);
-/// Without a first connection for this long it is said that there is none.
-const ABSENT_AFTER: Duration = Duration::from_secs(2);
 /// For the last messages to leave when the daemon ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -162,13 +158,6 @@ pub(crate) struct LinkTasks {
     stop: CancellationToken,
     link: Link,
     shared: Arc<Shared>,
-}
-
-/// How the connection stands; a new generation is a new connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Connection {
-    up: bool,
-    generation: u64,
 }
 
 /// What the tasks share.
@@ -293,83 +282,6 @@ impl LinkTasks {
     }
 }
 
-async fn connect(
-    options: &NatsOptions,
-    host: &HostId,
-    shared: Arc<Shared>,
-) -> Result<Client, LinkError> {
-    let mut connect = ConnectOptions::new();
-    if let Some(path) = &options.creds {
-        connect = ConnectOptions::with_credentials_file(path)
-            .await
-            .map_err(|source| LinkError::Credentials {
-                path: path.clone(),
-                source,
-            })?;
-    }
-    let servers: Vec<&str> = options.url.split(',').map(str::trim).collect();
-    connect
-        .name(format!("wasmorch-host-{host}"))
-        .ping_interval(PING_EVERY)
-        .connection_timeout(REQUEST_TIMEOUT)
-        .request_timeout(Some(REQUEST_TIMEOUT))
-        .retry_on_initial_connect()
-        .reconnect_delay_callback(|attempts| {
-            let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-            Duration::from_millis(20)
-                .saturating_mul(2u32.saturating_pow(exponent))
-                .min(RECONNECT_DELAY_MAX)
-        })
-        .event_callback(move |event| {
-            note(&event, &shared);
-            std::future::ready(())
-        })
-        .connect(servers.as_slice())
-        .await
-        .map_err(|error| LinkError::Address {
-            url: options.shown(),
-            why: error.to_string(),
-        })
-}
-
-fn note(event: &async_nats::Event, shared: &Shared) {
-    use async_nats::Event;
-    match event {
-        Event::Connected => {
-            tracing::info!("connected to NATS");
-            shared.connection.send_modify(|connection| {
-                connection.up = true;
-                connection.generation += 1;
-            });
-        }
-        Event::Disconnected | Event::Closed => {
-            if !shared.ending.load(Ordering::Relaxed) {
-                tracing::warn!("no connection to NATS: holding what runs, trying again");
-            }
-            shared
-                .connection
-                .send_modify(|connection| connection.up = false);
-        }
-        // Messages were lost on our side.
-        Event::SlowConsumer(_) => shared.lost.notify_one(),
-        other => tracing::debug!(event = %other, "NATS"),
-    }
-}
-
-/// Says once that the server does not answer, when it does not soon after the start. The client says nothing of
-/// first attempts that fail.
-async fn warn_when_absent(shared: Arc<Shared>, url: String) {
-    if !connects_within(&shared, ABSENT_AFTER).await {
-        tracing::warn!("NATS does not answer at {url}: holding what runs, trying on until it does");
-    }
-}
-
-async fn connects_within(shared: &Shared, wait: Duration) -> bool {
-    let mut connection = shared.connection.subscribe();
-    let first = connection.wait_for(|connection| connection.generation > 0);
-    timeout(wait, first).await.is_ok()
-}
-
 /// Reads everything at every (re)connect and after messages were lost, and what is new now and
 /// then, and whenever the leader says that the host is behind.
 async fn follow(link: Link, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>) {
@@ -482,17 +394,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_first_connection_is_waited_for_and_its_absence_noticed() {
-        let shared = Shared::default();
-        let soon = Duration::from_millis(10);
-        assert!(!connects_within(&shared, soon).await);
-        note(&async_nats::Event::Connected, &shared);
-        note(&async_nats::Event::Disconnected, &shared);
-        // One that was there and has gone is told of as that.
-        assert!(connects_within(&shared, soon).await);
-    }
 
     #[tokio::test]
     async fn wrong_options_are_errors_and_an_absent_server_is_not() {

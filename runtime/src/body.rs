@@ -10,11 +10,12 @@ use bytes::{Buf as _, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::task::AbortHandle;
+use tokio::time::{Sleep, sleep_until};
 use wasmorch_api::error::chain;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::ended::{BodySide, Ended};
-use crate::guest::Watch;
+use crate::guest::{Deadline, Watch};
 use crate::holdings::{AHEAD_BYTES, BODY_CHUNKS};
 
 /// Why a body broke off. That of a response is an [`Ended`] when the guest is the reason.
@@ -166,6 +167,10 @@ pub(crate) struct ResponseBody {
     body: WasiBody,
     watch: Arc<Watch>,
     guest: Option<AbortHandle>,
+    deadline: Option<Deadline>,
+    /// Until the deadline, once it was waited for: a guest of 0.3 that passes its request's body on may be
+    /// done long before.
+    late: Option<Pin<Box<Sleep>>>,
     limit: u64,
     /// What was taken from the guest before anybody asked for it: a few frames.
     ahead: VecDeque<Frame<Bytes>>,
@@ -190,6 +195,8 @@ impl ResponseBody {
             body,
             watch,
             guest: None,
+            deadline: None,
+            late: None,
             limit,
             ahead: VecDeque::new(),
             taken: 0,
@@ -202,6 +209,12 @@ impl ResponseBody {
     /// Whoever writes it from now on.
     pub(crate) fn written_by(&mut self, guest: AbortHandle) {
         self.guest = Some(guest);
+    }
+
+    /// To be there whole by then.
+    pub(crate) fn due(mut self, deadline: Option<Deadline>) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// Takes what is there, to be sent together with the head. Whether that was something, and there is
@@ -247,6 +260,12 @@ impl ResponseBody {
             Poll::Ready(None) => match (self.watch.ended(), self.expected) {
                 // Counted, where it ended for all of an instance.
                 (Some(ended), _) if !self.finished => self.watch.end(ended.clone()),
+                // What is passed on ends with the request's body, as if that had been all of it.
+                _ if !self.finished
+                    && let Some(broken) = self.watch.request_failure() =>
+                {
+                    self.watch.end(broken.clone())
+                }
                 (_, Some(expected)) if self.taken < expected => {
                     let taken = self.taken;
                     let short = format!("its body ended after {taken} of {expected} bytes");
@@ -260,9 +279,25 @@ impl ResponseBody {
             },
             Poll::Ready(Some(Err(error))) => self.watch.end(Ended::Guest(error.to_string())),
         };
+        Poll::Ready(Some(Err(self.broken(failed))))
+    }
+
+    /// Resolves when it should be there, with what its passing means.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Some(deadline) = self.deadline else {
+            return Poll::Pending;
+        };
+        let late = self
+            .late
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline.at)));
+        late.as_mut().poll(cx).map(|()| deadline.passed())
+    }
+
+    /// Nothing comes of it any more.
+    fn broken(&mut self, why: Ended) -> Ended {
         self.ended = true;
         self.stop_guest();
-        Poll::Ready(Some(Err(failed)))
+        why
     }
 
     fn ahead_bytes(&self) -> u64 {
@@ -291,8 +326,14 @@ impl http_body::Body for ResponseBody {
         if let Some(frame) = self.ahead.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        self.poll_guest(cx)
-            .map(|next| next.map(|frame| frame.map_err(BodyError::from)))
+        let mut next = self.poll_guest(cx);
+        if next.is_pending()
+            && let Poll::Ready(late) = self.poll_late(cx)
+        {
+            let late = self.watch.end(late);
+            next = Poll::Ready(Some(Err(self.broken(late))));
+        }
+        next.map(|next| next.map(|frame| frame.map_err(BodyError::from)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -62,6 +62,12 @@ pub(crate) const WRONG: PrepareError = PrepareError::WrongShape {
 
 type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// What a request says of its answer.
+struct Asked {
+    is_head: bool,
+    deadline: Option<Deadline>,
+}
+
 /// A replica that answers HTTP requests, each in a fresh instance, unless [`crate::Reuse`] says
 /// otherwise.
 pub struct HttpReplica {
@@ -192,7 +198,10 @@ impl HttpReplica {
             return Err(watch.end(ended.clone()));
         }
         match head {
-            Some(Ok(response)) => self.respond(response, is_head, guest, watch).await,
+            Some(Ok(response)) => {
+                let asked = Asked { is_head, deadline };
+                self.respond(response, asked, guest, watch).await
+            }
             Some(Err(code)) => Err(watch.end(Ended::Guest(code))),
             None => Err(watch.end(Ended::NoResponse)),
         }
@@ -201,7 +210,7 @@ impl HttpReplica {
     async fn respond(
         &self,
         response: http::Response<WasiBody>,
-        is_head: bool,
+        Asked { is_head, deadline }: Asked,
         guest: Option<Guest>,
         watch: Arc<Watch>,
     ) -> Result<http::Response<Body>, Ended> {
@@ -210,7 +219,7 @@ impl HttpReplica {
         let expected = refuse_large(response.headers(), BodySide::Response, limit)
             .map_err(|ended| watch.end(ended))?;
         let (head, body) = response.into_parts();
-        let mut body = ResponseBody::new(body, expected, limit, watch.clone());
+        let mut body = ResponseBody::new(body, expected, limit, watch.clone()).due(deadline);
         let guest = match has_body {
             true => write_ahead(guest, &mut body, watch.pace()).await,
             // Nobody will read it, and its length may be said all the same.

@@ -24,7 +24,7 @@ pub(crate) struct Data {
 
 impl World {
     pub(crate) fn data_written(&mut self, at: usize, replica: &ReplicaKey, launch: &Launch) {
-        let bindings = &launch.spec.bindings;
+        let bindings = &launch.revision.spec.bindings;
         if bindings.volume.is_empty() && bindings.blobstore.is_empty() {
             return;
         }

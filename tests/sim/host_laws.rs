@@ -282,7 +282,7 @@ impl World {
             self.broken(format!("host{at} gives the id {replica} to a second run"));
             return;
         }
-        let spec = &launch.spec;
+        let spec = &launch.revision.spec;
         let stop_after = spec.disconnect.stop_after;
         let stop_after = stop_after.map(|after| after.0.as_millis() as u64);
         let host = &self.hosts[at];
@@ -291,9 +291,9 @@ impl World {
             self.broken(format!("host{at} starts {replica}, and no leader hears it"));
             return;
         }
-        let mut limit = launch.spec.restart.starts_per_host.max(1);
-        if launch.kind.ends() {
-            limit = limit.min(launch.spec.job.attempts.max(1));
+        let mut limit = launch.revision.spec.restart.starts_per_host.max(1);
+        if launch.revision.kind.ends() {
+            limit = limit.min(launch.revision.spec.job.attempts.max(1));
         }
         let tries = self.hosts[at].law.tries.entry(seat(replica)).or_default();
         *tries += 1;

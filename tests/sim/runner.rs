@@ -82,24 +82,25 @@ impl World {
         self.data_written(at, &replica, launch);
         let fate = self
             .fates
-            .get(&launch.artifact)
+            .get(&launch.revision.artifact)
             .copied()
             .unwrap_or(Fate::Good);
         let run = Run {
             there: There::Preparing,
             ready: false,
-            revision: launch.revision,
+            revision: launch.revision.number,
             stop_after: launch
+                .revision
                 .spec
                 .disconnect
                 .stop_after
                 .map(|after| after.0.as_millis() as u64),
-            once: launch.spec.runs_once(),
-            follows: launch.spec.scale.is_some(),
-            ports: claims::ports(&launch.spec).to_vec(),
-            kind: launch.kind,
+            once: launch.revision.spec.runs_once(),
+            follows: launch.revision.spec.scale.is_some(),
+            ports: claims::ports(&launch.revision.spec).to_vec(),
+            kind: launch.revision.kind,
             fate,
-            judged: launch.kind == Kind::Http,
+            judged: launch.revision.kind == Kind::Http,
             asked: super::answers::Asked::default(),
         };
         let Some(up) = &mut self.hosts[at].up else {

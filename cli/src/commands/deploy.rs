@@ -23,7 +23,7 @@ use crate::error::{CliError, Exit};
 use crate::link::Link;
 use crate::out::progress::Progress;
 use crate::out::table::Tone;
-use crate::out::views;
+use crate::out::{rollouts, views};
 
 /// After Ctrl-C, an answer that is under way is waited for this long: it decides what is said.
 const LAST_WORD: Duration = Duration::from_secs(3);
@@ -241,7 +241,7 @@ fn report_done(ctx: &Context, followed: &Followed) -> Result<(), CliError> {
     ))?;
     if let Some((_, rollout)) = awaits {
         ctx.out
-            .line(&format!("  {}", views::canary_waits(name, rollout)))?;
+            .line(&format!("  {}", rollouts::canary_waits(name, rollout)))?;
     }
     Ok(())
 }

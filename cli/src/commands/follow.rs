@@ -22,7 +22,7 @@ use crate::link::{Link, Subscription};
 use crate::out::human::harmless;
 use crate::out::progress::Progress;
 use crate::out::table::Tone;
-use crate::out::views;
+use crate::out::{rollouts, views};
 
 /// The first pause between two questions.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -150,7 +150,7 @@ impl Followed {
     fn say_waits(&mut self, status: &StatusReply, progress: &Progress) -> Result<(), CliError> {
         let moving = { status.rollout.as_ref() }
             .filter(|view| view.revision == self.revision && !view.state.ended());
-        let waits = moving.and_then(views::waits);
+        let waits = moving.and_then(rollouts::waits);
         if let (Some(said), Some(view)) = (&waits, moving)
             && waits != self.said_waits
         {

@@ -17,8 +17,8 @@ use crate::args::{RolloutAction, RolloutArgs, Target, Waited};
 use crate::cluster;
 use crate::error::{CliError, Exit};
 use crate::link::Link;
+use crate::out::rollouts;
 use crate::out::table::Tone;
-use crate::out::views;
 
 fn request_of(workload: &Name) -> RolloutRequest {
     RolloutRequest {
@@ -50,7 +50,7 @@ pub(crate) async fn act(ctx: &Context, args: &RolloutArgs) -> Result<Exit, CliEr
         // A cron workload has none, unless others were deployed with it.
         let view: Option<RolloutView> = link.call(Some(&namespace), "rollout", &request).await?;
         if !ctx.out.is_json() {
-            let text = views::rollout_or_none(view.as_ref(), now());
+            let text = rollouts::rollout_or_none(view.as_ref(), now());
             let name = Tone::Name.paint(name.as_str());
             ctx.out.line(&format!("{name}  {text}"))?;
         }

@@ -12,7 +12,7 @@ use super::{Context, now};
 use crate::args::{PsArgs, Target};
 use crate::error::{CliError, Exit};
 use crate::link::Link;
-use crate::out::views;
+use crate::out::{rollouts, views};
 
 /// Every page of a list.
 pub(crate) async fn every_page<T: DeserializeOwned>(
@@ -170,7 +170,7 @@ pub(crate) async fn history(ctx: &Context, target: &Target) -> Result<Exit, CliE
             ctx.out.line(&format!("{name}:"))?;
         }
         ctx.out
-            .text(&views::history(&items, current, now(), ctx.out.width()))?;
+            .text(&rollouts::history(&items, current, now(), ctx.out.width()))?;
     }
     if ctx.out.is_json() {
         ctx.out.json(&listed)?;

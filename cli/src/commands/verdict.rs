@@ -6,7 +6,7 @@ use wasmorch_api::messages::{RolloutView, StatusReply, WorkloadState};
 use wasmorch_api::{Kind, RevisionNumber, RolloutState, Timestamp};
 
 use crate::out::table::Tone;
-use crate::out::views;
+use crate::out::{rollouts, views};
 
 /// How long after the rollout's own deadline a leader may take to say so.
 const GRACE: Duration = Duration::from_secs(15);
@@ -40,7 +40,7 @@ pub(crate) fn judge(status: &StatusReply, revision: RevisionNumber) -> Option<Ve
     if let Some(rollout) = own.filter(|rollout| !rollout.state.ended())
         && rollout.waits_for.iter().any(|one| one.for_a_person)
     {
-        let waits = views::waits(rollout).unwrap_or_default();
+        let waits = rollouts::waits(rollout).unwrap_or_default();
         return Some(Verdict::Failed(format!("it still {waits}")));
     }
     let never_begun = own.is_some_and(|rollout| rollout.state == RolloutState::Failed)

@@ -6,6 +6,7 @@
 pub(crate) mod human;
 mod lines;
 pub(crate) mod progress;
+pub(crate) mod rollouts;
 pub(crate) mod table;
 pub(crate) mod views;
 

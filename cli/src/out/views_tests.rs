@@ -7,6 +7,7 @@ use wasmorch_api::messages::{
 };
 use wasmorch_api::{Event, Timestamp};
 
+use super::super::rollouts::{canary_waits, history, rollout_or_none};
 use super::*;
 
 fn plain(text: &str) -> String {
@@ -134,7 +135,7 @@ fn a_rollout_tells_what_it_waits_for() {
             {"workload": "stock", "why": "its rollout is paused: paused by ada", "for_a_person": true},
         ],
     }));
-    insta::assert_snapshot!(plain(&super::rollout(&view, now())));
+    insta::assert_snapshot!(plain(&rollouts::rollout(&view, now())));
 }
 
 #[test]

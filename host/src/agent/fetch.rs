@@ -281,11 +281,8 @@ impl Agent {
                 .insert(ReplicaKey::new(key.workload.clone(), replica.id));
         }
         let launch = Launch {
-            revision: revision.number,
-            kind: revision.kind,
-            artifact: digest.clone(),
+            revision,
             artifact_path: path.to_owned(),
-            spec: Box::new(revision.spec.clone()),
             args,
             row: None,
         };

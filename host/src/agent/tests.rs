@@ -234,7 +234,10 @@ fn a_placement_goes_all_the_way_to_ready() {
     else {
         panic!("{effects:?}")
     };
-    assert_eq!((named, launch.kind), (&replica("web", "1-7-1"), Kind::Http));
+    assert_eq!(
+        (named, launch.revision.kind),
+        (&replica("web", "1-7-1"), Kind::Http)
+    );
 
     let effects = stage.runner(FromRunner::Prepared {
         replica: replica("web", "1-7-1"),

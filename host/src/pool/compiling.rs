@@ -311,18 +311,25 @@ mod tests {
         }
     }
 
+    /// The next process, once it has taken these orders.
+    async fn takes(compiling: &mut Compiling, started: &Started, orders: &[Digest]) -> Other {
+        meanwhile(compiling, async {
+            let mut process = other(started).await;
+            for digest in orders {
+                assert_eq!(process.takes().await, *digest);
+            }
+            process
+        })
+        .await
+    }
+
     #[tokio::test]
     async fn what_several_runners_ask_for_is_made_once() {
         let (mut compiling, started) = compiling();
         let one = &digests(1)[0];
         compiling.ask(one.clone(), 0);
         compiling.ask(one.clone(), 1);
-        let mut process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            assert_eq!(process.takes().await, *one);
-            process
-        })
-        .await;
+        let mut process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         process.did(one).await;
         let compiled = compiling.next().await;
         assert_eq!((compiled.digest, compiled.result), (one.clone(), Ok(())));
@@ -337,21 +344,10 @@ mod tests {
         for digest in &asked {
             compiling.ask(digest.clone(), 0);
         }
-        meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            for digest in &asked {
-                assert_eq!(process.takes().await, *digest);
-            }
-            // And is gone.
-        })
-        .await;
+        // It ends over them.
+        drop(takes(&mut compiling, &started, &asked).await);
         // Now each alone; the second is the culprit.
-        let mut process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            assert_eq!(process.takes().await, asked[0]);
-            process
-        })
-        .await;
+        let mut process = takes(&mut compiling, &started, &asked[0..=0]).await;
         process.did(&asked[0]).await;
         assert_eq!(compiling.next().await.digest, asked[0]);
         meanwhile(&mut compiling, async {
@@ -361,24 +357,14 @@ mod tests {
         .await;
         drop(process);
         // Once more: it may have been ended for what others took.
-        let process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            assert_eq!(process.takes().await, asked[1]);
-            process
-        })
-        .await;
+        let process = takes(&mut compiling, &started, &asked[1..=1]).await;
         drop(process);
         let refused = compiling.next().await;
         assert_eq!(refused.digest, asked[1]);
         assert!(
             matches!(refused.result, Err(LoadError::Compile(why)) if why.contains("ended over it"))
         );
-        let mut process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            assert_eq!(process.takes().await, asked[2]);
-            process
-        })
-        .await;
+        let mut process = takes(&mut compiling, &started, &asked[2..=2]).await;
         process.did(&asked[2]).await;
         assert_eq!(compiling.next().await.result, Ok(()));
         assert!(process.orders.try_recv().is_err());
@@ -406,12 +392,7 @@ mod tests {
         let (mut compiling, started) = compiling();
         let one = &digests(1)[0];
         compiling.ask(one.clone(), 0);
-        let process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            process.takes().await;
-            process
-        })
-        .await;
+        let process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         // Neither answers.
         tokio::time::advance(STUCK).await;
         let process = meanwhile(&mut compiling, async {
@@ -427,12 +408,7 @@ mod tests {
         assert!(process.done.is_closed(), "it was ended");
 
         compiling.ask(one.clone(), 0);
-        let process = meanwhile(&mut compiling, async {
-            let mut process = other(&started).await;
-            process.takes().await;
-            process
-        })
-        .await;
+        let process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         process.did(one).await;
         assert_eq!(compiling.next().await.result, Ok(()));
         meanwhile(&mut compiling, process.done.closed()).await;

@@ -2,9 +2,10 @@
 //! that must see one runner that keeps it too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use wasmorch_api::{Digest, Kind, RevisionNumber, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{Digest, Kind, Revision, RevisionNumber, Timestamp, WorkloadKey, WorkloadSpec};
 
 use super::shares::{Moves, RunnerIndex, Shares};
 use crate::runner::protocol::{FromRunner, Launch, Outcome, ReplicaKey, ToRunner};
@@ -20,12 +21,21 @@ fn key(number: u64) -> ReplicaKey {
 }
 
 fn prepare(number: u64, kind: Kind) -> ToRunner {
-    let launch = Launch {
-        revision: RevisionNumber(1),
+    let revision = Revision {
+        namespace: "shop".parse().unwrap(),
+        name: "web".parse().unwrap(),
+        number: RevisionNumber(1),
         kind,
         artifact: Digest::of(b""),
+        features: Vec::new(),
+        spec: WorkloadSpec::default(),
+        at: Timestamp(0),
+        by: String::new(),
+        changes: Vec::new(),
+    };
+    let launch = Launch {
+        revision: Arc::new(revision),
         artifact_path: "x".into(),
-        spec: Box::new(WorkloadSpec::default()),
         args: None,
         row: None,
     };

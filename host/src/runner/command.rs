@@ -22,7 +22,7 @@ pub(super) async fn live(life: Life, guest: Arc<CommandReplica>) -> End {
     let stdio = Stdio::Logs {
         stdin: Bytes::new(),
     };
-    let service = life.launch.kind == Kind::Service;
+    let service = life.launch.revision.kind == Kind::Service;
     let ended = {
         let (up, started) = oneshot::channel();
         let run = async {
@@ -59,7 +59,7 @@ pub(super) async fn live(life: Life, guest: Arc<CommandReplica>) -> End {
 /// Tells that a service is ready, in time. Nobody tells that a job has started.
 async fn alive(life: &Life, started: oneshot::Receiver<()>) {
     if started.await.is_ok() {
-        tokio::time::sleep(life.launch.spec.update.min_ready.0).await;
+        tokio::time::sleep(life.launch.revision.spec.update.min_ready.0).await;
         life.health(true, None).await;
     }
 }

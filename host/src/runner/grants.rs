@@ -95,7 +95,7 @@ impl Grants {
         messaging: Option<Arc<dyn Messaging>>,
         storage: Storage,
     ) -> ReplicaConfig {
-        let spec = &launch.spec;
+        let spec = &launch.revision.spec;
         let args = launch.args.as_ref().unwrap_or(&spec.args);
         let mut config = ReplicaConfig::new(replica.to_string());
         config.args = std::iter::once(replica.workload.name.to_string())
@@ -144,7 +144,7 @@ fn network(spec: &WorkloadSpec) -> Result<Network, String> {
 
 /// The spec's variables, and who the replica is. The latter win: they are facts.
 fn environment(replica: &ReplicaKey, launch: &Launch) -> Vec<(String, String)> {
-    let mut variables = launch.spec.environment.clone();
+    let mut variables = launch.revision.spec.environment.clone();
     variables.extend([
         (
             "WASMORCH_NAMESPACE".to_owned(),
@@ -155,7 +155,10 @@ fn environment(replica: &ReplicaKey, launch: &Launch) -> Vec<(String, String)> {
             replica.workload.name.to_string(),
         ),
         ("WASMORCH_REPLICA".to_owned(), replica.id.to_string()),
-        ("WASMORCH_REVISION".to_owned(), launch.revision.to_string()),
+        (
+            "WASMORCH_REVISION".to_owned(),
+            launch.revision.number.to_string(),
+        ),
     ]);
     variables.into_iter().collect()
 }

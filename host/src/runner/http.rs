@@ -185,7 +185,7 @@ impl Local for Locals {
 /// drained when it is told to.
 pub(super) async fn live(mut life: Life, guest: Arc<HttpReplica>) -> End {
     let (logs, tally) = (life.logs.clone(), life.counts.tally.clone());
-    let member = Arc::new(Member::new(guest, life.launch.revision, logs, tally));
+    let member = Arc::new(Member::new(guest, life.launch.revision.number, logs, tally));
     let _seat = life
         .context
         .locals
@@ -237,7 +237,7 @@ async fn until_listening(calls: &mut Calls) {
 /// Probes the guest and tells what changes. Returns only when it fails its liveness probe.
 async fn watched(life: &Life, member: &Member, calls: &mut Calls) -> String {
     let host = life.host_name();
-    let spec = &life.launch.spec;
+    let spec = &life.launch.revision.spec;
     let readiness = async {
         let Some(probe) = &spec.health.ready else {
             // Prepared is all that is asked for.

@@ -44,6 +44,7 @@ mod orders;
 mod probe;
 pub(crate) mod process;
 mod replica;
+mod revisions;
 mod stores;
 mod supervisor;
 mod tunnel;

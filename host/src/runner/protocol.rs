@@ -21,14 +21,12 @@
 //! - When the daemon's side closes, the runner ends every replica at once, and itself.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use wasmorch_api::messages::LogLine;
-use wasmorch_api::{
-    Answers, Digest, EndpointTable, Kind, ReplicaId, RevisionNumber, RouteTable, WorkloadKey,
-    WorkloadSpec,
-};
+use wasmorch_api::{Answers, Digest, EndpointTable, ReplicaId, Revision, RouteTable, WorkloadKey};
 use wasmorch_gateway::PemPair;
 use wasmorch_runtime::LoadError;
 
@@ -59,16 +57,11 @@ impl std::fmt::Display for ReplicaKey {
 /// All that a runner needs to run one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
-    /// The revision's number.
-    pub revision: RevisionNumber,
-    /// What it does (the revision's word: the spec's may be empty).
-    pub kind: Kind,
-    /// The component's digest.
-    pub artifact: Digest,
+    /// What it is one of. All replicas of a revision share it, in the daemon and in each runner: a host may
+    /// have thousands.
+    pub revision: Arc<Revision>,
     /// The component's bytes, hashed by the daemon just before this message.
     pub artifact_path: PathBuf,
-    /// What was asked for.
-    pub spec: Box<WorkloadSpec>,
     /// Arguments in place of the spec's (a job's run).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<String>>,

@@ -95,7 +95,7 @@ impl Resting {
     /// Begins, if the replica may be told to rest.
     fn begin(life: &Life, guest: &Guest) -> Option<Self> {
         match guest {
-            _ if life.launch.spec.standbys() == 0 => None,
+            _ if life.launch.revision.spec.standbys() == 0 => None,
             Guest::Http(_) => {
                 let mut calls = Calls::new(life);
                 calls.open();
@@ -239,10 +239,11 @@ async fn begin(
     };
     let logs = context.logs.sink(replica.clone());
     let workload = replica.workload.clone();
-    let resources = &launch.spec.resources;
+    let resources = &launch.revision.spec.resources;
     let most = usize::try_from(resources.concurrency.saturating_add(resources.queue));
     let most = most.unwrap_or(usize::MAX);
-    let coming = (launch.kind == Kind::Http).then(|| context.locals.waking().comes(workload, most));
+    let coming =
+        (launch.revision.kind == Kind::Http).then(|| context.locals.waking().comes(workload, most));
     let (mut ending, mut starts) = (orders.clone(), orders.clone());
     let prepared = tokio::select! {
         biased;
@@ -310,18 +311,18 @@ async fn prepare(
     launch: &Launch,
     logs: &Arc<ReplicaLogs>,
 ) -> Result<Prepared, String> {
-    let mut grants = Grants::of(&replica.workload, &launch.spec)?;
+    let mut grants = Grants::of(&replica.workload, &launch.revision.spec)?;
     grants.route(&context.gateway, &replica.workload.namespace);
     // The daemon has hashed the bytes, and the runtime's cache goes by the same digest.
     let load = context
         .engine
-        .load_file(&launch.artifact, &launch.artifact_path);
+        .load_file(&launch.revision.artifact, &launch.artifact_path);
     let artifact = load.await.map_err(|error| chain(&error))?;
     let subscribe = std::mem::take(&mut grants.subscribe);
     let streams = std::mem::take(&mut grants.streams);
     let allowed = std::mem::take(&mut grants.allowed);
     let messaging = Arc::new(GuestMessaging::new(context.clone(), allowed));
-    let bindings = &launch.spec.bindings;
+    let bindings = &launch.revision.spec.bindings;
     let (link, root) = (&context.link, context.volumes.as_deref());
     let workload = &replica.workload;
     let storage = Storage {
@@ -346,7 +347,7 @@ async fn prepare(
         true => context.linking.acquire().await.ok(),
         false => None,
     };
-    let (kind, linking) = (launch.kind, context.clone());
+    let (kind, linking) = (launch.revision.kind, context.clone());
     let linked = tokio::task::spawn_blocking(move || linked(&linking, kind, &artifact, config));
     let guest = linked
         .await

@@ -37,6 +37,7 @@ use super::logs::LogQueue;
 use super::orders::{Order, Orderer, orders};
 use super::protocol::{FromRunner, Launch, Outcome, QUEUE, ReplicaKey, ToRunner, Usage};
 use super::replica::{self, Counts, Guest};
+use super::revisions::Revisions;
 use super::tunnel::Tunnels;
 use super::usage::{self, Measured};
 use super::{RunnerConfig, RunnerError, Settings};
@@ -111,6 +112,7 @@ struct Supervisor {
     /// Its gateway among the others.
     gateways: Option<Gateways>,
     replicas: HashMap<ReplicaKey, Entry>,
+    revisions: Revisions,
     tasks: JoinSet<(ReplicaKey, FromRunner)>,
     /// What waits for room in the daemon's queue.
     waiting: VecDeque<FromRunner>,
@@ -225,6 +227,7 @@ pub(super) async fn run(
         gateways,
         shutdown: CancellationToken::new(),
         replicas: HashMap::new(),
+        revisions: Revisions::default(),
         tasks: JoinSet::new(),
         waiting: VecDeque::new(),
     };
@@ -400,16 +403,19 @@ impl Supervisor {
         }
     }
 
-    fn prepare(&mut self, replica: ReplicaKey, launch: Box<Launch>) {
+    fn prepare(&mut self, mut replica: ReplicaKey, mut launch: Box<Launch>) {
         if self.replicas.contains_key(&replica) {
             tracing::error!(%replica, "prepare of a replica that is here already");
             return;
         }
+        launch.revision = self.revisions.shared(launch.revision);
+        // And its names.
+        replica.workload = launch.revision.key();
         let (orderer, orders) = orders();
         let guest = Arc::new(OnceLock::new());
         let counts = Counts {
-            tally: Tally::of(&launch.spec, launch.kind),
-            backlog: Backlog::of(&launch.spec),
+            tally: Tally::of(&launch.revision.spec, launch.revision.kind),
+            backlog: Backlog::of(&launch.revision.spec),
         };
         let entry = Entry {
             orders: orderer,

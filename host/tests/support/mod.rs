@@ -5,6 +5,7 @@ pub(crate) mod nats;
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use wasmorch_api::messages::LogLine;
 use wasmorch_api::spec::Subscription;
 use wasmorch_api::{
     ClusterId, Digest, EndpointTable, HostEndpoint, HostId, Kind, NatsOptions, PlacementNumber,
-    ReplicaId, RevisionNumber, RouteTable, Slot, Term, WorkloadKey, WorkloadSpec,
+    ReplicaId, Revision, RevisionNumber, RouteTable, Slot, Term, Timestamp, WorkloadKey,
+    WorkloadSpec,
 };
 use wasmorch_host::runner::protocol::{
     FromRunner, Launch, Outcome, ReplicaKey, ReplicaUsage, ToRunner,
@@ -276,12 +278,21 @@ impl Bench {
         spec: WorkloadSpec,
     ) -> Result<ReplicaKey, String> {
         let replica = self.key(workload);
-        let launch = Launch {
-            revision: RevisionNumber(1),
+        let revision = Revision {
+            namespace: replica.workload.namespace.clone(),
+            name: replica.workload.name.clone(),
+            number: RevisionNumber(1),
             kind,
             artifact,
+            features: Vec::new(),
+            spec,
+            at: Timestamp(0),
+            by: String::new(),
+            changes: Vec::new(),
+        };
+        let launch = Launch {
+            revision: Arc::new(revision),
             artifact_path,
-            spec: Box::new(spec),
             args: None,
             row: None,
         };

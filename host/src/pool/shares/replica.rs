@@ -80,7 +80,7 @@ pub(super) struct Replica {
 
 impl Replica {
     pub(super) fn is_spread(&self) -> bool {
-        matches!(self.launch.kind, Kind::Http | Kind::Messages)
+        matches!(self.launch.revision.kind, Kind::Http | Kind::Messages)
     }
 
     /// The daemon has told it to end.

@@ -82,7 +82,7 @@ impl Intake {
             started: starts.clone(),
             wanted: wanted.clone(),
         };
-        let concurrency = life.launch.spec.resources.concurrency;
+        let concurrency = life.launch.revision.spec.resources.concurrency;
         let listener = Listener {
             context: life.context.clone(),
             workload: life.replica.workload.clone(),
