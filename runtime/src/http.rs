@@ -400,6 +400,7 @@ async fn write_ahead(
     std::future::poll_fn(|cx| {
         let mut ahead = body.take_ahead(cx);
         while let Some(writer) = &mut guest
+            && ahead.is_ok()
             && !pace.is_queued()
         {
             if writer.poll_unpin(cx).is_ready() {
