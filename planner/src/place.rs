@@ -91,6 +91,17 @@ pub(crate) struct Ranking {
     pub(crate) removed: Vec<(Name, Vec<Removed>)>,
 }
 
+impl Ranking {
+    /// Every host is refused for this, whatever else it lacks.
+    pub(crate) fn bar(&mut self, by: &Removed) {
+        let fits = std::mem::take(&mut self.fits).into_iter();
+        let names = fits.map(|one| one.name);
+        let removed = std::mem::take(&mut self.removed).into_iter();
+        let names = names.chain(removed.map(|one| one.0));
+        self.removed = names.map(|name| (name, vec![by.clone()])).collect();
+    }
+}
+
 /// What a ranking is made on: what is booked, and how many replicas of the workload are where.
 pub(crate) struct Standpoint<'a> {
     pub(crate) cluster: &'a Cluster,

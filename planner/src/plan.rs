@@ -7,7 +7,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use wasmorch_api::messages::Unplaced;
 use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
@@ -46,8 +45,8 @@ pub struct Plan {
     pub removed: Vec<Removed>,
     /// Hosts whose set is written anew though no placement of theirs changes.
     pub stale_sets: BTreeSet<HostId>,
-    /// What could not be placed, why, and what would fix it.
-    pub unplaced: Vec<Unplaced>,
+    /// What could not be placed all of: `queries::status` says why.
+    pub unplaced: Vec<WorkloadKey>,
     /// What to say aloud once it is stored.
     pub events: Vec<EventDraft>,
     /// Plan again then even if nothing happens.
@@ -351,16 +350,8 @@ impl Cluster {
         workload.wake = passed.wake;
         workload.steady = passed.steady;
         workload.awaited = passed.awaited;
-        let known = workload.unplaced.as_ref().map(|trouble| trouble.slots);
-        if let Some(trouble) = &passed.unplaced {
-            if known != Some(trouble.slots) {
-                let reason = crate::explain::one_line(trouble);
-                let mut event = EventDraft::of(key, EventKind::Unplaced, reason);
-                event.detail = serde_json::to_value(trouble).unwrap_or_default();
-                plan.events.push(event);
-            }
-            plan.unplaced.push(trouble.clone());
-        }
+        plan.unplaced
+            .extend(passed.unplaced.as_ref().map(|_| key.clone()));
         workload.unplaced = passed.unplaced;
         // What has been ended may make room for its successor, and where workloads depend on each other
         // others look at what it has become.

@@ -143,6 +143,8 @@ pub(crate) struct Pool {
     pub(crate) ports: Claims,
     /// What namespaces with a quota hold, as far as this plan has come.
     pub(crate) held: BTreeMap<Name, Booked>,
+    /// How many hosts this plan has looked at to tell why something could not be placed.
+    pub(crate) explained: usize,
 }
 
 impl Pool {
@@ -172,6 +174,7 @@ impl Pool {
     pub(crate) fn refresh(&mut self, hosts: &BTreeMap<HostId, Host>) {
         self.preempted = Preempted::default();
         self.held.clear();
+        self.explained = 0;
         self.ports.clear();
         let touched = std::mem::take(&mut self.touched);
         if self.fresh {

@@ -1,5 +1,7 @@
 //! Where there is room, and what is said where there is none.
 
+use wasmorch_api::EventKind;
+
 use super::*;
 
 #[test]
@@ -30,18 +32,61 @@ fn what_cannot_be_placed_says_why_and_what_helps() {
     );
     let announced = world.plans.iter().flat_map(|plan| &plan.events);
     let announced = announced
-        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .filter(|event| event.kind == EventKind::Unplaced)
         .count();
     world.run(4);
     let again = world.plans.iter().flat_map(|plan| &plan.events);
     let again = again
-        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .filter(|event| event.kind == EventKind::Unplaced)
         .count();
     assert_eq!((announced, again), (1, 1), "announced once");
+
+    // Whoever asks is told how hosts stand now, not how they stood in the last plan.
+    world.silent.insert(host(1));
+    for _ in 0..4 {
+        world.now.0 += 1_000;
+        world.heartbeat(&host(2));
+        world.cluster.observe(Observation::Tick, world.now);
+    }
+    let filtered = |status: wasmorch_api::messages::StatusReply| status.unplaced.unwrap().filtered;
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    let now = BTreeMap::from([("constraint zone=b".into(), 1), ("suspect".into(), 1)]);
+    assert_eq!(filtered(status), now);
+    let why = why::workload(&world.cluster, &web()).unwrap();
+    assert_eq!(why["unplaced"]["filtered"], serde_json::json!(now));
 }
 
-/// `World::plan` holds each plan against one from scratch, so that whoever waits is looked at again
-/// when there may be room, and not when something else happens to touch it.
+#[test]
+fn of_many_at_once_few_are_told_why_and_all_that_ask() {
+    let mut world = World::new(100);
+    world.oracle = false;
+    let mut asked = spec("1", 1);
+    asked.constraints = vec![Constraint::Label {
+        label: "zone".into(),
+        test: LabelTest::Eq("b".into()),
+    }];
+    for n in 0..60 {
+        asked.name = name(&format!("w{n}"));
+        world.deploy(asked.clone(), Kind::Service);
+    }
+    let plan = world.round();
+    assert_eq!(plan.unplaced.len(), 60);
+    let said = { plan.events.iter() }.filter(|event| event.kind == EventKind::Unplaced);
+    let (whole, brief): (Vec<_>, Vec<_>) = said.partition(|said| said.detail["evaluated"] == 100);
+    assert_eq!((whole.len(), brief.len()), (50, 10));
+    for event in brief {
+        let see = format!("see `wasmorch why {}`", event.workload.as_ref().unwrap());
+        assert!(event.reason.ends_with(&see), "{}", event.reason);
+        assert_eq!(event.detail["slots"], 1);
+        assert_eq!(event.detail["fix"], serde_json::json!([see]));
+    }
+    for n in 0..60 {
+        let key = WorkloadKey::new(name("default"), name(&format!("w{n}")));
+        let status = queries::status(&world.cluster, &key, false).unwrap();
+        assert_eq!(status.unplaced.unwrap().evaluated, 100);
+    }
+}
+
 #[test]
 fn who_waits_for_room_is_placed_when_a_host_returns() {
     let mut world = World::new(2);
