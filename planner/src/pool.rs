@@ -137,6 +137,10 @@ pub(crate) struct Pool {
     by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
     touched: Vec<Rank>,
     fresh: bool,
+    /// No usable host has more left than this, in any dimension.
+    most_left: Booked,
+    /// As it is now: nothing has changed since it was looked up.
+    left_known: bool,
     /// What has been ended in this plan to make room.
     pub(crate) preempted: Preempted,
     /// What has been decided about ports.
@@ -184,6 +188,8 @@ impl Pool {
                 if let Some(host) = hosts.get(&room.id) {
                     *room = Room::of(&room.id, host);
                 }
+                let left = room.left();
+                self.may_have(left);
                 self.put(rank);
             }
             return;
@@ -201,6 +207,8 @@ impl Pool {
             .map(|(rank, room)| (room.number, rank as Rank))
             .collect();
         self.by_class.clear();
+        self.left_known = false;
+        self.note_left();
         for rank in 0..self.rooms.len() {
             self.put(rank as Rank);
         }
@@ -315,6 +323,7 @@ impl Pool {
         let room = &mut self.rooms[rank as usize];
         room.used = room.used.plus(wants);
         room.load = room.used.load(room.has);
+        self.left_known = false;
         self.touch_rank(rank);
     }
 
@@ -325,8 +334,29 @@ impl Pool {
         let room = &mut self.rooms[rank as usize];
         room.used = room.used.minus(booked);
         room.load = room.used.load(room.has);
+        let left = room.left();
+        self.may_have(left);
         self.put(rank);
         self.touch_rank(rank);
+    }
+
+    fn may_have(&mut self, left: Booked) {
+        self.most_left = self.most_left.max(left);
+        self.left_known = false;
+    }
+
+    /// Whether certainly no host has room for this, found without a look at any: where all are full, each of
+    /// those that wait would go through all of them.
+    pub(crate) fn is_full_for(&self, wants: Booked) -> bool {
+        !Booked::default().fits(wants, self.most_left)
+    }
+
+    /// No host was found for something: what the emptiest have left is looked up again.
+    pub(crate) fn note_left(&mut self) {
+        if !std::mem::replace(&mut self.left_known, true) {
+            let left = self.rooms.iter().map(Room::left);
+            self.most_left = left.fold(Booked::default(), Booked::max);
+        }
     }
 
     pub(crate) fn class_of(&self, rank: Rank) -> u32 {
@@ -363,6 +393,14 @@ impl Room {
             has,
             load: used.load(has),
             touched: false,
+        }
+    }
+
+    /// What may still be booked there.
+    fn left(&self) -> Booked {
+        match self.usable {
+            true => self.has.minus(self.used),
+            false => Booked::default(),
         }
     }
 }

@@ -4,6 +4,13 @@ use wasmorch_api::EventKind;
 
 use super::*;
 
+fn other(version: &str) -> WorkloadSpec {
+    WorkloadSpec {
+        name: name("other"),
+        ..spec(version, 2)
+    }
+}
+
 #[test]
 fn what_cannot_be_placed_says_why_and_what_helps() {
     let mut world = World::new(2);
@@ -87,6 +94,36 @@ fn of_many_at_once_few_are_told_why_and_all_that_ask() {
     }
 }
 
+#[test]
+fn whatever_makes_room_in_a_full_cluster_is_found() {
+    let mut world = World::new(2);
+    world.replicas_max = 2;
+    world.run(2);
+    let waits = |world: &World| {
+        let status = queries::status(&world.cluster, &web(), false).unwrap();
+        status.unplaced.map(|one| one.slots)
+    };
+    world.deploy(spec("1", 7), Kind::Service);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (4, Some(3)));
+    // A host joins, one grows, and another workload goes.
+    world.seqs.insert(host(3), 0);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (6, Some(1)));
+    world.deploy(other("2"), Kind::Service);
+    world.replicas_max = 3;
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (7, None));
+    world.change(commands::scale, Some(8));
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (7, Some(1)));
+    world.change_of("other", commands::rm, None);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (8, None));
+}
+
+/// `World::plan` holds each plan against one from scratch, so that whoever waits is looked at again
+/// when there may be room, and not when something else happens to touch it.
 #[test]
 fn who_waits_for_room_is_placed_when_a_host_returns() {
     let mut world = World::new(2);
