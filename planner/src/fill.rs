@@ -121,6 +121,17 @@ impl Ground<'_> {
 
     pub(crate) fn count(&self, pool: &Pool, rank: Rank) -> u32 {
         let base = self.workload.holders.get(pool.room(rank).number);
+        self.changed(rank, base)
+    }
+
+    /// The same for one of many that are gone through.
+    fn count_near(&self, pool: &Pool, rank: Rank, near: &mut usize) -> u32 {
+        let number = pool.room(rank).number;
+        let base = self.workload.holders.get_near(number, near);
+        self.changed(rank, base)
+    }
+
+    fn changed(&self, rank: Rank, base: u32) -> u32 {
         let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
         u32::try_from(i64::from(base) + delta).unwrap_or(0)
     }

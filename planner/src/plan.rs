@@ -323,8 +323,9 @@ impl Cluster {
             stops = plan.stop.partition_point(|stop| !mine(stop));
         }
         let workload = self.workloads.get_mut(key);
-        let awaited = workload.and_then(|one| one.awaited.take());
-        let partly = awaited.is_some() || self.workloads.get(key).is_some_and(|one| one.steady);
+        let left = workload.map(|one| (one.awaited.take(), one.steady));
+        let (awaited, steady) = left.unwrap_or_default();
+        let partly = awaited.is_some() || steady;
         let passed = slots::plan_workload(self, pool, (key, &dirt), awaited, now, plan);
         // Whose room it has taken is among its stops, and not its own.
         let own = |stop: &Stop| stop.key == *key;

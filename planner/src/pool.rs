@@ -102,6 +102,25 @@ impl Holders {
         self.at(host).map_or(0, |at| self.0[at].1)
     }
 
+    /// The same for one of many hosts that are gone through: looked for from where the one before was found,
+    /// which is nearby where hosts come in the order of their numbers.
+    pub(crate) fn get_near(&self, host: u32, near: &mut usize) -> u32 {
+        let before = |at: usize| self.0[at].0 < host;
+        let (mut low, mut high, mut step) = (*near, *near, 1);
+        while high < self.0.len() && before(high) {
+            (low, high) = (high + 1, high + step);
+            step *= 2;
+        }
+        while low > 0 && !before(low - 1) {
+            (low, high) = (low.saturating_sub(step), low - 1);
+            step *= 2;
+        }
+        let between = &self.0[low..high.min(self.0.len())];
+        *near = low + between.partition_point(|(number, _)| *number < host);
+        let found = { self.0.get(*near) }.filter(|(number, _)| *number == host);
+        found.map_or(0, |(_, count)| *count)
+    }
+
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
@@ -401,6 +420,26 @@ impl Room {
         match self.usable {
             true => self.has.minus(self.used),
             false => Booked::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_found_from_wherever_the_last_one_was() {
+        let mut holders = Holders::default();
+        for host in [2, 3, 5, 8, 13, 21, 34, 55] {
+            holders.add(host, host * 10);
+        }
+        for first in 0..=60 {
+            for then in 0..=60 {
+                let mut near = 0;
+                let found = [first, then].map(|host| holders.get_near(host, &mut near));
+                assert_eq!(found, [first, then].map(|host| holders.get(host)));
+            }
         }
     }
 }
