@@ -93,7 +93,7 @@ pub(crate) struct Fill {
     groups: Vec<Group>,
     wants: Booked,
     ports: Vec<u16>,
-    /// Hosts without a replica that have the component.
+    /// Hosts without a replica that have the component, and take something new.
     cached: BTreeSet<Rank>,
     per_host: bool,
     host_max: u32,
@@ -116,6 +116,7 @@ impl Ground<'_> {
     fn cached(&self, pool: &Pool, spec: &WorkloadSpec) -> BTreeSet<Rank> {
         let left = self.workload.has_left(spec);
         let ranks = left.filter_map(|number| pool.numbered(number));
+        let ranks = ranks.filter(|rank| pool.is_usable(*rank));
         ranks.filter(|rank| self.count(pool, *rank) == 0).collect()
     }
 
@@ -183,6 +184,7 @@ impl Fill {
         };
         let mut numbers: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let classes: Vec<u32> = pool.classes().collect();
+        fill.cells.reserve(classes.len());
         let known = &ground.cluster.classes;
         let needs = place::needs(spec, &target.features);
         for number in classes {
@@ -286,8 +288,7 @@ impl Fill {
             let more = if cached { CACHED } else { 0 };
             let mut cell = cell(affinity + more, true, cached);
             for rank in ranks {
-                // Those that take nothing new are in no order. Not looked at yet: its count is found
-                // when it comes first.
+                // Not looked at yet: its count is found when it comes first.
                 if pool.take(rank) {
                     cell.seen.insert((0, self.load_key(pool, rank), rank));
                 }

@@ -244,8 +244,11 @@ impl Pool {
 
     /// The rank of a host that something may be placed on now.
     pub(crate) fn usable(&self, id: &HostId) -> Option<Rank> {
-        self.rank(id)
-            .filter(|rank| self.rooms[*rank as usize].usable)
+        self.rank(id).filter(|rank| self.is_usable(*rank))
+    }
+
+    pub(crate) fn is_usable(&self, rank: Rank) -> bool {
+        self.rooms[rank as usize].usable
     }
 
     pub(crate) fn room(&self, rank: Rank) -> &Room {
