@@ -67,6 +67,11 @@ impl Booked {
         self.each(less, u64::saturating_sub)
     }
 
+    /// The larger of both in each dimension.
+    pub(crate) fn max(self, other: Self) -> Self {
+        self.each(other, u64::max)
+    }
+
     fn each(self, other: Self, with: fn(u64, u64) -> u64) -> Self {
         Self {
             memory_bytes: with(self.memory_bytes, other.memory_bytes),

@@ -15,37 +15,21 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wasmorch_api::spec::Constraint;
-use wasmorch_api::{HostId, Revision, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{HostId, Revision, WorkloadSpec};
 
 use crate::booked::{Booked, FULL};
 use crate::cached::CACHED;
-use crate::cluster::{Cluster, Workload};
 use crate::place::{self, HOST};
 use crate::pool::{Pool, Rank};
 use crate::ports;
 
+mod ground;
 mod heads;
+
+pub(crate) use ground::{Delta, Ground};
 
 /// The score of free room has ten steps.
 const TENTH: i32 = FULL as i32 / 10;
-
-/// What this pass has placed and stopped so far, beyond what the sets say.
-#[derive(Debug, Default)]
-pub(crate) struct Delta {
-    hosts: BTreeMap<Rank, i64>,
-    classes: BTreeMap<u32, i64>,
-}
-
-impl Delta {
-    pub(crate) fn add(&mut self, pool: &Pool, id: &HostId, class: Option<u32>, by: i64) {
-        if let Some(rank) = pool.rank(id) {
-            *self.hosts.entry(rank).or_default() += by;
-        }
-        if let Some(class) = class {
-            *self.classes.entry(class).or_default() += by;
-        }
-    }
-}
 
 /// Replicas under one value of one label.
 #[derive(Debug)]
@@ -93,7 +77,7 @@ pub(crate) struct Fill {
     groups: Vec<Group>,
     wants: Booked,
     ports: Vec<u16>,
-    /// Hosts without a replica that have the component.
+    /// Hosts without a replica that have the component, and take something new.
     cached: BTreeSet<Rank>,
     per_host: bool,
     host_max: u32,
@@ -102,28 +86,6 @@ pub(crate) struct Fill {
     by_name: Vec<Constraint>,
     /// Cells whose heads are not known, by the most that they can score. Kept for its room.
     turns: Vec<(Reverse<i64>, usize)>,
-}
-
-/// Where and how to look a count up.
-pub(crate) struct Ground<'a> {
-    pub(crate) cluster: &'a Cluster,
-    pub(crate) key: &'a WorkloadKey,
-    pub(crate) workload: &'a Workload,
-    pub(crate) delta: &'a Delta,
-}
-
-impl Ground<'_> {
-    fn cached(&self, pool: &Pool, spec: &WorkloadSpec) -> BTreeSet<Rank> {
-        let left = self.workload.has_left(spec);
-        let ranks = left.filter_map(|number| pool.numbered(number));
-        ranks.filter(|rank| self.count(pool, *rank) == 0).collect()
-    }
-
-    pub(crate) fn count(&self, pool: &Pool, rank: Rank) -> u32 {
-        let base = self.workload.holders.get(pool.room(rank).number);
-        let delta = self.delta.hosts.get(&rank).copied().unwrap_or(0);
-        u32::try_from(i64::from(base) + delta).unwrap_or(0)
-    }
 }
 
 fn better(best: &mut Option<(Reverse<i64>, i32, Rank)>, order: (Reverse<i64>, i32, Rank)) {
@@ -172,6 +134,7 @@ impl Fill {
         };
         let mut numbers: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let classes: Vec<u32> = pool.classes().collect();
+        fill.cells.reserve(classes.len());
         let known = &ground.cluster.classes;
         let needs = place::needs(spec, &target.features);
         for number in classes {
@@ -275,8 +238,7 @@ impl Fill {
             let more = if cached { CACHED } else { 0 };
             let mut cell = cell(affinity + more, true, cached);
             for rank in ranks {
-                // Those that take nothing new are in no order. Not looked at yet: its count is found
-                // when it comes first.
+                // Not looked at yet: its count is found when it comes first.
                 if pool.take(rank) {
                     cell.seen.insert((0, self.load_key(pool, rank), rank));
                 }

@@ -15,12 +15,10 @@
 
 use std::collections::BTreeSet;
 
-use wasmorch_api::messages::Unplaced;
 use wasmorch_api::status::HostState;
 use wasmorch_api::{HostId, Record, Slot, WorkloadSpec};
 
 use crate::cluster::{Cluster, Host, Workload};
-use crate::place;
 use crate::pool::Rank;
 use crate::slots::{Pass, Seat, Standing};
 
@@ -113,12 +111,18 @@ impl Pass<'_> {
         wanted.filter(move |slot| self.seats_of(*slot).all(gone))
     }
 
-    /// The only hosts where the empty slots may go; `None`: anywhere.
-    pub(crate) fn awaited_homes(&self) -> Option<BTreeSet<HostId>> {
-        if !has_volumes(&self.target.spec) {
-            return None;
+    /// The hosts that have volumes of empty slots, and whether each of these has one.
+    pub(crate) fn awaited_homes(&self) -> (BTreeSet<HostId>, bool) {
+        let mut homes = BTreeSet::new();
+        let mut all = true;
+        if has_volumes(&self.target.spec) {
+            for slot in self.empty() {
+                let home = self.home(slot);
+                all &= home.is_some();
+                homes.extend(home.cloned());
+            }
         }
-        only(self.empty().map(|slot| self.home(slot)))
+        (homes, all)
     }
 
     /// Whether the slot may begin anew elsewhere once its home is lost: not while a revision that says
@@ -208,28 +212,4 @@ impl Pass<'_> {
         self.unplaced += u32::from(stays);
         stays
     }
-
-    /// Names the homes that slots wait for, and what each of them takes, first.
-    pub(crate) fn explain_homes(&self, unplaced: &mut Unplaced) {
-        if !has_volumes(&self.target.spec) {
-            return;
-        }
-        let homes: BTreeSet<&HostId> = self.empty().filter_map(|slot| self.home(slot)).collect();
-        let hosts = homes
-            .into_iter()
-            .filter_map(|home| self.cluster.hosts.get(home));
-        let barred = hosts.filter_map(|host| Some((host, place::state(host)?.fix)));
-        for (host, fix) in barred.take(HOMES_SAID) {
-            unplaced.fix.retain(|one| *one != fix);
-            let mut said = format!("{fix}: it has the volumes");
-            if host.state != HostState::Alive {
-                let name = &host.info().name;
-                said.push_str(&format!("; `wasmorch host-rm {name}` gives them up"));
-            }
-            unplaced.fix.insert(0, said);
-        }
-    }
 }
-
-/// So many homes are named.
-const HOMES_SAID: usize = 3;

@@ -7,7 +7,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use wasmorch_api::messages::Unplaced;
 use wasmorch_api::record::Removed;
 use wasmorch_api::status::HostRecord;
 use wasmorch_api::{
@@ -46,8 +45,8 @@ pub struct Plan {
     pub removed: Vec<Removed>,
     /// Hosts whose set is written anew though no placement of theirs changes.
     pub stale_sets: BTreeSet<HostId>,
-    /// What could not be placed, why, and what would fix it.
-    pub unplaced: Vec<Unplaced>,
+    /// What could not be placed all of: `queries::status` says why.
+    pub unplaced: Vec<WorkloadKey>,
     /// What to say aloud once it is stored.
     pub events: Vec<EventDraft>,
     /// Plan again then even if nothing happens.
@@ -324,8 +323,9 @@ impl Cluster {
             stops = plan.stop.partition_point(|stop| !mine(stop));
         }
         let workload = self.workloads.get_mut(key);
-        let awaited = workload.and_then(|one| one.awaited.take());
-        let partly = awaited.is_some() || self.workloads.get(key).is_some_and(|one| one.steady);
+        let left = workload.map(|one| (one.awaited.take(), one.steady));
+        let (awaited, steady) = left.unwrap_or_default();
+        let partly = awaited.is_some() || steady;
         let passed = slots::plan_workload(self, pool, (key, &dirt), awaited, now, plan);
         // Whose room it has taken is among its stops, and not its own.
         let own = |stop: &Stop| stop.key == *key;
@@ -351,16 +351,8 @@ impl Cluster {
         workload.wake = passed.wake;
         workload.steady = passed.steady;
         workload.awaited = passed.awaited;
-        let known = workload.unplaced.as_ref().map(|trouble| trouble.slots);
-        if let Some(trouble) = &passed.unplaced {
-            if known != Some(trouble.slots) {
-                let reason = crate::explain::one_line(trouble);
-                let mut event = EventDraft::of(key, EventKind::Unplaced, reason);
-                event.detail = serde_json::to_value(trouble).unwrap_or_default();
-                plan.events.push(event);
-            }
-            plan.unplaced.push(trouble.clone());
-        }
+        plan.unplaced
+            .extend(passed.unplaced.as_ref().map(|_| key.clone()));
         workload.unplaced = passed.unplaced;
         // What has been ended may make room for its successor, and where workloads depend on each other
         // others look at what it has become.

@@ -7,6 +7,8 @@
 //! A *class* is all hosts with the same labels, taints, architecture and features: filters on these, and the
 //! scores of labels, are evaluated once for each. Capacity is no part of it.
 
+mod holders;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use crate::cluster::{Cluster, Host};
 use crate::planted::{self, Bug};
 use crate::ports::{self, Claims};
 use crate::preempt::Preempted;
+
+pub(crate) use holders::Holders;
 
 /// The label that every host has by what it is, unless it is given another.
 pub(crate) const ARCH: &str = "arch";
@@ -67,46 +71,6 @@ impl Classes {
     }
 }
 
-/// How many placements of one workload each host holds, by the number that the state has given the
-/// host, in order of the numbers.
-///
-/// One flat list for each workload: placing looks at many hosts that hold the workload already, and
-/// a walk down two trees of names for each would be most of its cost. It is as long as there are
-/// hosts, at most.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Holders(Vec<(u32, u32)>);
-
-impl Holders {
-    fn at(&self, host: u32) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&host, |(number, _)| *number)
-    }
-
-    pub(crate) fn add(&mut self, host: u32, many: u32) {
-        match self.at(host) {
-            Ok(at) => self.0[at].1 += many,
-            Err(at) => self.0.insert(at, (host, many)),
-        }
-    }
-
-    pub(crate) fn remove(&mut self, host: u32, many: u32) {
-        if let Ok(at) = self.at(host) {
-            let count = &mut self.0[at].1;
-            *count = count.saturating_sub(many);
-            if *count == 0 {
-                self.0.remove(at);
-            }
-        }
-    }
-
-    pub(crate) fn get(&self, host: u32) -> u32 {
-        self.at(host).map_or(0, |at| self.0[at].1)
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
-}
-
 /// One host in the pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
@@ -137,12 +101,18 @@ pub(crate) struct Pool {
     by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
     touched: Vec<Rank>,
     fresh: bool,
+    /// No usable host has more left than this, in any dimension.
+    most_left: Booked,
+    /// As it is now: nothing has changed since it was looked up.
+    left_known: bool,
     /// What has been ended in this plan to make room.
     pub(crate) preempted: Preempted,
     /// What has been decided about ports.
     pub(crate) ports: Claims,
     /// What namespaces with a quota hold, as far as this plan has come.
     pub(crate) held: BTreeMap<Name, Booked>,
+    /// How many hosts this plan has looked at to tell why something could not be placed.
+    pub(crate) explained: usize,
 }
 
 impl Pool {
@@ -172,6 +142,7 @@ impl Pool {
     pub(crate) fn refresh(&mut self, hosts: &BTreeMap<HostId, Host>) {
         self.preempted = Preempted::default();
         self.held.clear();
+        self.explained = 0;
         self.ports.clear();
         let touched = std::mem::take(&mut self.touched);
         if self.fresh {
@@ -181,6 +152,8 @@ impl Pool {
                 if let Some(host) = hosts.get(&room.id) {
                     *room = Room::of(&room.id, host);
                 }
+                let left = room.left();
+                self.may_have(left);
                 self.put(rank);
             }
             return;
@@ -198,6 +171,8 @@ impl Pool {
             .map(|(rank, room)| (room.number, rank as Rank))
             .collect();
         self.by_class.clear();
+        self.left_known = false;
+        self.note_left();
         for rank in 0..self.rooms.len() {
             self.put(rank as Rank);
         }
@@ -214,8 +189,11 @@ impl Pool {
 
     /// The rank of a host that something may be placed on now.
     pub(crate) fn usable(&self, id: &HostId) -> Option<Rank> {
-        self.rank(id)
-            .filter(|rank| self.rooms[*rank as usize].usable)
+        self.rank(id).filter(|rank| self.is_usable(*rank))
+    }
+
+    pub(crate) fn is_usable(&self, rank: Rank) -> bool {
+        self.rooms[rank as usize].usable
     }
 
     pub(crate) fn room(&self, rank: Rank) -> &Room {
@@ -312,6 +290,7 @@ impl Pool {
         let room = &mut self.rooms[rank as usize];
         room.used = room.used.plus(wants);
         room.load = room.used.load(room.has);
+        self.left_known = false;
         self.touch_rank(rank);
     }
 
@@ -322,8 +301,29 @@ impl Pool {
         let room = &mut self.rooms[rank as usize];
         room.used = room.used.minus(booked);
         room.load = room.used.load(room.has);
+        let left = room.left();
+        self.may_have(left);
         self.put(rank);
         self.touch_rank(rank);
+    }
+
+    fn may_have(&mut self, left: Booked) {
+        self.most_left = self.most_left.max(left);
+        self.left_known = false;
+    }
+
+    /// Whether certainly no host has room for this, found without a look at any: where all are full, each of
+    /// those that wait would go through all of them.
+    pub(crate) fn is_full_for(&self, wants: Booked) -> bool {
+        !Booked::default().fits(wants, self.most_left)
+    }
+
+    /// No host was found for something: what the emptiest have left is looked up again.
+    pub(crate) fn note_left(&mut self) {
+        if !std::mem::replace(&mut self.left_known, true) {
+            let left = self.rooms.iter().map(Room::left);
+            self.most_left = left.fold(Booked::default(), Booked::max);
+        }
     }
 
     pub(crate) fn class_of(&self, rank: Rank) -> u32 {
@@ -360,6 +360,14 @@ impl Room {
             has,
             load: used.load(has),
             touched: false,
+        }
+    }
+
+    /// What may still be booked there.
+    fn left(&self) -> Booked {
+        match self.usable {
+            true => self.has.minus(self.used),
+            false => Booked::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::canary;
 use crate::cluster::{Cluster, Reported, Workload};
 use crate::commands::Difference;
 use crate::commands::{self, Call, DeployInput, Holding};
+use crate::explain;
 use crate::plan::{Stop, StopReason};
 use crate::queries::{host_name, index};
 use crate::write::Write;
@@ -118,19 +119,16 @@ pub fn of_deploy(
     for list in [&mut start, &mut stop, &mut moves] {
         list.truncate(NAMED_MAX);
     }
-    let unplaced = keys
-        .iter()
-        .filter_map(|key| after.workload(key)?.unplaced.as_ref());
+    let unplaced = keys.iter().filter_map(|key| explain::unplaced(&after, key));
     // What makes room and fits nowhere else stays unplaced no less.
     let others: BTreeSet<&WorkloadKey> = played.preempted.iter().map(|one| &one.key).collect();
     let others = others.into_iter().filter(|key| !keys.contains(key));
     let others = others.filter_map(|key| {
-        let slots = |trouble: &Unplaced| trouble.slots;
-        let before = { cluster.workload(key) }.and_then(|one| one.unplaced.as_ref().map(slots));
-        let trouble = after.workload(key)?.unplaced.as_ref();
-        trouble.filter(|one| Some(one.slots) > before)
+        let slots = |cluster: &Cluster| Some(cluster.workload(key)?.unplaced.as_ref()?.slots());
+        let more = slots(&after) > slots(cluster);
+        { explain::unplaced(&after, key) }.filter(|_| more)
     });
-    let unplaced: Vec<&Unplaced> = unplaced.chain(others).collect();
+    let unplaced: Vec<Unplaced> = unplaced.chain(others).collect();
     Ok(json!({
         "index": index(cluster, keys.iter().cloned()), "changes": changes, "start": start,
         "stop": stop, "move": moves, "more": left + named.iter().sum::<usize>(),

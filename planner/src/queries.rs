@@ -12,7 +12,7 @@ use wasmorch_api::{
 };
 
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
-use crate::{cron, hold};
+use crate::{cron, explain, hold};
 
 /// The highest store sequence among the records named, and the removals of those that are gone: the
 /// `index` of `--if-index`.
@@ -207,7 +207,7 @@ pub fn status(cluster: &Cluster, key: &WorkloadKey, all: bool) -> Option<StatusR
         },
         replicas,
         rollout: rollout_view(cluster, workload),
-        unplaced: workload.unplaced.clone(),
+        unplaced: explain::unplaced(cluster, key),
         outcome: { workload.record.run.as_ref() }
             .filter(|_| !workload.record.held_bare())
             .and_then(|run| run.outcome.clone()),

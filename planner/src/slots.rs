@@ -24,6 +24,7 @@ use wasmorch_api::{
 
 use crate::agenda::Dirt;
 use crate::awaited::Awaited;
+use crate::booked::Booked;
 use crate::canary;
 use crate::cluster::{Cluster, Workload};
 use crate::fill::{Delta, Fill, Ground};
@@ -304,8 +305,16 @@ impl Pass<'_> {
         failed: &BTreeSet<Rank>,
         goes: Option<&HostId>,
     ) -> Option<Rank> {
+        let wants = Booked::of(self.key, &self.target.spec, args);
+        if self.pool.is_full_for(wants) {
+            return None;
+        }
         let (fill, ground, pool) = self.filling(args);
-        fill.best(&ground, pool, failed, goes)
+        let best = fill.best(&ground, pool, failed, goes);
+        if best.is_none() {
+            pool.note_left();
+        }
+        best
     }
 
     /// This pass's filling, begun when it is first asked for.

@@ -4,7 +4,7 @@
 //! back), what stands in the way, how hosts score, and what would help. The filters and scores are
 //! `place`'s own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use wasmorch_api::status::{Drain, HostState};
@@ -15,10 +15,9 @@ use wasmorch_api::{
 
 use crate::cluster::{Cluster, Host, Line, Placed, Reported, Workload};
 use crate::commands::{self, find_host};
-use crate::explain;
+use crate::explain::{self, For};
 use crate::homes;
 use crate::place::{self, Ranking, Standpoint};
-use crate::ports;
 use crate::queries::{host_name, host_view, state};
 
 /// So many hosts are scored, so many are named for a filter, so many workloads for a host.
@@ -41,11 +40,8 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
     let waits = crate::hold::waits_for(cluster, workload, &workload.record);
     let said = waits.iter();
     story.extend(said.map(|one| format!("waits for {}: {}", one.workload, one.why)));
-    let mut fix = workload
-        .unplaced
-        .as_ref()
-        .map(|one| one.fix.clone())
-        .unwrap_or_default();
+    let unplaced = explain::unplaced(cluster, key);
+    let mut fix = { unplaced.as_ref() }.map_or_else(Vec::new, |one| one.fix.clone());
     for one in &waits {
         fix.push(format!("see `wasmorch why {}`", one.workload));
         if one.for_a_person {
@@ -57,12 +53,12 @@ pub fn workload(cluster: &Cluster, key: &WorkloadKey) -> Option<Value> {
         }
     }
     fix.extend(keeps_failing(key, workload));
-    let trouble = explain::unplaced(key, 0, &ranking);
+    let trouble = explain::summed_up(key, 0, &ranking);
     Some(json!({
         "state": state(cluster, workload),
         "story": story,
         "scale": cluster.scaling_words(key),
-        "unplaced": workload.unplaced,
+        "unplaced": unplaced,
         "evaluated": trouble.evaluated,
         "filtered": trouble.filtered,
         "named": named(&ranking),
@@ -86,15 +82,6 @@ fn keeps_failing(key: &WorkloadKey, workload: &Workload) -> Option<String> {
         "slot {}{more} {verb} failing ({}): see `wasmorch logs {}`",
         last.slot, last.reason, key.name
     ))
-}
-
-/// What hosts are looked at for.
-#[derive(Clone, Copy)]
-enum For {
-    /// A replica more; in this slot, where another may be that it takes the place of.
-    OneMore(Option<Slot>),
-    /// One that is there already.
-    Placed(PlacementNumber),
 }
 
 /// The slot whose replica a rollout replaces next, as far as counts tell.
@@ -125,72 +112,8 @@ pub fn best_for(cluster: &Cluster, key: &WorkloadKey, slot: Slot) -> Option<Name
     ranking.fits.into_iter().next().map(|best| best.name)
 }
 
-fn ranking(cluster: &Cluster, key: &WorkloadKey, wanted: For) -> Option<Ranking> {
-    look(cluster, key, wanted, place::rank)
-}
-
-/// Looks at hosts for one replica. `failed` are those where its slot failed lately.
-fn look<T>(
-    cluster: &Cluster,
-    key: &WorkloadKey,
-    wanted: For,
-    look: impl FnOnce(&Standpoint<'_>, &[HostId]) -> T,
-) -> Option<T> {
-    let workload = cluster.workload(key)?;
-    let target = workload.target()?;
-    let (less, slot) = match wanted {
-        For::OneMore(slot) => (None, slot),
-        For::Placed(number) => {
-            let placed = workload.placements.get(&number);
-            (Some(number), placed.map(|placed| placed.slot))
-        }
-    };
-    let mut others = slot.into_iter().flat_map(|slot| workload.numbers_of(slot));
-    let goes = others.find(|number| Some(*number) != less);
-    let goes = goes.and_then(|number| workload.placements.get(&number));
-    let placed = less.and_then(|number| workload.placements.get(&number));
-    let there = |id: &_| placed.is_some_and(|placed| placed.host == *id);
-    let booked = placed.map(|placed| {
-        let args = placed.args.as_deref();
-        crate::booked::Booked::of(key, &target.spec, args)
-    });
-    // What is lost and waits for its host counts for nothing meanwhile.
-    let lost_after = target.spec.disconnect.lost_after.0;
-    let lost =
-        |host: &Host| !lost_after.is_zero() && host.surely_silent(lost_after, cluster.ticked);
-    let homes = match placed {
-        None => homes::awaited(cluster, workload),
-        Some(placed) => {
-            let home = homes::home(cluster, workload, placed.slot);
-            home.map(|home| BTreeSet::from([home.clone()]))
-        }
-    };
-    let on = Standpoint {
-        cluster,
-        key,
-        spec: &target.spec,
-        features: &target.features,
-        used: &|id, host| match booked.filter(|_| there(id)) {
-            Some(booked) => host.booked.minus(booked),
-            None => host.booked,
-        },
-        count: &|id, host| match lost(host) {
-            true => 0,
-            false => host.count_of(key).saturating_sub(u32::from(there(id))),
-        },
-        ports: ports::View {
-            claims: None,
-            without: less.map(|number| (key, number)),
-        },
-        homes: homes.as_ref(),
-        goes: goes
-            .map(|placed| &placed.host)
-            .filter(|id| !cluster.hosts.get(*id).is_some_and(lost)),
-    };
-    let slot = placed.map(|placed| placed.slot);
-    let failed = slot.map(|slot| workload.failed_on(slot, workload.record.revision));
-    let failed: Vec<_> = failed.into_iter().flatten().cloned().collect();
-    Some(look(&on, &failed))
+fn ranking(cluster: &Cluster, key: &WorkloadKey, wanted: For<'_>) -> Option<Ranking> {
+    explain::look(cluster, key, wanted, place::rank)
 }
 
 fn scores(ranking: &Ranking) -> Vec<Value> {
@@ -312,9 +235,8 @@ fn refuses(cluster: &Cluster, id: &HostId, host: &Host) -> (Vec<String>, Vec<Str
         note(what, format!("tolerate = [\"{taint}\"]"));
     }
     for key in cluster.agenda.waiting().iter().take(RUNS) {
-        let removed = look(cluster, key, For::OneMore(None), |on, _| {
-            place::against(on, id)
-        });
+        let look = |on: &Standpoint<'_>, _: &[HostId]| place::against(on, id);
+        let removed = explain::look(cluster, key, For::OneMore(None), look);
         if let Some(first) = removed.iter().flatten().next() {
             note(format!("{key}: {}", first.filter), first.fix.clone());
         }
@@ -346,8 +268,8 @@ fn why_it_stays(
                 .into(),
         });
     }
-    if let Some(trouble) = &workload.unplaced {
-        return Some(explain::one_line(trouble));
+    if let Some(unplaced) = explain::unplaced(cluster, key) {
+        return Some(explain::one_line(&unplaced));
     }
     let rollout = workload.record.active_rollout();
     if rollout.is_some_and(|rollout| rollout.state == RolloutState::Paused) {

@@ -36,6 +36,8 @@ mod disconnect;
 mod drain;
 #[path = "planner/heard.rs"]
 mod heard;
+#[path = "planner/held.rs"]
+mod held;
 #[path = "planner/history.rs"]
 mod history;
 #[path = "planner/incremental.rs"]

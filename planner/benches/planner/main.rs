@@ -31,9 +31,11 @@ use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Observation, Plan, Write, check};
 
 mod story;
+mod waiting;
 mod world;
 
 use story::story;
+use waiting::waiting;
 use world::*;
 
 #[derive(Clone, Copy)]
@@ -42,6 +44,8 @@ struct Scenario {
     hosts: usize,
     workloads: usize,
     replicas: usize,
+    /// How many replicas a host takes.
+    seats: u64,
     /// Zones, label constraints and anti-affinity on a third of the workloads.
     ruled: bool,
     /// No two hosts have the same capacity, no two workloads book the same.
@@ -56,6 +60,7 @@ const PLAIN: Scenario = Scenario {
     hosts: 6_100,
     workloads: 1_000,
     replicas: 2_000_000,
+    seats: 2_000,
     ruled: false,
     distinct: false,
     listening: 0,
@@ -122,6 +127,10 @@ fn main() {
         println!("{}", story(Scenario { kind, ..scenario }));
         return;
     }
+    if args.iter().any(|arg| arg == "--waiting") {
+        println!("{}", waiting(scenarios(share)[0]));
+        return;
+    }
     if let Some(at) = args.first().and_then(|arg| arg.parse::<usize>().ok()) {
         println!("{}", run(scenarios(share)[at], memory));
         return;
@@ -141,6 +150,7 @@ fn main() {
     for kind in ["service", "http"] {
         apart(share, ["--story", kind]);
     }
+    apart(share, ["--waiting"]);
 }
 
 /// Prints what a process of its own measures.

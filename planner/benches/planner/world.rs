@@ -81,7 +81,7 @@ impl World {
                 capacity: Capacity {
                     memory_bytes: (4 << 30) + odd * (1 << 20),
                     cpu_millis: 16_000 + odd,
-                    replicas: 2_000 + odd,
+                    replicas: self.scenario.seats + odd,
                 },
                 ..HostInfo::default()
             },
@@ -172,7 +172,11 @@ impl World {
     }
 
     pub(crate) fn spec(&self, n: usize) -> WorkloadSpec {
-        let each = self.scenario.replicas / self.scenario.workloads;
+        let each = match n < self.scenario.workloads {
+            true => self.each(),
+            // Those that come when all is full.
+            false => 1,
+        };
         let mut spec = WorkloadSpec {
             name: name(&format!("w{n:06}")),
             artifact: Some(Digest::of(b"1")),
@@ -209,11 +213,15 @@ impl World {
         spec
     }
 
-    /// One workload is scaled by one.
-    pub(crate) fn change(&mut self) -> Duration {
+    /// How many replicas each workload has.
+    pub(crate) fn each(&self) -> usize {
+        self.scenario.replicas / self.scenario.workloads
+    }
+
+    pub(crate) fn scale(&mut self, n: usize, replicas: usize) {
         let request = ChangeRequest {
-            workload: name("w000000"),
-            desired: Some((self.scenario.replicas / self.scenario.workloads) as u32 + 1),
+            workload: name(&format!("w{n:06}")),
+            desired: Some(replicas as u32),
             args: None,
             data: false,
             request_id: None,
@@ -221,11 +229,37 @@ impl World {
         };
         let outcome = commands::scale(&self.cluster, &request, &self.call()).unwrap();
         self.commit(outcome.writes);
+    }
+
+    /// One workload is scaled by one.
+    pub(crate) fn change(&mut self) -> Duration {
+        self.scale(0, self.each() + 1);
         let (plan, took) = self.plan();
         assert_eq!(plan.start.len(), 1);
-        let key = WorkloadKey::new(name("default"), name("w000000"));
-        assert!(self.cluster.workload(&key).is_some());
         took
+    }
+
+    /// All is reported, and planned until there is nothing more to do.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..2 {
+            while !self.plan().0.is_empty() {}
+            self.step();
+            for n in (0..self.scenario.hosts)
+                .filter(|n| !self.dead.contains(n))
+                .collect::<Vec<_>>()
+            {
+                self.report(n);
+            }
+        }
+        while !self.plan().0.is_empty() {}
+    }
+
+    /// These hosts are not heard until they count as dead.
+    pub(crate) fn silence(&mut self, hosts: impl IntoIterator<Item = usize>) {
+        self.dead.extend(hosts);
+        for _ in 0..6 {
+            self.step();
+        }
     }
 
     /// One host goes silent; all others speak, and report what replaced it as ready.
@@ -234,10 +268,7 @@ impl World {
         let lost = host(n);
         let held = self.cluster.hosts()[&lost].set.as_ref().unwrap();
         let held: usize = held.groups.iter().map(|group| group.slots.len()).sum();
-        self.dead.insert(n);
-        for _ in 0..6 {
-            self.step();
-        }
+        self.silence([n]);
         let (plan, decided) = timed(|| self.cluster.plan(self.now));
         assert_eq!((plan.start.len(), plan.stop.len()), (held, held));
         let (broken, checked) = timed(|| check::check_touched(&self.cluster, &plan));

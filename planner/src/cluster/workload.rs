@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use wasmorch_api::messages::Unplaced;
 use wasmorch_api::{
     HostId, PlacementNumber, Record, ReplicaState, ReplicaStatus, Revision, RevisionNumber,
     RouteTable, Slot, Timestamp,
@@ -13,6 +12,7 @@ use super::Line;
 use crate::ENDED_KEPT;
 use crate::awaited::Awaited;
 use crate::cached::Left;
+use crate::explain::Trouble;
 use crate::judge::Tally;
 use crate::plan::StopReason;
 use crate::pool::Holders;
@@ -43,7 +43,7 @@ pub struct Workload {
     /// Events of it in this term, newest last.
     pub(crate) story: VecDeque<Line>,
     /// Slots that could not be placed when last planned.
-    pub(crate) unplaced: Option<Unplaced>,
+    pub(crate) unplaced: Option<Trouble>,
     /// Why placements were taken out of their sets, until their replicas have ended.
     pub(crate) told: BTreeMap<PlacementNumber, StopReason>,
     /// The priority that it is counted under.

@@ -34,9 +34,10 @@ impl Fill {
         }
         let class = self.cells[at].class;
         let mut passed = self.cells[at].cursor;
+        let mut near = 0;
         for next in pool.after(class, self.pack, passed) {
             let (_, rank) = next;
-            let count = ground.count(pool, rank);
+            let count = ground.count_near(pool, rank, &mut near);
             let crowded = self.per_host && count > 0;
             if !crowded && count < self.host_max && self.has_room(ground, pool, rank) {
                 self.cells[at].cursor = passed;
@@ -49,7 +50,7 @@ impl Fill {
             self.cells[at].own = true;
             for rank in pool.all(class) {
                 pool.take(rank);
-                let count = ground.count(pool, rank);
+                let count = ground.count_near(pool, rank, &mut near);
                 let key = (count, self.load_key(pool, rank), rank);
                 self.cells[at].seen.insert(key);
             }

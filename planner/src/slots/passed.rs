@@ -2,17 +2,24 @@
 //!
 //! Owns when a workload need not be looked at again. It decides nothing of what runs.
 
+use std::collections::BTreeSet;
+
 use wasmorch_api::{EventKind, RolloutState, Timestamp};
 
 use super::{Pass, Standing};
 use crate::awaited::Awaited;
+use crate::explain::{self, Trouble};
+use crate::homes;
 use crate::write::EventDraft;
-use crate::{explain, homes, place};
+
+/// So many hosts are looked at in one plan to tell why slots could not be placed; what more cannot be is told of
+/// without. When a part of all hosts dies, thousands of workloads say so at once, each of which would look at all.
+const EXPLAINED: usize = 5_000;
 
 /// What a pass leaves behind, besides what it has added to the plan.
 #[derive(Debug)]
 pub(crate) struct Passed {
-    pub(crate) unplaced: Option<wasmorch_api::messages::Unplaced>,
+    pub(crate) unplaced: Option<Trouble>,
     /// Something could not be done yet, and no time will tell.
     pub(crate) waits: bool,
     pub(crate) wake: Option<Timestamp>,
@@ -29,13 +36,7 @@ impl Pass<'_> {
     pub(super) fn finish(mut self) -> Passed {
         self.end_fill();
         self.sum_up();
-        let asked = self.in_vain.take().unwrap_or_else(|| self.target.clone());
-        let target = std::mem::replace(&mut self.target, asked);
-        let mut unplaced = (self.unplaced > 0).then(|| self.explain());
-        self.target = target;
-        if let Some(host) = &self.held_up {
-            explain::held_up(self.key, &mut unplaced, host);
-        }
+        let unplaced = self.trouble();
         let rollout = self.record.rollout.as_ref();
         // A first revision that failed completes when it comes to life yet.
         let moves = rollout.is_some_and(|rollout| {
@@ -99,19 +100,45 @@ impl Pass<'_> {
         }
     }
 
-    fn explain(&self) -> wasmorch_api::messages::Unplaced {
-        let homes = self.awaited_homes();
-        let mut ranking = self.with_standpoint(homes.as_ref(), |on| place::rank(on, &[]));
-        if let Some(removed) = self.removed_by_quota() {
-            let fits = std::mem::take(&mut ranking.fits).into_iter();
-            ranking.removed = fits
-                .map(|one| one.name)
-                .chain(ranking.removed.into_iter().map(|one| one.0))
-                .map(|name| (name, vec![removed.clone()]))
-                .collect();
+    /// What of it could not be placed, told aloud when it is not as much as before.
+    fn trouble(&mut self) -> Option<Trouble> {
+        let held_up = self.held_up.take();
+        if self.unplaced == 0 && held_up.is_none() {
+            return None;
         }
-        let mut unplaced = explain::unplaced(self.key, self.unplaced, &ranking);
-        self.explain_homes(&mut unplaced);
-        unplaced
+        let asked = self.in_vain.take().unwrap_or_else(|| self.target.clone());
+        let target = std::mem::replace(&mut self.target, asked.clone());
+        let (homes, all_at_home) = match self.unplaced {
+            0 => (BTreeSet::new(), false),
+            _ => self.awaited_homes(),
+        };
+        let trouble = Trouble {
+            in_vain: self.unplaced,
+            asked,
+            quota: self.removed_by_quota(),
+            homes,
+            all_at_home,
+            held_up,
+        };
+        let known = self.workload.unplaced.as_ref();
+        if known.map(Trouble::slots) != Some(trouble.slots()) {
+            self.say_unplaced(&trouble);
+        }
+        self.target = target;
+        Some(trouble)
+    }
+
+    fn say_unplaced(&mut self, trouble: &Trouble) {
+        let hosts = self.cluster.hosts.len();
+        let (reason, unplaced) = if self.pool.explained < EXPLAINED {
+            self.pool.explained += hosts;
+            let unplaced = self.with_standpoint(trouble.only_homes(), |on| trouble.told(on));
+            (explain::one_line(&unplaced), unplaced)
+        } else {
+            trouble.one_of_many(self.key)
+        };
+        let mut event = EventDraft::of(self.key, EventKind::Unplaced, reason);
+        event.detail = serde_json::to_value(unplaced).unwrap_or_default();
+        self.plan.events.push(event);
     }
 }

@@ -1,5 +1,7 @@
 //! What every plan of a world is held against: one made from scratch, and the ranking of single hosts.
 
+use wasmorch_api::EventKind;
+
 use super::*;
 
 impl World {
@@ -48,19 +50,31 @@ impl World {
             let held_up = |filter: &String| {
                 filter.starts_with("may still run") || filter.starts_with("quota")
             };
-            let unplaced = plan.unplaced.iter();
-            for one in unplaced.filter(|one| !one.filtered.keys().any(held_up)) {
-                let (namespace, workload) = one.workload.split_once('/').unwrap();
-                let key = WorkloadKey::new(name(namespace), name(workload));
-                if told(&key) {
+            for key in plan.unplaced.iter().filter(|key| !told(key)) {
+                let status = queries::status(&self.cluster, key, false).unwrap();
+                let filtered = status.unplaced.unwrap().filtered;
+                if filtered.keys().any(held_up) {
                     continue;
                 }
                 // What is on a silent host counts there until it has somewhere to go.
-                let silent = self.cluster.workload(&key).unwrap().placements.values();
+                let silent = self.cluster.workload(key).unwrap().placements.values();
                 if { silent }.all(|placed| !self.silent.contains(&placed.host)) {
-                    assert_eq!(best(&key), None, "{plan:#?}");
+                    assert_eq!(best(key), None, "{plan:#?}");
                 }
             }
+        }
+    }
+
+    /// What a plan says of slots that it could not place is what is said of them afterwards to whoever asks.
+    pub(crate) fn as_told(&self, plan: &Plan) {
+        if !plan.start.is_empty() || !plan.stop.is_empty() {
+            return;
+        }
+        for event in { plan.events.iter() }.filter(|event| event.kind == EventKind::Unplaced) {
+            let (namespace, name) = (event.namespace.clone(), event.workload.clone());
+            let key = WorkloadKey::new(namespace.unwrap(), name.unwrap());
+            let status = queries::status(&self.cluster, &key, false).unwrap();
+            assert_eq!(event.detail, serde_json::to_value(status.unplaced).unwrap());
         }
     }
 

@@ -1,6 +1,15 @@
 //! Where there is room, and what is said where there is none.
 
+use wasmorch_api::EventKind;
+
 use super::*;
+
+fn other(version: &str) -> WorkloadSpec {
+    WorkloadSpec {
+        name: name("other"),
+        ..spec(version, 2)
+    }
+}
 
 #[test]
 fn what_cannot_be_placed_says_why_and_what_helps() {
@@ -30,14 +39,87 @@ fn what_cannot_be_placed_says_why_and_what_helps() {
     );
     let announced = world.plans.iter().flat_map(|plan| &plan.events);
     let announced = announced
-        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .filter(|event| event.kind == EventKind::Unplaced)
         .count();
     world.run(4);
     let again = world.plans.iter().flat_map(|plan| &plan.events);
     let again = again
-        .filter(|event| event.kind == wasmorch_api::EventKind::Unplaced)
+        .filter(|event| event.kind == EventKind::Unplaced)
         .count();
     assert_eq!((announced, again), (1, 1), "announced once");
+
+    // Whoever asks is told how hosts stand now, not how they stood in the last plan.
+    world.silent.insert(host(1));
+    for _ in 0..4 {
+        world.now.0 += 1_000;
+        world.heartbeat(&host(2));
+        world.cluster.observe(Observation::Tick, world.now);
+    }
+    let filtered = |status: wasmorch_api::messages::StatusReply| status.unplaced.unwrap().filtered;
+    let status = queries::status(&world.cluster, &web(), false).unwrap();
+    let now = BTreeMap::from([("constraint zone=b".into(), 1), ("suspect".into(), 1)]);
+    assert_eq!(filtered(status), now);
+    let why = why::workload(&world.cluster, &web()).unwrap();
+    assert_eq!(why["unplaced"]["filtered"], serde_json::json!(now));
+}
+
+#[test]
+fn of_many_at_once_few_are_told_why_and_all_that_ask() {
+    let mut world = World::new(100);
+    world.oracle = false;
+    let mut asked = spec("1", 1);
+    asked.constraints = vec![Constraint::Label {
+        label: "zone".into(),
+        test: LabelTest::Eq("b".into()),
+    }];
+    for n in 0..60 {
+        asked.name = name(&format!("w{n}"));
+        world.deploy(asked.clone(), Kind::Service);
+    }
+    let plan = world.round();
+    assert_eq!(plan.unplaced.len(), 60);
+    let said = { plan.events.iter() }.filter(|event| event.kind == EventKind::Unplaced);
+    let (whole, brief): (Vec<_>, Vec<_>) = said.partition(|said| said.detail["evaluated"] == 100);
+    assert_eq!((whole.len(), brief.len()), (50, 10));
+    for event in brief {
+        let see = format!("see `wasmorch why {}`", event.workload.as_ref().unwrap());
+        assert!(event.reason.ends_with(&see), "{}", event.reason);
+        assert_eq!(event.detail["slots"], 1);
+        assert_eq!(event.detail["fix"], serde_json::json!([see]));
+    }
+    for n in 0..60 {
+        let key = WorkloadKey::new(name("default"), name(&format!("w{n}")));
+        let status = queries::status(&world.cluster, &key, false).unwrap();
+        assert_eq!(status.unplaced.unwrap().evaluated, 100);
+    }
+}
+
+#[test]
+fn whatever_makes_room_in_a_full_cluster_is_found() {
+    let mut world = World::new(2);
+    world.replicas_max = 2;
+    world.run(2);
+    let waits = |world: &World| {
+        let status = queries::status(&world.cluster, &web(), false).unwrap();
+        status.unplaced.map(|one| one.slots)
+    };
+    world.deploy(spec("1", 7), Kind::Service);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (4, Some(3)));
+    // A host joins, one grows, and another workload goes.
+    world.seqs.insert(host(3), 0);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (6, Some(1)));
+    world.deploy(other("2"), Kind::Service);
+    world.replicas_max = 3;
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (7, None));
+    world.change(commands::scale, Some(8));
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (7, Some(1)));
+    world.change_of("other", commands::rm, None);
+    world.run(6);
+    assert_eq!((world.ready(), waits(&world)), (8, None));
 }
 
 /// `World::plan` holds each plan against one from scratch, so that whoever waits is looked at again

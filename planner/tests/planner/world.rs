@@ -126,6 +126,7 @@ impl World {
             let scratch = whole.plan(self.now);
             self.same_as_from_scratch(&plan, scratch, &whole);
             self.as_ranked(&plan);
+            self.as_told(&plan);
         }
         let writes = self.cluster.writes(plan.clone());
         self.cluster.remember(&plan.events, self.now);

@@ -1,0 +1,64 @@
+//! A full cluster in which workloads wait for room: what a change costs then.
+
+use wasmorch_api::EventKind;
+
+use super::*;
+
+/// So many replicas fill a host, by so many workloads in all, and so many of one replica wait.
+const SEATS: usize = 320;
+const WORKLOADS: usize = 1_600;
+const WAITING: usize = 1_000;
+/// Each of those workloads has one Nth of the hosts' number as replicas.
+const SHARES: usize = WORKLOADS / SEATS;
+
+/// Runs it: they come, one workload is removed, one host dies, and then a tenth of all.
+pub(crate) fn waiting(scenario: Scenario) -> String {
+    let hosts = scenario.hosts / SHARES * SHARES;
+    let scenario = Scenario {
+        hosts,
+        workloads: WORKLOADS,
+        replicas: hosts * SEATS,
+        seats: SEATS as u64,
+        ..scenario
+    };
+    let mut world = World::new(scenario);
+    for host in 0..scenario.hosts {
+        world.beat(host);
+        world.report(host);
+    }
+    world.deploy(&(0..WORKLOADS).collect::<Vec<_>>());
+    world.settle();
+    world.deploy(&(WORKLOADS..WORKLOADS + WAITING).collect::<Vec<_>>());
+    let round = |world: &mut World, changes: usize| {
+        let (plan, took) = world.plan();
+        assert_eq!((plan.start.len(), plan.stop.len()), (changes, changes));
+        let said = { plan.events.iter() }.filter(|event| event.kind == EventKind::Unplaced);
+        (took, said.count())
+    };
+    let came = round(&mut world, 0);
+    assert_eq!(came.1, WAITING);
+    world.settle();
+    world.scale(0, world.each() - 1);
+    let freed = round(&mut world, 1);
+    world.settle();
+    world.silence([7]);
+    let died = round(&mut world, 0);
+    assert!(died.1 > 0);
+    world.settle();
+    world.silence(100..100 + scenario.hosts / 10);
+    let tenth = round(&mut world, 0);
+    let told = |(took, said): (Duration, usize)| {
+        let ms = took.as_secs_f64() * 1e3;
+        format!("{ms:.1} ms ({said} told of)")
+    };
+    format!(
+        "{} hosts full with {} replicas, {WAITING} workloads wait: when they come {}; one place is freed {}; a host dies {}; a tenth dies {}; {} MiB",
+        scenario.hosts,
+        scenario.replicas,
+        told(came),
+        told(freed),
+        told(died),
+        told(tenth),
+        memory("VmHWM"),
+    )
+}
