@@ -266,6 +266,7 @@ impl Cluster {
             cordoned: false,
             drain: None,
             joined,
+            dead_since: None,
         };
         let mut host = Host::new(record, false, heard);
         self.numbered += 1;

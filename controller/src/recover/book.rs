@@ -121,8 +121,10 @@ impl Book {
                 cordoned: false,
                 drain: None,
                 joined: now,
+                dead_since: None,
             });
             record.info = told.beat.info.clone();
+            record.dead_since = None;
             for revision in &told.held.revisions {
                 self.know(revision.clone());
             }
