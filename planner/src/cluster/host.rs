@@ -86,6 +86,8 @@ pub struct Host {
     pub(crate) stale_sets: Option<u64>,
     /// When it was last said that it refuses some.
     pub(crate) stale_said: Option<Timestamp>,
+    /// When it was last said that it claims a term that cannot be.
+    pub(crate) term_said: Option<Timestamp>,
     /// What it says that it has still to remove; `None`: it says nothing of that.
     pub(crate) removals: Option<Vec<RemovalId>>,
 }
@@ -126,6 +128,7 @@ impl Host {
             boots: Boots::default(),
             stale_sets: None,
             stale_said: None,
+            term_said: None,
             removals: None,
         }
     }
