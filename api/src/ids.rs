@@ -275,10 +275,10 @@ macro_rules! number {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The next number.
+            /// The next number. The last that there can be is followed by none: it stays.
             #[must_use]
             pub fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
         impl fmt::Display for $name {
@@ -293,6 +293,19 @@ number!(
     /// The number of a controller's leadership. It only grows; 0 is before the first.
     Term
 );
+
+impl Term {
+    /// No cluster has ever begun so many.
+    const AHEAD_MAX: u64 = 1 << 32;
+
+    /// Whether somebody may have seen this term who speaks to a leader of `ours`. One that is beyond all that
+    /// can have begun is an error or a lie: to follow it would leave no term to come after.
+    #[must_use]
+    pub fn is_credible(self, ours: Self) -> bool {
+        self.0.saturating_sub(ours.0) <= Self::AHEAD_MAX
+    }
+}
+
 number!(
     /// A revision's number within its workload, from 1.
     RevisionNumber

@@ -451,6 +451,9 @@ pub struct HostRecord {
     pub drain: Option<Drain>,
     /// When it was first heard.
     pub joined: Timestamp,
+    /// Since when it counts as dead; `None`: it lives, as far as was known when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_since: Option<Timestamp>,
 }
 
 /// A host that is emptied. It stays so until someone undoes it, over restarts of host and leader.

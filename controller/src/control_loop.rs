@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::messages::{HeardNote, WithdrawnNote};
 use wasmorch_api::{ApiError, EventKind, Timestamp};
-use wasmorch_planner::{Ask, Cluster, EventDraft, Observation, Write};
+use wasmorch_planner::{Ask, Cluster, EventDraft, Host, Observation, Write};
 
 use crate::api::{ApiCall, Verb};
 use crate::clock::{Clock, Seldom};
@@ -219,7 +219,9 @@ impl ControlLoop {
         if let Observation::Heartbeat(beat) = &heard.what {
             self.voices.heard(beat, heard.at);
             let doubted = self.begin.guard.in_doubt();
-            let concern = self.begin.guard.heard(beat, heard.at);
+            let host = self.begin.cluster.hosts().get(&beat.host);
+            let stored = host.and_then(Host::set_stored);
+            let concern = self.begin.guard.heard(beat, stored, heard.at);
             if doubted && !self.begin.guard.in_doubt() {
                 // What was not planned until now.
                 self.pace.changed(Instant::now());
@@ -233,7 +235,7 @@ impl ControlLoop {
                     }
                     return;
                 }
-                Concern::Verify(seen) => self.verify_sequence(seen),
+                Concern::Ask(question) => self.verify_sequence(question),
             }
             // A host that this leader's writes have not touched yet still obeys the one before.
             if beat.term < self.begin.cluster.term {

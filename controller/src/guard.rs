@@ -4,9 +4,10 @@
 //! runs for leftovers and stop it. So what hosts say is compared with what the store holds, and on
 //! a contradiction the leader freezes: it answers questions and changes nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use wasmorch_api::{ClusterId, Heartbeat, Timestamp};
+use wasmorch_api::{ClusterId, Heartbeat, HostId, Timestamp};
 
 /// A doubt that the store does not settle within this ends the term: the next one reads everything
 /// anew. Longer than a stream's change of leader takes.
@@ -23,8 +24,19 @@ pub enum Concern {
     Fine,
     /// A host of another cluster on the same NATS account: ignored.
     Foreign,
-    /// The host has seen a later sequence than this leader knows of: ask the store for its last one.
-    Verify(u64),
+    /// The host has seen more than this leader knows of: ask the store.
+    Ask(Question),
+}
+
+/// What the store is asked, from its leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// Its last sequence: a host has seen this one.
+    Last(u64),
+    /// The sequence of a host's set, that of what deleted it included, 0 when there is neither: the host
+    /// holds a set of this one. The last sequence alone tells little: leases go on counting over what was
+    /// lost.
+    Set(HostId, u64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +44,15 @@ struct Doubt {
     /// The highest sequence that a host has seen.
     seen: u64,
     since: Timestamp,
+}
+
+impl Doubt {
+    fn of(before: Option<Self>, seen: u64, now: Timestamp) -> Self {
+        Self {
+            seen: before.map_or(seen, |doubt| doubt.seen.max(seen)),
+            since: before.map_or(now, |doubt| doubt.since),
+        }
+    }
 }
 
 /// Watches for contradictions within one term.
@@ -44,6 +65,10 @@ pub struct Guard {
     known: u64,
     /// A host has seen a later one, and the store has not answered yet.
     doubt: Option<Doubt>,
+    /// Hosts that hold a later set than this leader knows of, and the store has not answered yet.
+    sets: BTreeMap<HostId, Doubt>,
+    /// Sets that another leader has written meanwhile, by what the store said.
+    others: BTreeMap<HostId, u64>,
     /// No host of this cluster has been heard; it is waited for until then.
     listens: Option<Timestamp>,
     frozen: Option<String>,
@@ -72,6 +97,8 @@ impl Guard {
             hostless,
             known,
             doubt: None,
+            sets: BTreeMap::new(),
+            others: BTreeMap::new(),
             listens: Some(now.after(LISTEN)),
             frozen,
         }
@@ -85,6 +112,7 @@ impl Guard {
     /// Stays as it first was.
     pub fn freeze(&mut self, why: String) {
         self.frozen.get_or_insert(why);
+        self.sets.clear();
     }
 
     /// The store has acknowledged up to this sequence.
@@ -98,8 +126,9 @@ impl Guard {
         self.known = self.known.max(sequence);
     }
 
-    /// Looks at one heartbeat.
-    pub fn heard(&mut self, beat: &Heartbeat, now: Timestamp) -> Concern {
+    /// Looks at one heartbeat. `stored` is the sequence of the host's set as this leader knows it, 0 for
+    /// none; `None`: of a host that the store does not know.
+    pub fn heard(&mut self, beat: &Heartbeat, stored: Option<u64>, now: Timestamp) -> Concern {
         if beat.cluster != self.cluster {
             if self.hostless {
                 self.freeze(format!(
@@ -113,12 +142,19 @@ impl Guard {
         self.listens = None;
         let seen = beat.sequence.max(beat.table_seq);
         if seen > self.known {
-            let since = self.doubt.map_or(now, |doubt| doubt.since);
-            let seen = self.doubt.map_or(seen, |doubt| doubt.seen.max(seen));
-            self.doubt = Some(Doubt { seen, since });
-            Concern::Verify(seen)
-        } else {
-            Concern::Fine
+            let doubt = Doubt::of(self.doubt, seen, now);
+            self.doubt = Some(doubt);
+        }
+        let other = self.others.get(&beat.host).copied();
+        let later = stored.is_some_and(|stored| beat.sequence > stored.max(other.unwrap_or(0)));
+        if later && self.frozen.is_none() {
+            let before = self.sets.get(&beat.host).copied();
+            let doubt = Doubt::of(before, beat.sequence, now);
+            self.sets.insert(beat.host.clone(), doubt);
+        }
+        match self.question() {
+            Some(question) if seen > self.known || later => Concern::Ask(question),
+            _ => Concern::Fine,
         }
     }
 
@@ -129,7 +165,7 @@ impl Guard {
 
     /// Whether a contradiction is being looked into: what follows must not reach hosts before.
     pub fn compares(&self) -> bool {
-        self.doubt.is_some()
+        self.doubt.is_some() || !self.sets.is_empty()
     }
 
     /// Time passes; `true`: no host has spoken, and none is waited for any longer.
@@ -142,25 +178,44 @@ impl Guard {
     }
 
     /// What the store is still to be asked about: the host that raised the doubt may be silent by now.
-    pub fn question(&self) -> Option<u64> {
-        self.doubt.map(|doubt| doubt.seen)
+    pub fn question(&self) -> Option<Question> {
+        let set = self.sets.first_key_value();
+        let set = set.map(|(host, doubt)| Question::Set(host.clone(), doubt.seen));
+        self.doubt.map(|doubt| Question::Last(doubt.seen)).or(set)
     }
 
     /// The store has not settled a doubt in time.
     pub fn doubts_too_long(&self, now: Timestamp) -> bool {
-        self.doubt
-            .is_some_and(|doubt| now.since(doubt.since) >= DOUBT_MAX)
+        let mut doubts = self.doubt.iter().chain(self.sets.values());
+        doubts.any(|doubt| now.since(doubt.since) >= DOUBT_MAX)
     }
 
-    /// The store's answer to [`Concern::Verify`].
-    pub fn verified(&mut self, seen: u64, last_sequence: u64) {
-        self.known = self.known.max(last_sequence);
-        // What was seen later than this question was asked is a question of its own.
-        self.doubt = self.doubt.filter(|doubt| doubt.seen > self.known.max(seen));
-        if seen > last_sequence {
-            self.freeze(format!(
-                "a host has seen sequence {seen} and the store is at {last_sequence}: the store lost what it had acknowledged"
-            ));
+    /// The store's answer to a question.
+    pub fn answered(&mut self, question: &Question, sequence: u64) {
+        // What was seen later than the question was asked is a question of its own.
+        match question {
+            Question::Last(seen) => {
+                self.known = self.known.max(sequence);
+                let settled = self.known.max(*seen);
+                self.doubt = self.doubt.filter(|doubt| doubt.seen > settled);
+                if *seen > sequence {
+                    self.freeze(format!(
+                        "a host has seen sequence {seen} and the store is at {sequence}: the store lost what it had acknowledged"
+                    ));
+                }
+            }
+            Question::Set(host, seen) => {
+                let settled = sequence.max(*seen);
+                self.sets
+                    .retain(|one, doubt| one != host || doubt.seen > settled);
+                if *seen > sequence {
+                    self.freeze(format!(
+                        "host {host} holds a placement set of sequence {seen} and the store's is of {sequence}: the store lost what it had acknowledged"
+                    ));
+                } else {
+                    self.others.insert(host.clone(), sequence);
+                }
+            }
         }
     }
 }
@@ -190,7 +245,10 @@ mod tests {
     #[test]
     fn a_wiped_store_freezes() {
         let mut guard = guard(true);
-        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
+        assert_eq!(
+            guard.heard(&beat("c0", 3), None, Timestamp(0)),
+            Concern::Foreign
+        );
         assert!(guard.frozen().is_some_and(|why| why.contains("wiped")));
     }
 
@@ -198,35 +256,50 @@ mod tests {
     fn a_first_host_makes_an_empty_store_a_cluster() {
         let mut guard = guard(true);
         guard.stored(12);
-        assert_eq!(guard.heard(&beat("c1", 11), Timestamp(0)), Concern::Fine);
-        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
+        assert_eq!(
+            guard.heard(&beat("c1", 11), None, Timestamp(0)),
+            Concern::Fine
+        );
+        assert_eq!(
+            guard.heard(&beat("c0", 3), None, Timestamp(0)),
+            Concern::Foreign
+        );
         assert_eq!(guard.frozen(), None);
     }
 
     #[test]
     fn a_stray_host_does_not_freeze_a_living_cluster() {
         let mut guard = guard(false);
-        assert_eq!(guard.heard(&beat("c0", 3), Timestamp(0)), Concern::Foreign);
+        assert_eq!(
+            guard.heard(&beat("c0", 3), None, Timestamp(0)),
+            Concern::Foreign
+        );
         assert_eq!(guard.frozen(), None);
     }
 
     #[test]
     fn a_store_that_went_back_freezes() {
         let mut guard = guard(false);
-        assert_eq!(guard.heard(&beat("c1", 10), Timestamp(0)), Concern::Fine);
         assert_eq!(
-            guard.heard(&beat("c1", 12), Timestamp(0)),
-            Concern::Verify(12)
+            guard.heard(&beat("c1", 10), None, Timestamp(0)),
+            Concern::Fine
+        );
+        assert_eq!(
+            guard.heard(&beat("c1", 12), None, Timestamp(0)),
+            Concern::Ask(Question::Last(12))
         );
         assert!(guard.in_doubt());
-        guard.verified(12, 14);
+        guard.answered(&Question::Last(12), 14);
         assert!(!guard.in_doubt() && guard.frozen().is_none());
-        assert_eq!(guard.heard(&beat("c1", 14), Timestamp(0)), Concern::Fine);
         assert_eq!(
-            guard.heard(&beat("c1", 20), Timestamp(0)),
-            Concern::Verify(20)
+            guard.heard(&beat("c1", 14), None, Timestamp(0)),
+            Concern::Fine
         );
-        guard.verified(20, 15);
+        assert_eq!(
+            guard.heard(&beat("c1", 20), None, Timestamp(0)),
+            Concern::Ask(Question::Last(20))
+        );
+        guard.answered(&Question::Last(20), 15);
         assert!(
             guard
                 .frozen()
@@ -240,14 +313,14 @@ mod tests {
         assert!(guard.in_doubt() && !guard.compares());
         assert!(!guard.listened(Timestamp(1_499)));
         assert_eq!(
-            guard.heard(&beat("c1", 10), Timestamp(1_499)),
+            guard.heard(&beat("c1", 10), None, Timestamp(1_499)),
             Concern::Fine
         );
         assert!(!guard.in_doubt());
         assert!(!guard.listened(Timestamp(1_500)), "it has been heard");
 
         let mut guard = self::guard(false);
-        guard.heard(&beat("c0", 3), Timestamp(5));
+        guard.heard(&beat("c0", 3), None, Timestamp(5));
         assert!(
             guard.in_doubt(),
             "another cluster's host says nothing of this one"
@@ -260,8 +333,8 @@ mod tests {
 
         let mut guard = self::guard(false);
         assert_eq!(
-            guard.heard(&beat("c1", 12), Timestamp(5)),
-            Concern::Verify(12)
+            guard.heard(&beat("c1", 12), None, Timestamp(5)),
+            Concern::Ask(Question::Last(12))
         );
         assert!(guard.in_doubt(), "the first word contradicts the store");
     }
@@ -269,18 +342,18 @@ mod tests {
     #[test]
     fn a_doubt_ends() {
         let mut guard = guard(false);
-        guard.heard(&beat("c1", 12), Timestamp(1_000));
-        guard.heard(&beat("c1", 15), Timestamp(5_000));
+        guard.heard(&beat("c1", 12), None, Timestamp(1_000));
+        guard.heard(&beat("c1", 15), None, Timestamp(5_000));
         assert_eq!(
             guard.question(),
-            Some(15),
+            Some(Question::Last(15)),
             "asked even if the host is silent now"
         );
-        guard.verified(12, 13);
+        guard.answered(&Question::Last(12), 13);
         assert!(guard.in_doubt(), "nobody has asked about 15");
         assert!(!guard.doubts_too_long(Timestamp(10_999)));
         assert!(guard.doubts_too_long(Timestamp(11_000)));
-        guard.verified(15, 15);
+        guard.answered(&Question::Last(15), 15);
         assert!(!guard.in_doubt() && guard.frozen().is_none());
         assert!(!guard.doubts_too_long(Timestamp(60_000)));
     }
@@ -303,5 +376,58 @@ mod tests {
         assert_eq!(guard.frozen(), None);
         guard.stored(12);
         assert!(guard.frozen().is_some_and(|why| why.contains("lost")));
+    }
+
+    /// The store is at 40; of `h1` it has a set of 20, and then some messages were lost that nobody misses:
+    /// leases have been written over them.
+    #[test]
+    fn a_lost_set_freezes_however_few_messages_were_lost() {
+        for lost in 1..=6 {
+            let mut guard = Guard::new("c1".parse().unwrap(), false, 40, &[], Timestamp(0));
+            let held = 20 + lost;
+            let concern = guard.heard(&beat("c1", held), Some(20), Timestamp(5));
+            let question = Question::Set("h1".parse().unwrap(), held);
+            assert_eq!(concern, Concern::Ask(question.clone()), "{lost} lost");
+            assert!(guard.in_doubt() && guard.compares());
+            guard.answered(&question, 20);
+            let why = guard.frozen().unwrap();
+            assert!(why.contains(&format!("of sequence {held}")), "{why}");
+            assert!(!guard.compares(), "nothing is left to ask");
+            let again = guard.heard(&beat("c1", held), Some(20), Timestamp(9));
+            assert_eq!(again, Concern::Fine);
+        }
+    }
+
+    #[test]
+    fn a_lost_first_set_freezes_and_what_was_removed_does_not() {
+        let mut guard = guard(false);
+        let question = Question::Set("h1".parse().unwrap(), 7);
+        let concern = guard.heard(&beat("c1", 7), Some(0), Timestamp(5));
+        assert_eq!(concern, Concern::Ask(question.clone()));
+        guard.answered(&question, 0);
+        assert!(guard.frozen().is_some());
+
+        let mut guard = self::guard(false);
+        // The store does not know the host any more.
+        let concern = guard.heard(&beat("c1", 7), None, Timestamp(5));
+        assert_eq!((concern, guard.frozen()), (Concern::Fine, None));
+    }
+
+    #[test]
+    fn what_another_leader_has_written_is_asked_about_once() {
+        let mut guard = guard(false);
+        let question = Question::Set("h1".parse().unwrap(), 9);
+        let concern = guard.heard(&beat("c1", 9), Some(3), Timestamp(5));
+        assert_eq!(concern, Concern::Ask(question.clone()));
+        // It speaks again before the store has.
+        let later = Question::Set("h1".parse().unwrap(), 10);
+        let concern = guard.heard(&beat("c1", 10), Some(3), Timestamp(7));
+        assert_eq!(concern, Concern::Ask(later.clone()));
+        guard.answered(&question, 9);
+        assert_eq!(guard.question(), Some(later.clone()));
+        guard.answered(&later, 10);
+        assert!(!guard.in_doubt() && guard.frozen().is_none());
+        let concern = guard.heard(&beat("c1", 10), Some(3), Timestamp(8));
+        assert_eq!(concern, Concern::Fine);
     }
 }

@@ -36,7 +36,7 @@ pub mod store;
 #[doc(hidden)]
 pub mod simulation {
     pub use crate::control_loop::Pace;
-    pub use crate::guard::{Concern, Guard};
+    pub use crate::guard::{Concern, Guard, Question};
 }
 
 use std::net::SocketAddr;

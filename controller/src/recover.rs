@@ -100,6 +100,7 @@ pub(crate) fn rebuild(mut sources: Sources, by: &Rebuilder) -> Result<Rebuilt, A
     };
     let term = beats()
         .map(|beat| beat.term)
+        .filter(|term| term.is_credible(by.term))
         .chain(sources.backup.as_ref().map(|backup| backup.term))
         .fold(by.term, Term::max)
         .next();

@@ -112,6 +112,9 @@ impl Cluster {
         if std::mem::replace(&mut host.state, HostState::Dead) == HostState::Dead {
             return;
         }
+        // For the next leader, to whom its silence shall be no news.
+        host.record.dead_since = Some(since);
+        host.stored = false;
         let held = host.set.iter().flat_map(|set| &set.groups);
         for group in held {
             let Some(workload) = self.workloads.get_mut(&group.key()) else {
@@ -139,6 +142,9 @@ impl Cluster {
         };
         host.dead_since = None;
         host.back_since = Some(now);
+        if host.record.dead_since.take().is_some() {
+            host.stored = false;
+        }
         if std::mem::take(&mut host.forgotten) || status_seq != host.status_seq {
             host.synced = false;
         }

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use wasmorch_api::{EventKind, Timestamp};
+use wasmorch_api::{EventKind, HostId, HostInfo, Term, Timestamp};
 
-use crate::cluster::Host;
-use crate::write::EventDraft;
+use crate::cluster::{Cluster, Host};
+use crate::write::{EventDraft, json_bytes};
 
 /// The same is said of a host this often.
 pub(crate) const SAY_EVERY: Duration = Duration::from_secs(60);
@@ -41,4 +41,57 @@ pub(crate) fn refuses_more(host: &mut Host, refused: u64, now: Timestamp) -> Opt
     );
     let event = EventDraft::cluster(EventKind::AlarmStaleTerm, reason);
     Some(event.host(&host.record.host))
+}
+
+/// The host says that it has seen a term that nobody can have begun.
+pub(crate) fn claims_a_term(host: &mut Host, term: Term, now: Timestamp) -> Option<EventDraft> {
+    let rested = { host.term_said }.is_none_or(|last| now.since(last) >= SAY_EVERY);
+    if !rested {
+        return None;
+    }
+    host.term_said = Some(now);
+    let name = &host.record.info.name;
+    let reason = format!(
+        "{name} says that it has seen term {term}, which nobody can have begun: it is not followed. Look for \
+         somebody else that speaks as it, or a data folder that was tampered with"
+    );
+    let event = EventDraft::cluster(EventKind::AlarmStaleTerm, reason);
+    Some(event.host(&host.record.host))
+}
+
+/// Hosts that are kept on record, the dead among them: whoever may publish heartbeats may make up any number.
+const HOSTS_MAX: usize = 65_536;
+
+impl Cluster {
+    /// Why a host that speaks is not taken up. What it says of itself is measured when that has changed.
+    pub(crate) fn takes_no(&self, id: &HostId, info: Option<&HostInfo>) -> Option<&'static str> {
+        let known = self.hosts.get(id);
+        if known.is_none() && self.hosts.len() >= HOSTS_MAX {
+            return Some(
+                "there are too many on record: remove those that are gone (`wasmorch host-rm`)",
+            );
+        }
+        let same = |info: &HostInfo| known.is_some_and(|host| host.record.info == *info);
+        let info = info.filter(|info| !same(info))?;
+        // Beside it a record holds next to nothing.
+        let too_large = json_bytes(info) > self.value_bytes_max / 2;
+        too_large
+            .then_some("it says more of itself than the store takes: shorten its labels and taints")
+    }
+
+    /// It is told of at most once a minute, whichever host it was.
+    pub(crate) fn turned_away(
+        &mut self,
+        id: &HostId,
+        why: &str,
+        now: Timestamp,
+    ) -> Option<EventDraft> {
+        let rested = { self.turned_away_said }.is_none_or(|last| now.since(last) >= SAY_EVERY);
+        if !rested {
+            return None;
+        }
+        self.turned_away_said = Some(now);
+        let reason = format!("host {id} is not heard: {why}");
+        Some(EventDraft::cluster(EventKind::AlarmFull, reason).host(id))
+    }
 }

@@ -15,6 +15,7 @@ use crate::plan::{Plan, Start, StopReason};
 
 mod claims;
 mod growth;
+mod reasons;
 mod rule;
 mod sizes;
 mod slots;
@@ -47,6 +48,7 @@ fn check_by(cluster: &Cluster, plan: &Plan, whole: bool) -> Vec<BrokenRule> {
         starts_are_sound(cluster, (key, workload), part, &mut hosts, &mut broken);
         if let Some(workload) = workload {
             let record = records.get(*key).copied().unwrap_or(&workload.record);
+            reasons::are_so(cluster, (key, workload), part, record, &mut broken);
             // What is held has nothing that it would have to keep, unless another serves.
             let bare = record.held_bare();
             let target = workload.revisions.get(&record.revision);

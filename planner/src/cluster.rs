@@ -82,6 +82,8 @@ pub struct Cluster {
     pub(crate) numbered: u32,
     /// Where there is room: made from the hosts, and thrown away at will.
     pub(crate) pool: Pool,
+    /// When it was last said that a host is not taken up.
+    pub(crate) turned_away_said: Option<Timestamp>,
     /// The counters are not to be trusted: the next plan counts anew.
     pub(crate) stale: bool,
 }
@@ -132,6 +134,7 @@ impl Cluster {
             listeners: Listeners::default(),
             numbered: 0,
             pool: Pool::default(),
+            turned_away_said: None,
             stale: true,
         }
     }
@@ -266,6 +269,7 @@ impl Cluster {
             cordoned: false,
             drain: None,
             joined,
+            dead_since: None,
         };
         let mut host = Host::new(record, false, heard);
         self.numbered += 1;

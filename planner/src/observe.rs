@@ -11,7 +11,7 @@ use wasmorch_api::{
     Timestamp,
 };
 
-use crate::alarms::{refuses_more, two_in_one};
+use crate::alarms::{claims_a_term, refuses_more, two_in_one};
 use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
 use crate::silence::Silent;
@@ -95,8 +95,12 @@ impl Cluster {
         if beat.cluster != self.cluster {
             return;
         }
-        if beat.term > self.term {
+        if beat.term > self.term && beat.term.is_credible(self.term) {
             out.asks.push(Ask::NewerTerm(beat.term));
+        }
+        if let Some(why) = self.takes_no(&beat.host, Some(&beat.info)) {
+            out.events.extend(self.turned_away(&beat.host, why, now));
+            return;
         }
         let new = self.host_entry(&beat.host, now, now);
         let Some(host) = self.hosts.get_mut(&beat.host) else {
@@ -140,6 +144,9 @@ impl Cluster {
             out.changed = true;
         }
         out.events.extend(refuses_more(host, beat.stale_sets, now));
+        if !beat.term.is_credible(self.term) {
+            out.events.extend(claims_a_term(host, beat.term, now));
+        }
         let name = host.record.info.name.clone();
         if new {
             let reason = format!("{name} joined");
@@ -219,6 +226,10 @@ impl Cluster {
 
     fn report(&mut self, report: StatusReport, now: Timestamp, out: &mut Observed) {
         if report.cluster != self.cluster {
+            return;
+        }
+        if self.takes_no(&report.host, None).is_some() {
+            // Its heartbeats say why.
             return;
         }
         self.host_entry(&report.host, now, now);

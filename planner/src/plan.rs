@@ -248,7 +248,7 @@ impl Cluster {
                 let event = EventDraft::cluster(EventKind::HostDrained, said);
                 plan.events.push(event.host(&record.host));
                 plan.hosts.push(record);
-            } else if !host.stored && host.boot.is_some() {
+            } else if host.to_record() {
                 plan.hosts.push(host.record.clone());
             }
         }

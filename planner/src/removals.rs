@@ -158,7 +158,7 @@ impl Cluster {
     /// store keeps none any more, it names what was removed, or not yet what the host has to remove.
     pub(crate) fn stale_sets(&self) -> BTreeSet<HostId> {
         let hosts = self.hosts.iter();
-        let stale = hosts.filter(|(_, host)| host.holds_unkept() || host.names_removed);
+        let stale = hosts.filter(|(_, host)| host.came_back() || host.names_removed);
         let stale = stale.map(|(id, _)| id.clone());
         let Removals { all, of } = self.removals();
         let untold = of.into_iter().filter(|(id, named)| {

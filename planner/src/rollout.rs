@@ -49,8 +49,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
     let wanted = u64::from(pass.record.wanted());
     let live = pass.live();
     let mut surge = (wanted + u64::from(update.max_surge)).saturating_sub(live as u64);
-    // One on every host is never two there, unless a surge is asked for.
-    let beside = pass.seating.is_none() || update.max_surge > 0;
+    let start_first = update.order == UpdateOrder::StartFirst && update.max_surge > 0;
     let mut available = available_slots(pass);
     let least = wanted.saturating_sub(u64::from(update.max_unavailable));
     let rests = pass.record.rests(&pass.target.spec);
@@ -78,21 +77,26 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         if pass.crash_loop_waits(slot) || !pass.open(slot) {
             continue;
         }
-        if update.order == UpdateOrder::StartFirst && surge > 0 && beside {
-            surge -= u64::from(pass.start(slot, None));
+        let unplaced = pass.unplaced;
+        if start_first && surge > 0 && pass.start(slot, None) {
+            surge -= 1;
             continue;
         }
-        let serves = matches!(old.standing, Standing::Ready(_));
-        if update.order == UpdateOrder::StopFirst || update.max_surge == 0 {
-            if serves && available <= least && !planted::is(Bug::MaxUnavailableIgnored) {
-                continue;
-            }
-            if listens == Some(old.number) {
-                continue;
-            }
-            available = available.saturating_sub(u64::from(serves));
-            pass.stop_if_heard(old, StopReason::Replaced);
+        // Its successor comes first, unless there is no place for one.
+        let waits = pass.unplaced == unplaced || old.standing == Standing::Away;
+        if start_first && waits {
+            continue;
         }
+        let serves = old.serves();
+        if serves && available <= least && !planted::is(Bug::MaxUnavailableIgnored) {
+            continue;
+        }
+        if listens == Some(old.number) {
+            continue;
+        }
+        pass.unplaced = unplaced;
+        available = available.saturating_sub(u64::from(serves));
+        pass.stop_if_heard(old, StopReason::Replaced);
     }
     if let Some(whole) = whole {
         stages::widen(pass, whole);

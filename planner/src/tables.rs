@@ -28,7 +28,8 @@ pub(crate) fn plan_tables(
     let Some(workload) = cluster.workloads.get(key) else {
         return false;
     };
-    if !matches!(workload.record.kind, Kind::Http | Kind::Messages) {
+    let routed = takes_requests(workload.record.kind);
+    if !routed && workload.routes.is_none() && workload.endpoints.is_none() {
         return false;
     }
     let stops = &plan.stop[stops_from..];
@@ -53,8 +54,12 @@ pub(crate) fn plan_tables(
         }
     };
     plan.endpoints.extend(changed);
-    let wanted = route_table(cluster, key, workload);
     let stored = workload.routes.as_ref();
+    let leads_here = stored.is_some_and(|told| takes_requests(told.kind));
+    if !routed && leads_here && still_serves(workload, stops) {
+        return awaits;
+    }
+    let wanted = route_table(cluster, key, workload);
     let is_told = |told: &RouteTable| {
         (&told.routes, told.kind, told.timeout) == (&wanted.routes, wanted.kind, wanted.timeout)
     };
@@ -62,6 +67,27 @@ pub(crate) fn plan_tables(
         plan.routes.push(wanted);
     }
     awaits
+}
+
+/// Whether gateways send anything to workloads of a kind.
+const fn takes_requests(kind: Kind) -> bool {
+    matches!(kind, Kind::Http | Kind::Messages)
+}
+
+/// Revisions to which gateways send nothing, of a workload that was, or becomes, something else: nearly
+/// always none.
+fn apart(workload: &Workload) -> Vec<RevisionNumber> {
+    let revisions = workload.revisions.values();
+    let apart = revisions.filter(|revision| !takes_requests(revision.kind));
+    apart.map(|revision| revision.number).collect()
+}
+
+/// Whether anything is left to which gateways send, of a workload that is something else now.
+fn still_serves(workload: &Workload, stops: &[Stop]) -> bool {
+    let apart = apart(workload);
+    let stopped: BTreeSet<PlacementNumber> = stops.iter().map(|stop| stop.placement).collect();
+    let mut placed = workload.placements.iter();
+    placed.any(|(number, one)| !stopped.contains(number) && !apart.contains(&one.revision))
 }
 
 /// The stored table with these hosts' entries as they are now; `None` when they are so already.
@@ -73,6 +99,7 @@ fn patched(
     hosts: &BTreeSet<&HostId>,
 ) -> Option<Endpoints> {
     let mut changes = Vec::new();
+    let apart = apart(workload);
     for id in hosts {
         let before = stored.entry(id);
         let host = cluster.hosts.get(*id);
@@ -82,8 +109,9 @@ fn patched(
         }
         let lives = host.filter(|host| host.state != HostState::Dead);
         // Looked for once: a host may hold hundreds of workloads.
-        let groups = lives.map_or(&[][..], |host| host.groups_of(key));
-        let slots = groups.iter().flat_map(|group| &group.slots);
+        let groups = lives.map_or(&[][..], |host| host.groups_of(key)).iter();
+        let groups = groups.filter(|group| !apart.contains(&group.revision));
+        let slots = groups.flat_map(|group| &group.slots);
         let rests = |slot: &&PlacedSlot| standbys.rests(slot.placement, slot.standby);
         let standby = slots.clone().filter(rests).map(|slot| slot.slot).min();
         let ready = slots.filter(|slot| {
@@ -118,13 +146,15 @@ fn endpoint_table(
 ) -> EndpointTable {
     let stopped: BTreeSet<PlacementNumber> = stops.iter().map(|stop| stop.placement).collect();
     let trial = workload.record.on_trial();
+    let apart = apart(workload);
     // Those of the revision in force, and of the one on trial.
     let mut ready: BTreeMap<&HostId, (u32, u32)> = BTreeMap::new();
     for number in workload.reports.keys() {
         if !workload.is_ready(*number) || stopped.contains(number) {
             continue;
         }
-        if let Some(placed) = workload.placements.get(number) {
+        let placed = workload.placements.get(number);
+        if let Some(placed) = placed.filter(|placed| !apart.contains(&placed.revision)) {
             let (proven, canaries) = ready.entry(&placed.host).or_default();
             *if trial == Some(placed.revision) {
                 canaries
@@ -166,7 +196,7 @@ fn endpoint_table(
         ready.insert(*id, (endpoint.ready - canaries, canaries));
     }
     let shares = Shares::of(workload, &ready);
-    let standbys = standbys.by_host(cluster);
+    let standbys = standbys.by_host(cluster, &apart);
     for id in standbys.keys().filter(|id| !unheard.contains_key(*id)) {
         ready.entry(id).or_default();
     }
@@ -231,7 +261,7 @@ impl<'a> Standbys<'a> {
     }
 
     /// The lowest such slot on each host that lives.
-    fn by_host(&self, cluster: &Cluster) -> BTreeMap<&'a HostId, Slot> {
+    fn by_host(&self, cluster: &Cluster, apart: &[RevisionNumber]) -> BTreeMap<&'a HostId, Slot> {
         let mut slots: BTreeMap<&HostId, Slot> = BTreeMap::new();
         let Some(workload) = self.workload else {
             return slots;
@@ -240,7 +270,8 @@ impl<'a> Standbys<'a> {
             let host = cluster.hosts.get(id);
             host.is_some_and(|host| host.state != HostState::Dead)
         };
-        for (number, placed) in &workload.placements {
+        let placements = workload.placements.iter();
+        for (number, placed) in placements.filter(|(_, one)| !apart.contains(&one.revision)) {
             if self.rests(*number, placed.standby) && lives(&placed.host) {
                 let slot = slots.entry(&placed.host).or_insert(placed.slot);
                 *slot = placed.slot.min(*slot);
@@ -319,8 +350,11 @@ const fn common_divisor(mut a: u64, mut b: u64) -> u64 {
 }
 
 fn route_table(cluster: &Cluster, key: &WorkloadKey, workload: &Workload) -> RouteTable {
-    // A route that does not parse was refused at deploy; one from an older version is left out.
-    let spec = workload.target().map(|target| &target.spec);
+    // A route that does not parse was refused at deploy; one from an older version is left out. What takes
+    // no requests has none, and gateways forget those that it had.
+    let target = workload.target();
+    let target = target.filter(|_| takes_requests(workload.record.kind));
+    let spec = target.map(|target| &target.spec);
     let routes = spec.map_or(&[][..], |spec| &spec.routes).iter();
     let routes = routes.filter_map(|text| Route::parse(text).ok()).collect();
     RouteTable {

@@ -56,6 +56,8 @@ mod per_host;
 mod preempt;
 #[path = "planner/quota.rs"]
 mod quota;
+#[path = "planner/reasons.rs"]
+mod reasons;
 #[path = "planner/rebalance.rs"]
 mod rebalance;
 #[path = "planner/removals.rs"]

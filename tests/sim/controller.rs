@@ -9,7 +9,7 @@ use std::time::Duration;
 use wasmorch_api::record::TermRecord;
 use wasmorch_api::{ClusterId, LeaderId, Term, Timestamp};
 use wasmorch_controller::lease::{LeaseClock, LeaseTimes};
-use wasmorch_controller::simulation::Guard;
+use wasmorch_controller::simulation::{Guard, Question};
 use wasmorch_planner::{Cluster, Stored};
 
 use super::term::Leading;
@@ -52,7 +52,7 @@ pub(crate) enum Purpose {
     },
     /// Of the running term.
     Batch,
-    LastSequence(u64),
+    Sequence(Question),
     TermSeen(Term),
 }
 
@@ -206,7 +206,7 @@ impl World {
             Purpose::WriteTerm { record, tries } => self.term_written(at, record, tries, &answer),
             Purpose::Load { record, fence } => self.loaded(at, &record, fence, answer),
             Purpose::Batch => self.batch_answered(at, &answer),
-            Purpose::LastSequence(seen) => self.last_sequence_found(at, seen, &answer),
+            Purpose::Sequence(question) => self.sequence_found(at, &question, &answer),
             Purpose::TermSeen(seen) => self.term_found(at, seen, answer),
         }
     }

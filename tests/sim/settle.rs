@@ -8,7 +8,7 @@ use std::time::Duration;
 use wasmorch_api::spec::{Bindings, UpdateOrder};
 use wasmorch_api::status::HostState;
 use wasmorch_api::subjects::key;
-use wasmorch_api::{Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
+use wasmorch_api::{HostId, Record, Revision, RolloutState, WorkloadKey, WorkloadSpec};
 use wasmorch_planner::queries;
 
 use super::host::Up;
@@ -37,8 +37,15 @@ impl World {
     /// Runs until all is well and stays so; `false`: it did not, or there is nothing to wait for.
     fn comes_to_rest(&mut self) -> bool {
         let healed = self.now;
-        // Hosts that fell silent together and never come back are replaced one a minute.
-        let gone = self.hosts.iter().filter(|host| host.gone).count() as u64;
+        // Hosts that fell silent together and never come back are replaced one a minute. Those that were called
+        // dead by then are on record as dead, whoever leads.
+        let waits =
+            |id: &HostId| { self.laws.host(id) }.is_some_and(|one| one.dead_since.is_none());
+        let gone = self
+            .hosts
+            .iter()
+            .filter(|host| host.gone && waits(&host.id));
+        let gone = gone.count() as u64;
         let bound = self.now + BOUND + gone * 60_000;
         let mut trouble = None;
         let (mut written, mut since) = (self.laws.last_written, self.now);

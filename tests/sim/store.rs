@@ -214,6 +214,11 @@ impl World {
                 by,
             } => self.store_batch((from, fence), answer, &writes, &by),
             Op::LastSequence => Answer::Last(self.store.bucket.last),
+            Op::SetSequence { host } => {
+                let versions = self.store.bucket.keys.get(&key::placements(&host));
+                let newest = versions.and_then(|versions| versions.last());
+                Answer::Last(newest.map_or(0, |(_, sequence)| *sequence))
+            }
             Op::Connect { host } => match self.store.bucket.term.clone() {
                 Some((record, _)) => Answer::Connected {
                     cluster: record.cluster,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{HostId, StatusReport, Timestamp};
-use wasmorch_controller::simulation::{Concern, Guard, Pace};
-use wasmorch_planner::{Ask, Cluster, Observation, Write, check};
+use wasmorch_controller::simulation::{Concern, Guard, Pace, Question};
+use wasmorch_planner::{Ask, Cluster, Host, Observation, Write, check};
 
 use super::bent::Bent;
 use super::client::UserCall;
@@ -162,16 +162,19 @@ impl World {
     /// A doubt is asked about again with every tick: whoever raised it may be silent by now.
     fn settle_doubt(&mut self, at: usize) {
         let leading = leading!(self, at);
-        if let Some(seen) = leading.guard.question() {
-            self.verify_sequence(at, seen);
+        if let Some(question) = leading.guard.question() {
+            self.verify_sequence(at, question);
         }
     }
 
-    fn verify_sequence(&mut self, at: usize, seen: u64) {
+    fn verify_sequence(&mut self, at: usize, question: Question) {
         let leading = leading!(self, at);
         if !std::mem::replace(&mut leading.finding, true) {
-            let purpose = Purpose::LastSequence(seen);
-            self.ask_store(at, purpose, Op::LastSequence, PATIENCE);
+            let op = match &question {
+                Question::Last(_) => Op::LastSequence,
+                Question::Set(host, _) => Op::SetSequence { host: host.clone() },
+            };
+            self.ask_store(at, Purpose::Sequence(question), op, PATIENCE);
         }
     }
 
@@ -184,15 +187,17 @@ impl World {
         match &what {
             Observation::Heartbeat(beat) => {
                 let doubted = leading.guard.in_doubt();
-                let concern = leading.guard.heard(beat, when);
+                let host = leading.cluster.hosts().get(&beat.host);
+                let stored = host.and_then(Host::set_stored);
+                let concern = leading.guard.heard(beat, stored, when);
                 if doubted && !leading.guard.in_doubt() {
                     leading.pace.changed(instant);
                 }
                 match concern {
                     Concern::Fine => {}
                     Concern::Foreign => return,
-                    Concern::Verify(seen) => {
-                        self.verify_sequence(at, seen);
+                    Concern::Ask(question) => {
+                        self.verify_sequence(at, question);
                     }
                 }
                 let leading = leading!(self, at);
@@ -276,13 +281,17 @@ impl World {
         }
     }
 
-    pub(crate) fn last_sequence_found(&mut self, at: usize, seen: u64, answer: &Answer) {
+    pub(crate) fn sequence_found(&mut self, at: usize, question: &Question, answer: &Answer) {
         let instant = self.instant(self.now);
         let leading = leading!(self, at);
         leading.finding = false;
         if let Answer::Last(last) = answer {
-            leading.guard.verified(seen, *last);
+            leading.guard.answered(question, *last);
             leading.pace.changed(instant);
+            let next = leading.guard.question();
+            next.into_iter()
+                .for_each(|next| self.verify_sequence(at, next));
+            let leading = leading!(self, at);
             if let Some(why) = leading.guard.frozen().map(str::to_owned) {
                 self.law_freezes_for_a_reason();
                 self.say_controller(at, || format!("FROZEN: {why}"));
@@ -354,10 +363,8 @@ impl World {
         let mut broken = check::check(&leading.cluster, &plan);
         let stored = self.store.bucket.term.as_ref();
         let deposed = stored.is_some_and(|(record, _)| record.term > leading.cluster.term);
-        let out_of_date = self.laws.regressed || deposed;
-        if out_of_date && broken.iter().all(|rule| rule.host().is_some()) {
-            // The store went back by less than has been written since, or another leads and this one has
-            // been frozen: what a host holds is later, and stays.
+        if deposed && broken.iter().all(|rule| rule.host().is_some()) {
+            // Another leads and this one has been frozen: what a host holds is later, and stays.
             plan = plan.without(&broken);
             broken.clear();
         }

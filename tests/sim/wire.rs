@@ -60,6 +60,10 @@ pub(crate) enum Op {
         by: (Term, LeaderId),
     },
     LastSequence,
+    /// The sequence of a host's set.
+    SetSequence {
+        host: HostId,
+    },
     /// A host that connects: the term, then its set.
     Connect {
         host: HostId,

@@ -2,19 +2,21 @@
 
 use std::time::Instant;
 
+use wasmorch_api::subjects::key;
 use wasmorch_api::{ApiError, Term};
 
 use super::{ControlLoop, End};
+use crate::guard::Question;
 use crate::recover::Sources;
 use crate::store::{Store, StoreError};
 
 /// What a question to the store has found.
 #[derive(Debug)]
 pub(crate) enum Finding {
-    /// A host has seen `seen`; the store's last sequence is `last`.
-    LastSequence {
-        seen: u64,
-        last: Result<u64, StoreError>,
+    /// A host has seen more than this leader knows of; this is what the store says.
+    Sequence {
+        question: Question,
+        stored: Result<u64, StoreError>,
     },
     /// A host has seen the term `seen`; the store holds `stored`.
     Term {
@@ -28,8 +30,8 @@ pub(crate) enum Finding {
 impl ControlLoop {
     /// Asks the store again while a doubt lasts, and not for ever.
     pub(super) fn settle_doubt(&mut self) -> Result<(), End> {
-        if let Some(seen) = self.begin.guard.question() {
-            self.verify_sequence(seen);
+        if let Some(question) = self.begin.guard.question() {
+            self.verify_sequence(question);
         }
         if self.begin.guard.doubts_too_long(self.begin.clock.now()) {
             let why = "it did not say whether it is what hosts have seen".to_owned();
@@ -39,12 +41,13 @@ impl ControlLoop {
     }
 
     /// Asks the store; the answer comes as a finding.
-    pub(super) fn verify_sequence(&mut self, seen: u64) {
+    pub(super) fn verify_sequence(&mut self, question: Question) {
         self.find(move |store| async move {
-            Finding::LastSequence {
-                seen,
-                last: store.last_sequence().await,
-            }
+            let stored = match &question {
+                Question::Last(_) => store.last_sequence().await,
+                Question::Set(host, _) => store.sequence_of(&key::placements(host)).await,
+            };
+            Finding::Sequence { question, stored }
         });
     }
 
@@ -77,12 +80,15 @@ impl ControlLoop {
         self.finding &= matches!(finding, Finding::Gathered(_));
         match finding {
             Finding::Gathered(sources) => return self.gathered(sources),
-            Finding::LastSequence {
-                seen,
-                last: Ok(last),
+            Finding::Sequence {
+                question,
+                stored: Ok(stored),
             } => {
-                self.begin.guard.verified(seen, last);
+                self.begin.guard.answered(&question, stored);
                 self.pace.changed(Instant::now());
+                if let Some(next) = self.begin.guard.question() {
+                    self.verify_sequence(next);
+                }
             }
             Finding::Term {
                 seen,
@@ -96,8 +102,8 @@ impl ControlLoop {
                 return Err(End::Behind(seen));
             }
             // It is asked again with the next heartbeat.
-            Finding::LastSequence {
-                last: Err(error), ..
+            Finding::Sequence {
+                stored: Err(error), ..
             }
             | Finding::Term {
                 stored: Err(error), ..

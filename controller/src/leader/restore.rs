@@ -26,25 +26,26 @@ pub(super) struct Restored {
     pub(super) answers: Answers,
 }
 
-/// What the stored term leads to.
+/// What the stored term leads to; `None`: it is the last that there can be.
 pub(super) fn next_term(
     before: Option<TermRecord>,
     floor: Term,
     leader: &LeaderId,
     clock: &Clock,
     random: [u8; 10],
-) -> TermRecord {
+) -> Option<TermRecord> {
     let (cluster, last, formerly) = match before {
         Some(record) => (record.cluster, record.term, record.formerly),
         None => (ClusterId::from_random(random), Term(0), Vec::new()),
     };
-    TermRecord {
+    let last = last.max(floor);
+    (last < last.next()).then(|| TermRecord {
         cluster,
-        term: last.max(floor).next(),
+        term: last.next(),
         leader: leader.clone(),
         at: clock.now(),
         formerly,
-    }
+    })
 }
 
 /// The state as loaded. Records come first: what belongs to an unknown workload is a leftover.
@@ -123,19 +124,25 @@ mod tests {
     #[test]
     fn terms_only_grow_and_the_cluster_stays() {
         let clock = Clock::new();
-        let first = next_term(None, Term(0), &leader(), &clock, [7; 10]);
+        let first = next_term(None, Term(0), &leader(), &clock, [7; 10]).unwrap();
         assert_eq!(
             (first.term, first.cluster.as_str()),
             (Term(1), "07070707070707070707")
         );
-        let second = next_term(Some(first.clone()), Term(0), &leader(), &clock, [8; 10]);
+        let second = next_term(Some(first.clone()), Term(0), &leader(), &clock, [8; 10]).unwrap();
         assert_eq!((second.term, &second.cluster), (Term(2), &first.cluster));
-        let after_loss = next_term(Some(first), Term(9), &leader(), &clock, [8; 10]);
+        let after_loss = next_term(Some(first), Term(9), &leader(), &clock, [8; 10]).unwrap();
         assert_eq!(after_loss.term, Term(10), "later than what a host has seen");
+        let last = TermRecord {
+            term: Term(u64::MAX),
+            ..after_loss
+        };
+        let after = next_term(Some(last), Term(9), &leader(), &clock, [8; 10]);
+        assert!(after.is_none(), "none comes after the last");
     }
 
     fn minted() -> Minted {
-        let record = next_term(None, Term(0), &leader(), &Clock::new(), [7; 10]);
+        let record = next_term(None, Term(0), &leader(), &Clock::new(), [7; 10]).unwrap();
         Minted { record, fence: 5 }
     }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use wasmorch_api::Term;
 use wasmorch_api::record::TermRecord;
+use wasmorch_api::subjects::key;
 
 use super::keeper::Keeper;
 use super::restore::{Minted, Restored, next_term, restore};
@@ -141,6 +142,10 @@ impl Controller {
             tries += 1;
             let (before, sequence) = self.store.read_term().await?;
             let record = next_term(before, floor, &self.leader, clock, rand::random());
+            let record = record.ok_or_else(|| StoreError::Unreadable {
+                key: key::TERM.to_owned(),
+                what: "no term can follow the stored one".to_owned(),
+            })?;
             // A process that was frozen since it won the lease would depose whoever leads by now. One
             // that freezes right here still may: then the other steps down, and nothing is lost.
             if !lease.holds(Instant::now()) {

@@ -121,8 +121,10 @@ impl Book {
                 cordoned: false,
                 drain: None,
                 joined: now,
+                dead_since: None,
             });
             record.info = told.beat.info.clone();
+            record.dead_since = None;
             for revision in &told.held.revisions {
                 self.know(revision.clone());
             }
@@ -224,18 +226,21 @@ impl Book {
         silent.map(|host| host.info.name.clone()).collect()
     }
 
-    /// The placement sets: of hosts that told, what they hold; of silent ones, what the store has.
+    /// The placement sets: of hosts that told, what they hold; of silent ones, what the store has, and
+    /// nothing where it has none: a host that is known and has no set at all would look like a loss.
     pub(super) fn sets(&self, told: &[Told], by: &Rebuilder) -> Vec<PlacementSet> {
         // What hosts that told have still to remove is named by the next plan; a silent one may read
         // this first.
         let held = told.iter();
-        let held = held.map(|told| (&told.beat.host, &told.held.groups, Vec::new()));
+        let held = held.map(|told| (&told.beat.host, &told.held.groups[..], Vec::new()));
         let answered: BTreeSet<&HostId> = told.iter().map(|told| &told.beat.host).collect();
-        let silent = self
-            .sets
-            .iter()
-            .filter(|(host, _)| !answered.contains(host) && self.hosts.contains_key(host))
-            .map(|(host, set)| (host, &set.groups, set.removals.clone()));
+        let silent = self.hosts.keys().filter(|host| !answered.contains(host));
+        let silent = silent.map(|host| {
+            let set = self.sets.get(host);
+            let groups = set.map_or(&[][..], |set| &set.groups);
+            let removals = set.map(|set| set.removals.clone());
+            (host, groups, removals.unwrap_or_default())
+        });
         let runs = |group: &wasmorch_api::PlacementGroup| {
             let known = self.revisions.get(&group.key());
             known.is_some_and(|known| known.contains_key(&group.revision))

@@ -1,4 +1,5 @@
-//! The lease and the term: the two keys that are written alone, each against its own last sequence.
+//! The lease and the term: the two keys that are written alone, each against its own last sequence; and
+//! what else is read of one key from the stream's leader.
 //!
 //! Traps, all of them met: the KV client's `update` sends no TTL, so a lease renewed with it never
 //! ends; its `create` drops the TTL over the marker of an expired key; a read from a replica may be
@@ -6,6 +7,7 @@
 //! stream's leader.
 
 use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -80,25 +82,19 @@ impl Store {
         Ok(ack.seq)
     }
 
+    /// The sequence of the last message on a key, its marker if it was deleted; 0: there is none.
+    pub(crate) async fn sequence_of(&self, key: &str) -> Result<u64, StoreError> {
+        let last = self.last_message(key).await?;
+        Ok(last.map_or(0, |message| message.sequence))
+    }
+
     /// The last value of a key (`None`: absent or deleted) and its sequence (0: no message at all).
     async fn read_last<T: DeserializeOwned>(
         &self,
         key: &str,
     ) -> Result<(Option<T>, u64), StoreError> {
-        let subject = subjects::state(key);
-        let message = match self.state.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => message,
-            Err(error) => {
-                return match error.kind() {
-                    LastRawMessageErrorKind::NoMessageFound => Ok((None, 0)),
-                    LastRawMessageErrorKind::JetStream(answer)
-                        if answer.error_code() == ErrorCode::NO_MESSAGE_FOUND =>
-                    {
-                        Ok((None, 0))
-                    }
-                    _ => Err(StoreError::Unavailable(error.to_string())),
-                };
-            }
+        let Some(message) = self.last_message(key).await? else {
+            return Ok((None, 0));
         };
         if is_marker(&message.headers) {
             return Ok((None, message.sequence));
@@ -109,6 +105,22 @@ impl Store {
                 what: error.to_string(),
             })?;
         Ok((Some(value), message.sequence))
+    }
+
+    async fn last_message(&self, key: &str) -> Result<Option<StreamMessage>, StoreError> {
+        let subject = subjects::state(key);
+        match self.state.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(answer)
+                    if answer.error_code() == ErrorCode::NO_MESSAGE_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(StoreError::Unavailable(error.to_string())),
+            },
+        }
     }
 }
 

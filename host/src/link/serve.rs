@@ -1,20 +1,21 @@
 //! What arrives unasked: live sets and tables, and requests to this host.
 //!
 //! Owns the subscriptions; they outlive reconnects. Requests are answered by tasks of a bounded
-//! number, refusals included, so that a slow one holds up nothing.
+//! number, refusals included, so that a slow one holds up nothing. Notes, which ask for nothing, are
+//! taken in turn and are none of that number: what must not run twice rests on them.
 
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, Message, Subscriber};
+use async_nats::{HeaderMap, Message};
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use wasmorch_api::error::ErrorBody;
 use wasmorch_api::messages::{
-    HeardNote, HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply,
-    UploadRequest, WithdrawnNote,
+    HeldRequest, HostStatusRequest, LogsRequest, SyncRequest, UploadReply, UploadRequest,
 };
 use wasmorch_api::{ApiError, Digest, ErrorCode, PlacementSet, WorkloadKey, subjects};
 
@@ -31,20 +32,20 @@ const REFUSALS_MAX: usize = 64;
 
 /// What the host listens to.
 pub(super) struct Subscriptions {
-    placements: Subscriber,
-    routes: Subscriber,
-    endpoints: Subscriber,
-    requests: Subscriber,
+    placements: BoxStream<'static, Message>,
+    routes: BoxStream<'static, Message>,
+    endpoints: BoxStream<'static, Message>,
+    requests: BoxStream<'static, Message>,
 }
 
 impl Subscriptions {
     /// Subscribes; the server knows of it before anything that is asked afterwards.
     pub(super) async fn open(link: &Link) -> Self {
         let subscribe = async |subject: String| {
-            link.client
-                .subscribe(subject)
-                .await
+            let subscriber = link.client.subscribe(subject).await;
+            subscriber
                 .expect("the subject is made of validated ids")
+                .boxed()
         };
         Self {
             placements: subscribe(subjects::placements(&link.host)).await,
@@ -79,7 +80,11 @@ pub(super) async fn listen(answers: Answers, mut subscriptions: Subscriptions) {
             }
             Some(message) = subscriptions.requests.next() => {
                 let answers = answers.clone();
-                if answering.len() < REQUESTS_MAX {
+                if let Some(taken) = answers.note(&message).await {
+                    if message.reply.is_some() && answering.len() < REFUSALS_MAX {
+                        answering.spawn(async move { reply(&answers.link, message, taken).await });
+                    }
+                } else if answering.len() < REQUESTS_MAX {
                     answering.spawn(async move {
                         let answer = answers.answer(&message).await;
                         reply(&answers.link, message, answer).await;
@@ -142,6 +147,30 @@ fn table<T: DeserializeOwned>(
 }
 
 impl Answers {
+    /// Takes what is only told; `None`: the message asks for something.
+    async fn note(&self, message: &Message) -> Option<Result<Vec<u8>, ApiError>> {
+        let event = match message.subject.rsplit('.').next() {
+            Some("sync") => request(message).map(|request: SyncRequest| {
+                self.shared.note_term(request.term);
+                self.shared.note_behind(request.sequence);
+                None
+            }),
+            Some("heard") => request(message).map(|note| Some(LinkEvent::Heard(note))),
+            Some("withdrawn") => request(message).map(|note| Some(LinkEvent::Withdrawn(note))),
+            _ => return None,
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Some(event) = event
+            && self.events.send(event).await.is_err()
+        {
+            return Some(Err(internal("the host is shutting down")));
+        }
+        Some(Ok(b"{}".to_vec()))
+    }
+
     async fn answer(&self, message: &Message) -> Result<Vec<u8>, ApiError> {
         match message.subject.rsplit('.').next() {
             Some("status") => {
@@ -168,24 +197,6 @@ impl Answers {
                 let (logs, request): (_, LogsRequest) = (self.logs.clone(), request(message)?);
                 let reply = tokio::task::spawn_blocking(move || logs.tail(&request)).await;
                 encode(&reply.map_err(|_| internal("the logs could not be read"))?)
-            }
-            Some("sync") => {
-                let request: SyncRequest = request(message)?;
-                self.shared.note_term(request.term);
-                self.shared.note_behind(request.sequence);
-                Ok(b"{}".to_vec())
-            }
-            Some("heard") => {
-                let note: HeardNote = request(message)?;
-                let told = self.events.send(LinkEvent::Heard(note)).await;
-                told.map_err(|_| internal("the host is shutting down"))?;
-                Ok(b"{}".to_vec())
-            }
-            Some("withdrawn") => {
-                let note: WithdrawnNote = request(message)?;
-                let told = self.events.send(LinkEvent::Withdrawn(note)).await;
-                told.map_err(|_| internal("the host is shutting down"))?;
-                Ok(b"{}".to_vec())
             }
             verb => Err(ApiError::new(
                 ErrorCode::NotFound,
@@ -299,3 +310,6 @@ async fn reply(link: &Link, message: Message, answer: Result<Vec<u8>, ApiError>)
         tracing::debug!(%error, "an answer could not be sent");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wasmorch_api::{HostId, Name, PlacementNumber, RevisionNumber, Slot, Term, WorkloadKey};
 
-use crate::plan::Plan;
+use crate::plan::{Plan, StopReason};
 
 /// A rule that a plan breaks. Such a plan is not dispatched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,16 @@ pub enum BrokenRule {
         ready: u64,
         /// At least so many.
         least: u64,
+    },
+    /// A replica that would end for a reason that is not so.
+    #[error("placement {number} of {workload} would end as one of which it is not true: {}", .why.words())]
+    WrongReason {
+        /// The workload.
+        workload: WorkloadKey,
+        /// Its number.
+        number: PlacementNumber,
+        /// What was said.
+        why: StopReason,
     },
     /// A namespace beyond what it may have.
     #[error("namespace {namespace} would hold more {dimension} than its quota")]
@@ -216,6 +226,7 @@ impl BrokenRule {
             Self::BadHost { workload, .. }
             | Self::TooMany { workload, .. }
             | Self::TooFew { workload, .. }
+            | Self::WrongReason { workload, .. }
             | Self::PreemptedByNone { workload, .. }
             | Self::CrowdedSlot { workload, .. }
             | Self::Twice { workload, .. }

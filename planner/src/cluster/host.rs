@@ -24,6 +24,8 @@ pub struct Host {
     pub record: HostRecord,
     /// The record has reached the store.
     pub(crate) stored: bool,
+    /// This one or an earlier one has.
+    pub(crate) recorded: bool,
     /// Its current start; `None` until it has been heard in this term.
     pub boot: Option<BootId>,
     /// When it was last heard, or when the term began.
@@ -84,6 +86,8 @@ pub struct Host {
     pub(crate) stale_sets: Option<u64>,
     /// When it was last said that it refuses some.
     pub(crate) stale_said: Option<Timestamp>,
+    /// When it was last said that it claims a term that cannot be.
+    pub(crate) term_said: Option<Timestamp>,
     /// What it says that it has still to remove; `None`: it says nothing of that.
     pub(crate) removals: Option<Vec<RemovalId>>,
 }
@@ -93,6 +97,7 @@ impl Host {
         Self {
             record,
             stored,
+            recorded: stored,
             boot: None,
             heard: since,
             beat: since,
@@ -123,6 +128,7 @@ impl Host {
             boots: Boots::default(),
             stale_sets: None,
             stale_said: None,
+            term_said: None,
             removals: None,
         }
     }
@@ -159,9 +165,30 @@ impl Host {
         self.record.info.capacity
     }
 
-    /// It runs by a set that the store no longer has: it was removed, and came back.
+    /// It holds a set, and the store has none of it.
     pub(crate) fn holds_unkept(&self) -> bool {
-        self.known() && self.set.is_none() && self.applied > 0
+        self.set.is_none() && self.applied > 0
+    }
+
+    /// It was removed and came back: it is to hold nothing any more. Of one whose record is there the set
+    /// was lost, and what it holds is all that is left of that.
+    pub(crate) fn came_back(&self) -> bool {
+        self.known() && self.holds_unkept() && !self.recorded
+    }
+
+    /// The sequence of its set in the store, 0 when there is none; `None`: the store does not know it.
+    pub fn set_stored(&self) -> Option<u64> {
+        match self.set {
+            Some(_) => Some(self.set_sequence),
+            None => self.recorded.then_some(0),
+        }
+    }
+
+    /// Its record is to be written. That of one that came back is so after the set that tells it to hold
+    /// nothing: whoever reads the one without the other takes the set for lost.
+    pub(crate) fn to_record(&self) -> bool {
+        let heard = self.boot.is_some() || self.recorded;
+        !self.stored && heard && (self.recorded || !self.holds_unkept())
     }
 
     /// No set names it, and nothing that it ran is waited for.

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use wasmorch_api::record::NamespaceRecord;
-use wasmorch_api::status::{Drain, HostRecord};
+use wasmorch_api::status::{Drain, HostRecord, HostState};
 use wasmorch_api::{PlacementSet, Record, Revision, RouteTable, Timestamp, WorkloadKey};
 
 use super::{Cluster, Host, Workload};
@@ -200,7 +200,7 @@ impl Cluster {
             let until = |drain: Option<Drain>| drain.map(|drain| drain.deadline);
             let same_drain = until(host.record.drain) == until(record.drain);
             host.record = record;
-            host.stored = true;
+            (host.stored, host.recorded) = (true, true);
             if !same_drain {
                 // Whose replicas come or stay is looked at whole: moving them is bounded by the rest.
                 let held = host.set.iter().flat_map(|set| &set.groups);
@@ -211,6 +211,13 @@ impl Cluster {
             }
         } else {
             let mut host = Host::new(record, true, self.since);
+            if host.record.dead_since.is_some() {
+                // To the leader before this one. What may run there is waited for anew: that one's clock
+                // is another.
+                let window = self.detection.dead(host.info());
+                host.state = HostState::Dead;
+                host.dead_since = Some(self.since.after(window));
+            }
             self.numbered += 1;
             host.number = self.numbered;
             self.hosts.insert(id.clone(), host);

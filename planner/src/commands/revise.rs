@@ -297,12 +297,21 @@ fn abort(
 ) -> Result<(), ApiError> {
     let name = &record.name;
     let Some(back) = hold::earlier(record) else {
-        return Err(ApiError::new(
-            ErrorCode::Conflict,
-            format!("{name} has no revision to go back to"),
-            "this is its first",
-            format!("stop it with `wasmorch stop {name}`, or `wasmorch rm {name}`"),
-        ));
+        let (why, fix) = match ends(record) {
+            Some(stop) => (
+                "this is its first".to_owned(),
+                format!("end it with {stop}, or `wasmorch rm {name}`"),
+            ),
+            None => (
+                format!(
+                    "revision {} is restarted, and is what serves",
+                    rollout.revision
+                ),
+                "wait for it: a restart ends by itself, at its deadline at the latest".to_owned(),
+            ),
+        };
+        let what = format!("{name} has no revision to go back to");
+        return Err(ApiError::new(ErrorCode::Conflict, what, why, fix));
     };
     record.revision = back;
     if let Some(revision) = workload.revisions.get(&back) {

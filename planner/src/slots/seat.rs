@@ -69,6 +69,10 @@ pub(super) fn standing(
             Standing::Unheard
         };
     };
+    if host.boot.is_none() && host.state == HostState::Dead && !cluster.settled(now) {
+        // To the leader before this one: it may be back, and is given the time to say so.
+        return Standing::Unheard;
+    }
     if host.state == HostState::Dead && !planted::is(Bug::DeadHostKept) {
         return if absent::is_away(workload, placed, host, now) {
             Standing::Away

@@ -305,6 +305,10 @@ fn the_checker_keeps_min_available_of_one_on_every_host() {
     wanted.min_available = 2;
     world.deploy(wanted, Kind::Http);
     world.run(8);
+    for name in ["h1", "h2", "h3"] {
+        let drain = commands::drain(&world.cluster, name, None, world.now).unwrap();
+        world.store(drain.writes);
+    }
     let placements = &world.cluster.workload(&web()).unwrap().placements;
     let stop: Vec<Stop> = { placements.iter().take(2) }
         .map(|(number, placed)| Stop {

@@ -252,3 +252,43 @@ fn a_new_leader_listens_until_all_hosts_have_said_what_they_hold_or_are_given_up
     speaks(&mut world, 2);
     assert!(!world.cluster.listens(world.now));
 }
+
+#[test]
+fn a_term_beyond_all_that_can_have_begun_is_not_followed_and_told_of_once_a_minute() {
+    let mut world = World::new(1);
+    let says = |world: &mut World, term: u64| {
+        let beat = Heartbeat {
+            term: Term(term),
+            ..world.beat(&host(1))
+        };
+        let beat = Observation::Heartbeat(Box::new(beat));
+        let observed = world.cluster.observe(beat, world.now);
+        let follows = { observed.asks.iter() }.any(|ask| matches!(ask, Ask::NewerTerm(_)));
+        let mut events = observed.events.iter();
+        (
+            follows,
+            events.any(|event| event.kind == EventKind::AlarmStaleTerm),
+        )
+    };
+    assert_eq!(says(&mut world, 5_000), (true, false));
+    assert_eq!(says(&mut world, u64::MAX), (false, true));
+    assert_eq!(says(&mut world, u64::MAX), (false, false));
+    world.now.0 += 60_000;
+    assert_eq!(says(&mut world, 1 << 40), (false, true));
+}
+
+#[test]
+fn a_host_that_says_too_much_of_itself_is_not_taken_up_and_bars_nobody() {
+    let mut world = World::new(1);
+    let mut beat = world.beat(&host(1));
+    beat.host = host(2);
+    let label = "x".repeat(world.cluster.value_bytes_max / 2);
+    beat.info.labels.insert("large".to_owned(), label);
+    let told = said(&mut world, beat, EventKind::AlarmFull);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].1.contains("says more of itself"), "{told:?}");
+    assert_eq!(world.cluster.hosts().len(), 1);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(8);
+    assert_eq!(world.ready(), 1);
+}

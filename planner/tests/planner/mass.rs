@@ -76,6 +76,47 @@ fn a_host_that_falls_silent_alone_is_replaced_at_once() {
 }
 
 #[test]
+fn hosts_that_are_long_dead_are_no_mass_silence_to_a_new_leader() {
+    let mut world = World::new(9);
+    world.oracle = false;
+    world.deploy(spec("1", 9), Kind::Http);
+    world.run(8);
+    for n in 7..=9 {
+        world.silent.insert(host(n));
+        assert_eq!(world.deaths(20).len(), 1);
+    }
+    assert_eq!((world.dead(), world.ready()), (3, 9));
+    world.new_leader();
+    world.silent.insert(host(1));
+    assert_eq!(world.dead(), 3);
+    assert_eq!(world.deaths(7).len(), 1);
+    assert_eq!((world.on(&host(1)), world.ready()), (0, 9));
+    // One that is back is alive to the next one, whether or not it has spoken to it.
+    world.silent.remove(&host(7));
+    world.run(2);
+    world.new_leader();
+    assert_eq!(world.cluster.hosts()[&host(7)].state, HostState::Alive);
+    assert_eq!(world.dead(), 3);
+}
+
+#[test]
+fn a_new_leader_gives_a_host_that_was_dead_the_time_to_say_that_it_is_back() {
+    let mut world = World::new(1);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(8);
+    world.silent.insert(host(1));
+    assert_eq!(world.deaths(7).len(), 1);
+    assert_eq!(world.on(&host(1)), 1, "there is nowhere else");
+    world.seqs.insert(host(2), 0);
+    world.new_leader();
+    world.run(6);
+    assert_eq!((world.dead(), world.on(&host(1))), (1, 1));
+    world.silent.clear();
+    world.run(12);
+    assert_eq!((world.dead(), world.on(&host(1)), world.ready()), (0, 1, 1));
+}
+
+#[test]
 fn a_leader_that_stood_still_calls_nobody_dead() {
     let mut world = ten();
     for stall in [4_000, 30_000, 3_600_000] {

@@ -230,3 +230,65 @@ fn rollback_goes_to_the_revision_before() {
     assert_eq!(world.rollout(), RolloutState::Completed);
     assert_eq!(world.cluster.workload(&web()).unwrap().record.revision.0, 1);
 }
+
+/// Hosts with room for one replica each, and none to spare.
+fn full(hosts: usize) -> World {
+    let mut world = World::new(hosts);
+    world.replicas_max = 1;
+    world.run(1);
+    world
+}
+
+#[test]
+fn where_there_is_no_room_for_a_successor_the_old_one_ends_first_if_it_may_be_missing() {
+    let rolled = |max_unavailable: u32| {
+        let mut world = full(3);
+        let spec = |version| {
+            let mut spec = spec(version, 3);
+            (spec.update.max_surge, spec.update.max_unavailable) = (1, max_unavailable);
+            spec
+        };
+        world.deploy(spec("1"), Kind::Http);
+        world.run(8);
+        assert_eq!(world.ready(), 3);
+        world.deploy(spec("2"), Kind::Http);
+        let least = (0..40).map(|_| {
+            world.round();
+            world.ready()
+        });
+        (least.min(), world.rollout())
+    };
+    assert_eq!(rolled(1), (Some(2), RolloutState::Completed));
+    assert_eq!(rolled(0), (Some(3), RolloutState::Rolling), "none may be");
+}
+
+#[test]
+fn on_a_full_device_what_serves_nobody_makes_way_for_its_fix() {
+    let mut world = full(1);
+    world.fates.insert(1, Fate::Unready);
+    world.deploy(spec("1", 1), Kind::Http);
+    world.run(8);
+    assert_eq!((world.on(&host(1)), world.ready()), (1, 0));
+    world.deploy(spec("2", 1), Kind::Http);
+    world.run(12);
+    assert_eq!(
+        (world.rollout(), world.ready()),
+        (RolloutState::Completed, 1)
+    );
+}
+
+#[test]
+fn a_rollout_without_anything_to_go_back_to_says_what_it_is() {
+    let mut world = World::new(2);
+    world.deploy(spec("1", 2), Kind::Http);
+    let abort = |world: &World| {
+        let abort = rollout_request("web", Some(RolloutAction::Abort));
+        commands::rollout(&world.cluster, &abort, &world.call()).unwrap_err()
+    };
+    assert_eq!(abort(&world).why, "this is its first");
+    world.run(12);
+    world.change(commands::restart, None);
+    let error = abort(&world);
+    assert_eq!(error.why, "revision 1 is restarted, and is what serves");
+    assert!(error.fix.contains("ends by itself"), "{}", error.fix);
+}

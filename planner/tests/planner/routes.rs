@@ -54,6 +54,78 @@ fn a_route_that_was_given_up_is_free_only_when_nothing_leads_back_to_it() {
 }
 
 #[test]
+fn what_becomes_a_service_is_routed_to_until_its_last_http_replica_ends() {
+    let mut world = World::new(2);
+    deploy(&mut world, with_route("web", "1")).unwrap();
+    world.run(8);
+    let service = WorkloadSpec {
+        routes: Vec::new(),
+        ..spec("2", 1)
+    };
+    world.deploy(service, Kind::Service);
+    let mut served = 0;
+    for _ in 0..20 {
+        world.round();
+        let workload = world.cluster.workload(&web()).unwrap();
+        let http = workload.placements.values();
+        let http = http.filter(|one| one.revision.0 == 1);
+        let http: Vec<HostId> = http.map(|one| one.host.clone()).collect();
+        let routes = workload.routes.as_ref().unwrap();
+        let endpoints = workload.endpoints.as_ref().unwrap().whole();
+        let named = endpoints.hosts.iter();
+        let named: Vec<HostId> = named.map(|one| one.host.clone()).collect();
+        assert_eq!(named, http, "the service is sent nothing");
+        let kind = if http.is_empty() {
+            Kind::Service
+        } else {
+            Kind::Http
+        };
+        assert_eq!((routes.kind, routes.routes.len()), (kind, http.len()));
+        served += http.len();
+    }
+    assert!(served > 0, "both at once for a while");
+    assert_eq!(world.rollout(), RolloutState::Completed);
+    assert!(world.plan().is_empty());
+
+    // The route is free, and leads to nobody else.
+    deploy(&mut world, with_route("other", "1")).unwrap();
+    world.run(8);
+    let lead = world.cluster.workloads().values();
+    let lead = lead.filter(|one| one.routes.as_ref().is_some_and(|it| !it.routes.is_empty()));
+    let lead: Vec<&str> = lead.map(|one| one.record.name.as_str()).collect();
+    assert_eq!(lead, ["other"]);
+    // And back.
+    let back = rollout_request("web", None);
+    let error = commands::rollback(&world.cluster, &back, &world.call()).unwrap_err();
+    refused_with_both_names(&error, "default/web", "default/other");
+    world.change_of("other", commands::rm, None);
+    let back = commands::rollback(&world.cluster, &back, &world.call()).unwrap();
+    world.store(back.writes);
+    world.run(12);
+    let routes = world.cluster.workload(&web()).unwrap().routes.clone();
+    let routes = routes.unwrap();
+    assert_eq!((routes.kind, routes.routes.len()), (Kind::Http, 1));
+}
+
+#[test]
+fn what_becomes_a_job_leaves_the_tables_at_once() {
+    let mut world = World::new(2);
+    deploy(&mut world, with_route("web", "1")).unwrap();
+    world.run(8);
+    let job = WorkloadSpec {
+        routes: Vec::new(),
+        ..spec("2", 1)
+    };
+    world.deploy(job, Kind::Job);
+    world.round();
+    let workload = world.cluster.workload(&web()).unwrap();
+    let routes = workload.routes.as_ref().unwrap();
+    assert_eq!((routes.kind, routes.routes.len()), (Kind::Job, 0));
+    let endpoints = workload.endpoints.as_ref().unwrap().whole();
+    assert_eq!(endpoints.hosts, []);
+}
+
+#[test]
 fn an_automatic_name_is_no_other_workloads_route() {
     let mut world = World::new(2);
     let mut with = |workload: &str, route: &str| {

@@ -68,6 +68,7 @@ impl World {
         found = found.or_else(|| self.promoted_too_soon(at, plan));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
         let current = self.lease_holds(at);
+        found = found.or_else(|| self.lost_set_given_up(at, writes).filter(|_| current));
         found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
         found = found.or_else(|| self.claim_not_met(plan).filter(|_| current));
         found = found.or_else(|| self.laws.starts_held(plan).filter(|_| current));
@@ -83,6 +84,27 @@ impl World {
         let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
         let keys = preempted.map(|stop| stop.key.clone());
         self.laws.preempted.extend(keys);
+    }
+
+    /// A host that the store knows says that it holds a set, of which the store has nothing, not even that it
+    /// was deleted: that was lost, and is no reason to end what runs.
+    fn lost_set_given_up(&self, at: usize, writes: &[Write]) -> Option<String> {
+        let hosts = self.controllers[at].leads()?.cluster.hosts();
+        let bucket = &self.store.bucket;
+        let mut sets = writes.iter().filter_map(|write| match write {
+            Write::Placements(set) => Some(&set.host),
+            _ => None,
+        });
+        let given_up = sets.find(|id| {
+            // One that began before the loss knows the set, and writes what it is to be.
+            let known = hosts.get(*id).filter(|host| host.set.is_none());
+            let holds = known.is_some_and(|host| host.applied > 0);
+            let lost = !bucket.keys.contains_key(&key::placements(id));
+            holds && lost && bucket.has(&key::host(id))
+        });
+        given_up.map(|id| {
+            format!("the set of {id} was lost, and another is written over what it holds")
+        })
     }
 
     /// A plan promotes a revision of which fewer replicas serve than were to prove it.
