@@ -11,6 +11,7 @@ use http::{Method, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::connections::Watch;
 use crate::headers;
@@ -44,6 +45,8 @@ pub(crate) struct Held {
     peer: Option<Arc<Peer>>,
     /// While a client reads the response: whose turn it is.
     turn: Option<Turn>,
+    /// It came in over no port.
+    called: Option<TaskTrackerToken>,
 }
 
 impl Held {
@@ -59,7 +62,13 @@ impl Held {
             connection: connection.map(|(connection, _)| connection.clone()),
             peer: None,
             turn: None,
+            called: None,
         }
+    }
+
+    /// The gateway's end waits for it.
+    pub(crate) fn is_called(&mut self, called: TaskTrackerToken) {
+        self.called = Some(called);
     }
 
     /// The response is there, and a client of the public port is to read it.

@@ -3,7 +3,7 @@
 //! ```text
 //!   public ── route ──> serve ──> serve_here ──> Local
 //!   dispatch ─────────> serve ──> forward ──> another host's peer port
-//!   peer ── unwrap_peer ────────> serve_here ──> Local
+//!   peer ── unwrap_peer ────────> serve_here ──> Local        (see peer_port)
 //! ```
 //!
 //! Invariant: the peer port serves what is here or refuses, and never forwards.
@@ -17,6 +17,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
+use tokio_util::task::TaskTracker;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
@@ -56,10 +57,6 @@ pub struct Canary {
     pub chosen: bool,
 }
 
-/// A request of another gateway that may wake what rests here. An extension of requests.
-#[derive(Debug, Clone, Copy)]
-struct Wake;
-
 /// A running gateway's handle; clones share it.
 #[derive(Clone)]
 pub struct Gateway {
@@ -78,6 +75,8 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) peers: Peers,
+    /// Requests that came in over no port, until their last byte.
+    called: TaskTracker,
 }
 
 /// A request of the public port, and whom it is for.
@@ -115,6 +114,7 @@ impl Gateway {
             peers: Peers::new(&config.limits, config.tunnel.clone(), counters.clone()),
             limits: config.limits.clone(),
             counters,
+            called: TaskTracker::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -147,6 +147,7 @@ impl Gateway {
     ) -> Response<Body> {
         let inner = &*self.inner;
         let mut held = inner.hold(None);
+        held.is_called(inner.called.token());
         let method = request.method().clone();
         let trace = Trace::begin(&request);
         let normal = match headers::normalise(&mut request) {
@@ -205,31 +206,10 @@ impl Gateway {
         response
     }
 
-    /// A request on the peer port.
-    pub(crate) async fn peer(
-        &self,
-        request: Request<Incoming>,
-        connection: &Arc<Watch>,
-    ) -> Response<Outgoing> {
-        let inner = &*self.inner;
-        let connection = Some((connection, request.version()));
-        if let Some(meant) = request.headers().get(headers::HOST) {
-            let held = Held::new(&inner.counters, connection);
-            return inner.who_is_here(meant).finish(request.method(), held);
-        }
-        let held = inner.hold(connection);
-        inner.counters.from_peers.fetch_add(1, Relaxed);
-        let method = request.method().clone();
-        let trace = Trace::begin(&request);
-        let (workload, answer) = match inner.unwrap_peer(request) {
-            Err(answer) => (None, answer),
-            Ok((workload, request)) => {
-                let mut answer = inner.serve_peer(&workload, request).await;
-                answer.tell_load(inner.local.load(&workload));
-                (Some(workload), answer)
-            }
-        };
-        inner.finish(answer, &method, held, workload.as_ref(), trace)
+    /// Waits until nothing is in hand that came in over no port.
+    pub(crate) async fn called(&self) {
+        self.inner.called.close();
+        self.inner.called.wait().await;
     }
 
     /// Ends what connects this gateway to others.
@@ -237,7 +217,6 @@ impl Gateway {
         self.inner.peers.end().await;
     }
 
-    #[cfg(test)]
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
     }
@@ -248,12 +227,12 @@ impl Gateway {
 }
 
 impl Inner {
-    fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
+    pub(crate) fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
         self.counters.requests.fetch_add(1, Relaxed);
         Held::new(&self.counters, connection)
     }
 
-    fn finish(
+    pub(crate) fn finish(
         &self,
         answer: Answer,
         method: &Method,
@@ -272,7 +251,7 @@ impl Inner {
     }
 
     /// Why no more requests are taken, when that is so.
-    fn overloaded(&self) -> Option<String> {
+    pub(crate) fn overloaded(&self) -> Option<String> {
         let max = self.limits.requests_max;
         (self.counters.in_flight.load(Relaxed) > max).then(|| {
             format!("this gateway has {max} requests in hand and takes no more; try again")
@@ -333,79 +312,6 @@ impl Inner {
             request: Request::from_parts(head, body),
             invitation,
         })
-    }
-
-    /// Whoever dialled this port asks whether it has come to the host that it means.
-    fn who_is_here(&self, meant: &HeaderValue) -> Answer {
-        if meant == self.host.as_str() {
-            return Answer::host(meant);
-        }
-        Answer::empty(StatusCode::MISDIRECTED_REQUEST)
-    }
-
-    /// From a request of the peer port to the workload and the request as the guest sees it.
-    #[expect(
-        clippy::result_large_err,
-        reason = "an answer is the size of a response, as is the other side"
-    )]
-    fn unwrap_peer(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> Result<(WorkloadKey, Request<Body>), Answer> {
-        if let Some(text) = self.overloaded() {
-            // Another host may have room.
-            return Err(Answer::refused(text));
-        }
-        let bad = |text: &str| Answer::error(ErrorClass::BadRequest, text);
-        let text = |name| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        let workload = text(headers::WORKLOAD).and_then(|text| text.split_once('/'));
-        let workload = workload.and_then(|(namespace, name)| {
-            Some(WorkloadKey::new(
-                namespace.parse().ok()?,
-                name.parse().ok()?,
-            ))
-        });
-        let workload = workload.ok_or_else(|| {
-            bad("this port serves other gateways: header wasmorch-workload is missing or malformed")
-        })?;
-        let hops = text(headers::HOPS).and_then(|text| text.parse().ok());
-        let hops = hops.ok_or_else(|| bad("header wasmorch-hops is missing or malformed"))?;
-        if hops > self.limits.hops_max {
-            return Err(self.looped(&workload));
-        }
-        headers::normalise(&mut request).map_err(|error| bad(&error.to_string()))?;
-        let left = request.headers().get(headers::DEADLINE);
-        let left = left.and_then(|left| left.to_str().ok()?.parse().ok());
-        let deadline =
-            left.and_then(|left| Instant::now().checked_add(Duration::from_millis(left)));
-        let wake = request.headers().contains_key(headers::WAKE);
-        headers::scrub_peer_request(request.headers_mut());
-        request.extensions_mut().insert(Hops(hops));
-        if wake {
-            request.extensions_mut().insert(Wake);
-        }
-        if let Some(deadline) = deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        Ok((workload, request.map(incoming)))
-    }
-
-    async fn serve_peer(&self, workload: &WorkloadKey, request: Request<Body>) -> Answer {
-        let not_here =
-            || Answer::refused(format!("no replica of {workload} is ready on this host"));
-        let wake = request.extensions().get::<Wake>().is_some();
-        if self.local.ready(workload) == 0 && !(wake && self.local.wake(workload).await) {
-            return not_here();
-        }
-        match self.serve_here(workload, request).await {
-            Here::Answer(answer) => answer,
-            Here::Back(_) => not_here(),
-        }
     }
 
     /// Here if it can be, else elsewhere.

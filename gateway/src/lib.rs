@@ -34,6 +34,7 @@ mod heads;
 mod health;
 mod index;
 mod local;
+mod peer_port;
 mod peers;
 mod proxy_protocol;
 mod refusals;

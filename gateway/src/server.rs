@@ -181,8 +181,12 @@ impl Server {
         }
         ports.iter().for_each(|port| port.close());
         tasks.close();
+        let in_hand = async {
+            tasks.wait().await;
+            gateway.called().await;
+        };
         let drained = tokio::select! {
-            drained = timeout(limits.drain, tasks.wait()) => drained.is_ok(),
+            drained = timeout(limits.drain, in_hand) => drained.is_ok(),
             () = &mut sweeping => false,
         };
         if !drained {

@@ -38,6 +38,8 @@ pub(crate) struct View {
     pub runner: bool,
     /// Everything that was held at the start has been started.
     pub settled: bool,
+    /// It was told to end, and answers what it has in hand.
+    pub leaving: bool,
     /// NATS is there.
     pub nats: bool,
     /// The leader last heard of.
@@ -66,6 +68,7 @@ impl Default for View {
             turned: Instant::now(),
             runner: false,
             settled: false,
+            leaving: false,
             nats: false,
             leader: None,
             term: Term(0),
@@ -151,15 +154,17 @@ fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
     };
     match path {
         "/healthz" => {
-            let turns = view.turned.elapsed() < STUCK;
+            // At last nothing turns but what ends it, and that has a time of its own.
+            let turns = view.leaving || view.turned.elapsed() < STUCK;
             let body = serde_json::json!({ "turns": turns, "runner": view.runner });
             page(ok(turns), JSON, body.to_string())
         }
         "/readyz" => {
             // Without NATS the host serves what it holds, and stays ready.
-            let ready = view.runner && view.settled;
+            let ready = view.runner && view.settled && !view.leaving;
             let body = serde_json::json!({
-                "ready": ready, "nats": view.nats, "leader": view.leader, "term": view.term,
+                "ready": ready, "leaving": view.leaving, "nats": view.nats, "leader": view.leader,
+                "term": view.term,
             });
             page(ok(ready), JSON, body.to_string())
         }
@@ -324,6 +329,8 @@ mod tests {
         assert_eq!((view.nats, status("/readyz", &view)), (false, 200));
         view.runner = false;
         assert_eq!(status("/readyz", &view), 503);
+        (view.runner, view.leaving) = (true, true);
+        assert_eq!(status("/readyz", &view), 503);
     }
 
     #[test]
@@ -335,6 +342,8 @@ mod tests {
         };
         view.turned = long_ago;
         assert_eq!(status("/healthz", &view), 503);
+        view.leaving = true;
+        assert_eq!(status("/healthz", &view), 200);
     }
 
     #[test]

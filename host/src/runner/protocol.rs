@@ -18,7 +18,8 @@
 //! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
 //!   `Drain` that named a replica it no longer knows.
 //! - `Compile` is answered by one `Compiled` of the same digest, whatever else comes between.
-//! - When the daemon's side closes, the runner ends every replica at once, and itself.
+//! - When the daemon's side closes, the runner ends every replica at once, and itself; after `Leave` once
+//!   its gateway has answered what it has in hand.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -144,6 +145,11 @@ pub enum ToRunner {
         digest: Digest,
         /// Why there is none.
         result: Result<(), LoadError>,
+    },
+    /// The daemon ends, and closes its side next: what the gateway has in hand may finish.
+    Leave {
+        /// It is cut off after this long.
+        within_ms: u64,
     },
     /// Answer with `Usage`.
     Usage,
