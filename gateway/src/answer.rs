@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::connections::Watch;
 use crate::headers;
-use crate::peers::Peer;
+use crate::health::Health;
+use crate::peers::{FromPeer, Peers};
 use crate::stall::Turn;
 use crate::stats::{CounterGauge, Counters, ErrorClass, Gauge};
 use crate::{Body, BoxError};
@@ -33,7 +34,7 @@ enum Source {
     Nothing,
     Text(Option<Bytes>),
     Local(Body),
-    Peer(Incoming),
+    Peer(FromPeer),
 }
 
 /// What a request counts as while it is in hand. Dropped with its future when the client goes
@@ -42,7 +43,8 @@ enum Source {
 pub(crate) struct Held {
     _in_flight: CounterGauge,
     connection: Option<Arc<Watch>>,
-    peer: Option<Arc<Peer>>,
+    /// Whose it is, when that is another host's.
+    there: Option<Arc<Health>>,
     /// While a client reads the response: whose turn it is.
     turn: Option<Turn>,
     /// It came in over no port.
@@ -60,7 +62,7 @@ impl Held {
         Self {
             _in_flight: Gauge::new(counters.clone(), |counters| &counters.in_flight),
             connection: connection.map(|(connection, _)| connection.clone()),
-            peer: None,
+            there: None,
             turn: None,
             called: None,
         }
@@ -78,13 +80,10 @@ impl Held {
     }
 
     /// Counts the request as this host's, instead of the one before.
-    pub(crate) fn at(&mut self, peer: Option<Arc<Peer>>) {
-        if let Some(peer) = &peer {
-            peer.request_began();
-        }
-        if let Some(before) = std::mem::replace(&mut self.peer, peer) {
-            before.request_ended();
-        }
+    pub(crate) fn at(&mut self, there: Option<Arc<Health>>) {
+        there.iter().for_each(|there| there.request_began());
+        let before = std::mem::replace(&mut self.there, there);
+        before.iter().for_each(|before| before.request_ended());
     }
 }
 
@@ -182,7 +181,7 @@ impl Answer {
     }
 
     /// Another host's response.
-    pub(crate) fn peer(response: Response<Incoming>) -> Self {
+    pub(crate) fn peer(response: Response<FromPeer>) -> Self {
         let mut response = response.map(Source::Peer);
         headers::scrub_peer_response(response.headers_mut());
         *response.version_mut() = http::Version::HTTP_11;
@@ -190,6 +189,17 @@ impl Answer {
             response,
             class: None,
         }
+    }
+
+    /// For whoever may stop to read it, and is no connection of ours.
+    pub(crate) fn passed(mut self, peers: &Peers, stall_timeout: Duration) -> Self {
+        self.response = self.response.map(|source| match source {
+            Source::Peer(body) if !body.is_end_stream() => {
+                Source::Local(peers.passed(body, stall_timeout))
+            }
+            source => source,
+        });
+        self
     }
 
     /// On the peer port: what this host has in hand for the workload.
@@ -230,10 +240,7 @@ impl Source {
             Self::Nothing => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Local(body) => Pin::new(body).poll_frame(cx),
-            Self::Peer(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
-            }
+            Self::Peer(body) => Pin::new(body).poll_frame(cx),
         }
     }
 }

@@ -81,7 +81,7 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Between requests a connection may rest this long.
     pub idle_timeout: Duration,
-    /// A client that takes nothing of its response for so long loses it.
+    /// A client that takes nothing of its response for so long loses it; so does a guest.
     pub stall_timeout: Duration,
     /// A client that closes its half of the connection so soon after its request waits for the answer; one
     /// that does so later has given up.
@@ -106,6 +106,10 @@ pub struct Limits {
     pub peer_idle: Duration,
     /// Connections kept to one other host. Several, so that several cores and runners share.
     pub peer_connections: usize,
+    /// And at the most, while these are full. Beyond, a request goes elsewhere or is answered 503.
+    pub peer_connections_max: usize,
+    /// Requests at once on one connection between gateways. Each may have its whole window unread.
+    pub peer_streams_max: u32,
     /// Tries of one request on other hosts, the first included. What may have been executed is tried
     /// once more at most; what certainly was not, so often: a rollout may have taken its replica from
     /// more than one host before the tables say so.
@@ -138,6 +142,8 @@ impl Default for Limits {
             dial_again: (Duration::from_secs(1), Duration::from_secs(30)),
             peer_idle: Duration::from_secs(60),
             peer_connections: 2,
+            peer_connections_max: 16,
+            peer_streams_max: 128,
             attempts_max: 3,
             eject_after: 2,
             eject_for: Duration::from_secs(3),

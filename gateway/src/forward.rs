@@ -12,7 +12,6 @@ use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use wasmorch_api::{HostId, WorkloadKey};
 
@@ -23,7 +22,7 @@ use crate::gateway::{Deadline, Here, Inner, RETRY_AFTER};
 use crate::headers;
 use crate::health::Health;
 use crate::index::Target;
-use crate::peers::{Peer, SendError};
+use crate::peers::{FromPeer, Peer, SendError};
 use crate::replay::{Attempt, Replay};
 use crate::stats::ErrorClass;
 
@@ -69,7 +68,7 @@ impl Inner {
         let mut repeated = false;
         loop {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
-            held.at(Some(choice.peer.clone()));
+            held.at(Some(choice.health.clone()));
             self.counters.forwarded.fetch_add(1, Relaxed);
             let mut head = wrapped(&parts, target, hops, deadline);
             if choice.wakes {
@@ -144,7 +143,7 @@ impl Inner {
         choice: &Choice,
         attempt: Request<Attempt>,
         (callers, until): (Option<Instant>, Option<Instant>),
-    ) -> Result<Response<Incoming>, Miss> {
+    ) -> Result<Response<FromPeer>, Miss> {
         let address = choice.peer.name();
         let patient = callers.is_none() && until.is_none();
         let sending = self.peers.send(&choice.peer, attempt);
@@ -176,6 +175,10 @@ impl Inner {
             // Whoever cannot be reached at all is ejected for every workload: see `peers`.
             Err(SendError::NotSent(reason)) => Err(Miss {
                 class: ErrorClass::Unreachable,
+                reason,
+            }),
+            Err(SendError::Full(reason)) => Err(Miss {
+                class: ErrorClass::Overloaded,
                 reason,
             }),
             // Whether the host is to blame its caller knows.
@@ -286,9 +289,7 @@ impl Inner {
             if candidate.host == self.host {
                 return self.local.load(key);
             }
-            let ours = self.peers.get(&candidate.way);
-            let ours = ours.map_or(0, |peer| peer.in_flight());
-            ours.max(candidate.health.load())
+            candidate.health.load()
         };
         endpoints.pick(&mut rand::rng(), self.zone.as_deref(), usable, load)
     }
@@ -317,7 +318,7 @@ fn wrapped(parts: &Parts, target: &Target, hops: u32, deadline: Option<Instant>)
     parts
 }
 
-fn is_refused(response: &Response<Incoming>) -> bool {
+fn is_refused<B>(response: &Response<B>) -> bool {
     response.status() == StatusCode::SERVICE_UNAVAILABLE
         && response.headers().contains_key(headers::REFUSED)
 }

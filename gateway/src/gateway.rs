@@ -167,6 +167,7 @@ impl Gateway {
             (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
             _ => inner.serve(&target, request, &mut held).await,
         };
+        let answer = answer.passed(&inner.peers, inner.limits.stall_timeout);
         let response = inner.finish(answer, &method, held, Some(workload), trace);
         response.map(Outgoing::into_body)
     }

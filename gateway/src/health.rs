@@ -33,6 +33,9 @@ pub(crate) fn ms(duration: Duration) -> u64 {
 pub struct Health {
     failures: AtomicU32,
     ejected_until: AtomicU64,
+    /// This gateway's own requests of the workload there.
+    in_hand: AtomicU32,
+    /// What the host said last, and when.
     load: AtomicU32,
     load_at: AtomicU64,
 }
@@ -89,9 +92,17 @@ impl Health {
         self.load_at.store(now_ms(), Relaxed);
     }
 
-    /// What it last said, while that is worth something.
+    pub(crate) fn request_began(&self) {
+        self.in_hand.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn request_ended(&self) {
+        self.in_hand.fetch_sub(1, Relaxed);
+    }
+
+    /// What it has in hand: what was sent there, or what it last said, while that is worth something.
     pub(crate) fn load(&self) -> u32 {
-        self.load_as_of(now_ms())
+        self.in_hand.load(Relaxed).max(self.load_as_of(now_ms()))
     }
 
     fn load_as_of(&self, now: u64) -> u32 {
