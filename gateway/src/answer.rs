@@ -145,12 +145,14 @@ impl Answer {
 
     /// On the peer port: the request was not executed.
     pub(crate) fn refused(text: impl Into<String>) -> Self {
-        let mut answer = Self::later(ErrorClass::Refused, Duration::ZERO, text);
-        answer
-            .response
-            .headers_mut()
-            .insert(headers::REFUSED, HeaderValue::from_static("1"));
-        answer
+        Self::later(ErrorClass::Refused, Duration::ZERO, text).not_executed()
+    }
+
+    /// On the peer port: whatever it says, it may be asked for elsewhere.
+    pub(crate) fn not_executed(mut self) -> Self {
+        let headers = self.response.headers_mut();
+        headers.insert(headers::REFUSED, HeaderValue::from_static("1"));
+        self
     }
 
     pub(crate) fn empty(status: http::StatusCode) -> Self {

@@ -48,7 +48,7 @@ pub(crate) struct Candidate {
     zone: Option<Arc<str>>,
     /// Outlives the table: a host keeps it as long as it serves the workload.
     pub(crate) health: Arc<Health>,
-    weight: u64,
+    pub(crate) weight: u64,
     /// How much of it is its canaries'.
     canary: u64,
     /// Sum of the weights up to and with this one.

@@ -35,10 +35,31 @@ pub(crate) struct Choice {
     wakes: bool,
 }
 
+/// A request on its way to another host.
+pub(crate) struct Onward {
+    /// Gateways that it has passed before this one.
+    pub(crate) hops: u32,
+    pub(crate) began: Instant,
+    /// The host that had better take it than the replica here.
+    pub(crate) first: Option<Choice>,
+}
+
 /// Why an attempt brought no response.
 struct Miss {
     class: ErrorClass,
     reason: String,
+    /// What a host says that has no room.
+    busy: Option<Box<Response<FromPeer>>>,
+}
+
+impl Miss {
+    fn new(class: ErrorClass, reason: String) -> Self {
+        Self {
+            class,
+            reason,
+            busy: None,
+        }
+    }
 }
 
 impl Inner {
@@ -50,11 +71,12 @@ impl Inner {
         &self,
         target: &Target,
         request: Request<Body>,
-        (hops, began): (u32, Instant),
+        Onward { hops, began, first }: Onward,
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
-        let Some(mut choice) = self.elsewhere_or_woken(key, &[]) else {
+        let spills = first.is_some();
+        let Some(mut choice) = first.or_else(|| self.elsewhere_or_woken(key, &[])) else {
             return self.no_endpoint(key);
         };
         let (parts, body) = request.into_parts();
@@ -65,7 +87,7 @@ impl Inner {
         let mut deadline = callers;
         let replay = Replay::new(body);
         let mut tried: Vec<HostId> = Vec::new();
-        let mut repeated = false;
+        let (mut repeated, mut busy) = (false, false);
         loop {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
             held.at(Some(choice.health.clone()));
@@ -99,8 +121,15 @@ impl Inner {
             let safe = replay.is_whole() && (!lost || parts.method.is_idempotent());
             let again = !last && in_time && safe;
             repeated |= lost;
-            let next = again.then(|| self.elsewhere_or_woken(key, &tried));
-            if let Some(next) = next.flatten() {
+            // Where two have no room a third is not asked.
+            let two = busy && miss.busy.is_some();
+            busy |= miss.busy.is_some();
+            let next = match again && !two {
+                false => None,
+                true if spills => self.spill(key, &tried),
+                true => self.elsewhere_or_woken(key, &tried),
+            };
+            if let Some(next) = next {
                 self.counters.retried.fetch_add(1, Relaxed);
                 choice = next;
                 continue;
@@ -118,12 +147,15 @@ impl Inner {
                     return answer;
                 }
             }
-            return self.in_vain(key, tried.len(), repeated, &miss);
+            return self.in_vain(key, tried.len(), repeated, miss);
         }
     }
 
     /// What is answered when no try brought a response.
-    fn in_vain(&self, key: &WorkloadKey, tries: usize, repeated: bool, miss: &Miss) -> Answer {
+    fn in_vain(&self, key: &WorkloadKey, tries: usize, repeated: bool, miss: Miss) -> Answer {
+        if let Some(busy) = miss.busy.filter(|_| !repeated) {
+            return Answer::peer(*busy);
+        }
         match miss.class {
             // It may have been executed: whatever came after does not undo that.
             _ if repeated => Answer::error(ErrorClass::Lost, self.lost(key, &miss.reason)),
@@ -149,9 +181,9 @@ impl Inner {
         let sending = self.peers.send(&choice.peer, attempt);
         let sent = match until {
             None => sending.await,
-            Some(until) => timeout_at(until.into(), sending).await.map_err(|_| Miss {
-                class: ErrorClass::TimedOut,
-                reason: format!("{address}: the time was over"),
+            Some(until) => timeout_at(until.into(), sending).await.map_err(|_| {
+                let reason = format!("{address}: the time was over");
+                Miss::new(ErrorClass::TimedOut, reason)
             })?,
         };
         // A host that refuses tells it too, and is the less likely to be asked next.
@@ -160,10 +192,14 @@ impl Inner {
             choice.health.reports(load);
         }
         match sent {
-            Ok(response) if is_refused(&response) => Err(Miss {
-                class: ErrorClass::Refused,
-                reason: format!("{address}: refused"),
-            }),
+            Ok(response) if is_refused(&response) => {
+                let refused = Miss::new(ErrorClass::Refused, format!("{address}: refused"));
+                let busy = ErrorClass::of(response.headers()) == Some(ErrorClass::Busy);
+                Err(Miss {
+                    busy: busy.then(|| Box::new(response)),
+                    ..refused
+                })
+            }
             Ok(response) => {
                 let error = ErrorClass::of(response.headers());
                 if !error.is_some_and(ErrorClass::is_the_clients) {
@@ -173,19 +209,10 @@ impl Inner {
                 Ok(response)
             }
             // Whoever cannot be reached at all is ejected for every workload: see `peers`.
-            Err(SendError::NotSent(reason)) => Err(Miss {
-                class: ErrorClass::Unreachable,
-                reason,
-            }),
-            Err(SendError::Full(reason)) => Err(Miss {
-                class: ErrorClass::Overloaded,
-                reason,
-            }),
+            Err(SendError::NotSent(reason)) => Err(Miss::new(ErrorClass::Unreachable, reason)),
+            Err(SendError::Full(reason)) => Err(Miss::new(ErrorClass::Overloaded, reason)),
             // Whether the host is to blame its caller knows.
-            Err(SendError::Lost(reason)) => Err(Miss {
-                class: ErrorClass::Lost,
-                reason,
-            }),
+            Err(SendError::Lost(reason)) => Err(Miss::new(ErrorClass::Lost, reason)),
         }
     }
 
@@ -251,20 +278,39 @@ impl Inner {
         }
     }
 
-    /// Whether a request had better go to another host, though a replica is here that has room.
-    pub(crate) fn leaves(&self, key: &WorkloadKey, endpoints: &Endpoints) -> bool {
+    /// Another host that had better take a request, though a replica is here: one that is not `tried`.
+    pub(crate) fn spill(&self, key: &WorkloadKey, tried: &[HostId]) -> Option<Choice> {
+        let endpoints = self.tables.endpoints(key)?;
+        let better = self.better(key, &endpoints, tried)?;
+        Some(self.choice(better))
+    }
+
+    /// Where the replica here has no room, a host that has less in hand for its weight: were it any other,
+    /// two that are full would send each other what they cannot take.
+    fn better<'e>(
+        &self,
+        key: &WorkloadKey,
+        endpoints: &'e Endpoints,
+        tried: &[HostId],
+    ) -> Option<&'e Candidate> {
+        let fit = |candidate: &Candidate| {
+            self.reaches(candidate) && self.is_fit(candidate) && !tried.contains(&candidate.host)
+        };
         let here = endpoints.candidate(&self.host);
+        if !self.local.has_room(key) {
+            let load = u64::from(self.local.load(key));
+            let weight = here.map_or_else(|| self.local.ready(key).into(), |here| here.weight);
+            let below =
+                |other: &Candidate| u64::from(other.health.load()) * weight < load * other.weight;
+            return self.pick(key, endpoints, |other| fit(other) && below(other));
+        }
         if endpoints.is_weighted() {
             let is_here = |candidate: &Candidate| candidate.host == self.host;
-            let chosen = self.pick(key, endpoints, |c| {
-                is_here(c) || self.reaches(c) && self.is_fit(c)
-            });
-            return chosen.is_some_and(|chosen| chosen.host != self.host);
+            let chosen = self.pick(key, endpoints, |other| is_here(other) || fit(other));
+            return chosen.filter(|chosen| !is_here(chosen));
         }
-        here.is_some_and(|here| here.health.is_ejected())
-            && self
-                .pick(key, endpoints, |c| self.reaches(c) && self.is_fit(c))
-                .is_some()
+        let ejected = here.is_some_and(|here| here.health.is_ejected());
+        ejected.then(|| self.pick(key, endpoints, fit)).flatten()
     }
 
     /// Whether it is another host, and there is a way to it.
@@ -389,7 +435,7 @@ mod tests {
         let other = endpoints.candidate(&"b".parse().unwrap()).unwrap();
         let leaves = (0..10_000).filter(|_| {
             other.health.reports(told);
-            gateway.inner().leaves(&key, &endpoints)
+            gateway.inner().better(&key, &endpoints, &[]).is_some()
         });
         leaves.count()
     }

@@ -25,6 +25,7 @@ use crate::answer::{Answer, Held, Outgoing, incoming};
 use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
 use crate::expect::{self, Invitation};
+use crate::forward::Onward;
 use crate::headers::{self, BadCoding, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
@@ -341,22 +342,16 @@ impl Inner {
         }
         let key = &target.key;
         let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
-        if !awake || self.spills(key) {
-            return self.forward(target, request, (hops, began), held).await;
+        let first = awake.then(|| self.spill(key, &[])).flatten();
+        let stays = awake && first.is_none();
+        let onward = Onward { hops, began, first };
+        if !stays {
+            return self.forward(target, request, onward, held).await;
         }
         match self.serve_here(key, request).await {
             Here::Answer(answer) => answer,
-            Here::Back(request) => self.forward(target, request, (hops, began), held).await,
+            Here::Back(request) => self.forward(target, request, onward, held).await,
         }
-    }
-
-    /// Whether a request had better go to another host, though a replica is here.
-    fn spills(&self, workload: &WorkloadKey) -> bool {
-        if !self.local.has_room(workload) {
-            return self.elsewhere(workload, &[]).is_some();
-        }
-        let endpoints = self.tables.endpoints(workload);
-        endpoints.is_some_and(|endpoints| self.leaves(workload, &endpoints))
     }
 
     pub(crate) async fn serve_here(

@@ -15,8 +15,8 @@ pub trait Local: Send + Sync + 'static {
     /// How many replicas of the workload are ready here. Asked for every request: keep it cheap.
     fn ready(&self, workload: &WorkloadKey) -> u32;
 
-    /// Whether a request would start at once. When it would not, and another host serves the
-    /// workload, the request goes there.
+    /// Whether a request would start at once. When it would not, and another host that serves the
+    /// workload has less in hand, the request goes there.
     fn has_room(&self, workload: &WorkloadKey) -> bool {
         let _ = workload;
         true
@@ -55,7 +55,8 @@ pub enum LocalError {
     /// The replica takes no more requests (it drains). The request is untouched.
     #[error("the replica is draining")]
     Refused(Request<Body>),
-    /// Every seat and every place in the queue is taken.
+    /// Every seat and every place in the queue is taken; or there was no room for one more instance. It
+    /// was not executed.
     #[error("{reason}")]
     Busy {
         /// When to try again.

@@ -122,6 +122,10 @@ impl Inner {
             return not_here();
         }
         match self.serve_here(workload, request).await {
+            // It had no room, so another host may have some.
+            Here::Answer(answer) if answer.class() == Some(ErrorClass::Busy) => {
+                answer.not_executed()
+            }
             Here::Answer(answer) => answer,
             Here::Back(_) => not_here(),
         }

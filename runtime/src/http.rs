@@ -336,6 +336,11 @@ impl HttpReplica {
             .usage(self.gate.in_flight(), self.gate.queued())
     }
 
+    /// Requests that run or wait, in all runners.
+    pub fn load(&self) -> usize {
+        self.gate.load()
+    }
+
     /// Whether a request would be run at once.
     pub fn has_room(&self) -> bool {
         self.gate.has_room()

@@ -21,6 +21,7 @@ async fn a_replica_here_is_preferred_while_it_has_room() {
         assert_eq!(get(here.http).await, (200, "here".to_owned()));
     }
     here.fake.has_room.store(false, Relaxed);
+    here.fake.load.store(1, Relaxed);
     assert_eq!(get(here.http).await.1, "there");
     // With nowhere else to go it queues here.
     here.sees(&[("a", here.peer)]);

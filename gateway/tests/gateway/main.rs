@@ -12,6 +12,7 @@ mod protocol;
 mod public;
 mod secure;
 mod shutdown;
+mod spill;
 mod support;
 mod tries;
 mod tunnel;

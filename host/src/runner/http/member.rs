@@ -158,8 +158,7 @@ impl Candidate for Member {
     }
 
     fn load(&self) -> usize {
-        let usage = self.guest.usage();
-        usage.in_flight + usage.queued
+        self.guest.load()
     }
 
     fn health(&self) -> &Health {
