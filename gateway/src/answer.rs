@@ -285,10 +285,15 @@ impl http_body::Body for Outgoing {
     }
 }
 
+/// No body.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
 /// A request's body as replicas read it. No body costs no allocation.
 pub(crate) fn incoming(body: Incoming) -> Body {
     if http_body::Body::is_end_stream(&body) {
-        Empty::new().map_err(|never| match never {}).boxed_unsync()
+        empty()
     } else {
         body.map_err(BoxError::from).boxed_unsync()
     }

@@ -121,6 +121,11 @@ impl Endpoints {
         self.standbys.iter().find(|one| usable(one))
     }
 
+    /// Whether no two hosts serve it, or could.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.table.hosts.len() < 2
+    }
+
     /// Whether every gateway has to keep to the weights.
     pub(crate) fn is_weighted(&self) -> bool {
         self.weighted

@@ -42,6 +42,8 @@ pub(crate) struct Onward {
     pub(crate) began: Instant,
     /// The host that had better take it than the replica here.
     pub(crate) first: Option<Choice>,
+    /// The replica here was ended while it had it: it is tried once more.
+    pub(crate) lost: bool,
 }
 
 /// Why an attempt brought no response.
@@ -50,6 +52,8 @@ struct Miss {
     reason: String,
     /// What a host says that has no room.
     busy: Option<Box<Response<FromPeer>>>,
+    /// It speaks against the host.
+    blames: bool,
 }
 
 impl Miss {
@@ -58,6 +62,7 @@ impl Miss {
             class,
             reason,
             busy: None,
+            blames: false,
         }
     }
 }
@@ -71,23 +76,35 @@ impl Inner {
         &self,
         target: &Target,
         request: Request<Body>,
-        Onward { hops, began, first }: Onward,
+        onward: Onward,
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
+        let Onward {
+            hops,
+            began,
+            first,
+            lost: mut repeated,
+        } = onward;
         let spills = first.is_some();
         let Some(mut choice) = first.or_else(|| self.elsewhere_or_woken(key, &[])) else {
-            return self.no_endpoint(key);
+            return match repeated {
+                true => Answer::error(ErrorClass::Lost, self.lost(key, "no other host serves it")),
+                false => self.no_endpoint(key),
+            };
         };
         let (parts, body) = request.into_parts();
         let callers = parts.extensions.get::<Deadline>().map(|callers| callers.0);
         // The first try has a whole time-out, which its replica keeps and tells of; whatever follows has
         // what is left of it.
         let all_tries = target.timeout.and_then(|all| began.checked_add(all));
-        let mut deadline = callers;
+        let mut deadline = match repeated {
+            true => [callers, all_tries].into_iter().flatten().min(),
+            false => callers,
+        };
         let replay = Replay::new(body);
         let mut tried: Vec<HostId> = Vec::new();
-        let (mut repeated, mut busy) = (false, false);
+        let mut busy = false;
         loop {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
             held.at(Some(choice.health.clone()));
@@ -98,7 +115,7 @@ impl Inner {
                     .insert(headers::WAKE, HeaderValue::from_static("1"));
             }
             let attempt = Request::from_parts(head, replay.attempt(last));
-            let until = deadline.filter(|_| !tried.is_empty());
+            let until = deadline.filter(|_| repeated || !tried.is_empty());
             let attempt = self.attempt(key, &choice, attempt, (callers, until));
             let miss = match attempt.await {
                 Ok(response) => {
@@ -110,7 +127,7 @@ impl Inner {
             if let Some(why) = replay.broken() {
                 return self.broken(&why);
             }
-            if miss.class == ErrorClass::Lost {
+            if miss.blames {
                 self.fared(key, &choice.host, &choice.health, true);
             }
             tracing::debug!(workload = %key, reason = miss.reason, "no response from there");
@@ -135,19 +152,34 @@ impl Inner {
                 continue;
             }
             held.at(None);
-            let here = || self.rests_at(key, &self.host);
-            if again && (self.local.ready(key) > 0 || here() && self.local.wake(key).await) {
-                self.counters.retried.fetch_add(1, Relaxed);
-                let body = replay.attempt(true).boxed_unsync();
-                let mut request = Request::from_parts(parts, body);
-                if let Some(deadline) = deadline {
-                    request.extensions_mut().insert(Deadline(deadline));
-                }
-                if let Here::Answer(answer) = self.serve_here(key, request).await {
-                    return answer;
-                }
+            if again && let Some(answer) = self.after_all(key, parts, &replay, deadline).await {
+                return answer;
             }
             return self.in_vain(key, tried.len(), repeated, miss);
+        }
+    }
+
+    /// Here, where others were tried in vain: by a replica that is ready, or is woken now.
+    async fn after_all(
+        &self,
+        key: &WorkloadKey,
+        parts: Parts,
+        replay: &Replay,
+        deadline: Option<Instant>,
+    ) -> Option<Answer> {
+        let rests = || self.rests_at(key, &self.host);
+        if self.local.ready(key) == 0 && !(rests() && self.local.wake(key).await) {
+            return None;
+        }
+        self.counters.retried.fetch_add(1, Relaxed);
+        let body = replay.attempt(true).boxed_unsync();
+        let mut request = Request::from_parts(parts, body);
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        match self.serve_here(key, request).await {
+            Here::Answer(answer) => Some(answer),
+            Here::Back(_) => None,
         }
     }
 
@@ -200,6 +232,11 @@ impl Inner {
                     ..refused
                 })
             }
+            Ok(response) if ErrorClass::of(response.headers()) == Some(ErrorClass::Lost) => {
+                // Ended by its host, which blames nobody.
+                let reason = format!("{address}: the replica was ended");
+                Err(Miss::new(ErrorClass::Lost, reason))
+            }
             Ok(response) => {
                 let error = ErrorClass::of(response.headers());
                 if !error.is_some_and(ErrorClass::is_the_clients) {
@@ -211,8 +248,11 @@ impl Inner {
             // Whoever cannot be reached at all is ejected for every workload: see `peers`.
             Err(SendError::NotSent(reason)) => Err(Miss::new(ErrorClass::Unreachable, reason)),
             Err(SendError::Full(reason)) => Err(Miss::new(ErrorClass::Overloaded, reason)),
-            // Whether the host is to blame its caller knows.
-            Err(SendError::Lost(reason)) => Err(Miss::new(ErrorClass::Lost, reason)),
+            // Unless it is the request that broke, which its caller knows.
+            Err(SendError::Lost(reason)) => Err(Miss {
+                blames: true,
+                ..Miss::new(ErrorClass::Lost, reason)
+            }),
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
-use crate::answer::{Answer, Held, Outgoing, incoming};
+use crate::answer::{Answer, Held, Outgoing, empty, incoming};
 use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
 use crate::expect::{self, Invitation};
@@ -344,14 +345,40 @@ impl Inner {
         let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
         let first = awake.then(|| self.spill(key, &[])).flatten();
         let stays = awake && first.is_none();
-        let onward = Onward { hops, began, first };
-        if !stays {
-            return self.forward(target, request, onward, held).await;
+        let mut onward = Onward {
+            hops,
+            began,
+            first,
+            lost: false,
+        };
+        let mut request = request;
+        if stays {
+            let again = self.again(key, &request);
+            request = match (self.serve_here(key, request).await, again) {
+                (Here::Back(request), _) => request,
+                (Here::Answer(answer), Some(again)) if answer.class() == Some(ErrorClass::Lost) => {
+                    onward.lost = true;
+                    again
+                }
+                (Here::Answer(answer), _) => return answer,
+            };
         }
-        match self.serve_here(key, request).await {
-            Here::Answer(answer) => answer,
-            Here::Back(request) => self.forward(target, request, onward, held).await,
+        self.forward(target, request, onward, held).await
+    }
+
+    /// The same request again, in case that the replica here is ended while it has it: where that is the
+    /// same, and somebody else could answer.
+    fn again(&self, workload: &WorkloadKey, request: &Request<Body>) -> Option<Request<Body>> {
+        let repeats = request.method().is_idempotent() && request.body().is_end_stream();
+        if !repeats || self.tables.endpoints(workload)?.is_alone() {
+            return None;
         }
+        let mut again = Request::new(empty());
+        again.method_mut().clone_from(request.method());
+        again.uri_mut().clone_from(request.uri());
+        again.headers_mut().clone_from(request.headers());
+        again.extensions_mut().clone_from(request.extensions());
+        Some(again)
     }
 
     pub(crate) async fn serve_here(
@@ -387,6 +414,11 @@ impl Inner {
                 reason,
             }) => {
                 return Here::Answer(Answer::later(ErrorClass::Busy, retry_after, reason));
+            }
+            Err(LocalError::Stopped) => {
+                // By the host, which blames nobody.
+                let text = self.lost(workload, "the replica was ended");
+                return Here::Answer(Answer::error(ErrorClass::Lost, text));
             }
             Err(LocalError::TimedOut { reason }) => (ErrorClass::TimedOut, reason),
             Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),

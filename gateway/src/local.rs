@@ -52,7 +52,7 @@ pub enum LocalError {
     /// No replica is ready here. The request is untouched.
     #[error("no replica is ready on this host")]
     NotHere(Request<Body>),
-    /// The replica takes no more requests (it drains). The request is untouched.
+    /// The replica takes no more requests (it drains, or ends). The request is untouched.
     #[error("the replica is draining")]
     Refused(Request<Body>),
     /// Every seat and every place in the queue is taken; or there was no room for one more instance. It
@@ -88,6 +88,9 @@ pub enum LocalError {
         /// Which limit.
         reason: String,
     },
+    /// The host has ended the replica while it had the request in hand: it may have been executed.
+    #[error("the replica was ended while it had the request in hand")]
+    Stopped,
     /// The guest failed.
     #[error("{reason}")]
     Failed {

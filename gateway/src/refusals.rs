@@ -53,7 +53,7 @@ impl Inner {
 
     pub(crate) fn lost(&self, workload: &WorkloadKey, reason: &str) -> String {
         let mut text = format!(
-            "the connection to the host that served {workload} broke; whether it was executed is unknown"
+            "what served {workload} was lost while it had the request; whether it was executed is unknown"
         );
         if self.development {
             let _ = write!(text, ": {reason}");

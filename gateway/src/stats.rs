@@ -34,7 +34,7 @@ pub enum ErrorClass {
     Refused,
     /// No host that was tried could be reached; nothing was executed.
     Unreachable,
-    /// The connection to the other host broke; the request may have been executed.
+    /// The connection to the other host broke, or the replica was ended; the request may have been executed.
     Lost,
     /// It passed too many gateways.
     Loop,
