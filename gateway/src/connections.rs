@@ -40,6 +40,11 @@ const RESETS_WINDOW: Duration = Duration::from_secs(10);
 /// Of those that are answered, one in so many may be given up on top.
 const RESETS_PER_ANSWER: u32 = 10;
 
+/// That connections are refused is said again after so long without one.
+const QUIET: Duration = Duration::from_secs(60);
+/// No sweep comes so late.
+const NEVER: u32 = u32::MAX;
+
 /// The open connections of one port.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -55,6 +60,9 @@ pub(crate) struct Connections {
     /// Requests that a connection may give up, before they are answered, in [`RESETS_WINDOW`].
     resets_max: u32,
     resets_ticks: u32,
+    /// When one was refused last.
+    refused_at: AtomicU32,
+    quiet_ticks: u32,
     /// Who else accepts here.
     crowd: Option<Arc<dyn Crowd>>,
 }
@@ -209,6 +217,8 @@ impl Connections {
             half_closed_ticks: ticks(limits.half_closed_timeout),
             resets_max: limits.resets_max,
             resets_ticks: ticks(RESETS_WINDOW),
+            refused_at: AtomicU32::new(NEVER),
+            quiet_ticks: ticks(QUIET),
             crowd: None,
         }
     }
@@ -283,6 +293,13 @@ impl Connections {
             id,
             watch,
         })
+    }
+
+    /// One was refused. Whether that is news.
+    pub(crate) fn refuses(&self) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
+        let last = self.refused_at.swap(now, Ordering::Relaxed);
+        last == NEVER || now.wrapping_sub(last) >= self.quiet_ticks
     }
 
     /// Ends those that rest for too long, and those that others should have.

@@ -310,8 +310,9 @@ impl Port {
     fn admit(&self) -> Option<(Place, CounterGauge)> {
         let counters = self.shared.gateway.counters();
         let Some(place) = self.connections.enter() else {
-            if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
-                tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
+            counters.connections_refused.fetch_add(1, Relaxed);
+            if self.connections.refuses() {
+                tracing::warn!(role = ?self.role, "too many connections: one is refused");
             }
             return None;
         };

@@ -161,3 +161,14 @@ fn places_are_limited() {
     drop(first);
     assert!(connections.enter().is_some());
 }
+
+#[test]
+fn that_connections_are_refused_is_news_again_after_a_quiet_minute() {
+    let connections = connections();
+    let refused_after = |ticks: u32| {
+        (0..ticks).for_each(|_| connections.sweep());
+        connections.refuses()
+    };
+    let news = [0, 0, 30, 60, 61].map(refused_after);
+    assert_eq!(news, [true, false, false, false, true]);
+}

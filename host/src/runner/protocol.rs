@@ -28,7 +28,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use wasmorch_api::messages::LogLine;
 use wasmorch_api::{Answers, Digest, EndpointTable, ReplicaId, Revision, RouteTable, WorkloadKey};
-use wasmorch_gateway::PemPair;
+use wasmorch_gateway::{PemPair, Stats};
 use wasmorch_runtime::LoadError;
 
 pub use crate::process::QUEUE;
@@ -202,20 +202,6 @@ pub struct ReplicaUsage {
     pub answers: Answers,
 }
 
-/// Counters of a runner's gateway since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct GatewayStats {
-    /// Requests accepted.
-    pub requests: u64,
-    /// Answers of 500 and above.
-    pub errors: u64,
-    /// Requests sent on to another host.
-    pub forwarded: u64,
-    /// Requests in hand now.
-    pub in_flight: u64,
-}
-
 /// Compiled code in a runner's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -237,7 +223,7 @@ pub struct Usage {
     /// Each replica that is started.
     pub replicas: Vec<ReplicaUsage>,
     /// The gateway's counters.
-    pub gateway: GatewayStats,
+    pub gateway: Stats,
     /// The code that it has loaded.
     pub code: CodeStats,
     /// The highest store sequence that its tables have applied.
