@@ -79,8 +79,10 @@ pub struct Limits {
     /// The first request's head must be complete this long after the connection was accepted, a further
     /// one's after its first byte (by HTTP/1.1: other bytes of HTTP/2 are no heads).
     pub header_timeout: Duration,
-    /// Between requests a connection may rest this long.
+    /// Between requests a connection may rest this long; where all places are taken, until another comes.
     pub idle_timeout: Duration,
+    /// Between two pieces of a client's body, as long as it is waited for and the answer has not begun.
+    pub body_timeout: Duration,
     /// A client that takes nothing of its response for so long loses it; so does a guest.
     pub stall_timeout: Duration,
     /// A client that closes its half of the connection so soon after its request waits for the answer; one
@@ -130,6 +132,7 @@ impl Default for Limits {
             header_bytes_max: 64 * 1024,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             // Who closes its half does so with its last bytes; who gives up has waited for tenths of a second.
             half_close_within: Duration::from_millis(250),

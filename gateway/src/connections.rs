@@ -5,6 +5,7 @@
 //!      │                                     │ first byte of a head
 //!      └── no complete head in time ─────────┴────────────────────────────────────────> gone
 //!   serving ── the client has closed its half, and nothing was sent to it for too long ─> gone
+//!   resting ── all places are taken, and it rests longest ───────────────────────────────> gone
 //! ```
 //!
 //! One sweep looks at all of them now and then, so that a connection carries no timer and no
@@ -142,6 +143,13 @@ impl Watch {
         }
     }
 
+    /// Between two requests, and no further one has begun.
+    fn rests(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+            && self.in_flight.load(Ordering::Acquire) == 0
+            && !self.in_head.load(Ordering::Acquire)
+    }
+
     pub(crate) fn went_on(&self) -> &Arc<AtomicU64> {
         &self.went_on
     }
@@ -261,10 +269,10 @@ impl Connections {
         self.tick
     }
 
-    /// A place for a new connection; `None`: there are too many.
+    /// A place for a new connection, that of who rests longest if need be; `None`: there are too many.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.lock();
-        if open.len() >= self.max {
+        if open.len() >= self.max && !self.makes_room(&open) {
             return None;
         }
         let now = self.now.clone();
@@ -293,6 +301,18 @@ impl Connections {
             id,
             watch,
         })
+    }
+
+    /// Ends the connection that rests longest, where one does: whoever only keeps it for later has no right to
+    /// it over who comes with a request.
+    fn makes_room(&self, open: &HashMap<u64, Arc<Watch>>) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
+        let rests =
+            |watch: &&Arc<Watch>| watch.rests() && watch.order.load(Ordering::Relaxed) < DROP;
+        let since =
+            |watch: &&Arc<Watch>| now.wrapping_sub(watch.rests_since.load(Ordering::Relaxed));
+        let longest = open.values().filter(rests).max_by_key(since);
+        longest.inspect(|watch| watch.order(DROP)).is_some()
     }
 
     /// One was refused. Whether that is news.

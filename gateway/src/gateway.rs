@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
-use crate::answer::{Answer, Held, Outgoing, empty, incoming};
+use crate::answer::{Answer, Held, Outgoing, empty};
 use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
 use crate::expect::{self, Invitation};
@@ -30,6 +30,7 @@ use crate::forward::Onward;
 use crate::headers::{self, BadCoding, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
+use crate::paced::{Pace, Paced};
 use crate::peers::Peers;
 use crate::stats::{Counters, ErrorClass, Stats};
 use crate::tables::Tables;
@@ -87,6 +88,8 @@ struct Routed {
     request: Request<Body>,
     /// For a client that waits to be told to send its body.
     invitation: Option<Invitation>,
+    /// Of its body.
+    pace: Pace,
 }
 
 /// A replica here has answered, or gives the request back.
@@ -193,8 +196,10 @@ impl Gateway {
                     target,
                     request,
                     invitation,
+                    pace,
                 } = routed;
                 let answer = inner.serve(&target, request, &mut held).await;
+                let answer = pace.answered(answer, inner.limits.body_timeout);
                 if let Some(invitation) = invitation {
                     invitation.extend(answer.status()).await;
                 }
@@ -303,10 +308,13 @@ impl Inner {
         let is_expected = expect::is_expected(head.version, &head.headers, &body);
         headers::scrub_public_request(&mut head.headers);
         client.tell(&mut head.headers);
+        let (pace, within) = (Pace::default(), self.limits.body_timeout);
         let (body, invitation) = match is_expected {
-            false => (incoming(body), None),
+            _ if body.is_end_stream() => (empty(), None),
+            false => (Paced::new(body, within, pace.clone()).boxed_unsync(), None),
             true => {
                 let (body, invitation) = expect::expected(body);
+                let body = Paced::new(body, within, pace.clone());
                 (body.boxed_unsync(), Some(invitation))
             }
         };
@@ -314,6 +322,7 @@ impl Inner {
             target,
             request: Request::from_parts(head, body),
             invitation,
+            pace,
         })
     }
 

@@ -172,3 +172,33 @@ fn that_connections_are_refused_is_news_again_after_a_quiet_minute() {
     let news = [0, 0, 30, 60, 61].map(refused_after);
     assert_eq!(news, [true, false, false, false, true]);
 }
+
+#[test]
+fn who_rests_longest_makes_room_and_nobody_else() {
+    let connections = connections();
+    let served = || {
+        let place = connections.enter().unwrap();
+        place.watch.request_began(Version::HTTP_11);
+        place.watch.request_ended();
+        connections.sweep();
+        place
+    };
+    let order = |place: &Place| place.watch.order.load(Ordering::Relaxed);
+    let (first, second) = (served(), served());
+    let third = connections.enter().unwrap();
+    assert_eq!((order(&first), order(&second)), (DROP, STAY));
+    // Before the first is gone.
+    let fourth = connections.enter().unwrap();
+    assert_eq!(order(&second), DROP);
+    drop((first, second));
+    assert!(connections.enter().is_none(), "who has not asked yet stays");
+    third.watch.request_began(Version::HTTP_11);
+    fourth.watch.request_began(Version::HTTP_11);
+    assert!(connections.enter().is_none(), "and so does who is served");
+    third.watch.request_ended();
+    third.watch.bytes_came();
+    assert!(connections.enter().is_none(), "and who begins to ask");
+    fourth.watch.request_ended();
+    assert!(connections.enter().is_some());
+    assert_eq!((order(&third), order(&fourth)), (STAY, DROP));
+}

@@ -160,6 +160,29 @@ async fn one_connection_too_many_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_connection_that_rests_makes_room_for_a_new_one() {
+    let host = Host::start_with("a", 1, hangs_when_told(), |config| {
+        config.limits.connections_max = 2;
+        config.limits.drain = Duration::ZERO;
+    });
+    let request = |path: &str| {
+        let request = Request::get(path).header("host", "shop.example.com");
+        request.body(empty()).unwrap()
+    };
+    let mut resting = H1::connect(host.http).await;
+    text(resting.send(request("/")).await.unwrap()).await;
+    let mut working = H1::connect(host.http).await;
+    let hangs = tokio::spawn(async move { working.send(request("/hang")).await.is_err() });
+    until("it is in hand", || host.calls() == 2).await;
+    assert_eq!(get(host.http).await, (200, "hello".to_owned()));
+    assert_eq!(host.gateway.stats().connections_refused, 0);
+    assert!(resting.send(request("/")).await.is_err(), "it is gone");
+    assert!(!hangs.is_finished(), "and who is served stays");
+    host.stop().await;
+    assert!(within(hangs).await.unwrap());
+}
+
+#[tokio::test]
 async fn one_request_too_many_is_told_so() {
     let host = Host::start_with("a", 1, hangs(), |config| {
         config.limits.requests_max = 1;

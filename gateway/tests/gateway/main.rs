@@ -16,3 +16,4 @@ mod spill;
 mod support;
 mod tries;
 mod tunnel;
+mod uploads;

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use wasmorch_gateway::{Deadline, LocalError};
@@ -328,18 +327,6 @@ async fn what_a_host_ends_is_tried_once_elsewhere_and_blames_nobody() {
         assert_eq!(host.gateway.stats().ejected, 0);
         host.stop().await;
     }
-}
-
-/// Reads all of the body, and tells as a runtime does when there is none.
-fn reads() -> Handle {
-    handler(|request| async {
-        match request.into_body().collect().await {
-            Ok(body) => Ok(Response::new(full(body.to_bytes()))),
-            Err(error) => Err(LocalError::Broken {
-                reason: error.to_string(),
-            }),
-        }
-    })
 }
 
 #[tokio::test]
