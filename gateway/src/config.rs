@@ -34,7 +34,8 @@ pub struct GatewayConfig {
     pub zone: Option<String>,
     /// `<name>.<namespace>.<domain>` is every http workload's name.
     pub domain: String,
-    /// Whether an unknown host is answered with a list of the known ones. Not for the internet.
+    /// Whether an unknown host is answered with a list of the known ones, and a failure with how it came.
+    /// Not for the internet.
     pub development: bool,
     /// Bounds and time-outs.
     pub limits: Limits,

@@ -433,7 +433,9 @@ impl Inner {
             Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),
             Err(LocalError::Broken { reason }) => (ErrorClass::BadRequest, reason),
             Err(LocalError::Late { reason }) => (ErrorClass::LateRequest, reason),
-            Err(LocalError::Failed { reason }) => (ErrorClass::Failed, reason),
+            Err(LocalError::Failed { reason }) => {
+                (ErrorClass::Failed, self.failed(workload, reason))
+            }
         };
         if !class.0.is_the_clients() {
             self.fared_here(workload, class.0.blames_replica(patient));

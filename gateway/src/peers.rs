@@ -50,6 +50,8 @@ pub(crate) use peer::Peer;
 
 /// Unread data of one request or response.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The largest window that HTTP/2 knows (RFC 9113, 6.9.1).
+const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
 /// A peer that has said nothing for this long while requests wait is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// One that does not answer for this long is gone: without this, a host that lost its power would hold
@@ -62,10 +64,9 @@ const PEERS_MAX: usize = 1024;
 /// Unread data of one connection between gateways: what all its streams may hold. So whoever reads nothing
 /// stops nobody else.
 pub(crate) fn connection_window(streams_max: u32) -> u32 {
-    // The most that HTTP/2 knows.
     streams_max
         .saturating_mul(STREAM_WINDOW_BYTES)
-        .clamp(STREAM_WINDOW_BYTES, i32::MAX as u32)
+        .clamp(STREAM_WINDOW_BYTES, WINDOW_BYTES_MAX)
 }
 
 /// Why a request got no response from another host.
@@ -199,7 +200,8 @@ impl Peers {
         request: Request<Attempt>,
     ) -> Result<Response<FromPeer>, SendError> {
         let stream = peer.stream().ok_or_else(|| SendError::Full(peer.full()))?;
-        let (slot, turn) = (stream.slot(), stream.turn);
+        let turn = stream.turn;
+        let slot = &peer.slots[turn];
         let mut request = request;
         loop {
             let (mut sender, pooled) = match slot.open() {

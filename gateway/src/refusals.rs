@@ -1,6 +1,6 @@
 //! What a gateway says when it cannot serve: what, why, and what to do next.
 //!
-//! Addresses of hosts and names of other workloads are told in development only.
+//! Addresses of hosts, names of other workloads and how a guest failed are told in development only.
 
 use std::fmt::Write as _;
 
@@ -49,6 +49,14 @@ impl Inner {
             let _ = write!(text, ": {reason}");
         }
         text
+    }
+
+    /// What went wrong in a guest is for whoever made it; its log has it.
+    pub(crate) fn failed(&self, workload: &WorkloadKey, reason: String) -> String {
+        match self.development {
+            true => reason,
+            false => format!("{workload} failed; its log says why"),
+        }
     }
 
     pub(crate) fn lost(&self, workload: &WorkloadKey, reason: &str) -> String {

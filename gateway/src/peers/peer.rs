@@ -66,15 +66,9 @@ pub(crate) struct Stream {
     pub(super) turn: usize,
 }
 
-impl Stream {
-    pub(super) fn slot(&self) -> &Slot {
-        &self.peer.slots[self.turn]
-    }
-}
-
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.slot().in_hand.fetch_sub(1, Relaxed);
+        self.peer.slots[self.turn].in_hand.fetch_sub(1, Relaxed);
     }
 }
 
