@@ -48,7 +48,7 @@ pub(crate) struct Held {
     /// While a client reads the response: whose turn it is.
     turn: Option<Turn>,
     /// It came in over no port.
-    called: Option<TaskTrackerToken>,
+    _called: Option<TaskTrackerToken>,
 }
 
 impl Held {
@@ -64,13 +64,13 @@ impl Held {
             connection: connection.map(|(connection, _)| connection.clone()),
             there: None,
             turn: None,
-            called: None,
+            _called: None,
         }
     }
 
     /// The gateway's end waits for it.
     pub(crate) fn is_called(&mut self, called: TaskTrackerToken) {
-        self.called = Some(called);
+        self._called = Some(called);
     }
 
     /// The response is there, and a client of the public port is to read it.

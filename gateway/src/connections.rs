@@ -43,6 +43,8 @@ const RESETS_PER_ANSWER: u32 = 10;
 
 /// That connections are refused is said again after so long without one.
 const QUIET: Duration = Duration::from_secs(60);
+/// Once a port is closed, sweeps that a connection without requests has to go by itself.
+const CLOSING_TICKS: u32 = 2;
 /// No sweep comes so late.
 const NEVER: u32 = u32::MAX;
 
@@ -61,6 +63,8 @@ pub(crate) struct Connections {
     /// Requests that a connection may give up, before they are answered, in [`RESETS_WINDOW`].
     resets_max: u32,
     resets_ticks: u32,
+    /// When the port was closed.
+    closed_at: AtomicU32,
     /// When one was refused last.
     refused_at: AtomicU32,
     quiet_ticks: u32,
@@ -225,6 +229,7 @@ impl Connections {
             half_closed_ticks: ticks(limits.half_closed_timeout),
             resets_max: limits.resets_max,
             resets_ticks: ticks(RESETS_WINDOW),
+            closed_at: AtomicU32::new(NEVER),
             refused_at: AtomicU32::new(NEVER),
             quiet_ticks: ticks(QUIET),
             crowd: None,
@@ -342,6 +347,12 @@ impl Connections {
                 continue;
             }
             let rested = since(&watch.rests_since);
+            let closed = self.closed_at.load(Ordering::Relaxed);
+            if closed != NEVER && rested.min(now.wrapping_sub(closed)) >= CLOSING_TICKS {
+                // It was asked to go, and nothing of it is in hand: who is gone has not heard it.
+                watch.order(DROP);
+                continue;
+            }
             if !watch.served.load(Ordering::Relaxed) {
                 if rested >= self.header_ticks {
                     watch.order(DROP);
@@ -361,6 +372,8 @@ impl Connections {
 
     /// Asks all to finish what is in hand.
     pub(crate) fn close(&self) {
+        let now = self.now.load(Ordering::Relaxed);
+        self.closed_at.store(now, Ordering::Relaxed);
         self.lock().values().for_each(|watch| watch.order(CLOSE));
     }
 

@@ -202,3 +202,21 @@ fn who_rests_longest_makes_room_and_nobody_else() {
     assert!(connections.enter().is_some());
     assert_eq!((order(&third), order(&fourth)), (STAY, DROP));
 }
+
+#[test]
+fn when_a_port_closes_only_what_is_in_hand_is_waited_for() {
+    let connections = connections();
+    let places = [(), ()].map(|()| connections.enter().unwrap());
+    for place in &places {
+        place.watch.request_began(Version::HTTP_2);
+    }
+    let [rests, works] = places;
+    rests.watch.request_ended();
+    connections.close();
+    assert_eq!(sweep(&connections, &rests, 1), CLOSE);
+    assert_eq!(sweep(&connections, &rests, 1), DROP);
+    assert_eq!(sweep(&connections, &works, 100), CLOSE);
+    works.watch.request_ended();
+    assert_eq!(sweep(&connections, &works, 1), CLOSE);
+    assert_eq!(sweep(&connections, &works, 1), DROP);
+}

@@ -245,19 +245,20 @@ impl RunnerHandle {
     /// # Errors
     ///
     /// How it failed, or [`RunnerError::Stuck`] after `deadline` on top.
-    pub async fn leave(mut self, within: Duration, deadline: Duration) -> Result<(), RunnerError> {
+    pub async fn leave(self, within: Duration, deadline: Duration) -> Result<(), RunnerError> {
+        let Self { to, mut from, end } = self;
         let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-        let told = async {
+        let told = async move {
             // One that is ending by itself needs not to be told.
-            let _ = self.to.send(ToRunner::Leave { within_ms }).await;
-            drop(self.to);
+            let _ = to.send(ToRunner::Leave { within_ms }).await;
+            drop(to);
             // Nobody wants to know it any more; but a channel that is closed here closes there too.
-            while self.from.recv().await.is_some() {}
+            while from.recv().await.is_some() {}
         };
         let ended = tokio::time::timeout(within + deadline, told).await;
         // One that has not ended by now is not waited for again.
         let deadline = ended.map_or(Duration::ZERO, |()| deadline);
-        self.end.join(deadline).await
+        end.join(deadline).await
     }
 
     /// Closes the channel and waits until the runner has ended.
