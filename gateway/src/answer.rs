@@ -11,12 +11,11 @@ use http::{Method, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::connections::Watch;
 use crate::headers;
 use crate::health::Health;
-use crate::peers::{FromPeer, Peers};
+use crate::peers::FromPeer;
 use crate::stall::Turn;
 use crate::stats::{CounterGauge, Counters, ErrorClass, Gauge};
 use crate::{Body, BoxError};
@@ -47,8 +46,6 @@ pub(crate) struct Held {
     there: Option<Arc<Health>>,
     /// While a client reads the response: whose turn it is.
     turn: Option<Turn>,
-    /// It came in over no port.
-    _called: Option<TaskTrackerToken>,
 }
 
 impl Held {
@@ -64,13 +61,7 @@ impl Held {
             connection: connection.map(|(connection, _)| connection.clone()),
             there: None,
             turn: None,
-            _called: None,
         }
-    }
-
-    /// The gateway's end waits for it.
-    pub(crate) fn is_called(&mut self, called: TaskTrackerToken) {
-        self._called = Some(called);
     }
 
     /// The response is there, and a client of the public port is to read it.
@@ -194,11 +185,9 @@ impl Answer {
     }
 
     /// For whoever may stop to read it, and is no connection of ours.
-    pub(crate) fn passed(mut self, peers: &Peers, stall_timeout: Duration) -> Self {
+    pub(crate) fn passed(mut self, passed: impl FnOnce(FromPeer) -> Body) -> Self {
         self.response = self.response.map(|source| match source {
-            Source::Peer(body) if !body.is_end_stream() => {
-                Source::Local(peers.passed(body, stall_timeout))
-            }
+            Source::Peer(body) if !body.is_end_stream() => Source::Local(passed(body)),
             source => source,
         });
         self

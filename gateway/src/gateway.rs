@@ -78,7 +78,7 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) peers: Peers,
-    /// Requests that came in over no port, until their last byte.
+    /// Requests that came in over no port, as long as they need this gateway.
     called: TaskTracker,
 }
 
@@ -152,7 +152,7 @@ impl Gateway {
     ) -> Response<Body> {
         let inner = &*self.inner;
         let mut held = inner.hold(None);
-        held.is_called(inner.called.token());
+        let _called = inner.called.token();
         let method = request.method().clone();
         let trace = Trace::begin(&request);
         let normal = match headers::normalise(&mut request) {
@@ -172,7 +172,11 @@ impl Gateway {
             (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
             _ => inner.serve(&target, request, &mut held).await,
         };
-        let answer = answer.passed(&inner.peers, inner.limits.stall_timeout);
+        let passed = |body| {
+            let limit = inner.limits.stall_timeout;
+            inner.peers.passed(body, limit, &inner.called)
+        };
+        let answer = answer.passed(passed);
         let response = inner.finish(answer, &method, held, Some(workload), trace);
         response.map(Outgoing::into_body)
     }

@@ -352,8 +352,9 @@ impl Peers {
     }
 
     /// An answer for whoever may stop to read it, and is no connection of ours: then it is ended.
-    pub(crate) fn passed(&self, body: FromPeer, stall_timeout: Duration) -> Body {
-        let (passing, passed) = passed::pass(body, stall_timeout);
+    pub(crate) fn passed(&self, body: FromPeer, limit: Duration, called: &TaskTracker) -> Body {
+        let (passing, passed) = passed::pass(body, limit);
+        let passing = called.track_future(passing);
         let end = self.tasks.end.clone();
         self.tasks
             .tracker
