@@ -321,7 +321,7 @@ impl Driver {
                 None
             }
             Said::Message(FromRunner::Usage(usage)) => {
-                self.view.gateway = usage.gateway.clone();
+                self.view.gateway = (*usage.gateway).clone();
                 self.view.code = usage.code;
                 self.view.table_seq = usage.table_seq;
                 self.beat_now |= self.early_beat.applied(usage.table_seq, Instant::now());

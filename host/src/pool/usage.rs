@@ -97,7 +97,7 @@ impl Usages {
         self.summed = answered;
         let mut replicas: BTreeMap<ReplicaKey, ReplicaUsage> = BTreeMap::new();
         let mut all = Usage {
-            gateway: self.ended.clone(),
+            gateway: Box::new(self.ended.clone()),
             table_seq: u64::MAX,
             ..Usage::default()
         };
@@ -164,11 +164,11 @@ mod tests {
                     slow: requests,
                 },
             }],
-            gateway: Stats {
+            gateway: Box::new(Stats {
                 requests,
                 in_flight: 1,
                 ..Stats::default()
-            },
+            }),
             code: CodeStats::default(),
             table_seq,
         }

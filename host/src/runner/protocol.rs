@@ -223,7 +223,7 @@ pub struct Usage {
     /// Each replica that is started.
     pub replicas: Vec<ReplicaUsage>,
     /// The gateway's counters.
-    pub gateway: Stats,
+    pub gateway: Box<Stats>,
     /// The code that it has loaded.
     pub code: CodeStats,
     /// The highest store sequence that its tables have applied.

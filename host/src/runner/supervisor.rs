@@ -479,7 +479,7 @@ impl Supervisor {
         });
         Usage {
             replicas: replicas.collect(),
-            gateway: self.context.gateway.stats(),
+            gateway: Box::new(self.context.gateway.stats()),
             code: usage::code(self.context.engine.loaded()),
             table_seq: self.tables.sequence(),
         }
