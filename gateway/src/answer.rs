@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,8 @@ use hyper::body::Incoming;
 
 use crate::connections::Watch;
 use crate::headers;
-use crate::peers::Peer;
+use crate::health::Health;
+use crate::peers::FromPeer;
 use crate::stall::Turn;
 use crate::stats::{CounterGauge, Counters, ErrorClass, Gauge};
 use crate::{Body, BoxError};
@@ -32,7 +33,7 @@ enum Source {
     Nothing,
     Text(Option<Bytes>),
     Local(Body),
-    Peer(Incoming),
+    Peer(FromPeer),
 }
 
 /// What a request counts as while it is in hand. Dropped with its future when the client goes
@@ -41,7 +42,8 @@ enum Source {
 pub(crate) struct Held {
     _in_flight: CounterGauge,
     connection: Option<Arc<Watch>>,
-    peer: Option<Arc<Peer>>,
+    /// Whose it is, when that is another host's.
+    there: Option<Arc<Health>>,
     /// While a client reads the response: whose turn it is.
     turn: Option<Turn>,
 }
@@ -57,7 +59,7 @@ impl Held {
         Self {
             _in_flight: Gauge::new(counters.clone(), |counters| &counters.in_flight),
             connection: connection.map(|(connection, _)| connection.clone()),
-            peer: None,
+            there: None,
             turn: None,
         }
     }
@@ -69,13 +71,10 @@ impl Held {
     }
 
     /// Counts the request as this host's, instead of the one before.
-    pub(crate) fn at(&mut self, peer: Option<Arc<Peer>>) {
-        if let Some(peer) = &peer {
-            peer.request_began();
-        }
-        if let Some(before) = std::mem::replace(&mut self.peer, peer) {
-            before.request_ended();
-        }
+    pub(crate) fn at(&mut self, there: Option<Arc<Health>>) {
+        there.iter().for_each(|there| there.request_began());
+        let before = std::mem::replace(&mut self.there, there);
+        before.iter().for_each(|before| before.request_ended());
     }
 }
 
@@ -137,12 +136,14 @@ impl Answer {
 
     /// On the peer port: the request was not executed.
     pub(crate) fn refused(text: impl Into<String>) -> Self {
-        let mut answer = Self::later(ErrorClass::Refused, Duration::ZERO, text);
-        answer
-            .response
-            .headers_mut()
-            .insert(headers::REFUSED, HeaderValue::from_static("1"));
-        answer
+        Self::later(ErrorClass::Refused, Duration::ZERO, text).not_executed()
+    }
+
+    /// On the peer port: whatever it says, it may be asked for elsewhere.
+    pub(crate) fn not_executed(mut self) -> Self {
+        let headers = self.response.headers_mut();
+        headers.insert(headers::REFUSED, HeaderValue::from_static("1"));
+        self
     }
 
     pub(crate) fn empty(status: http::StatusCode) -> Self {
@@ -173,7 +174,7 @@ impl Answer {
     }
 
     /// Another host's response.
-    pub(crate) fn peer(response: Response<Incoming>) -> Self {
+    pub(crate) fn peer(response: Response<FromPeer>) -> Self {
         let mut response = response.map(Source::Peer);
         headers::scrub_peer_response(response.headers_mut());
         *response.version_mut() = http::Version::HTTP_11;
@@ -181,6 +182,15 @@ impl Answer {
             response,
             class: None,
         }
+    }
+
+    /// For whoever may stop to read it, and is no connection of ours.
+    pub(crate) fn passed(mut self, passed: impl FnOnce(FromPeer) -> Body) -> Self {
+        self.response = self.response.map(|source| match source {
+            Source::Peer(body) if !body.is_end_stream() => Source::Local(passed(body)),
+            source => source,
+        });
+        self
     }
 
     /// On the peer port: what this host has in hand for the workload.
@@ -221,10 +231,7 @@ impl Source {
             Self::Nothing => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Local(body) => Pin::new(body).poll_frame(cx),
-            Self::Peer(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
-            }
+            Self::Peer(body) => Pin::new(body).poll_frame(cx),
         }
     }
 }
@@ -267,10 +274,15 @@ impl http_body::Body for Outgoing {
     }
 }
 
+/// No body.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
 /// A request's body as replicas read it. No body costs no allocation.
 pub(crate) fn incoming(body: Incoming) -> Body {
     if http_body::Body::is_end_stream(&body) {
-        Empty::new().map_err(|never| match never {}).boxed_unsync()
+        empty()
     } else {
         body.map_err(BoxError::from).boxed_unsync()
     }

@@ -48,7 +48,7 @@ pub(crate) struct Candidate {
     zone: Option<Arc<str>>,
     /// Outlives the table: a host keeps it as long as it serves the workload.
     pub(crate) health: Arc<Health>,
-    weight: u64,
+    pub(crate) weight: u64,
     /// How much of it is its canaries'.
     canary: u64,
     /// Sum of the weights up to and with this one.
@@ -119,6 +119,11 @@ impl Endpoints {
     /// that one request wakes one replica, and it is the one that a count of one wants.
     pub(crate) fn standby(&self, usable: impl Fn(&Candidate) -> bool) -> Option<&Candidate> {
         self.standbys.iter().find(|one| usable(one))
+    }
+
+    /// Whether no two hosts serve it, or could.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.table.hosts.len() < 2
     }
 
     /// Whether every gateway has to keep to the weights.

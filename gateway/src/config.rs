@@ -34,7 +34,8 @@ pub struct GatewayConfig {
     pub zone: Option<String>,
     /// `<name>.<namespace>.<domain>` is every http workload's name.
     pub domain: String,
-    /// Whether an unknown host is answered with a list of the known ones. Not for the internet.
+    /// Whether an unknown host is answered with a list of the known ones, and a failure with how it came.
+    /// Not for the internet.
     pub development: bool,
     /// Bounds and time-outs.
     pub limits: Limits,
@@ -79,9 +80,11 @@ pub struct Limits {
     /// The first request's head must be complete this long after the connection was accepted, a further
     /// one's after its first byte (by HTTP/1.1: other bytes of HTTP/2 are no heads).
     pub header_timeout: Duration,
-    /// Between requests a connection may rest this long.
+    /// Between requests a connection may rest this long; where all places are taken, until another comes.
     pub idle_timeout: Duration,
-    /// A client that takes nothing of its response for so long loses it.
+    /// Between two pieces of a client's body, as long as it is waited for and the answer has not begun.
+    pub body_timeout: Duration,
+    /// A client that takes nothing of its response for so long loses it; so does a guest.
     pub stall_timeout: Duration,
     /// A client that closes its half of the connection so soon after its request waits for the answer; one
     /// that does so later has given up.
@@ -106,6 +109,10 @@ pub struct Limits {
     pub peer_idle: Duration,
     /// Connections kept to one other host. Several, so that several cores and runners share.
     pub peer_connections: usize,
+    /// And at the most, while these are full. Beyond, a request goes elsewhere or is answered 503.
+    pub peer_connections_max: usize,
+    /// Requests at once on one connection between gateways. Each may have its whole window unread.
+    pub peer_streams_max: u32,
     /// Tries of one request on other hosts, the first included. What may have been executed is tried
     /// once more at most; what certainly was not, so often: a rollout may have taken its replica from
     /// more than one host before the tables say so.
@@ -126,6 +133,7 @@ impl Default for Limits {
             header_bytes_max: 64 * 1024,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             // Who closes its half does so with its last bytes; who gives up has waited for tenths of a second.
             half_close_within: Duration::from_millis(250),
@@ -138,6 +146,8 @@ impl Default for Limits {
             dial_again: (Duration::from_secs(1), Duration::from_secs(30)),
             peer_idle: Duration::from_secs(60),
             peer_connections: 2,
+            peer_connections_max: 16,
+            peer_streams_max: 128,
             attempts_max: 3,
             eject_after: 2,
             eject_for: Duration::from_secs(3),

@@ -5,6 +5,7 @@
 //!      │                                     │ first byte of a head
 //!      └── no complete head in time ─────────┴────────────────────────────────────────> gone
 //!   serving ── the client has closed its half, and nothing was sent to it for too long ─> gone
+//!   resting ── all places are taken, and it rests longest ───────────────────────────────> gone
 //! ```
 //!
 //! One sweep looks at all of them now and then, so that a connection carries no timer and no
@@ -40,6 +41,13 @@ const RESETS_WINDOW: Duration = Duration::from_secs(10);
 /// Of those that are answered, one in so many may be given up on top.
 const RESETS_PER_ANSWER: u32 = 10;
 
+/// That connections are refused is said again after so long without one.
+const QUIET: Duration = Duration::from_secs(60);
+/// Once a port is closed, sweeps that a connection without requests has to go by itself.
+const CLOSING_TICKS: u32 = 2;
+/// No sweep comes so late.
+const NEVER: u32 = u32::MAX;
+
 /// The open connections of one port.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -55,6 +63,11 @@ pub(crate) struct Connections {
     /// Requests that a connection may give up, before they are answered, in [`RESETS_WINDOW`].
     resets_max: u32,
     resets_ticks: u32,
+    /// When the port was closed.
+    closed_at: AtomicU32,
+    /// When one was refused last.
+    refused_at: AtomicU32,
+    quiet_ticks: u32,
     /// Who else accepts here.
     crowd: Option<Arc<dyn Crowd>>,
 }
@@ -134,6 +147,13 @@ impl Watch {
         }
     }
 
+    /// Between two requests, and no further one has begun.
+    fn rests(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+            && self.in_flight.load(Ordering::Acquire) == 0
+            && !self.in_head.load(Ordering::Acquire)
+    }
+
     pub(crate) fn went_on(&self) -> &Arc<AtomicU64> {
         &self.went_on
     }
@@ -209,6 +229,9 @@ impl Connections {
             half_closed_ticks: ticks(limits.half_closed_timeout),
             resets_max: limits.resets_max,
             resets_ticks: ticks(RESETS_WINDOW),
+            closed_at: AtomicU32::new(NEVER),
+            refused_at: AtomicU32::new(NEVER),
+            quiet_ticks: ticks(QUIET),
             crowd: None,
         }
     }
@@ -251,10 +274,10 @@ impl Connections {
         self.tick
     }
 
-    /// A place for a new connection; `None`: there are too many.
+    /// A place for a new connection, that of who rests longest if need be; `None`: there are too many.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.lock();
-        if open.len() >= self.max {
+        if open.len() >= self.max && !self.makes_room(&open) {
             return None;
         }
         let now = self.now.clone();
@@ -285,6 +308,25 @@ impl Connections {
         })
     }
 
+    /// Ends the connection that rests longest, where one does: whoever only keeps it for later has no right to
+    /// it over who comes with a request.
+    fn makes_room(&self, open: &HashMap<u64, Arc<Watch>>) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
+        let rests =
+            |watch: &&Arc<Watch>| watch.rests() && watch.order.load(Ordering::Relaxed) < DROP;
+        let since =
+            |watch: &&Arc<Watch>| now.wrapping_sub(watch.rests_since.load(Ordering::Relaxed));
+        let longest = open.values().filter(rests).max_by_key(since);
+        longest.inspect(|watch| watch.order(DROP)).is_some()
+    }
+
+    /// One was refused. Whether that is news.
+    pub(crate) fn refuses(&self) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
+        let last = self.refused_at.swap(now, Ordering::Relaxed);
+        last == NEVER || now.wrapping_sub(last) >= self.quiet_ticks
+    }
+
     /// Ends those that rest for too long, and those that others should have.
     pub(crate) fn sweep(&self) {
         self.shed();
@@ -305,6 +347,12 @@ impl Connections {
                 continue;
             }
             let rested = since(&watch.rests_since);
+            let closed = self.closed_at.load(Ordering::Relaxed);
+            if closed != NEVER && rested.min(now.wrapping_sub(closed)) >= CLOSING_TICKS {
+                // It was asked to go, and nothing of it is in hand: who is gone has not heard it.
+                watch.order(DROP);
+                continue;
+            }
             if !watch.served.load(Ordering::Relaxed) {
                 if rested >= self.header_ticks {
                     watch.order(DROP);
@@ -324,6 +372,8 @@ impl Connections {
 
     /// Asks all to finish what is in hand.
     pub(crate) fn close(&self) {
+        let now = self.now.load(Ordering::Relaxed);
+        self.closed_at.store(now, Ordering::Relaxed);
         self.lock().values().for_each(|watch| watch.order(CLOSE));
     }
 

@@ -12,7 +12,6 @@ use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use wasmorch_api::{HostId, WorkloadKey};
 
@@ -23,7 +22,7 @@ use crate::gateway::{Deadline, Here, Inner, RETRY_AFTER};
 use crate::headers;
 use crate::health::Health;
 use crate::index::Target;
-use crate::peers::{Peer, SendError};
+use crate::peers::{FromPeer, Peer, SendError};
 use crate::replay::{Attempt, Replay};
 use crate::stats::ErrorClass;
 
@@ -36,10 +35,36 @@ pub(crate) struct Choice {
     wakes: bool,
 }
 
+/// A request on its way to another host.
+pub(crate) struct Onward {
+    /// Gateways that it has passed before this one.
+    pub(crate) hops: u32,
+    pub(crate) began: Instant,
+    /// The host that had better take it than the replica here.
+    pub(crate) first: Option<Choice>,
+    /// The replica here was ended while it had it: it is tried once more.
+    pub(crate) lost: bool,
+}
+
 /// Why an attempt brought no response.
 struct Miss {
     class: ErrorClass,
     reason: String,
+    /// What a host says that has no room.
+    busy: Option<Box<Response<FromPeer>>>,
+    /// It speaks against the host.
+    blames: bool,
+}
+
+impl Miss {
+    fn new(class: ErrorClass, reason: String) -> Self {
+        Self {
+            class,
+            reason,
+            busy: None,
+            blames: false,
+        }
+    }
 }
 
 impl Inner {
@@ -51,25 +76,38 @@ impl Inner {
         &self,
         target: &Target,
         request: Request<Body>,
-        (hops, began): (u32, Instant),
+        onward: Onward,
         held: &mut Held,
     ) -> Answer {
         let key = &target.key;
-        let Some(mut choice) = self.elsewhere_or_woken(key, &[]) else {
-            return self.no_endpoint(key);
+        let Onward {
+            hops,
+            began,
+            first,
+            lost: mut repeated,
+        } = onward;
+        let spills = first.is_some();
+        let Some(mut choice) = first.or_else(|| self.elsewhere_or_woken(key, &[])) else {
+            return match repeated {
+                true => Answer::error(ErrorClass::Lost, self.lost(key, "no other host serves it")),
+                false => self.no_endpoint(key),
+            };
         };
         let (parts, body) = request.into_parts();
         let callers = parts.extensions.get::<Deadline>().map(|callers| callers.0);
         // The first try has a whole time-out, which its replica keeps and tells of; whatever follows has
         // what is left of it.
         let all_tries = target.timeout.and_then(|all| began.checked_add(all));
-        let mut deadline = callers;
+        let mut deadline = match repeated {
+            true => [callers, all_tries].into_iter().flatten().min(),
+            false => callers,
+        };
         let replay = Replay::new(body);
         let mut tried: Vec<HostId> = Vec::new();
-        let mut repeated = false;
+        let mut busy = false;
         loop {
             let last = tried.len() + 1 >= self.limits.attempts_max || repeated;
-            held.at(Some(choice.peer.clone()));
+            held.at(Some(choice.health.clone()));
             self.counters.forwarded.fetch_add(1, Relaxed);
             let mut head = wrapped(&parts, target, hops, deadline);
             if choice.wakes {
@@ -77,7 +115,7 @@ impl Inner {
                     .insert(headers::WAKE, HeaderValue::from_static("1"));
             }
             let attempt = Request::from_parts(head, replay.attempt(last));
-            let until = deadline.filter(|_| !tried.is_empty());
+            let until = deadline.filter(|_| repeated || !tried.is_empty());
             let attempt = self.attempt(key, &choice, attempt, (callers, until));
             let miss = match attempt.await {
                 Ok(response) => {
@@ -89,7 +127,7 @@ impl Inner {
             if let Some(why) = replay.broken() {
                 return self.broken(&why);
             }
-            if miss.class == ErrorClass::Lost {
+            if miss.blames {
                 self.fared(key, &choice.host, &choice.health, true);
             }
             tracing::debug!(workload = %key, reason = miss.reason, "no response from there");
@@ -100,31 +138,56 @@ impl Inner {
             let safe = replay.is_whole() && (!lost || parts.method.is_idempotent());
             let again = !last && in_time && safe;
             repeated |= lost;
-            let next = again.then(|| self.elsewhere_or_woken(key, &tried));
-            if let Some(next) = next.flatten() {
+            // Where two have no room a third is not asked.
+            let two = busy && miss.busy.is_some();
+            busy |= miss.busy.is_some();
+            let next = match again && !two {
+                false => None,
+                true if spills => self.spill(key, &tried),
+                true => self.elsewhere_or_woken(key, &tried),
+            };
+            if let Some(next) = next {
                 self.counters.retried.fetch_add(1, Relaxed);
                 choice = next;
                 continue;
             }
             held.at(None);
-            let here = || self.rests_at(key, &self.host);
-            if again && (self.local.ready(key) > 0 || here() && self.local.wake(key).await) {
-                self.counters.retried.fetch_add(1, Relaxed);
-                let body = replay.attempt(true).boxed_unsync();
-                let mut request = Request::from_parts(parts, body);
-                if let Some(deadline) = deadline {
-                    request.extensions_mut().insert(Deadline(deadline));
-                }
-                if let Here::Answer(answer) = self.serve_here(key, request).await {
-                    return answer;
-                }
+            if again && let Some(answer) = self.after_all(key, parts, &replay, deadline).await {
+                return answer;
             }
-            return self.in_vain(key, tried.len(), repeated, &miss);
+            return self.in_vain(key, tried.len(), repeated, miss);
+        }
+    }
+
+    /// Here, where others were tried in vain: by a replica that is ready, or is woken now.
+    async fn after_all(
+        &self,
+        key: &WorkloadKey,
+        parts: Parts,
+        replay: &Replay,
+        deadline: Option<Instant>,
+    ) -> Option<Answer> {
+        let rests = || self.rests_at(key, &self.host);
+        if self.local.ready(key) == 0 && !(rests() && self.local.wake(key).await) {
+            return None;
+        }
+        self.counters.retried.fetch_add(1, Relaxed);
+        let body = replay.attempt(true).boxed_unsync();
+        let mut request = Request::from_parts(parts, body);
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        match self.serve_here(key, request).await {
+            Here::Answer(answer) => Some(answer),
+            Here::Back(_) => None,
         }
     }
 
     /// What is answered when no try brought a response.
-    fn in_vain(&self, key: &WorkloadKey, tries: usize, repeated: bool, miss: &Miss) -> Answer {
+    fn in_vain(&self, key: &WorkloadKey, tries: usize, repeated: bool, miss: Miss) -> Answer {
+        if let Some(busy) = miss.busy.filter(|_| !repeated) {
+            return Answer::peer(*busy);
+        }
         match miss.class {
             // It may have been executed: whatever came after does not undo that.
             _ if repeated => Answer::error(ErrorClass::Lost, self.lost(key, &miss.reason)),
@@ -144,15 +207,15 @@ impl Inner {
         choice: &Choice,
         attempt: Request<Attempt>,
         (callers, until): (Option<Instant>, Option<Instant>),
-    ) -> Result<Response<Incoming>, Miss> {
+    ) -> Result<Response<FromPeer>, Miss> {
         let address = choice.peer.name();
         let patient = callers.is_none() && until.is_none();
         let sending = self.peers.send(&choice.peer, attempt);
         let sent = match until {
             None => sending.await,
-            Some(until) => timeout_at(until.into(), sending).await.map_err(|_| Miss {
-                class: ErrorClass::TimedOut,
-                reason: format!("{address}: the time was over"),
+            Some(until) => timeout_at(until.into(), sending).await.map_err(|_| {
+                let reason = format!("{address}: the time was over");
+                Miss::new(ErrorClass::TimedOut, reason)
             })?,
         };
         // A host that refuses tells it too, and is the less likely to be asked next.
@@ -161,10 +224,19 @@ impl Inner {
             choice.health.reports(load);
         }
         match sent {
-            Ok(response) if is_refused(&response) => Err(Miss {
-                class: ErrorClass::Refused,
-                reason: format!("{address}: refused"),
-            }),
+            Ok(response) if is_refused(&response) => {
+                let refused = Miss::new(ErrorClass::Refused, format!("{address}: refused"));
+                let busy = ErrorClass::of(response.headers()) == Some(ErrorClass::Busy);
+                Err(Miss {
+                    busy: busy.then(|| Box::new(response)),
+                    ..refused
+                })
+            }
+            Ok(response) if ErrorClass::of(response.headers()) == Some(ErrorClass::Lost) => {
+                // Ended by its host, which blames nobody.
+                let reason = format!("{address}: the replica was ended");
+                Err(Miss::new(ErrorClass::Lost, reason))
+            }
             Ok(response) => {
                 let error = ErrorClass::of(response.headers());
                 if !error.is_some_and(ErrorClass::is_the_clients) {
@@ -174,14 +246,12 @@ impl Inner {
                 Ok(response)
             }
             // Whoever cannot be reached at all is ejected for every workload: see `peers`.
-            Err(SendError::NotSent(reason)) => Err(Miss {
-                class: ErrorClass::Unreachable,
-                reason,
-            }),
-            // Whether the host is to blame its caller knows.
+            Err(SendError::NotSent(reason)) => Err(Miss::new(ErrorClass::Unreachable, reason)),
+            Err(SendError::Full(reason)) => Err(Miss::new(ErrorClass::Overloaded, reason)),
+            // Unless it is the request that broke, which its caller knows.
             Err(SendError::Lost(reason)) => Err(Miss {
-                class: ErrorClass::Lost,
-                reason,
+                blames: true,
+                ..Miss::new(ErrorClass::Lost, reason)
             }),
         }
     }
@@ -248,20 +318,39 @@ impl Inner {
         }
     }
 
-    /// Whether a request had better go to another host, though a replica is here that has room.
-    pub(crate) fn leaves(&self, key: &WorkloadKey, endpoints: &Endpoints) -> bool {
+    /// Another host that had better take a request, though a replica is here: one that is not `tried`.
+    pub(crate) fn spill(&self, key: &WorkloadKey, tried: &[HostId]) -> Option<Choice> {
+        let endpoints = self.tables.endpoints(key)?;
+        let better = self.better(key, &endpoints, tried)?;
+        Some(self.choice(better))
+    }
+
+    /// Where the replica here has no room, a host that has less in hand for its weight: were it any other,
+    /// two that are full would send each other what they cannot take.
+    fn better<'e>(
+        &self,
+        key: &WorkloadKey,
+        endpoints: &'e Endpoints,
+        tried: &[HostId],
+    ) -> Option<&'e Candidate> {
+        let fit = |candidate: &Candidate| {
+            self.reaches(candidate) && self.is_fit(candidate) && !tried.contains(&candidate.host)
+        };
         let here = endpoints.candidate(&self.host);
+        if !self.local.has_room(key) {
+            let load = u64::from(self.local.load(key));
+            let weight = here.map_or_else(|| self.local.ready(key).into(), |here| here.weight);
+            let below =
+                |other: &Candidate| u64::from(other.health.load()) * weight < load * other.weight;
+            return self.pick(key, endpoints, |other| fit(other) && below(other));
+        }
         if endpoints.is_weighted() {
             let is_here = |candidate: &Candidate| candidate.host == self.host;
-            let chosen = self.pick(key, endpoints, |c| {
-                is_here(c) || self.reaches(c) && self.is_fit(c)
-            });
-            return chosen.is_some_and(|chosen| chosen.host != self.host);
+            let chosen = self.pick(key, endpoints, |other| is_here(other) || fit(other));
+            return chosen.filter(|chosen| !is_here(chosen));
         }
-        here.is_some_and(|here| here.health.is_ejected())
-            && self
-                .pick(key, endpoints, |c| self.reaches(c) && self.is_fit(c))
-                .is_some()
+        let ejected = here.is_some_and(|here| here.health.is_ejected());
+        ejected.then(|| self.pick(key, endpoints, fit)).flatten()
     }
 
     /// Whether it is another host, and there is a way to it.
@@ -286,9 +375,7 @@ impl Inner {
             if candidate.host == self.host {
                 return self.local.load(key);
             }
-            let ours = self.peers.get(&candidate.way);
-            let ours = ours.map_or(0, |peer| peer.in_flight());
-            ours.max(candidate.health.load())
+            candidate.health.load()
         };
         endpoints.pick(&mut rand::rng(), self.zone.as_deref(), usable, load)
     }
@@ -317,7 +404,7 @@ fn wrapped(parts: &Parts, target: &Target, hops: u32, deadline: Option<Instant>)
     parts
 }
 
-fn is_refused(response: &Response<Incoming>) -> bool {
+fn is_refused<B>(response: &Response<B>) -> bool {
     response.status() == StatusCode::SERVICE_UNAVAILABLE
         && response.headers().contains_key(headers::REFUSED)
 }
@@ -388,7 +475,7 @@ mod tests {
         let other = endpoints.candidate(&"b".parse().unwrap()).unwrap();
         let leaves = (0..10_000).filter(|_| {
             other.health.reports(told);
-            gateway.inner().leaves(&key, &endpoints)
+            gateway.inner().better(&key, &endpoints, &[]).is_some()
         });
         leaves.count()
     }

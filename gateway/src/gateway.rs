@@ -3,7 +3,7 @@
 //! ```text
 //!   public ── route ──> serve ──> serve_here ──> Local
 //!   dispatch ─────────> serve ──> forward ──> another host's peer port
-//!   peer ── unwrap_peer ────────> serve_here ──> Local
+//!   peer ── unwrap_peer ────────> serve_here ──> Local        (see peer_port)
 //! ```
 //!
 //! Invariant: the peer port serves what is here or refuses, and never forwards.
@@ -14,19 +14,23 @@ use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
+use tokio_util::task::TaskTracker;
 use wasmorch_api::{HostId, RevisionNumber, WorkloadKey};
 
 use crate::Body;
-use crate::answer::{Answer, Held, Outgoing, incoming};
+use crate::answer::{Answer, Held, Outgoing, empty};
 use crate::config::{GatewayConfig, Limits};
 use crate::connections::Watch;
 use crate::expect::{self, Invitation};
+use crate::forward::Onward;
 use crate::headers::{self, BadCoding, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
+use crate::paced::{Pace, Paced};
 use crate::peers::Peers;
 use crate::stats::{Counters, ErrorClass, Stats};
 use crate::tables::Tables;
@@ -56,10 +60,6 @@ pub struct Canary {
     pub chosen: bool,
 }
 
-/// A request of another gateway that may wake what rests here. An extension of requests.
-#[derive(Debug, Clone, Copy)]
-struct Wake;
-
 /// A running gateway's handle; clones share it.
 #[derive(Clone)]
 pub struct Gateway {
@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) peers: Peers,
+    /// Requests that came in over no port, as long as they need this gateway.
+    called: TaskTracker,
 }
 
 /// A request of the public port, and whom it is for.
@@ -86,6 +88,8 @@ struct Routed {
     request: Request<Body>,
     /// For a client that waits to be told to send its body.
     invitation: Option<Invitation>,
+    /// Of its body.
+    pace: Pace,
 }
 
 /// A replica here has answered, or gives the request back.
@@ -115,6 +119,7 @@ impl Gateway {
             peers: Peers::new(&config.limits, config.tunnel.clone(), counters.clone()),
             limits: config.limits.clone(),
             counters,
+            called: TaskTracker::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -147,6 +152,7 @@ impl Gateway {
     ) -> Response<Body> {
         let inner = &*self.inner;
         let mut held = inner.hold(None);
+        let _called = inner.called.token();
         let method = request.method().clone();
         let trace = Trace::begin(&request);
         let normal = match headers::normalise(&mut request) {
@@ -166,6 +172,11 @@ impl Gateway {
             (_, Err(bad)) => Answer::error(ErrorClass::BadRequest, bad.to_string()),
             _ => inner.serve(&target, request, &mut held).await,
         };
+        let passed = |body| {
+            let limit = inner.limits.stall_timeout;
+            inner.peers.passed(body, limit, &inner.called)
+        };
+        let answer = answer.passed(passed);
         let response = inner.finish(answer, &method, held, Some(workload), trace);
         response.map(Outgoing::into_body)
     }
@@ -189,8 +200,10 @@ impl Gateway {
                     target,
                     request,
                     invitation,
+                    pace,
                 } = routed;
                 let answer = inner.serve(&target, request, &mut held).await;
+                let answer = pace.answered(answer, inner.limits.body_timeout);
                 if let Some(invitation) = invitation {
                     invitation.extend(answer.status()).await;
                 }
@@ -205,31 +218,10 @@ impl Gateway {
         response
     }
 
-    /// A request on the peer port.
-    pub(crate) async fn peer(
-        &self,
-        request: Request<Incoming>,
-        connection: &Arc<Watch>,
-    ) -> Response<Outgoing> {
-        let inner = &*self.inner;
-        let connection = Some((connection, request.version()));
-        if let Some(meant) = request.headers().get(headers::HOST) {
-            let held = Held::new(&inner.counters, connection);
-            return inner.who_is_here(meant).finish(request.method(), held);
-        }
-        let held = inner.hold(connection);
-        inner.counters.from_peers.fetch_add(1, Relaxed);
-        let method = request.method().clone();
-        let trace = Trace::begin(&request);
-        let (workload, answer) = match inner.unwrap_peer(request) {
-            Err(answer) => (None, answer),
-            Ok((workload, request)) => {
-                let mut answer = inner.serve_peer(&workload, request).await;
-                answer.tell_load(inner.local.load(&workload));
-                (Some(workload), answer)
-            }
-        };
-        inner.finish(answer, &method, held, workload.as_ref(), trace)
+    /// Waits until nothing is in hand that came in over no port.
+    pub(crate) async fn called(&self) {
+        self.inner.called.close();
+        self.inner.called.wait().await;
     }
 
     /// Ends what connects this gateway to others.
@@ -237,7 +229,6 @@ impl Gateway {
         self.inner.peers.end().await;
     }
 
-    #[cfg(test)]
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
     }
@@ -248,12 +239,12 @@ impl Gateway {
 }
 
 impl Inner {
-    fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
+    pub(crate) fn hold(&self, connection: Option<(&Arc<Watch>, Version)>) -> Held {
         self.counters.requests.fetch_add(1, Relaxed);
         Held::new(&self.counters, connection)
     }
 
-    fn finish(
+    pub(crate) fn finish(
         &self,
         answer: Answer,
         method: &Method,
@@ -272,7 +263,7 @@ impl Inner {
     }
 
     /// Why no more requests are taken, when that is so.
-    fn overloaded(&self) -> Option<String> {
+    pub(crate) fn overloaded(&self) -> Option<String> {
         let max = self.limits.requests_max;
         (self.counters.in_flight.load(Relaxed) > max).then(|| {
             format!("this gateway has {max} requests in hand and takes no more; try again")
@@ -321,10 +312,13 @@ impl Inner {
         let is_expected = expect::is_expected(head.version, &head.headers, &body);
         headers::scrub_public_request(&mut head.headers);
         client.tell(&mut head.headers);
+        let (pace, within) = (Pace::default(), self.limits.body_timeout);
         let (body, invitation) = match is_expected {
-            false => (incoming(body), None),
+            _ if body.is_end_stream() => (empty(), None),
+            false => (Paced::new(body, within, pace.clone()).boxed_unsync(), None),
             true => {
                 let (body, invitation) = expect::expected(body);
+                let body = Paced::new(body, within, pace.clone());
                 (body.boxed_unsync(), Some(invitation))
             }
         };
@@ -332,80 +326,8 @@ impl Inner {
             target,
             request: Request::from_parts(head, body),
             invitation,
+            pace,
         })
-    }
-
-    /// Whoever dialled this port asks whether it has come to the host that it means.
-    fn who_is_here(&self, meant: &HeaderValue) -> Answer {
-        if meant == self.host.as_str() {
-            return Answer::host(meant);
-        }
-        Answer::empty(StatusCode::MISDIRECTED_REQUEST)
-    }
-
-    /// From a request of the peer port to the workload and the request as the guest sees it.
-    #[expect(
-        clippy::result_large_err,
-        reason = "an answer is the size of a response, as is the other side"
-    )]
-    fn unwrap_peer(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> Result<(WorkloadKey, Request<Body>), Answer> {
-        if let Some(text) = self.overloaded() {
-            // Another host may have room.
-            return Err(Answer::refused(text));
-        }
-        let bad = |text: &str| Answer::error(ErrorClass::BadRequest, text);
-        let text = |name| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        let workload = text(headers::WORKLOAD).and_then(|text| text.split_once('/'));
-        let workload = workload.and_then(|(namespace, name)| {
-            Some(WorkloadKey::new(
-                namespace.parse().ok()?,
-                name.parse().ok()?,
-            ))
-        });
-        let workload = workload.ok_or_else(|| {
-            bad("this port serves other gateways: header wasmorch-workload is missing or malformed")
-        })?;
-        let hops = text(headers::HOPS).and_then(|text| text.parse().ok());
-        let hops = hops.ok_or_else(|| bad("header wasmorch-hops is missing or malformed"))?;
-        if hops > self.limits.hops_max {
-            return Err(self.looped(&workload));
-        }
-        headers::normalise(&mut request).map_err(|error| bad(&error.to_string()))?;
-        let left = request.headers().get(headers::DEADLINE);
-        let left = left.and_then(|left| left.to_str().ok()?.parse().ok());
-        let deadline =
-            left.and_then(|left| Instant::now().checked_add(Duration::from_millis(left)));
-        let wake = request.headers().contains_key(headers::WAKE);
-        headers::scrub_peer_request(request.headers_mut());
-        request.extensions_mut().insert(Hops(hops));
-        if wake {
-            request.extensions_mut().insert(Wake);
-        }
-        if let Some(deadline) = deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        Ok((workload, request.map(incoming)))
-    }
-
-    async fn serve_peer(&self, workload: &WorkloadKey, request: Request<Body>) -> Answer {
-        let not_here =
-            || Answer::refused(format!("no replica of {workload} is ready on this host"));
-        let wake = request.extensions().get::<Wake>().is_some();
-        if self.local.ready(workload) == 0 && !(wake && self.local.wake(workload).await) {
-            return not_here();
-        }
-        match self.serve_here(workload, request).await {
-            Here::Answer(answer) => answer,
-            Here::Back(_) => not_here(),
-        }
     }
 
     /// Here if it can be, else elsewhere.
@@ -434,22 +356,42 @@ impl Inner {
         }
         let key = &target.key;
         let awake = self.local.ready(key) > 0 || self.rests_here(key) && self.local.wake(key).await;
-        if !awake || self.spills(key) {
-            return self.forward(target, request, (hops, began), held).await;
+        let first = awake.then(|| self.spill(key, &[])).flatten();
+        let stays = awake && first.is_none();
+        let mut onward = Onward {
+            hops,
+            began,
+            first,
+            lost: false,
+        };
+        let mut request = request;
+        if stays {
+            let again = self.again(key, &request);
+            request = match (self.serve_here(key, request).await, again) {
+                (Here::Back(request), _) => request,
+                (Here::Answer(answer), Some(again)) if answer.class() == Some(ErrorClass::Lost) => {
+                    onward.lost = true;
+                    again
+                }
+                (Here::Answer(answer), _) => return answer,
+            };
         }
-        match self.serve_here(key, request).await {
-            Here::Answer(answer) => answer,
-            Here::Back(request) => self.forward(target, request, (hops, began), held).await,
-        }
+        self.forward(target, request, onward, held).await
     }
 
-    /// Whether a request had better go to another host, though a replica is here.
-    fn spills(&self, workload: &WorkloadKey) -> bool {
-        if !self.local.has_room(workload) {
-            return self.elsewhere(workload, &[]).is_some();
+    /// The same request again, in case that the replica here is ended while it has it: where that is the
+    /// same, and somebody else could answer.
+    fn again(&self, workload: &WorkloadKey, request: &Request<Body>) -> Option<Request<Body>> {
+        let repeats = request.method().is_idempotent() && request.body().is_end_stream();
+        if !repeats || self.tables.endpoints(workload)?.is_alone() {
+            return None;
         }
-        let endpoints = self.tables.endpoints(workload);
-        endpoints.is_some_and(|endpoints| self.leaves(workload, &endpoints))
+        let mut again = Request::new(empty());
+        again.method_mut().clone_from(request.method());
+        again.uri_mut().clone_from(request.uri());
+        again.headers_mut().clone_from(request.headers());
+        again.extensions_mut().clone_from(request.extensions());
+        Some(again)
     }
 
     pub(crate) async fn serve_here(
@@ -486,11 +428,18 @@ impl Inner {
             }) => {
                 return Here::Answer(Answer::later(ErrorClass::Busy, retry_after, reason));
             }
+            Err(LocalError::Stopped) => {
+                // By the host, which blames nobody.
+                let text = self.lost(workload, "the replica was ended");
+                return Here::Answer(Answer::error(ErrorClass::Lost, text));
+            }
             Err(LocalError::TimedOut { reason }) => (ErrorClass::TimedOut, reason),
             Err(LocalError::TooLarge { reason }) => (ErrorClass::TooLarge, reason),
             Err(LocalError::Broken { reason }) => (ErrorClass::BadRequest, reason),
             Err(LocalError::Late { reason }) => (ErrorClass::LateRequest, reason),
-            Err(LocalError::Failed { reason }) => (ErrorClass::Failed, reason),
+            Err(LocalError::Failed { reason }) => {
+                (ErrorClass::Failed, self.failed(workload, reason))
+            }
         };
         if !class.0.is_the_clients() {
             self.fared_here(workload, class.0.blames_replica(patient));

@@ -33,6 +33,11 @@ pub(crate) fn ms(duration: Duration) -> u64 {
 pub struct Health {
     failures: AtomicU32,
     ejected_until: AtomicU64,
+    /// The floor keeps it: until when nobody looks again.
+    kept_until: AtomicU64,
+    /// This gateway's own requests of the workload there.
+    in_hand: AtomicU32,
+    /// What the host said last, and when.
     load: AtomicU32,
     load_at: AtomicU64,
 }
@@ -62,6 +67,9 @@ impl Health {
     /// Leaves it alone for a while, unless that would be more than half of those `alike`, of which it is
     /// one. Whether it does.
     pub fn eject_among<'h>(&self, alike: impl Iterator<Item = &'h Self>, length: Duration) -> bool {
+        if now_ms() < self.kept_until.load(Relaxed) {
+            return false;
+        }
         // One at a time: two could go together below the floor.
         static EJECTING: Mutex<()> = Mutex::new(());
         let _alone = EJECTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,6 +81,10 @@ impl Health {
         let may = (ejected + 1) * 2 <= count;
         if may {
             self.eject(length);
+        } else {
+            // It fails on, and to look at all of them for each failure would take longer than the request.
+            let until = now_ms().saturating_add(ms(length));
+            self.kept_until.store(until, Relaxed);
         }
         may
     }
@@ -89,9 +101,17 @@ impl Health {
         self.load_at.store(now_ms(), Relaxed);
     }
 
-    /// What it last said, while that is worth something.
+    pub(crate) fn request_began(&self) {
+        self.in_hand.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn request_ended(&self) {
+        self.in_hand.fetch_sub(1, Relaxed);
+    }
+
+    /// What it has in hand: what was sent there, or what it last said, while that is worth something.
     pub(crate) fn load(&self) -> u32 {
-        self.load_as_of(now_ms())
+        self.in_hand.load(Relaxed).max(self.load_as_of(now_ms()))
     }
 
     fn load_as_of(&self, now: u64) -> u32 {
@@ -125,6 +145,20 @@ mod tests {
         assert!(health.failed());
         health.succeeded();
         assert!(!health.failed());
+    }
+
+    #[test]
+    fn whom_the_floor_keeps_is_not_looked_at_again_at_once() {
+        let (one, looks) = (Health::default(), std::cell::Cell::new(0));
+        let alone = || std::iter::once(&one).inspect(|_| looks.set(looks.get() + 1));
+        for _ in 0..3 {
+            assert!(!one.eject_among(alone(), Duration::from_secs(60)));
+        }
+        assert_eq!(looks.get(), 1);
+        one.kept_until.store(0, Relaxed);
+        assert!(!one.eject_among(alone(), Duration::ZERO));
+        assert!(!one.eject_among(alone(), Duration::ZERO));
+        assert_eq!(looks.get(), 3);
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub trait Local: Send + Sync + 'static {
     /// How many replicas of the workload are ready here. Asked for every request: keep it cheap.
     fn ready(&self, workload: &WorkloadKey) -> u32;
 
-    /// Whether a request would start at once. When it would not, and another host serves the
-    /// workload, the request goes there.
+    /// Whether a request would start at once. When it would not, and another host that serves the
+    /// workload has less in hand, the request goes there.
     fn has_room(&self, workload: &WorkloadKey) -> bool {
         let _ = workload;
         true
@@ -52,10 +52,11 @@ pub enum LocalError {
     /// No replica is ready here. The request is untouched.
     #[error("no replica is ready on this host")]
     NotHere(Request<Body>),
-    /// The replica takes no more requests (it drains). The request is untouched.
+    /// The replica takes no more requests (it drains, or ends). The request is untouched.
     #[error("the replica is draining")]
     Refused(Request<Body>),
-    /// Every seat and every place in the queue is taken.
+    /// Every seat and every place in the queue is taken; or there was no room for one more instance. It
+    /// was not executed.
     #[error("{reason}")]
     Busy {
         /// When to try again.
@@ -87,6 +88,9 @@ pub enum LocalError {
         /// Which limit.
         reason: String,
     },
+    /// The host has ended the replica while it had the request in hand: it may have been executed.
+    #[error("the replica was ended while it had the request in hand")]
+    Stopped,
     /// The guest failed.
     #[error("{reason}")]
     Failed {

@@ -22,7 +22,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioTimer;
 use tokio::time::timeout;
@@ -30,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmorch_api::error::chain;
 
+use crate::Body;
 use crate::balance::Candidate;
 use crate::config::Limits;
 use crate::health::{ms, now_ms};
@@ -39,17 +39,19 @@ use crate::tunnel::Tunnel;
 
 mod dial;
 mod keeper;
+mod passed;
 mod peer;
 
 use dial::{Joined, direct, join};
 use keeper::{Keeper, Redial};
+pub(crate) use passed::FromPeer;
+use peer::Bounds;
 pub(crate) use peer::Peer;
 
-/// Unread data of one response. Small beside the connection's, so that a few clients that do not
-/// read cannot stop all others; however many they are, each is ended in time (`stall`).
+/// Unread data of one request or response.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Unread data of one connection between gateways.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// The largest window that HTTP/2 knows (RFC 9113, 6.9.1).
+const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
 /// A peer that has said nothing for this long while requests wait is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// One that does not answer for this long is gone: without this, a host that lost its power would hold
@@ -59,13 +61,24 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Known hosts above which the unused ones are forgotten.
 const PEERS_MAX: usize = 1024;
 
+/// Unread data of one connection between gateways: what all its streams may hold. So whoever reads nothing
+/// stops nobody else.
+pub(crate) fn connection_window(streams_max: u32) -> u32 {
+    streams_max
+        .saturating_mul(STREAM_WINDOW_BYTES)
+        .clamp(STREAM_WINDOW_BYTES, WINDOW_BYTES_MAX)
+}
+
 /// Why a request got no response from another host.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
     /// It was not executed there.
     #[error("{0}")]
     NotSent(String),
-    /// It may have been.
+    /// Nor was it sent: as many as may be are in hand there.
+    #[error("{0}")]
+    Full(String),
+    /// It may have been executed.
     #[error("{0}")]
     Lost(String),
 }
@@ -100,7 +113,7 @@ pub(crate) struct Peers {
     tunnel_after: Duration,
     dial_again: (Duration, Duration),
     idle: Duration,
-    connections: usize,
+    connections: Bounds,
     eject_after: u32,
     eject_for: Duration,
 }
@@ -119,10 +132,11 @@ impl Peers {
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_connection_window_size(connection_window(limits.peer_streams_max))
             .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
+        let kept = limits.peer_connections.max(1);
         Self {
             known: RwLock::default(),
             tunnel,
@@ -133,7 +147,11 @@ impl Peers {
             tunnel_after: limits.tunnel_after,
             dial_again: limits.dial_again,
             idle: limits.peer_idle,
-            connections: limits.peer_connections.max(1),
+            connections: Bounds {
+                kept,
+                most: limits.peer_connections_max.max(kept),
+                streams_max: limits.peer_streams_max.max(1),
+            },
             eject_after: limits.eject_after.max(1),
             eject_for: limits.eject_for,
         }
@@ -164,7 +182,7 @@ impl Peers {
         }
         known
             .entry(candidate.way.clone())
-            .or_insert_with(|| Arc::new(Peer::new(candidate, self.connections)))
+            .or_insert_with(|| Arc::new(Peer::new(candidate, &self.connections)))
             .clone()
     }
 
@@ -180,8 +198,9 @@ impl Peers {
         &self,
         peer: &Arc<Peer>,
         request: Request<Attempt>,
-    ) -> Result<Response<Incoming>, SendError> {
-        let turn = peer.turn.fetch_add(1, Relaxed) % peer.slots.len();
+    ) -> Result<Response<FromPeer>, SendError> {
+        let stream = peer.stream().ok_or_else(|| SendError::Full(peer.full()))?;
+        let turn = stream.turn;
         let slot = &peer.slots[turn];
         let mut request = request;
         loop {
@@ -194,7 +213,7 @@ impl Peers {
             };
             slot.used.fetch_add(1, Relaxed);
             let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok(response.map(|body| FromPeer::new(body, stream))),
                 Err(error) => error,
             };
             let unsent = error.take_message();
@@ -330,6 +349,17 @@ impl Peers {
     /// What leads there by the host's id needs not to ask who is there.
     async fn through(&self, tunnel: &Arc<dyn Tunnel>, peer: &Peer) -> Result<Joined, String> {
         join(&self.builder, tunnel.open(&peer.host).await?).await
+    }
+
+    /// An answer for whoever may stop to read it, and is no connection of ours: then it is ended.
+    pub(crate) fn passed(&self, body: FromPeer, limit: Duration, called: &TaskTracker) -> Body {
+        let (passing, passed) = passed::pass(body, limit);
+        let passing = called.track_future(passing);
+        let end = self.tasks.end.clone();
+        self.tasks
+            .tracker
+            .spawn(end.run_until_cancelled_owned(passing));
+        passed
     }
 
     /// Ends all connections and joins their tasks.

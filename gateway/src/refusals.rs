@@ -1,6 +1,6 @@
 //! What a gateway says when it cannot serve: what, why, and what to do next.
 //!
-//! Addresses of hosts and names of other workloads are told in development only.
+//! Addresses of hosts, names of other workloads and how a guest failed are told in development only.
 
 use std::fmt::Write as _;
 
@@ -51,9 +51,17 @@ impl Inner {
         text
     }
 
+    /// What went wrong in a guest is for whoever made it; its log has it.
+    pub(crate) fn failed(&self, workload: &WorkloadKey, reason: String) -> String {
+        match self.development {
+            true => reason,
+            false => format!("{workload} failed; its log says why"),
+        }
+    }
+
     pub(crate) fn lost(&self, workload: &WorkloadKey, reason: &str) -> String {
         let mut text = format!(
-            "the connection to the host that served {workload} broke; whether it was executed is unknown"
+            "what served {workload} was lost while it had the request; whether it was executed is unknown"
         );
         if self.development {
             let _ = write!(text, ": {reason}");

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use wasmorch_api::error::chain;
 
@@ -36,13 +37,34 @@ pub(crate) struct Attempt {
     number: u32,
 }
 
+/// A frame that can be given again.
+#[derive(Debug, Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Piece {
+    fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        let data = frame.data_ref().cloned().map(Self::Data);
+        data.or_else(|| frame.trailers_ref().cloned().map(Self::Trailers))
+    }
+
+    fn frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(bytes) => Frame::data(bytes),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     body: Body,
     /// The attempt that reads.
     attempt: u32,
     /// What was read from `body`, from its beginning while `keeping`.
-    kept: VecDeque<Bytes>,
+    kept: VecDeque<Piece>,
     kept_bytes: usize,
     keeping: bool,
     /// How much of `kept` this attempt has been given. Always 0 when not `keeping`.
@@ -127,31 +149,35 @@ impl Shared {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.keeping {
-            if let Some(bytes) = self.kept.get(self.given) {
+            if let Some(piece) = self.kept.get(self.given) {
                 self.given += 1;
-                return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+                return Poll::Ready(Some(Ok(piece.clone().frame())));
             }
-        } else if let Some(bytes) = self.kept.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        } else if let Some(piece) = self.kept.pop_front() {
+            return Poll::Ready(Some(Ok(piece.frame())));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &polled {
             self.broken = Some(chain(&**error));
         }
         if let Poll::Ready(Some(frame)) = &polled {
-            match frame.as_ref().ok().and_then(Frame::data_ref) {
-                Some(bytes) if self.keeping => self.keep(bytes.clone()),
+            match frame.as_ref().ok().and_then(Piece::of) {
+                Some(piece) if self.keeping => self.keep(piece),
                 Some(_) => {}
-                // Trailers and errors are given once.
+                // An error is given once.
                 None => self.stop_keeping(),
             }
         }
         polled
     }
 
-    fn keep(&mut self, bytes: Bytes) {
-        self.kept_bytes += bytes.len();
-        self.kept.push_back(bytes);
+    fn keep(&mut self, piece: Piece) {
+        // Trailers are as small as a head may be.
+        self.kept_bytes += match &piece {
+            Piece::Data(bytes) => bytes.len(),
+            Piece::Trailers(_) => 0,
+        };
+        self.kept.push_back(piece);
         self.given += 1;
         if self.kept_bytes > KEPT_BYTES_MAX || self.kept.len() > KEPT_PIECES_MAX {
             self.stop_keeping();
@@ -258,6 +284,23 @@ mod tests {
             ),
             (Some(1), Some(2), None)
         );
+    }
+
+    #[tokio::test]
+    async fn trailers_are_given_again_too() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", http::HeaderValue::from_static("7"));
+        let frames = [
+            Ok(Frame::data(Bytes::from("x"))),
+            Ok(Frame::trailers(trailers.clone())),
+        ];
+        let replay = Replay::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+        let first = replay.attempt(false).collect().await.unwrap();
+        assert_eq!(first.trailers(), Some(&trailers));
+        assert!(replay.is_whole());
+        let second = replay.attempt(true).collect().await.unwrap();
+        assert_eq!(second.trailers(), Some(&trailers));
+        assert_eq!(second.to_bytes(), "x");
     }
 
     #[tokio::test]

@@ -37,7 +37,7 @@ use crate::gateway::Gateway;
 use crate::headers::Client;
 use crate::heads::{Heads, Look};
 use crate::local::Local;
-use crate::peers::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::peers::{STREAM_WINDOW_BYTES, connection_window};
 use crate::socket;
 use crate::stall;
 use crate::stats::{CounterGauge, Gauge};
@@ -49,8 +49,6 @@ use wasmorch_api::error::chain;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Unread data of one public HTTP/2 connection.
 const PUBLIC_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Requests at once on one connection between gateways.
-const PEER_STREAMS_MAX: u32 = 1024;
 /// Pings find clients that are gone while their response streams.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What a connection too many is told.
@@ -181,8 +179,12 @@ impl Server {
         }
         ports.iter().for_each(|port| port.close());
         tasks.close();
+        let in_hand = async {
+            tasks.wait().await;
+            gateway.called().await;
+        };
         let drained = tokio::select! {
-            drained = timeout(limits.drain, tasks.wait()) => drained.is_ok(),
+            drained = timeout(limits.drain, in_hand) => drained.is_ok(),
             () = &mut sweeping => false,
         };
         if !drained {
@@ -308,8 +310,9 @@ impl Port {
     fn admit(&self) -> Option<(Place, CounterGauge)> {
         let counters = self.shared.gateway.counters();
         let Some(place) = self.connections.enter() else {
-            if counters.connections_refused.fetch_add(1, Relaxed) == 0 {
-                tracing::warn!(role = ?self.role, "too many connections: the first one is refused");
+            counters.connections_refused.fetch_add(1, Relaxed);
+            if self.connections.refuses() {
+                tracing::warn!(role = ?self.role, "too many connections: one is refused");
             }
             return None;
         };
@@ -431,7 +434,10 @@ fn protocols(
     };
     let (streams_max, window) = match role {
         Role::Public => (limits.streams_max, PUBLIC_WINDOW_BYTES),
-        Role::Peer => (PEER_STREAMS_MAX, CONNECTION_WINDOW_BYTES),
+        Role::Peer => {
+            let streams_max = limits.peer_streams_max;
+            (streams_max, connection_window(streams_max))
+        }
     };
     builder
         .http1()

@@ -34,7 +34,7 @@ pub enum ErrorClass {
     Refused,
     /// No host that was tried could be reached; nothing was executed.
     Unreachable,
-    /// The connection to the other host broke; the request may have been executed.
+    /// The connection to the other host broke, or the replica was ended; the request may have been executed.
     Lost,
     /// It passed too many gateways.
     Loop,
@@ -160,6 +160,49 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Adds what another gateway has counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            requests,
+            from_peers,
+            in_flight,
+            local,
+            forwarded,
+            retried,
+            ejected,
+            tunnelled,
+            answers,
+            errors,
+            connections,
+            connections_refused,
+            connections_open,
+        } = self;
+        *requests += other.requests;
+        *from_peers += other.from_peers;
+        *in_flight += other.in_flight;
+        *local += other.local;
+        *forwarded += other.forwarded;
+        *retried += other.retried;
+        *ejected += other.ejected;
+        *tunnelled += other.tunnelled;
+        let many = answers.iter_mut().zip(other.answers);
+        let many = many.chain(errors.iter_mut().zip(other.errors));
+        many.for_each(|(sum, one)| *sum += one);
+        *connections += other.connections;
+        *connections_refused += other.connections_refused;
+        *connections_open += other.connections_open;
+    }
+
+    /// What it has counted, without what is now: of a gateway that has ended.
+    #[must_use]
+    pub fn counters(&self) -> Self {
+        Self {
+            in_flight: 0,
+            connections_open: 0,
+            ..self.clone()
+        }
+    }
+
     /// Errors of one kind.
     pub fn errors_of(&self, class: ErrorClass) -> u64 {
         self.errors[class as usize]
@@ -241,6 +284,23 @@ pub(crate) type CounterGauge = Gauge<Arc<Counters>, fn(&Arc<Counters>) -> &Atomi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_gateways_are_summed() {
+        let counters = Counters::default();
+        counters.in_flight.fetch_add(1, Relaxed);
+        counters.connections_refused.fetch_add(2, Relaxed);
+        counters.answered(StatusCode::OK);
+        counters.failed(ErrorClass::Busy);
+        let one = counters.snapshot();
+        let mut sum = one.counters();
+        sum.add(&one);
+        assert_eq!((sum.in_flight, sum.connections_refused), (1, 4));
+        assert_eq!(
+            (sum.answers, sum.errors_of(ErrorClass::Busy)),
+            ([2, 0, 0, 0], 2)
+        );
+    }
 
     #[test]
     fn classes_are_numbered_as_listed() {

@@ -18,9 +18,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wasmorch_api::{LeaderId, Term, VERSION};
+use wasmorch_gateway::{ErrorClass, Stats};
 
 use crate::agent::Pulse;
-use crate::runner::protocol::{CodeStats, GatewayStats};
+use crate::runner::protocol::CodeStats;
 
 /// A loop that has not turned for so long is stuck.
 const STUCK: Duration = Duration::from_secs(10);
@@ -38,6 +39,8 @@ pub(crate) struct View {
     pub runner: bool,
     /// Everything that was held at the start has been started.
     pub settled: bool,
+    /// It was told to end, and answers what it has in hand.
+    pub leaving: bool,
     /// NATS is there.
     pub nats: bool,
     /// The leader last heard of.
@@ -47,7 +50,7 @@ pub(crate) struct View {
     /// The agent's numbers.
     pub pulse: Pulse,
     /// The gateway's counters.
-    pub gateway: GatewayStats,
+    pub gateway: Stats,
     /// The code that runners have loaded.
     pub code: CodeStats,
     /// The highest store sequence in the gateway's tables.
@@ -66,11 +69,12 @@ impl Default for View {
             turned: Instant::now(),
             runner: false,
             settled: false,
+            leaving: false,
             nats: false,
             leader: None,
             term: Term(0),
             pulse: Pulse::default(),
-            gateway: GatewayStats::default(),
+            gateway: Stats::default(),
             code: CodeStats::default(),
             table_seq: 0,
             logs_dropped: 0,
@@ -151,15 +155,17 @@ fn respond(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
     };
     match path {
         "/healthz" => {
-            let turns = view.turned.elapsed() < STUCK;
+            // At last nothing turns but what ends it, and that has a time of its own.
+            let turns = view.leaving || view.turned.elapsed() < STUCK;
             let body = serde_json::json!({ "turns": turns, "runner": view.runner });
             page(ok(turns), JSON, body.to_string())
         }
         "/readyz" => {
             // Without NATS the host serves what it holds, and stays ready.
-            let ready = view.runner && view.settled;
+            let ready = view.runner && view.settled && !view.leaving;
             let body = serde_json::json!({
-                "ready": ready, "nats": view.nats, "leader": view.leader, "term": view.term,
+                "ready": ready, "leaving": view.leaving, "nats": view.nats, "leader": view.leader,
+                "term": view.term,
             });
             page(ok(ready), JSON, body.to_string())
         }
@@ -188,121 +194,144 @@ fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 /// Prometheus text, version 0.0.4.
 fn metrics(view: &View) -> String {
     let (pulse, gateway, code) = (&view.pulse, &view.gateway, &view.code);
-    let rows: [(&str, &str, &str, u64); 19] = [
-        ("replicas", "gauge", "Live replicas.", pulse.replicas),
-        (
-            "replicas_ready",
-            "gauge",
-            "Replicas that serve.",
-            pulse.ready,
-        ),
+    let [.., server_errors] = gateway.answers;
+    let nats = u64::from(view.nats);
+    let rows = [
+        ("replicas", "Live replicas.", pulse.replicas),
+        ("replicas_ready", "Replicas that serve.", pulse.ready),
         (
             "memory_bytes",
-            "gauge",
             "Memory of all replicas.",
             pulse.memory_bytes,
         ),
         (
             "cpu_millis",
-            "gauge",
             "Cpu of all replicas, thousandths of a core.",
             pulse.cpu_millis,
         ),
         (
             "gateway_requests_total",
-            "counter",
             "Requests accepted.",
             gateway.requests,
         ),
         (
             "gateway_errors_total",
-            "counter",
             "Answers of 500 and above.",
-            gateway.errors,
+            server_errors,
         ),
         (
             "gateway_forwarded_total",
-            "counter",
             "Requests sent on to another host.",
             gateway.forwarded,
         ),
         (
-            "gateway_in_flight",
-            "gauge",
-            "Requests in hand.",
-            gateway.in_flight,
+            "gateway_retried_total",
+            "Further tries of requests.",
+            gateway.retried,
+        ),
+        ("gateway_in_flight", "Requests in hand.", gateway.in_flight),
+        (
+            "gateway_ejected_total",
+            "Times a host was left alone for a while.",
+            gateway.ejected,
+        ),
+        (
+            "gateway_tunnelled_total",
+            "Connections to other hosts that went through NATS.",
+            gateway.tunnelled,
+        ),
+        (
+            "gateway_connections_total",
+            "Connections accepted.",
+            gateway.connections,
+        ),
+        (
+            "gateway_connections_refused_total",
+            "Connections turned away for being too many.",
+            gateway.connections_refused,
+        ),
+        (
+            "gateway_connections_open",
+            "Open connections.",
+            gateway.connections_open,
         ),
         (
             "code_loaded",
-            "gauge",
             "Artifacts whose compiled code is in memory, in each runner.",
             code.artifacts,
         ),
         (
             "code_loaded_bytes",
-            "gauge",
             "What that takes; runners share most of it.",
             code.bytes,
         ),
         (
             "code_loads_total",
-            "counter",
             "Times that compiled code was loaded.",
             code.loads,
         ),
         (
             "code_unloads_total",
-            "counter",
             "Times that unused code was unloaded.",
             code.unloads,
         ),
-        (
-            "nats_up",
-            "gauge",
-            "Whether NATS is there.",
-            u64::from(view.nats),
-        ),
-        ("term", "gauge", "The highest term seen.", view.term.0),
+        ("nats_up", "Whether NATS is there.", nats),
+        ("term", "The highest term seen.", view.term.0),
         (
             "placements_sequence",
-            "gauge",
             "Store sequence of the set that is held.",
             pulse.sequence,
         ),
         (
             "tables_sequence",
-            "gauge",
             "Highest store sequence in the routing tables.",
             view.table_seq,
         ),
         (
             "log_lines_dropped_total",
-            "counter",
             "Log lines that were not kept.",
             view.logs_dropped,
         ),
         (
             "reports_dropped_total",
-            "counter",
             "Reports that NATS did not take.",
             view.reports_dropped,
         ),
         (
             "runner_restarts_total",
-            "counter",
             "Times the runner was started again.",
             view.runner_restarts,
         ),
     ];
     let mut text = String::new();
-    for (name, kind, help, value) in rows {
+    for (name, help, value) in rows {
+        begin(&mut text, name, help);
         // Writing to a String does not fail.
-        let _ = write!(
-            text,
-            "# HELP wasmorch_host_{name} {help}\n# TYPE wasmorch_host_{name} {kind}\nwasmorch_host_{name} {value}\n"
-        );
+        let _ = writeln!(text, "wasmorch_host_{name} {value}");
+    }
+    let name = "gateway_refusals_total";
+    begin(
+        &mut text,
+        name,
+        "Errors that the gateway answered with itself, by wasmorch-error.",
+    );
+    for class in ErrorClass::ALL {
+        let (error, count) = (class.as_str(), gateway.errors_of(class));
+        let _ = writeln!(text, "wasmorch_host_{name}{{error=\"{error}\"}} {count}");
     }
     text
+}
+
+/// What is said of a metric before its values. What only grows says so by its name.
+fn begin(text: &mut String, name: &str, help: &str) {
+    let kind = match name.ends_with("_total") {
+        true => "counter",
+        false => "gauge",
+    };
+    let _ = writeln!(
+        text,
+        "# HELP wasmorch_host_{name} {help}\n# TYPE wasmorch_host_{name} {kind}"
+    );
 }
 
 #[cfg(test)]
@@ -324,6 +353,8 @@ mod tests {
         assert_eq!((view.nats, status("/readyz", &view)), (false, 200));
         view.runner = false;
         assert_eq!(status("/readyz", &view), 503);
+        (view.runner, view.leaving) = (true, true);
+        assert_eq!(status("/readyz", &view), 503);
     }
 
     #[test]
@@ -335,6 +366,8 @@ mod tests {
         };
         view.turned = long_ago;
         assert_eq!(status("/healthz", &view), 503);
+        view.leaving = true;
+        assert_eq!(status("/healthz", &view), 200);
     }
 
     #[test]
@@ -346,9 +379,35 @@ mod tests {
             respond(&Method::POST, "/healthz", &view).status().as_u16(),
             405
         );
-        let text = metrics(&View { nats: true, ..view });
-        assert!(text.contains("\nwasmorch_host_nats_up 1\n"), "{text}");
-        let lines = text.lines().count();
-        assert_eq!(lines % 3, 0, "help, type and value each");
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let mut view = View {
+            nats: true,
+            ..View::default()
+        };
+        let gateway = &mut view.gateway;
+        (gateway.ejected, gateway.retried, gateway.tunnelled) = (1, 2, 3);
+        (gateway.connections_refused, gateway.connections_open) = (4, 5);
+        gateway.answers = [0, 0, 0, 6];
+        gateway.errors[ErrorClass::Busy as usize] = 7;
+        let text = metrics(&view);
+        for line in [
+            "nats_up 1",
+            "gateway_ejected_total 1",
+            "gateway_retried_total 2",
+            "gateway_tunnelled_total 3",
+            "gateway_connections_refused_total 4",
+            "gateway_connections_open 5",
+            "gateway_errors_total 6",
+            "gateway_refusals_total{error=\"busy\"} 7",
+            "gateway_refusals_total{error=\"lost\"} 0",
+        ] {
+            let line = format!("\nwasmorch_host_{line}\n");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+        assert!(text.contains("# TYPE wasmorch_host_gateway_ejected_total counter\n"));
+        assert!(text.contains("# TYPE wasmorch_host_gateway_in_flight gauge\n"));
     }
 }

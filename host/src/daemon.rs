@@ -2,7 +2,8 @@
 //!
 //! Owns the order of things. Start: lock and files, listeners, runners, link, then the loop; so
 //! that whatever is refused is refused before anything runs, and what was held runs before NATS is
-//! heard. End: drain (the leader is told), then link, admin, runners, logs; each joined.
+//! heard. End: drain (the leader is told), then link, runners with what they have in hand, admin, logs;
+//! each joined.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -76,6 +77,8 @@ pub struct HostConfig {
     pub cpu_millis: Option<u64>,
     /// Between two heartbeats.
     pub heartbeat: Duration,
+    /// When it is told to end, what is in hand may take so long.
+    pub drain: Duration,
     /// Where the operator puts code that was compiled elsewhere; nobody else may write there.
     pub given: Option<PathBuf>,
     /// What runs guests.
@@ -175,7 +178,7 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
     let (link, link_tasks) = match started {
         Ok(started) => started,
         Err(error) => {
-            pool.close().await;
+            pool.close(tokio::time::Instant::now()).await;
             logs.close().await;
             return Err(error.into());
         }
@@ -200,23 +203,24 @@ pub async fn run(mut config: HostConfig, shutdown: CancellationToken) -> Result<
         remover,
         pulse,
         views,
+        drain: config.drain,
     });
     if let Some(started) = config.started.take() {
         // Who started the host may not wait for it.
         let _ = started.send(listening);
     }
-    let (pool, logs) = driver.run(link_events, shutdown).await;
+    let (pool, logs, until) = driver.run(link_events, shutdown).await;
     link_tasks.close().await;
     stop_following.cancel();
     if let Some(following) = following {
         // A panic has been reported by the runtime.
         let _ = following.await;
     }
+    pool.close(until).await;
     stop_admin.cancel();
     if admin.await.is_err() {
         tracing::error!("the admin listener panicked");
     }
-    pool.close().await;
     logs.close().await;
     tracing::info!("host ended");
     Ok(())

@@ -50,9 +50,7 @@ const BATCH: usize = 256;
 const READS_MAX: usize = 32;
 /// Artifacts that nobody uses are looked for that often.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
-/// A daemon that ends gives its replicas this long to finish what they have in hand.
-const DRAIN: Duration = Duration::from_secs(5);
-/// And the runners this long on top to say so.
+/// For runners to say that replicas have drained.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What the driver works with.
@@ -70,6 +68,8 @@ pub(crate) struct Parts {
     pub(crate) remover: Remover,
     pub(crate) pulse: watch::Sender<Option<Heartbeat>>,
     pub(crate) views: Views,
+    /// A daemon that ends gives what is in hand so long, and a replica no more than its own `update.drain`.
+    pub(crate) drain: Duration,
 }
 
 /// The loop's state.
@@ -123,12 +123,13 @@ impl Driver {
         }
     }
 
-    /// Runs until `shutdown`, then until everything has drained; gives back what is to be closed.
+    /// Runs until `shutdown`, then until all replicas have drained; gives back what is to be closed, and until
+    /// when what is still in hand may finish.
     pub(crate) async fn run(
         mut self,
         mut link_events: mpsc::Receiver<LinkEvent>,
         shutdown: CancellationToken,
-    ) -> (Pool, LogStore) {
+    ) -> (Pool, LogStore, Instant) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let certificates = self.certificates();
@@ -215,9 +216,11 @@ impl Driver {
             Input::Due | Input::Tick => events.push(Event::Tick),
             Input::Shutdown => {
                 tracing::info!("shutting down: draining");
+                self.view.leaving = true;
                 self.beat_now = true;
-                self.ends_at = Some(Instant::now() + DRAIN + DRAIN_GRACE);
-                events.push(Event::Shutdown { deadline: DRAIN });
+                let deadline = self.parts.drain;
+                self.ends_at = Some(Instant::now() + deadline + DRAIN_GRACE);
+                events.push(Event::Shutdown { deadline });
             }
         }
     }
@@ -318,7 +321,7 @@ impl Driver {
                 None
             }
             Said::Message(FromRunner::Usage(usage)) => {
-                self.view.gateway = usage.gateway;
+                self.view.gateway = (*usage.gateway).clone();
                 self.view.code = usage.code;
                 self.view.table_seq = usage.table_seq;
                 self.beat_now |= self.early_beat.applied(usage.table_seq, Instant::now());
@@ -413,7 +416,7 @@ impl Driver {
         self.do_chores();
     }
 
-    async fn close(mut self) -> (Pool, LogStore) {
+    async fn close(mut self) -> (Pool, LogStore, Instant) {
         if !self.parts.agent.idle() {
             tracing::warn!("not everything had drained in time: it is cut off");
         }
@@ -426,7 +429,8 @@ impl Driver {
             let data = self.parts.data.clone();
             write("endpoints/", move || data.write_tables(&tables)).await;
         }
-        (self.parts.pool, self.parts.logs)
+        let until = self.ends_at.unwrap_or_else(Instant::now);
+        (self.parts.pool, self.parts.logs, until)
     }
 }
 

@@ -170,6 +170,13 @@ impl Gate {
         self.0.account.sum(Field::InFlight) < self.0.concurrency
     }
 
+    /// Seats and places in the queue that are taken, wherever.
+    pub(crate) fn load(&self) -> usize {
+        let account = &self.0.account;
+        let load = account.sum(Field::InFlight) + account.sum(Field::Queued);
+        usize::try_from(load).unwrap_or(usize::MAX)
+    }
+
     /// Seats taken here.
     pub(crate) fn in_flight(&self) -> usize {
         usize::try_from(self.0.account.own(Field::InFlight)).unwrap_or(usize::MAX)

@@ -68,6 +68,12 @@ struct Asked {
     deadline: Option<Deadline>,
 }
 
+/// A request's seat, and when its time is over.
+pub struct Admission {
+    deadline: Option<Deadline>,
+    seat: Seat,
+}
+
 /// A replica that answers HTTP requests, each in a fresh instance, unless [`crate::Reuse`] says
 /// otherwise.
 pub struct HttpReplica {
@@ -129,16 +135,46 @@ impl HttpReplica {
         &self,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, Ended> {
+        let entering = self.enter(&request);
+        let admission = entering.await?;
+        self.serve(request, admission).await
+    }
+
+    /// The first half of [`Self::handle`]: a seat, waited for if need be. Without one nothing of the request
+    /// was executed, and whoever has it may take it elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn enter<'r>(
+        &'r self,
+        request: &http::Request<Body>,
+    ) -> impl Future<Output = Result<Admission, Ended>> + Send + use<'r> {
         let limits = &self.shared.config.limits;
         let lineage = request.extensions().get::<Lineage>();
         let callers = lineage.and_then(|lineage| lineage.deadline);
         let deadline = Deadline::earlier(Deadline::after(limits.timeout), callers);
-        refuse_large(request.headers(), BodySide::Request, limits.body_bytes)?;
-        let seat = self
-            .gate
-            .enter(deadline.map(|deadline| deadline.at))
-            .await
-            .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
+        let fits = refuse_large(request.headers(), BodySide::Request, limits.body_bytes);
+        async move {
+            fits?;
+            let entering = self.gate.enter(deadline.map(|deadline| deadline.at));
+            let seat = entering
+                .await
+                .inspect_err(|_| _ = self.shared.meter.refused.fetch_add(1, Relaxed))?;
+            Ok(Admission { deadline, seat })
+        }
+    }
+
+    /// The second half: answers the request that the seat is for.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no response.
+    pub async fn serve(
+        &self,
+        request: http::Request<Body>,
+        Admission { deadline, seat }: Admission,
+    ) -> Result<http::Response<Body>, Ended> {
         self.answer(request, deadline, Some(seat)).await
     }
 
@@ -334,6 +370,11 @@ impl HttpReplica {
         self.shared
             .meter
             .usage(self.gate.in_flight(), self.gate.queued())
+    }
+
+    /// Requests that run or wait, in all runners.
+    pub fn load(&self) -> usize {
+        self.gate.load()
     }
 
     /// Whether a request would be run at once.

@@ -92,7 +92,7 @@ pub use engines::ENGINE;
 pub use files::{DISK_SPARE_BYTES, sync_folder, write_atomic};
 pub use gate::{Place, Seat};
 pub use given::check_folder as check_compiled_folder;
-pub use http::HttpReplica;
+pub use http::{Admission, HttpReplica};
 pub use keyvalue::{
     KEYS_PAGE, KeyValueError, KeyValueStore, KeyValueStores, Keys, MemoryStore, RedisStore,
     VALUE_BYTES_MAX, Version, increment_by_swaps,

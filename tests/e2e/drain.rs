@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::process::Signal;
 use wasmorch_tests::daemons::{Daemons, says_hello};
-use wasmorch_tests::wait_for;
+use wasmorch_tests::{http, wait_for};
 
 /// How `hosts --json` lists a host.
 fn listed(daemons: &Daemons, name: &str) -> serde_json::Value {
@@ -98,4 +99,41 @@ fn what_cannot_go_is_said_and_the_deadline_ends_it() {
     wait_for("the replica to be back", || {
         (ready_on(&daemons, "host-0") == 1).then_some(())
     });
+}
+
+#[test]
+fn a_host_that_is_told_to_end_answers_what_it_has_in_hand() {
+    let mut daemons = Daemons::start(1, 2);
+    daemons.run(&["cordon", "host-0"]).ok();
+    daemons.deploy("hello-http", "hello", &[]);
+    // The first only forwards, the second has the replica.
+    for (n, path) in [(0, "/sleep?6000"), (1, "/sleep?10000")] {
+        let host = listed(&daemons, &format!("host-{n}"));
+        let text = |key: &str| host[key].as_str().expect("an address is text").to_owned();
+        let (gateway, admin) = (text("http"), text("admin"));
+        wait_for("the gateway to know the workload", || {
+            says_hello(&gateway, "hello").then_some(())
+        });
+        let page = |path: &str| http::get(&admin, "localhost", path).ok();
+        let ready = page("/readyz").expect("the admin port answers");
+        assert_eq!(ready.status, 200, "{}", ready.body);
+        let mut ending = daemons.hosts[n].take().expect("it runs");
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| http::get(&gateway, "hello.default.localhost", path));
+            wait_for("the request to be in hand", || {
+                let metrics = page("/metrics")?.body;
+                metrics
+                    .contains("\nwasmorch_host_gateway_in_flight 1\n")
+                    .then_some(())
+            });
+            ending.signal(Signal::TERM);
+            wait_for("the host to say that it leaves", || {
+                let ready = page("/readyz")?;
+                (ready.status == 503 && ready.body.contains("\"leaving\":true")).then_some(())
+            });
+            let answer = asked.join().expect("no panic").expect("an answer");
+            assert_eq!((answer.status, answer.body.as_str()), (200, "slept\n"));
+        });
+        assert!(ending.wait().success(), "{}", ending.stderr());
+    }
 }

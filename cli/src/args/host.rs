@@ -112,6 +112,9 @@ pub(crate) struct HostArgs {
     /// Between two heartbeats: more of them for a quicker --dead-after of the controllers
     #[arg(long, value_name = "D", default_value = "1s", value_parser = heartbeat)]
     pub(crate) heartbeat: Duration,
+    /// When told to end (SIGTERM), what is in hand may take so long; a second signal ends it at once
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = drain)]
+    pub(crate) drain: Duration,
     /// Processes that run guests; 0: inside the daemon [default: one for each core]
     #[arg(long, value_name = "N", value_parser = runners)]
     pub(crate) runners: Option<u32>,
@@ -229,6 +232,11 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
     within(text, Duration::from_millis(50), Duration::from_secs(5))
 }
 
+/// None to an hour: whoever ends hosts has to wait for it.
+fn drain(text: &str) -> Result<Duration, String> {
+    within(text, Duration::ZERO, Duration::from_secs(3600))
+}
+
 /// A duration between these two.
 pub(super) fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let asked: HumanDuration = text.parse().map_err(|error| format!("{error}"))?;
@@ -278,6 +286,7 @@ mod tests {
             (["--advertise", "foo"], "like 10.0.0.5:7000"),
             (["--advertise", "foo:0"], "like 10.0.0.5:7000"),
             (["--advertise", "fd00::5:7000"], "like 10.0.0.5:7000"),
+            (["--drain", "2h"], "from 0s to 1h"),
             (["--label", "host=x"], "choose another label"),
             (["--label", "a b=x"], "is not a label"),
             (["--taint", "="], "KEY or KEY=VALUE"),

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use wasmorch_controller::{ControllerConfig, ControllerError, ControllerStarted};
 
-use super::host::{denied_or, split, until_signal};
+use super::host::{STOP_MAX, denied_or, split, until_signal};
 use super::{Context, Interrupt};
 use crate::args::ControllerArgs;
 use crate::cluster;
@@ -25,7 +25,8 @@ pub(crate) async fn run(ctx: &Context, args: ControllerArgs) -> Result<Exit, Cli
     };
     let stop = CancellationToken::new();
     let running = wasmorch_controller::run(config, stop.clone());
-    let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
+    let signals = (&stop, &mut interrupt, STOP_MAX);
+    let ended = until_signal(ctx, running, signals, async {
         let ControllerStarted { leader, admin } = started.await.ok()?;
         let mut lines = vec![("controller", leader.to_string())];
         lines.extend(admin.map(|admin| ("admin", format!("http://{admin}"))));

@@ -22,9 +22,8 @@ use crate::error::{CliError, Exit};
 use crate::logging;
 use crate::out::table::pairs;
 
-/// A daemon that was told to stop and does not is left behind after this: drains have their own,
-/// shorter limits.
-const STOP_MAX: Duration = Duration::from_secs(60);
+/// A daemon that was told to stop and does not is left behind so long after its drain.
+pub(super) const STOP_MAX: Duration = Duration::from_secs(30);
 
 /// `host`.
 pub(crate) async fn run(ctx: &Context, args: HostArgs) -> Result<Exit, CliError> {
@@ -35,13 +34,15 @@ pub(crate) async fn run(ctx: &Context, args: HostArgs) -> Result<Exit, CliError>
     let data = cluster::data_dir(args.data.clone(), "host")?;
     let (sender, started) = oneshot::channel();
     let secure = tls.is_some();
+    let stop_max = args.drain + STOP_MAX;
     let config = HostConfig {
         labels,
         ..host_config(args, tls, nats, data, sender)
     };
     let stop = CancellationToken::new();
     let running = wasmorch_host::run(config, stop.clone());
-    let ended = until_signal(ctx, running, &stop, &mut interrupt, async {
+    let signals = (&stop, &mut interrupt, stop_max);
+    let ended = until_signal(ctx, running, signals, async {
         let HostStarted {
             host,
             http,
@@ -90,6 +91,7 @@ fn host_config(
         memory: args.memory.map(|memory| memory.0),
         cpu_millis: args.cpu.map(|cpu| cpu.0),
         heartbeat: args.heartbeat,
+        drain: args.drain,
         given: args.compiled,
         runners: runners(args.runners),
         started: Some(started),
@@ -119,13 +121,11 @@ fn addresses(host: &HostId, gateway: &str, peer: &str, admin: &str) -> String {
     ])
 }
 
-/// Runs a daemon until it ends or a signal comes; then stops it. `None`: it did not stop in time,
-/// or a second signal came.
+/// Runs a daemon until it ends or a signal comes; then stops it. `None`: it did not stop within `stop_max`.
 pub(super) async fn until_signal<E>(
     ctx: &Context,
     running: impl Future<Output = Result<(), E>>,
-    stop: &CancellationToken,
-    interrupt: &mut Interrupt,
+    (stop, interrupt, stop_max): (&CancellationToken, &mut Interrupt, Duration),
     started: impl Future<Output = Option<(String, serde_json::Value)>>,
 ) -> Result<Option<Result<(), E>>, CliError> {
     // A daemon's future is large, and this one moves.
@@ -150,8 +150,8 @@ pub(super) async fn until_signal<E>(
     tokio::select! {
         ended = running => Ok(Some(ended)),
         () = interrupt.next() => Err(CliError::interrupted("stopped at once")),
-        () = tokio::time::sleep(STOP_MAX) => {
-            tracing::error!(seconds = STOP_MAX.as_secs(), "did not stop in time");
+        () = tokio::time::sleep(stop_max) => {
+            tracing::error!(seconds = stop_max.as_secs(), "did not stop in time");
             Ok(None)
         }
     }

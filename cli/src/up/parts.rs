@@ -18,7 +18,9 @@ use crate::commands::controller::controller_error;
 use crate::commands::host::{host_error, runners};
 use crate::error::{CliError, Exit};
 
-/// How long hosts may take to drain.
+/// What hosts have in hand may take so long: somebody waits for it at a terminal.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long hosts may take to end.
 const HOSTS_MAX: Duration = Duration::from_secs(45);
 /// How long the controller may take to hand its lease back.
 const CONTROLLER_MAX: Duration = Duration::from_secs(10);
@@ -101,6 +103,7 @@ impl Parts {
             memory: None,
             cpu_millis: None,
             heartbeat: Duration::from_secs(1),
+            drain: DRAIN,
             given: None,
             runners: runners(Some(runners_each)),
             started: Some(sender),

@@ -161,3 +161,62 @@ fn places_are_limited() {
     drop(first);
     assert!(connections.enter().is_some());
 }
+
+#[test]
+fn that_connections_are_refused_is_news_again_after_a_quiet_minute() {
+    let connections = connections();
+    let refused_after = |ticks: u32| {
+        (0..ticks).for_each(|_| connections.sweep());
+        connections.refuses()
+    };
+    let news = [0, 0, 30, 60, 61].map(refused_after);
+    assert_eq!(news, [true, false, false, false, true]);
+}
+
+#[test]
+fn who_rests_longest_makes_room_and_nobody_else() {
+    let connections = connections();
+    let served = || {
+        let place = connections.enter().unwrap();
+        place.watch.request_began(Version::HTTP_11);
+        place.watch.request_ended();
+        connections.sweep();
+        place
+    };
+    let order = |place: &Place| place.watch.order.load(Ordering::Relaxed);
+    let (first, second) = (served(), served());
+    let third = connections.enter().unwrap();
+    assert_eq!((order(&first), order(&second)), (DROP, STAY));
+    // Before the first is gone.
+    let fourth = connections.enter().unwrap();
+    assert_eq!(order(&second), DROP);
+    drop((first, second));
+    assert!(connections.enter().is_none(), "who has not asked yet stays");
+    third.watch.request_began(Version::HTTP_11);
+    fourth.watch.request_began(Version::HTTP_11);
+    assert!(connections.enter().is_none(), "and so does who is served");
+    third.watch.request_ended();
+    third.watch.bytes_came();
+    assert!(connections.enter().is_none(), "and who begins to ask");
+    fourth.watch.request_ended();
+    assert!(connections.enter().is_some());
+    assert_eq!((order(&third), order(&fourth)), (STAY, DROP));
+}
+
+#[test]
+fn when_a_port_closes_only_what_is_in_hand_is_waited_for() {
+    let connections = connections();
+    let places = [(), ()].map(|()| connections.enter().unwrap());
+    for place in &places {
+        place.watch.request_began(Version::HTTP_2);
+    }
+    let [rests, works] = places;
+    rests.watch.request_ended();
+    connections.close();
+    assert_eq!(sweep(&connections, &rests, 1), CLOSE);
+    assert_eq!(sweep(&connections, &rests, 1), DROP);
+    assert_eq!(sweep(&connections, &works, 100), CLOSE);
+    works.watch.request_ended();
+    assert_eq!(sweep(&connections, &works, 1), CLOSE);
+    assert_eq!(sweep(&connections, &works, 1), DROP);
+}

@@ -55,7 +55,7 @@ impl Keeper {
                 }
                 () = tokio::time::sleep(self.idle) => {
                     let now = slot.used.load(Relaxed);
-                    if now == used && self.peer.in_flight() == 0 {
+                    if now == used && slot.is_idle() {
                         slot.set(None);
                     }
                     used = now;

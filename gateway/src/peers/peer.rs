@@ -1,4 +1,4 @@
-//! One other host: what is in hand there, its connections, and how it was last reached.
+//! One other host: its connections, what each of them has in hand, and how it was last reached.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,17 @@ use crate::balance::Candidate;
 use crate::health::{ms, now_ms};
 use crate::replay::Attempt;
 
+/// Connections to one host, and what they carry.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// Kept.
+    pub(super) kept: usize,
+    /// At the most.
+    pub(super) most: usize,
+    /// Requests at once on one of them.
+    pub(super) streams_max: u32,
+}
+
 /// One other host.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -21,9 +32,12 @@ pub(crate) struct Peer {
     pub(super) undialled: AtomicU32,
     /// When to dial again, after that; on the clock of `now_ms`.
     pub(super) dial_at: AtomicU64,
-    pub(super) in_flight: AtomicU32,
-    /// Which connection is next.
-    pub(super) turn: AtomicUsize,
+    /// Which of the connections that are kept is next.
+    turn: AtomicUsize,
+    /// So many share the requests evenly; the rest are for when these are full.
+    kept: usize,
+    /// Requests at once on one connection.
+    streams_max: u32,
     pub(super) slots: Box<[Slot]>,
     /// Failures to connect in a row.
     pub(super) failures: AtomicU32,
@@ -41,6 +55,21 @@ pub(super) struct Slot {
     pub(super) attempts: AtomicU64,
     /// Requests so far.
     pub(super) used: AtomicU64,
+    /// Requests in hand.
+    in_hand: AtomicU32,
+}
+
+/// One request's place on a connection, until the last byte of its answer.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    peer: Arc<Peer>,
+    pub(super) turn: usize,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.peer.slots[self.turn].in_hand.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Slot {
@@ -52,21 +81,33 @@ impl Slot {
         held.clone()
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.load(Relaxed) == 0
+    }
+
+    fn take(&self, streams_max: u32) -> bool {
+        let one_more = |now| (now < streams_max).then_some(now + 1);
+        self.in_hand
+            .fetch_update(Relaxed, Relaxed, one_more)
+            .is_ok()
+    }
+
     pub(super) fn set(&self, sender: Option<http2::SendRequest<Attempt>>) {
         *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = sender;
     }
 }
 
 impl Peer {
-    pub(super) fn new(candidate: &Candidate, connections: usize) -> Self {
+    pub(super) fn new(candidate: &Candidate, limits: &Bounds) -> Self {
         Self {
             host: candidate.host.clone(),
             address: candidate.address.clone(),
             undialled: AtomicU32::new(0),
             dial_at: AtomicU64::new(0),
-            in_flight: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
-            slots: (0..connections).map(|_| Slot::default()).collect(),
+            kept: limits.kept,
+            streams_max: limits.streams_max,
+            slots: (0..limits.most).map(|_| Slot::default()).collect(),
             failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
         }
@@ -100,19 +141,31 @@ impl Peer {
         Duration::from_millis(self.dial_at.load(Relaxed).saturating_sub(now_ms()))
     }
 
-    pub(crate) fn request_began(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
+    /// A place on the emptiest of the connections that are kept, or on a further one when these are full;
+    /// `None`: all are.
+    pub(super) fn stream(self: &Arc<Self>) -> Option<Stream> {
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let in_turn = (0..self.kept).map(|at| turn.wrapping_add(at) % self.kept);
+        let emptiest = in_turn.min_by_key(|at| self.slots[*at].in_hand.load(Relaxed));
+        let mut all = emptiest.into_iter().chain(self.kept..self.slots.len());
+        let turn = all.find(|at| self.slots[*at].take(self.streams_max))?;
+        Some(Stream {
+            peer: self.clone(),
+            turn,
+        })
     }
 
-    pub(crate) fn request_ended(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
-    }
-
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+    /// For people: why no more are sent there.
+    pub(super) fn full(&self) -> String {
+        let most = self.slots.len() * usize::try_from(self.streams_max).unwrap_or(usize::MAX);
+        format!(
+            "{}: {most} requests are in hand there, and no more are sent",
+            self.name()
+        )
     }
 
     pub(super) fn is_used(&self) -> bool {
-        self.in_flight() > 0 || self.slots.iter().any(|slot| slot.open().is_some())
+        let used = |slot: &Slot| !slot.is_idle() || slot.open().is_some();
+        self.slots.iter().any(used)
     }
 }

@@ -160,6 +160,29 @@ async fn one_connection_too_many_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_connection_that_rests_makes_room_for_a_new_one() {
+    let host = Host::start_with("a", 1, hangs_when_told(), |config| {
+        config.limits.connections_max = 2;
+        config.limits.drain = Duration::ZERO;
+    });
+    let request = |path: &str| {
+        let request = Request::get(path).header("host", "shop.example.com");
+        request.body(empty()).unwrap()
+    };
+    let mut resting = H1::connect(host.http).await;
+    text(resting.send(request("/")).await.unwrap()).await;
+    let mut working = H1::connect(host.http).await;
+    let hangs = tokio::spawn(async move { working.send(request("/hang")).await.is_err() });
+    until("it is in hand", || host.calls() == 2).await;
+    assert_eq!(get(host.http).await, (200, "hello".to_owned()));
+    assert_eq!(host.gateway.stats().connections_refused, 0);
+    assert!(resting.send(request("/")).await.is_err(), "it is gone");
+    assert!(!hangs.is_finished(), "and who is served stays");
+    host.stop().await;
+    assert!(within(hangs).await.unwrap());
+}
+
+#[tokio::test]
 async fn one_request_too_many_is_told_so() {
     let host = Host::start_with("a", 1, hangs(), |config| {
         config.limits.requests_max = 1;
@@ -303,7 +326,7 @@ fn endless() -> Handle {
     })
 }
 
-/// A gateway with one connection to another host, whose window is full once 128 clients read nothing.
+/// A gateway with one connection to another host that is kept; 128 clients that read nothing fill it.
 fn narrow(stall_timeout: Duration) -> (Host, Host) {
     let back = Host::start("b", 1, endless());
     let front = Host::start_with("a", 0, says("never"), |config| {
@@ -364,6 +387,78 @@ async fn streams_whose_window_stays_closed_are_ended_and_their_connection_is_not
     drop((held, client));
     front.stop().await;
     back.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_reads_nothing_is_ended_and_stops_nobody() {
+    let (front, back) = narrow(Duration::from_millis(1500));
+    let asked = (0..NON_READERS).map(|_| {
+        let gateway = front.gateway.clone();
+        async move {
+            let request = Request::get("/endless").body(empty()).unwrap();
+            within(gateway.dispatch(&web(), request)).await
+        }
+    });
+    let mut held = futures::future::join_all(asked).await;
+    assert_eq!(get(front.http).await, (200, "hello".to_owned()));
+    until("nothing is in hand there", || {
+        back.gateway.stats().in_flight == 0
+    })
+    .await;
+    let rest = within(held.pop().unwrap().into_body().collect()).await;
+    let why = rest.map(drop).unwrap_err().to_string();
+    assert!(why.contains("not read for too long"), "{why}");
+    drop(held);
+    front.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_what_connections_carry_a_request_goes_elsewhere_or_is_refused_at_once() {
+    let front = Host::start_with("a", 0, says(""), |config| {
+        config.limits.peer_connections = 1;
+        config.limits.peer_connections_max = 2;
+        config.limits.peer_streams_max = 2;
+    });
+    let (back, other) = (
+        Host::start("b", 1, hangs_when_told()),
+        Host::start("c", 1, says("other")),
+    );
+    front.sees(&[("b", back.peer)]);
+    let mut hanging = Vec::new();
+    for number in 1..=4 {
+        let gateway = front.gateway.clone();
+        let request = Request::get("/hang").body(empty()).unwrap();
+        let asked = async move { gateway.dispatch(&web(), request).await.status() };
+        hanging.push(tokio::spawn(asked));
+        until("it is in hand", || back.calls() == number).await;
+    }
+    // The second connection came once the first was full.
+    assert_eq!(back.gateway.stats().connections, 2);
+    let answer = ask(front.http, "POST /", &["host: shop.example.com"]).await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert!(
+        answer.contains("wasmorch-error: overloaded\r\n") && answer.contains("retry-after: 1\r\n"),
+        "{answer}"
+    );
+    front.sees(&[("b", back.peer), ("c", other.peer)]);
+    for _ in 0..20 {
+        let answer = ask(front.http, "POST /", &["host: shop.example.com"]).await;
+        assert_eq!((status(&answer), body(&answer).as_str()), (200, "other"));
+    }
+    assert_eq!((back.calls(), other.calls()), (4, 20));
+    // What ends makes room.
+    front.sees(&[("b", back.peer)]);
+    let one = hanging.pop().unwrap();
+    one.abort();
+    assert!(one.await.is_err());
+    assert_eq!(get(front.http).await, (200, "hello".to_owned()));
+    for one in hanging {
+        one.abort();
+    }
+    for host in [front, back, other] {
+        host.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ async fn a_replica_here_is_preferred_while_it_has_room() {
         assert_eq!(get(here.http).await, (200, "here".to_owned()));
     }
     here.fake.has_room.store(false, Relaxed);
+    here.fake.load.store(1, Relaxed);
     assert_eq!(get(here.http).await.1, "there");
     // With nowhere else to go it queues here.
     here.sees(&[("a", here.peer)]);
@@ -216,6 +217,31 @@ async fn the_host_that_says_it_has_less_in_hand_is_taken() {
         busy.calls()
     );
     for host in [front, busy, free] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_of_the_same_zone_comes_first_while_it_is_there() {
+    let front = Host::start_with("a", 0, says(""), |config| config.zone = Some("east".into()));
+    let (near, far) = (
+        Host::start("b", 1, says("near")),
+        Host::start("c", 1, says("far")),
+    );
+    let zoned = |host: &str, peer, zone: &str| wasmorch_api::HostEndpoint {
+        zone: Some(zone.into()),
+        ..endpoint(host, peer)
+    };
+    let far_one = zoned("c", far.peer, "west");
+    let both = endpoints(vec![zoned("b", near.peer, "east"), far_one.clone()]);
+    front.tables.apply_endpoints(both, 10);
+    for _ in 0..40 {
+        assert_eq!(get(front.http).await, (200, "near".to_owned()));
+    }
+    front.tables.apply_endpoints(endpoints(vec![far_one]), 11);
+    assert_eq!(get(front.http).await, (200, "far".to_owned()));
+    assert_eq!((near.calls(), far.calls()), (40, 1));
+    for host in [front, near, far] {
         host.stop().await;
     }
 }

@@ -12,6 +12,8 @@ mod protocol;
 mod public;
 mod secure;
 mod shutdown;
+mod spill;
 mod support;
 mod tries;
 mod tunnel;
+mod uploads;

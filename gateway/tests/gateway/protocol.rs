@@ -10,6 +10,7 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use wasmorch_gateway::{GatewayConfig, LocalError};
 
 use crate::support::*;
 
@@ -379,4 +380,21 @@ async fn what_wasi_cannot_carry_is_told() {
     assert!(body(&answer).contains("server-sent events"), "{answer}");
     assert_eq!(host.calls(), 0);
     host.stop().await;
+}
+
+#[tokio::test]
+async fn on_the_internet_nobody_is_told_how_a_guest_failed() {
+    for (development, text) in [
+        (true, "the guest trapped\n"),
+        (false, "default/web failed; its log says why\n"),
+    ] {
+        let fails = handler(|_| async {
+            let reason = "the guest trapped".into();
+            Err(LocalError::Failed { reason })
+        });
+        let change = |config: &mut GatewayConfig| config.development = development;
+        let host = Host::start_with("a", 1, fails, change);
+        assert_eq!(get(host.http).await, (502, text.to_owned()));
+        host.stop().await;
+    }
 }

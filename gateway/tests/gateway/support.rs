@@ -85,6 +85,18 @@ pub(crate) fn hangs() -> Handle {
     handler(|_| std::future::pending())
 }
 
+/// Reads all of the body, and tells as a runtime does when there is none.
+pub(crate) fn reads() -> Handle {
+    handler(|request| async {
+        match request.into_body().collect().await {
+            Ok(body) => Ok(Response::new(full(body.to_bytes()))),
+            Err(error) => Err(LocalError::Broken {
+                reason: error.to_string(),
+            }),
+        }
+    })
+}
+
 pub(crate) fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into())
         .map_err(|never| match never {})

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use wasmorch_gateway::{Deadline, LocalError};
@@ -293,16 +292,41 @@ async fn what_is_never_executed_goes_on_to_three_hosts_and_no_further() {
     front.stop().await;
 }
 
-/// Reads all of the body, and tells as a runtime does when there is none.
-fn reads() -> Handle {
-    handler(|request| async {
-        match request.into_body().collect().await {
-            Ok(body) => Ok(Response::new(full(body.to_bytes()))),
-            Err(error) => Err(LocalError::Broken {
-                reason: error.to_string(),
-            }),
-        }
-    })
+#[tokio::test]
+async fn what_a_host_ends_is_tried_once_elsewhere_and_blames_nobody() {
+    let ends = || handler(|_| async { Err(LocalError::Stopped) });
+    let (ended, good) = (
+        Host::start("b", 1, ends()),
+        Host::start("c", 1, says("good")),
+    );
+    // On the host that was asked.
+    let own = Host::start("a", 1, ends());
+    own.sees(&[("a", own.peer), ("c", good.peer)]);
+    for _ in 0..12 {
+        assert_eq!(get(own.http).await, (200, "good".to_owned()));
+        let answer = ask(own.http, "POST /", &["host: shop.example.com"]).await;
+        assert_eq!(status(&answer), 502, "{answer}");
+        assert!(answer.contains("wasmorch-error: lost\r\n"), "{answer}");
+    }
+    // It is still the first that is asked.
+    assert_eq!((own.calls(), good.calls()), (24, 12));
+    own.sees(&[("a", own.peer), ("b", ended.peer)]);
+    assert_eq!(get(own.http).await.0, 502);
+    assert_eq!(ended.calls(), 1);
+
+    // Over a hop.
+    let front = Host::start("d", 0, says(""));
+    front.sees(&[("b", ended.peer), ("c", good.peer)]);
+    for _ in 0..40 {
+        assert_eq!(get(front.http).await, (200, "good".to_owned()));
+    }
+    let retried = front.gateway.stats().retried;
+    assert!(retried > 5, "{retried}");
+    assert_eq!(u64::from(ended.calls()), 1 + retried);
+    for host in [own, front, ended, good] {
+        assert_eq!(host.gateway.stats().ejected, 0);
+        host.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -272,10 +272,11 @@ impl Keeper {
         }
     }
 
-    /// Ends the runner.
-    pub(super) async fn close(self) {
+    /// Ends the runner; what its gateway has in hand may finish until then.
+    pub(super) async fn close(self, until: Instant) {
+        let within = until.saturating_duration_since(Instant::now());
         let ended = match self.slot {
-            Slot::Up(runner) => runner.shutdown(END).await,
+            Slot::Up(runner) => runner.leave(within, END).await,
             Slot::Ending(end) => end.await.unwrap_or(Ok(())),
             Slot::Down { .. } => Ok(()),
         };

@@ -282,9 +282,10 @@ impl Pool {
         self.say(moves.said);
     }
 
-    /// Ends the runners, and with the pool the compiler.
-    pub(crate) async fn close(self) {
-        join_all(self.keepers.into_iter().map(Keeper::close)).await;
+    /// Ends the runners, and with the pool the compiler. What gateways have in hand may finish until then.
+    pub(crate) async fn close(self, until: Instant) {
+        let keepers = self.keepers.into_iter();
+        join_all(keepers.map(|keeper| keeper.close(until))).await;
     }
 }
 

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 
 use wasmorch_api::Answers;
+use wasmorch_gateway::Stats;
 
 use super::shares::RunnerIndex;
-use crate::runner::protocol::{
-    CodeStats, FromRunner, GatewayStats, ReplicaKey, ReplicaUsage, Usage,
-};
+use crate::runner::protocol::{CodeStats, FromRunner, ReplicaKey, ReplicaUsage, Usage};
 
 /// The answers of one round of questions.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ pub(crate) struct Usages {
     /// How many questions all have answered, and been summed up.
     summed: u64,
     /// Counters of runners that have ended.
-    ended: GatewayStats,
+    ended: Stats,
     /// What replicas that live on answered in them.
     answered: BTreeMap<ReplicaKey, Answers>,
 }
@@ -43,7 +42,7 @@ impl Usages {
         Self {
             runners: std::iter::repeat_with(up).take(runners).collect(),
             summed: 0,
-            ended: GatewayStats::default(),
+            ended: Stats::default(),
             answered: BTreeMap::new(),
         }
     }
@@ -58,11 +57,7 @@ impl Usages {
     /// A runner ended; perhaps the others only waited for its answer.
     pub(crate) fn died(&mut self, runner: RunnerIndex) -> Option<Usage> {
         let answer = std::mem::take(self.runners.get_mut(runner)?);
-        let counted = GatewayStats {
-            in_flight: 0,
-            ..answer.usage.gateway
-        };
-        self.ended = sum(self.ended, counted);
+        self.ended.add(&answer.usage.gateway.counters());
         for share in answer.usage.replicas {
             if !share.answers.is_empty() {
                 let answered = self.answered.entry(share.replica).or_default();
@@ -102,12 +97,12 @@ impl Usages {
         self.summed = answered;
         let mut replicas: BTreeMap<ReplicaKey, ReplicaUsage> = BTreeMap::new();
         let mut all = Usage {
-            gateway: self.ended,
+            gateway: Box::new(self.ended.clone()),
             table_seq: u64::MAX,
             ..Usage::default()
         };
         for answer in self.runners.iter().filter(|answer| answer.up) {
-            all.gateway = sum(all.gateway, answer.usage.gateway);
+            all.gateway.add(&answer.usage.gateway);
             all.code = sum_code(all.code, answer.usage.code);
             all.table_seq = all.table_seq.min(answer.usage.table_seq);
             for share in &answer.usage.replicas {
@@ -146,15 +141,6 @@ fn sum_code(one: CodeStats, other: CodeStats) -> CodeStats {
     }
 }
 
-fn sum(one: GatewayStats, other: GatewayStats) -> GatewayStats {
-    GatewayStats {
-        requests: one.requests + other.requests,
-        errors: one.errors + other.errors,
-        forwarded: one.forwarded + other.forwarded,
-        in_flight: one.in_flight + other.in_flight,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use wasmorch_api::{Name, WorkloadKey};
@@ -178,11 +164,11 @@ mod tests {
                     slow: requests,
                 },
             }],
-            gateway: GatewayStats {
+            gateway: Box::new(Stats {
                 requests,
                 in_flight: 1,
-                ..GatewayStats::default()
-            },
+                ..Stats::default()
+            }),
             code: CodeStats::default(),
             table_seq,
         }

@@ -75,6 +75,11 @@ impl Counted {
         self.awaited.as_ref()
     }
 
+    /// It has had no seat here, and is another's.
+    pub(super) fn given_back(mut self) {
+        self.settled = true;
+    }
+
     /// Counts how it ended. Whoever watches the body of an answer goes on with what is given back.
     fn settle(&mut self, answer: &Result<Response<Body>, Ended>) -> Option<Arc<Tally>> {
         self.settled = true;

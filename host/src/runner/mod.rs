@@ -19,7 +19,7 @@
 //! - It is driven by [`protocol`] messages alone. It knows no
 //!   placements, no terms, no restart policy: a replica ends, and the daemon decides what next.
 //! - Everything it spawned has ended when its threads have ended.
-//! - When the daemon's side of the channel closes, it ends at once.
+//! - When the daemon's side of the channel closes, it ends at once, but for what its gateway has in hand.
 
 pub mod protocol;
 
@@ -238,6 +238,27 @@ impl RunnerHandle {
         if let Body::Process { child, .. } = &self.end.0 {
             child.kill();
         }
+    }
+
+    /// Has its gateway finish what it has in hand, for so long; then as [`Self::shutdown`].
+    ///
+    /// # Errors
+    ///
+    /// How it failed, or [`RunnerError::Stuck`] after `deadline` on top.
+    pub async fn leave(self, within: Duration, deadline: Duration) -> Result<(), RunnerError> {
+        let Self { to, mut from, end } = self;
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let told = async move {
+            // One that is ending by itself needs not to be told.
+            let _ = to.send(ToRunner::Leave { within_ms }).await;
+            drop(to);
+            // Nobody wants to know it any more; but a channel that is closed here closes there too.
+            while from.recv().await.is_some() {}
+        };
+        let ended = tokio::time::timeout(within + deadline, told).await;
+        // One that has not ended by now is not waited for again.
+        let deadline = ended.map_or(Duration::ZERO, |()| deadline);
+        end.join(deadline).await
     }
 
     /// Closes the channel and waits until the runner has ended.

@@ -18,7 +18,8 @@
 //! - `Ended` may cross with `Drain`: the runner then answers `Ended` first, and `Stopped` to the
 //!   `Drain` that named a replica it no longer knows.
 //! - `Compile` is answered by one `Compiled` of the same digest, whatever else comes between.
-//! - When the daemon's side closes, the runner ends every replica at once, and itself.
+//! - When the daemon's side closes, the runner ends every replica at once, and itself; after `Leave` once
+//!   its gateway has answered what it has in hand.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use wasmorch_api::messages::LogLine;
 use wasmorch_api::{Answers, Digest, EndpointTable, ReplicaId, Revision, RouteTable, WorkloadKey};
-use wasmorch_gateway::PemPair;
+use wasmorch_gateway::{PemPair, Stats};
 use wasmorch_runtime::LoadError;
 
 pub use crate::process::QUEUE;
@@ -145,6 +146,11 @@ pub enum ToRunner {
         /// Why there is none.
         result: Result<(), LoadError>,
     },
+    /// The daemon ends, and closes its side next: what the gateway has in hand may finish.
+    Leave {
+        /// It is cut off after this long.
+        within_ms: u64,
+    },
     /// Answer with `Usage`.
     Usage,
     /// Answer with `Pong` and the same number. Never waits behind guest work.
@@ -196,20 +202,6 @@ pub struct ReplicaUsage {
     pub answers: Answers,
 }
 
-/// Counters of a runner's gateway since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct GatewayStats {
-    /// Requests accepted.
-    pub requests: u64,
-    /// Answers of 500 and above.
-    pub errors: u64,
-    /// Requests sent on to another host.
-    pub forwarded: u64,
-    /// Requests in hand now.
-    pub in_flight: u64,
-}
-
 /// Compiled code in a runner's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -231,7 +223,7 @@ pub struct Usage {
     /// Each replica that is started.
     pub replicas: Vec<ReplicaUsage>,
     /// The gateway's counters.
-    pub gateway: GatewayStats,
+    pub gateway: Box<Stats>,
     /// The code that it has loaded.
     pub code: CodeStats,
     /// The highest store sequence that its tables have applied.

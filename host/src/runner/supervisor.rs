@@ -44,8 +44,8 @@ use super::{RunnerConfig, RunnerError, Settings};
 use crate::descriptors;
 use wasmorch_api::error::chain;
 
-/// The daemon drains replicas before it ends a runner: what is still in hand then is cut off.
-const GATEWAY_DRAIN: Duration = Duration::from_secs(1);
+/// What the gateway has in hand may take so long when the daemon is gone without a word (`Leave`).
+const IN_HAND: Duration = Duration::from_secs(1);
 /// Tunnels that the gateway has not taken up yet; it does so at once.
 const TUNNELS_WAITING: usize = 16;
 /// Replicas without volumes that are linked at the same time.
@@ -109,6 +109,8 @@ struct Supervisor {
     /// The gateway, once it serves.
     serving: JoinSet<()>,
     shutdown: CancellationToken,
+    /// What the gateway has in hand at the end may take so long.
+    leaves_within: Duration,
     /// Its gateway among the others.
     gateways: Option<Gateways>,
     replicas: HashMap<ReplicaKey, Entry>,
@@ -185,7 +187,7 @@ pub(super) async fn run(
             .clone()
             .map(|gateways| Arc::new(gateways) as Arc<dyn Crowd>),
         limits: Limits {
-            drain: GATEWAY_DRAIN,
+            drain: Duration::MAX,
             connections_max: descriptors::for_connections(
                 descriptors::limit(),
                 Limits::default().connections_max,
@@ -226,6 +228,7 @@ pub(super) async fn run(
         serving: JoinSet::new(),
         gateways,
         shutdown: CancellationToken::new(),
+        leaves_within: IN_HAND,
         replicas: HashMap::new(),
         revisions: Revisions::default(),
         tasks: JoinSet::new(),
@@ -245,15 +248,17 @@ pub(super) async fn run(
     {
         tracing::warn!("replicas did not end in time");
     }
-    // They have no takers any more.
-    if timeout(END_WITHIN, supervisor.context.calls.end())
+    // Calls have no takers any more, and the gateway waits for them too.
+    let (calls, serving) = (&supervisor.context.calls, &mut supervisor.serving);
+    let served = async { while serving.join_next().await.is_some() {} };
+    let in_hand = async { tokio::join!(calls.end(), served) };
+    if timeout(supervisor.leaves_within, in_hand).await.is_err() {
+        tracing::warn!("not everything in hand was answered in time");
+    }
+    if timeout(END_WITHIN, supervisor.serving.shutdown())
         .await
         .is_err()
     {
-        tracing::warn!("calls were not answered in time");
-    }
-    let served = async { while supervisor.serving.join_next().await.is_some() {} };
-    if timeout(END_WITHIN, served).await.is_err() {
         tracing::warn!("the gateway did not end in time");
     }
     if timeout(END_WITHIN, tunnels.end()).await.is_err() {
@@ -376,6 +381,9 @@ impl Supervisor {
                 self.waiting.push_back(FromRunner::Usage(usage));
             }
             ToRunner::Open => self.open(),
+            ToRunner::Leave { within_ms } => {
+                self.leaves_within = Duration::from_millis(within_ms);
+            }
             ToRunner::Ping(number) => self.pinged = Some(number),
         }
     }
@@ -471,7 +479,7 @@ impl Supervisor {
         });
         Usage {
             replicas: replicas.collect(),
-            gateway: usage::gateway(&self.context.gateway.stats()),
+            gateway: Box::new(self.context.gateway.stats()),
             code: usage::code(self.context.engine.loaded()),
             table_seq: self.tables.sequence(),
         }

@@ -1,4 +1,4 @@
-//! What the replicas of a runner use, and its gateway and its code, in the words of the protocol.
+//! What the replicas of a runner use, and its code, in the words of the protocol.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use wasmorch_runtime::LoadedCode;
 
 use super::answers::Tally;
 use super::backlog::Backlog;
-use super::protocol::{CodeStats, GatewayStats, ReplicaKey, ReplicaUsage};
+use super::protocol::{CodeStats, ReplicaKey, ReplicaUsage};
 use super::replica::{Counts, Guest};
 
 /// Rates are of at least so long: one request in a millisecond is no thousand a second.
@@ -71,16 +71,6 @@ impl Measured {
                 .map(Tally::so_far)
                 .unwrap_or_default(),
         }
-    }
-}
-
-pub(super) fn gateway(stats: &wasmorch_gateway::Stats) -> GatewayStats {
-    let [.., server_errors] = stats.answers;
-    GatewayStats {
-        requests: stats.requests,
-        errors: server_errors,
-        forwarded: stats.forwarded,
-        in_flight: stats.in_flight,
     }
 }
 

@@ -109,3 +109,33 @@ async fn a_draining_replica_is_not_probed() {
     bench.stopped(&web).await;
     bench.end().await;
 }
+
+#[tokio::test]
+async fn what_waits_when_its_replica_is_ended_was_not_executed() {
+    let mut bench = Bench::start(None);
+    let mut sick = asked_for_life("/status?500", 1);
+    sick.health.start_grace = HumanDuration::secs(2);
+    sick.resources.concurrency = 1;
+    sick.resources.queue = 1;
+    let web = bench.serve("web", Kind::Http, "hello-http", sick).await;
+    let http = bench.http;
+    let requests: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(async move { get(http, "web", "/sleep?20000").await }))
+        .collect();
+    bench.usage_until(&web, |usage| usage.in_flight == 2).await;
+    bench.ended(&web).await;
+    let mut answers = Vec::new();
+    for request in requests {
+        let answer = request.await.unwrap();
+        answers.push((answer.status, answer.body));
+    }
+    answers.sort();
+    // One may have been executed; the other would have gone elsewhere, if there were another host.
+    assert_eq!((answers[0].0, answers[1].0), (502, 503), "{answers:?}");
+    assert!(
+        answers[0].1.contains("whether it was executed is unknown"),
+        "{answers:?}"
+    );
+    assert!(answers[1].1.contains("no replica"), "{answers:?}");
+    bench.end().await;
+}

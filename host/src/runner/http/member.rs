@@ -112,7 +112,17 @@ impl Member {
             logs: self.logs.clone(),
             id,
         };
-        let answered = answered(self.guest.handle(request).await, counted, told);
+        let entering = self.guest.enter(&request);
+        let answer = match entering.await {
+            // The replica is ended, and this one has had no seat: it goes elsewhere whole.
+            Err(Ended::Stopped) => {
+                counted.into_iter().for_each(Counted::given_back);
+                return Err((LocalError::Refused(request), false));
+            }
+            Err(ended) => Err(ended),
+            Ok(admission) => self.guest.serve(request, admission).await,
+        };
+        let answered = answered(answer, counted, told);
         answered.map_err(|ended| {
             let blamed = blames_replica(&ended);
             (local_error(ended), blamed)
@@ -158,8 +168,7 @@ impl Candidate for Member {
     }
 
     fn load(&self) -> usize {
-        let usage = self.guest.usage();
-        usage.in_flight + usage.queued
+        self.guest.load()
     }
 
     fn health(&self) -> &Health {
@@ -212,6 +221,7 @@ fn local_error(ended: Ended) -> LocalError {
         } => LocalError::TooLarge { reason },
         Ended::RequestBroken(_) => LocalError::Broken { reason },
         Ended::RequestTimeout { .. } => LocalError::Late { reason },
+        Ended::Stopped => LocalError::Stopped,
         _ => LocalError::Failed { reason },
     }
 }
@@ -270,6 +280,8 @@ mod tests {
         }
         assert!(matches!(local_error(broken), LocalError::Broken { .. }));
         assert!(matches!(local_error(slow), LocalError::Late { .. }));
+        assert!(!blames_replica(&Ended::Stopped));
+        assert!(matches!(local_error(Ended::Stopped), LocalError::Stopped));
         let trap = Ended::Trap {
             message: "unreachable".into(),
             backtrace: String::new(),
