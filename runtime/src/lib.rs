@@ -62,6 +62,7 @@ mod runtime;
 mod secrets;
 mod share;
 mod state;
+mod streams;
 mod target;
 mod ticker;
 mod together;

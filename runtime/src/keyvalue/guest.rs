@@ -64,6 +64,17 @@ pub struct Cas {
 fn check_key(key: &str) -> Result<(), KeyValueError> {
     if key.len() <= KEY_BYTES_MAX {
         return Ok(());
+impl Cas {
+    /// What of it is the guest's doing: a backend may compare with all that the key held.
+    pub(crate) fn size(&self) -> u64 {
+        let value = match &self.version {
+            Version::Value(Some(value)) => value.len(),
+            Version::Value(None) | Version::Revision(_) => 0,
+        };
+        (self.key.len() + value) as u64
+    }
+}
+
     }
     Err(KeyValueError::other(format!(
         "a key of {} bytes: at most {KEY_BYTES_MAX}",
