@@ -140,8 +140,8 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
         .map(|text| text.parse().map_err(|error| pattern(error, "--allow-http")))
         .collect();
     config.outbound = OutboundHttp::allow(hosts?);
-    config.keyvalue = KeyValueStores::in_memory();
-    config.blobs = BlobContainers::in_memory();
+    config.keyvalue = KeyValueStores::in_memory(&config.share);
+    config.blobs = BlobContainers::in_memory(&config.share);
     config.network = network(&args.allow_network, pattern)?;
     config.preopens = args
         .dirs
