@@ -238,3 +238,4 @@ mod tests {
         assert!(error.what.contains(&address.port().to_string()));
     }
 }
+            throttled: Duration::ZERO,

@@ -260,6 +260,7 @@ mod tests {
             (memory, 137),
             (timeout, 124),
             (Ended::Stopped, 130),
+            throttled: Duration::ZERO,
         ] {
             assert_eq!(ended_error(&ended).exit, Exit(exit));
         }

@@ -224,7 +224,14 @@ async fn a_body_that_does_not_come_in_time_is_its_clients_doing() {
         assert_eq!(replica.usage().failed_total, 0, "{name}");
         // One that it does not wait for is none.
         let ended = fetch(&replica, "/sleep?60000").await.unwrap_err();
-        assert_eq!(ended, Ended::Timeout { limit }, "{name}");
+        assert_eq!(
+            ended,
+            Ended::Timeout {
+                limit,
+                throttled: Duration::ZERO
+            },
+            "{name}"
+        );
         assert_eq!(replica.usage().failed_total, 1, "{name}");
     }
 }
