@@ -6,11 +6,8 @@
 //! | stream | closed when |
 //! | --- | --- |
 //! | of a file | nobody has the file any more |
-//! | of a folder | its own producer is dropped (`listing.rs`) |
 //! | of a connection | the future that comes with it resolves |
 //! | of a listener | nothing does: it counts for as long as its instance lives |
-
-mod listing;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,14 +22,13 @@ use wasmtime::component::{
 use wasmtime::{AsContextMut as _, StoreContextMut};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p3::bindings::filesystem::types::{
-    DirectoryEntry, ErrorCode as FileError, HostDescriptorWithStore as _,
+    ErrorCode as FileError, HostDescriptorWithStore as _,
 };
 use wasmtime_wasi::p3::bindings::sockets::types::{
     ErrorCode, HostTcpSocketWithStore as _, TcpSocket,
 };
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView as _};
 
-use self::listing::Listing;
 use crate::state::GuestState;
 use crate::volume::FILES;
 
@@ -108,10 +104,6 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
             Ok((told,))
         },
     )?;
-    types.func_wrap(
-        "[method]descriptor.read-directory",
-        |store, (fd,): (Fd,)| Ok((list(store, &fd)?,)),
-    )?;
     let mut types = linker.instance(SOCKETS)?;
     types.func_wrap(
         "[method]tcp-socket.send",
@@ -153,30 +145,6 @@ fn note(store: &mut Store<'_>, fd: &Fd) -> wasmtime::Result<()> {
         state.streams.note(&file.file);
     }
     Ok(())
-}
-
-fn list(
-    mut store: Store<'_>,
-    fd: &Fd,
-) -> wasmtime::Result<(StreamReader<DirectoryEntry>, FutureReader<FileTold>)> {
-    let (told, hears) = oneshot::channel();
-    let state = store.data();
-    let folder = match state.table.get(fd)? {
-        Descriptor::Dir(dir) => Some(dir.dir.clone()),
-        Descriptor::File(_) => None,
-    };
-    let entries = match folder {
-        Some(folder) => {
-            let listing = Listing::new(folder, told, state.streams.open());
-            StreamReader::new(&mut store, listing)?
-        }
-        None => {
-            // Who asked holds the other end.
-            let _ = told.send(Err(FileError::NotDirectory));
-            StreamReader::new(&mut store, std::iter::empty())?
-        }
-    };
-    Ok((entries, FutureReader::new(&mut store, hears)?))
 }
 
 async fn listen(

@@ -45,19 +45,6 @@ pub(crate) async fn file_streams(count: &str) -> ! {
     wait().await
 }
 
-/// What is in its folder, and whether that was all.
-pub(crate) async fn list() -> String {
-    let Some((directory, _)) = get_directories().into_iter().next() else {
-        return "no volume".into();
-    };
-    let (entries, told) = directory.read_directory();
-    let entries = entries.collect().await;
-    let (files, others) = entries
-        .iter()
-        .partition::<Vec<_>, _>(|entry| entry.name.starts_with("file"));
-    format!("{} {} {:?}", files.len(), others.len(), told.await)
-}
-
 async fn connect(address: &str) -> Result<TcpSocket, ErrorCode> {
     let address: SocketAddrV4 = address.parse().map_err(|_| ErrorCode::InvalidArgument)?;
     let [a, b, c, d] = address.ip().octets();

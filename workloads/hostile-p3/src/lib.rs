@@ -60,7 +60,6 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             "/file-streams" => handles::file_streams(query).await,
             "/connections" => handles::connections(query).await,
             "/receive" => answer(handles::receive(query).await),
-            "/list" => answer(handles::list().await),
             "/dropped" => {
                 dropped();
                 answer("dropped\n")
