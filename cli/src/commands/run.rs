@@ -254,13 +254,13 @@ mod tests {
         };
         let timeout = Ended::Timeout {
             limit: Duration::from_secs(1),
+            throttled: Duration::ZERO,
         };
         for (ended, exit) in [
             (trap, 134),
             (memory, 137),
             (timeout, 124),
             (Ended::Stopped, 130),
-            throttled: Duration::ZERO,
         ] {
             assert_eq!(ended_error(&ended).exit, Exit(exit));
         }
