@@ -201,7 +201,8 @@ fn deploy(up: &Up, cordoned: &str, sample: &str, name: &str, ready: &str) -> Res
     let bindings = match sample {
         "hostile" => {
             "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n\
-             sockets = { connect = [\"203.0.113.1:9\"] }\n"
+             sockets = { connect = [\"203.0.113.1:9\"] }\n\
+             blobstore.default = { backend = \"disk\" }\n"
         }
         "hostile-p3" => "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n",
         _ => "",

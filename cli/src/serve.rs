@@ -214,6 +214,7 @@ mod tests {
     fn failures_have_their_status() {
         let timeout = Ended::Timeout {
             limit: Duration::from_secs(1),
+            throttled: Duration::ZERO,
         };
         assert_eq!(refusal(&timeout).status(), 504);
         let busy = Ended::Busy {

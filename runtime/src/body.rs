@@ -282,15 +282,15 @@ impl ResponseBody {
         Poll::Ready(Some(Err(self.broken(failed))))
     }
 
-    /// Resolves when it should be there, with what its passing means.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    /// Resolves when it should be there, with that.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Deadline> {
         let Some(deadline) = self.deadline else {
             return Poll::Pending;
         };
         let late = self
             .late
             .get_or_insert_with(|| Box::pin(sleep_until(deadline.at)));
-        late.as_mut().poll(cx).map(|()| deadline.passed())
+        late.as_mut().poll(cx).map(|()| deadline)
     }
 
     /// Nothing comes of it any more.
@@ -330,7 +330,7 @@ impl http_body::Body for ResponseBody {
         if next.is_pending()
             && let Poll::Ready(late) = self.poll_late(cx)
         {
-            let late = self.watch.end(late);
+            let late = self.watch.end_late(late);
             next = Poll::Ready(Some(Err(self.broken(late))));
         }
         next.map(|next| next.map(|frame| frame.map_err(BodyError::from)))
@@ -414,6 +414,7 @@ mod tests {
     async fn how_a_guest_ends_is_put_down_to_a_client_that_breaks_off() {
         let late = Ended::Timeout {
             limit: Duration::from_secs(1),
+            throttled: Duration::ZERO,
         };
         for ended in [trap(), Ended::NoResponse, late.clone()] {
             let watch = watch();
@@ -436,7 +437,10 @@ mod tests {
     #[tokio::test]
     async fn who_is_late_is_whose_turn_it_was() {
         let limit = Duration::from_secs(1);
-        let late = Ended::Timeout { limit };
+        let late = Ended::Timeout {
+            limit,
+            throttled: Duration::ZERO,
+        };
         let waits = || StreamBody::new(stream::pending()).boxed_unsync();
         let asked = watch();
         let mut body = RequestBody::new(waits(), 100, asked.clone());
@@ -477,7 +481,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(told.so_far(), waited, "and no longer");
-        let late = Ended::Timeout { limit };
+        let late = Ended::Timeout {
+            limit,
+            throttled: Duration::ZERO,
+        };
         assert_eq!(asked.end(late.clone()), late);
     }
 

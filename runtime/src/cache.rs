@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use hmac::{Hmac, Mac};
 use rand::TryRngCore as _;
@@ -29,7 +30,7 @@ use wasmtime::{Engine, Module, Precompiled};
 use crate::artifact::Compiled;
 use crate::engines::Engines;
 use crate::evict::Bound;
-use crate::files::{write_atomic, write_whole};
+use crate::files::{UNFINISHED, sweep_unfinished, write_atomic, write_whole};
 use crate::given::Given;
 use crate::target::{file_name, folder_here};
 
@@ -38,6 +39,8 @@ const KEY: &str = "key";
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
 const CHUNK_BYTES: usize = 256 << 10;
+/// Nobody writes one file for so long.
+const UNFINISHED_FOR: Duration = Duration::from_secs(3600);
 
 /// The compiled code that this host keeps for its engines.
 pub(crate) struct Cache {
@@ -55,6 +58,9 @@ impl Cache {
     /// the operator puts what was compiled elsewhere. `most`: bytes of code that may lie there.
     pub(crate) fn open(root: &Path, given: Option<PathBuf>, most: u64) -> io::Result<Self> {
         let (dir, key) = lay_out(root)?;
+        for folder in [root, &dir] {
+            sweep_unfinished(folder, SystemTime::now() - UNFINISHED_FOR);
+        }
         Ok(Self {
             bound: Bound::new(&dir, most),
             dir,
@@ -299,7 +305,9 @@ fn load_or_make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
         .try_fill_bytes(&mut key)
         .map_err(io::Error::other)?;
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(dir)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(dir)?;
     file.write_all(&key)?;
     file.as_file().sync_all()?;
     // Several may open the same folder at the same time: the first key stays.

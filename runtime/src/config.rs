@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 use wasmorch_api::Digest;
 
 use crate::{
-    Account, BlobContainers, KeyValueStores, LoadError, LogSink, Messaging, Network, NoLogs,
-    OutboundHttp, Reuse, Secrets,
+    Account, BlobContainers, KeyValueStores, LoadError, LogSink, MemoryShare, Messaging, Network,
+    NoLogs, OutboundHttp, Reuse, Secrets,
 };
 
 /// Compiles in another process: one for all that run guests, which need not be able to write to the folder of
@@ -151,6 +151,8 @@ pub struct ReplicaConfig {
     pub keyvalue: KeyValueStores,
     /// The containers that `wasi:blobstore` opens.
     pub blobs: BlobContainers,
+    /// What it may have of its process's memory besides; its stores are made with clones.
+    pub share: MemoryShare,
     /// The secrets that `wasmcloud:secrets` hands out.
     pub secrets: Secrets,
 }
@@ -173,6 +175,7 @@ impl ReplicaConfig {
             messaging: None,
             keyvalue: KeyValueStores::default(),
             blobs: BlobContainers::default(),
+            share: MemoryShare::default(),
             secrets: Secrets::default(),
         }
     }

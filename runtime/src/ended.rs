@@ -5,6 +5,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// A wait for the processor that took this part of the time, or more, is told of.
+const THROTTLED_PART: u32 = 4;
+
 /// Which of the two bodies of a request was too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodySide {
@@ -50,6 +53,8 @@ pub enum Ended {
     Timeout {
         /// The limit.
         limit: Duration,
+        /// How much of it passed while it waited for its share of the processor.
+        throttled: Duration,
     },
     /// Whoever asked has stopped waiting.
     CallerTimeout {
@@ -135,7 +140,13 @@ impl fmt::Display for Ended {
                 "more than {limit} handles were open at the same time; this limit is fixed: drop \
                  what is not used any more"
             ),
-            Self::Timeout { limit } => write!(
+            Self::Timeout { limit, throttled } if *throttled >= *limit / THROTTLED_PART => write!(
+                f,
+                "timed out after {limit:?}, {:.1}s of which it waited for its share of the processor; raise \
+                 resources.cpu, or resources.timeout",
+                throttled.as_secs_f64()
+            ),
+            Self::Timeout { limit, .. } => write!(
                 f,
                 "timed out after {limit:?}; raise it with `--timeout` or resources.timeout"
             ),
@@ -263,12 +274,18 @@ mod tests {
             "memory limit of 64MiB reached: 65.1MiB wanted over all live instances of the replica; \
              raise it with `--memory` or resources.memory"
         );
-        let ended = Ended::Timeout {
+        let timeout = |throttled| Ended::Timeout {
             limit: Duration::from_secs(30),
+            throttled: Duration::from_millis(throttled),
         };
         assert_eq!(
-            ended.to_string(),
+            timeout(7000).to_string(),
             "timed out after 30s; raise it with `--timeout` or resources.timeout"
+        );
+        assert_eq!(
+            timeout(24_320).to_string(),
+            "timed out after 30s, 24.3s of which it waited for its share of the processor; raise \
+             resources.cpu, or resources.timeout"
         );
     }
 }

@@ -1,12 +1,16 @@
 //! Files of this machine's disk that outlive a crash.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// What stays free on the disk, whatever is fetched or written for guests: one that is full is full
 /// for everybody.
 pub const DISK_SPARE_BYTES: u64 = 64 << 20;
+
+/// What a file is called until it is whole.
+pub(crate) const UNFINISHED: &str = ".new-";
 
 /// Puts `bytes` at `path` so that a crash at any point leaves the old or the new content. The file is
 /// for its owner alone.
@@ -28,13 +32,28 @@ pub(crate) fn write_whole<R>(
         _ => Path::new("."),
     };
     let mut file = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(UNFINISHED)
         .tempfile_in(folder)?;
     let written = write(file.as_file_mut())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_folder(folder)?;
     Ok(written)
+}
+
+/// Deletes what writes left that broke off before then; one that goes on is younger. What is not ours to delete
+/// stays.
+pub(crate) fn sweep_unfinished(folder: &Path, before: SystemTime) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_unfinished = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(UNFINISHED.as_bytes());
+        let written = entry.metadata().and_then(|about| about.modified());
+        if is_unfinished && written.is_ok_and(|written| written < before) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Makes a rename in this folder last.
@@ -48,8 +67,6 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

@@ -67,11 +67,12 @@ impl Deadline {
     }
 
     /// What its passing means.
-    pub(crate) fn passed(self) -> Ended {
+    fn passed(self, throttled: Duration) -> Ended {
+        let limit = self.limit;
         if self.inherited {
-            Ended::CallerTimeout { limit: self.limit }
+            Ended::CallerTimeout { limit }
         } else {
-            Ended::Timeout { limit: self.limit }
+            Ended::Timeout { limit, throttled }
         }
     }
 }
@@ -94,6 +95,8 @@ pub(crate) struct Watch {
     ended: OnceLock<Ended>,
     /// That of an instance which this request shares with others.
     instance: OnceLock<Arc<Watch>>,
+    /// How long that had waited for the processor when this request came, in nanoseconds.
+    throttled_before: AtomicU64,
     /// It is of such an instance: what ends that is counted by its requests.
     is_shared: bool,
 }
@@ -112,6 +115,7 @@ impl Watch {
             awaits_client: AtomicBool::new(false),
             ended: OnceLock::new(),
             instance: OnceLock::new(),
+            throttled_before: AtomicU64::new(0),
             is_shared: false,
         }
     }
@@ -126,6 +130,8 @@ impl Watch {
 
     /// The request of this watch runs in an instance with others.
     pub(crate) fn joined(&self, instance: &Arc<Self>) {
+        let before = instance.pace.throttled().as_nanos() as u64;
+        self.throttled_before.store(before, Relaxed);
         let first = self.instance.set(instance.clone());
         debug_assert!(first.is_ok(), "a request runs in one instance");
     }
@@ -199,6 +205,12 @@ impl Watch {
         kept.clone()
     }
 
+    /// The same where its time is over.
+    pub(crate) fn end_late(&self, deadline: Deadline) -> Ended {
+        let before = Duration::from_nanos(self.throttled_before.load(Relaxed));
+        self.end(deadline.passed(self.pace().throttled().saturating_sub(before)))
+    }
+
     /// What the client did that the guest ended so, if that is the cause.
     fn by_the_client(&self, ended: &Ended) -> Option<Ended> {
         match ended {
@@ -208,7 +220,7 @@ impl Watch {
             | Ended::Handles { .. }
             | Ended::NoResponse
             | Ended::Guest(_) => self.request_failed.get().cloned(),
-            Ended::Timeout { limit } => {
+            Ended::Timeout { limit, .. } => {
                 let late = || Ended::RequestTimeout { limit: *limit };
                 let failed = self.request_failed.get().cloned();
                 failed.or_else(|| self.awaits_client.load(Relaxed).then(late))
@@ -296,7 +308,7 @@ pub(crate) async fn bounded<R>(
         Some(deadline) => match tokio::time::timeout_at(deadline.at, guest.as_mut()).await {
             Ok(result) => result,
             Err(_) => {
-                return Err(watch.end(deadline.passed()));
+                return Err(watch.end_late(deadline));
             }
         },
         None => guest.as_mut().await,

@@ -1,9 +1,10 @@
-//! What the host holds for one guest outside the guest's own memory: headers, buffers of bodies,
+//! What the host holds for one guest outside the guest's own memory: heads, buffers of bodies,
 //! secrets, open files, sockets and streams.
 //!
 //! All of it hangs on the resources in the guest's table, whose number has a cap
-//! ([`RESOURCES_MAX`]). At ticks of the epoch the table is looked through: bytes count as memory of
-//! the replica, what holds a descriptor of the operating system as a handle. A guest that takes more
+//! ([`RESOURCES_MAX`]), and on streams of WASI 0.3, which are in none (`streams.rs`). At ticks of the
+//! epoch both are looked through: bytes count as memory of the replica, what holds a descriptor of the
+//! operating system as a handle. A guest that takes more
 //! than it may is ended at that tick, so what it can overshoot is what it can take in one.
 //! A stream of an HTTP body is no handle: it holds no descriptor of its own, and requests have
 //! bounds of their own.
@@ -17,17 +18,23 @@ use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{p2, sockets};
 use wasmtime_wasi_http::FieldMap;
+use wasmtime_wasi_http::p2::bindings::http::types::{Method, Scheme};
 use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
-    HostIncomingRequest, HostOutgoingRequest, HostOutgoingResponse, HostResponseOutparam,
+    HostFutureIncomingResponse, HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest,
+    HostOutgoingResponse, HostResponseOutparam,
 };
 use wasmtime_wasi_http::p3;
 
+use crate::blobstore::guest::{IncomingValue, Names};
+use crate::keyvalue::guest::Cas;
 use crate::secrets::guest::Secret;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
-/// many handles of its own, tasks and waits of WASI 0.3 it may have.
+/// many handles of its own it may have.
 pub const RESOURCES_MAX: usize = 4 << 10;
+/// Tasks, waits and ends of streams of WASI 0.3: a stream of a connection alone has nine.
+pub(crate) const TASKS_MAX: usize = 6 << 10;
 /// Files, sockets and streams that a replica may hold open, all its instances in all runners
 /// together: far from what a process may have, which is thousands at the least.
 pub const HANDLES_MAX: u64 = 2048;
@@ -65,14 +72,15 @@ pub(crate) struct Held {
 pub(crate) struct Looks(Option<Instant>);
 
 impl Looks {
-    /// Looks through a table; `None`: the last look was so long that it is too early.
-    pub(crate) fn look(&mut self, table: &mut ResourceTable) -> Option<Held> {
+    /// Looks through a table, beside which so many streams are open; `None`: the last look was so long that it is too early.
+    pub(crate) fn look(&mut self, table: &mut ResourceTable, streams: u64) -> Option<Held> {
         let began = Instant::now();
         if self.0.is_some_and(|again| began < again) {
             return None;
         }
         let mut held = held(table);
         held.bytes = held.bytes.saturating_sub(FREE_BYTES);
+        held.handles += streams;
         let took = began.elapsed();
         self.0 = (took > SHORT_LOOK).then(|| began + took * LOOK_ONE_IN);
         Some(held)
@@ -93,6 +101,8 @@ fn held(table: &mut ResourceTable) -> Held {
             || entry.is::<p2::UdpSocket>()
             || entry.is::<sockets::TcpSocket>()
             || entry.is::<sockets::UdpSocket>()
+            || entry.is::<IncomingValue>()
+            || entry.is::<Names>()
         {
             held.handles += 1;
         } else if entry.is::<HostIncomingBody>() {
@@ -102,16 +112,24 @@ fn held(table: &mut ResourceTable) -> Held {
             held.bytes += BODY_BYTES;
         } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
             let body = request.body.as_ref().map_or(0, |_| BODY_BYTES);
-            held.bytes += headers(&request.headers) + body;
+            held.bytes += target(request) + headers(&request.headers) + body;
         } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
             let body = response.body.as_ref().map_or(0, |_| BODY_BYTES);
             held.bytes += headers(&response.headers) + body;
+        } else if let Some(response) = entry.downcast_ref::<HostIncomingResponse>() {
+            held.bytes += headers(&response.headers);
+        } else if let Some(HostFutureIncomingResponse::Ready(Ok((response, _)))) =
+            entry.downcast_ref::<HostFutureIncomingResponse>()
+        {
+            held.bytes += headers(response.headers());
         } else if let Some(request) = entry.downcast_ref::<p3::Request>() {
-            held.bytes += headers(&request.headers);
+            held.bytes += target_p3(request) + headers(&request.headers);
         } else if let Some(response) = entry.downcast_ref::<p3::Response>() {
             held.bytes += headers(&response.headers);
         } else if let Some(secret) = entry.downcast_ref::<Secret>() {
             held.bytes += secret.size();
+        } else if let Some(cas) = entry.downcast_ref::<Cas>() {
+            held.bytes += cas.size();
         }
     }
     held.handles -= body_streams(table, bodies);
@@ -157,11 +175,42 @@ pub(crate) fn is_between_requests(table: &mut ResourceTable) -> bool {
 
 /// Copies of the same fields share their memory and are counted each: they cease to share it as soon
 /// as one is changed.
-fn headers(fields: &FieldMap) -> u64 {
+fn headers(fields: &http::HeaderMap) -> u64 {
     let each = fields.iter().map(|(name, value)| {
         HEADER_BYTES + name.as_str().len() as u64 + value.as_bytes().len() as u64
     });
     each.sum()
+}
+
+/// What a request is to and by: text of any length.
+fn target(request: &HostOutgoingRequest) -> u64 {
+    let method = match &request.method {
+        Method::Other(method) => method.len(),
+        _ => 0,
+    };
+    let scheme = match &request.scheme {
+        Some(Scheme::Other(scheme)) => scheme.len(),
+        _ => 0,
+    };
+    let texts = [&request.authority, &request.path_with_query];
+    let texts = texts.into_iter().flatten().map(String::len);
+    (method + scheme + texts.sum::<usize>()) as u64
+}
+
+fn target_p3(request: &p3::Request) -> u64 {
+    let scheme = request
+        .scheme
+        .as_ref()
+        .map_or(0, |scheme| scheme.as_str().len());
+    let authority = request
+        .authority
+        .as_ref()
+        .map_or(0, |authority| authority.as_str().len());
+    let path = request
+        .path_with_query
+        .as_ref()
+        .map_or(0, |path| path.as_str().len());
+    (request.method.as_str().len() + scheme + authority + path) as u64
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!                          |                     | waiting goes along with the head
 //!                          |<──── done by then ──|
 //!                          v                     v
-//!                        response             spawned, owned by the response body
+//!                        response             spawned, owned by the response body if there is one
 //! ```
 //!
 //! Where several requests share an instance of 0.3 (`together.rs`), the guest future only waits for the answer
@@ -252,13 +252,16 @@ impl HttpReplica {
     ) -> Result<http::Response<Body>, Ended> {
         let has_body = has_body(is_head, response.status());
         let limit = self.shared.config.limits.body_bytes;
-        let expected = refuse_large(response.headers(), BodySide::Response, limit)
-            .map_err(|ended| watch.end(ended))?;
+        let expected = match has_body {
+            true => refuse_large(response.headers(), BodySide::Response, limit)
+                .map_err(|ended| watch.end(ended))?,
+            // Its length is that of an answer that is not given.
+            false => None,
+        };
         let (head, body) = response.into_parts();
         let mut body = ResponseBody::new(body, expected, limit, watch.clone()).due(deadline);
         let guest = match has_body {
             true => write_ahead(guest, &mut body, watch.pace()).await,
-            // Nobody will read it, and its length may be said all the same.
             false => Ok(guest),
         };
         if let Some(guest) = guest? {
@@ -270,7 +273,12 @@ impl HttpReplica {
                     () = guest => {}
                 }
             };
-            body.written_by(self.tasks.spawn(task).abort_handle());
+            let task = self.tasks.spawn(task);
+            // A body that nobody reads is dropped at once, which says nothing of who waits for the guest: it
+            // works on within its time.
+            if has_body {
+                body.written_by(task.abort_handle());
+            }
         }
         Ok(http::Response::from_parts(head, body.boxed_unsync()))
     }

@@ -62,6 +62,7 @@ mod runtime;
 mod secrets;
 mod share;
 mod state;
+mod streams;
 mod target;
 mod ticker;
 mod together;
@@ -78,10 +79,11 @@ pub mod fixed {
 
 pub use artifact::{Artifact, Exports, Shape};
 pub use blobstore::{
-    BlobContainer, BlobContainers, BlobRead, ObjectInfo, ObjectsContainer, ObjectsError, S3Settings,
+    BlobContainer, BlobContainers, BlobRead, MemoryContainer, ObjectInfo, ObjectsContainer,
+    ObjectsError, S3Settings,
 };
 pub use body::{Awaited, Body, BodyError};
-pub use budget::{HeldMemory, NoMemory};
+pub use budget::{HeldMemory, MemoryShare, NoMemory};
 pub use cache::prepare_compiled_folder;
 pub use command::{Capture, CommandReplica, Stdio};
 #[cfg(feature = "compiler")]

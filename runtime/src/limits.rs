@@ -170,8 +170,9 @@ impl MemoryLimiter {
     pub(crate) fn at_tick(
         &mut self,
         table: &mut ResourceTable,
+        streams: u64,
     ) -> wasmtime::Result<UpdateDeadline> {
-        if let Some(found) = self.looks.look(table) {
+        if let Some(found) = self.looks.look(table, streams) {
             self.count_outside(found)?;
         }
         Ok(self.watch.pace().at_tick())

@@ -22,6 +22,7 @@ use crate::network::lookup;
 use crate::runtime::Runtime;
 use crate::secrets;
 use crate::state::GuestState;
+use crate::streams;
 use crate::variables;
 use crate::volume;
 
@@ -94,6 +95,9 @@ fn linker(
     blobstore::add_to_linker(&mut linker)?;
     secrets::add_to_linker(&mut linker)?;
     lookup::add_to_linker(&mut linker, concurrent)?;
+    if concurrent {
+        streams::add_to_linker(&mut linker)?;
+    }
     if limited {
         volume::add_to_linker(&mut linker, concurrent)?;
     }

@@ -113,7 +113,11 @@ impl Pacer {
             match next {
                 Next::Ended(result) => return result,
                 Next::Turn => turn = self.turn().await,
-                Next::Window(wait) => tokio::time::sleep(wait).await,
+                Next::Window(wait) => {
+                    // Before it has passed: a guest that is out of time meanwhile does not come to its end.
+                    pace.throttled.fetch_add(wait.as_nanos() as u64, Relaxed);
+                    tokio::time::sleep(wait).await;
+                }
             }
             pace.queued.store(false, Relaxed);
         }
@@ -164,6 +168,8 @@ pub(crate) struct Pace {
     gave_way: AtomicBool,
     /// It waits for a turn, or for the next window.
     queued: AtomicBool,
+    /// Nanoseconds of all its waits for a window.
+    throttled: AtomicU64,
 }
 
 impl Pace {
@@ -174,6 +180,11 @@ impl Pace {
     /// Whether it is to be left alone until it is woken: polling it before would give it what is others'.
     pub(crate) fn is_queued(&self) -> bool {
         self.queued.load(Relaxed)
+    }
+
+    /// How long it has waited for its share of the processor.
+    pub(crate) fn throttled(&self) -> Duration {
+        Duration::from_nanos(self.throttled.load(Relaxed))
     }
 
     fn gave_way(&self) -> bool {

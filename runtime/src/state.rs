@@ -17,13 +17,14 @@ use crate::artifact::{Artifact, Code};
 use crate::config::ReplicaConfig;
 use crate::ended::{Ended, PrepareError};
 use crate::guest::{Deadline, RETRY_AFTER, Watch};
-use crate::holdings::{self, RESOURCES_MAX};
+use crate::holdings::{self, RESOURCES_MAX, TASKS_MAX};
 use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::network::Sockets;
 use crate::outbound::Hooks;
 use crate::reuse::Pool;
 use crate::runtime::Runtime;
+use crate::streams::OpenStreams;
 use crate::volume::{self, Places, Volumes};
 
 /// Bytes of random data in one call.
@@ -175,6 +176,7 @@ impl ReplicaShared {
             tag,
             lines: None,
             places: Places::default(),
+            streams: OpenStreams::default(),
             shared: self.clone(),
         };
         let mut store = Store::new(&self.engine, state);
@@ -186,9 +188,12 @@ impl ReplicaShared {
         store.set_hostcall_fuel(usize::try_from(handed).unwrap_or(usize::MAX));
         store.set_max_component_handles(RESOURCES_MAX);
         if let Some(tasks) = store.concurrent_resource_table() {
-            tasks.set_max_capacity(RESOURCES_MAX);
+            tasks.set_max_capacity(TASKS_MAX);
         }
-        self.begin(&mut store, |state| state.limiter.at_tick(&mut state.table));
+        self.begin(&mut store, |state| {
+            let streams = state.streams.count();
+            state.limiter.at_tick(&mut state.table, streams)
+        });
         store
     }
 
@@ -206,7 +211,8 @@ impl ReplicaShared {
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limiter);
         self.begin(&mut store, |state| {
-            state.limiter.at_tick(state.wasi.ctx().table)
+            // There are none of these in preview 1.
+            state.limiter.at_tick(state.wasi.ctx().table, 0)
         });
         store
     }
@@ -230,6 +236,7 @@ pub(crate) struct GuestState {
     /// Its standard streams, where it may serve another request.
     lines: Option<[LineWriter; 2]>,
     pub(crate) places: Places,
+    pub(crate) streams: OpenStreams,
     pub(crate) shared: Arc<ReplicaShared>,
 }
 

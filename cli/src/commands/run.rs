@@ -140,8 +140,8 @@ fn config(args: &RunArgs, source: &Source) -> Result<ReplicaConfig, CliError> {
         .map(|text| text.parse().map_err(|error| pattern(error, "--allow-http")))
         .collect();
     config.outbound = OutboundHttp::allow(hosts?);
-    config.keyvalue = KeyValueStores::in_memory();
-    config.blobs = BlobContainers::in_memory();
+    config.keyvalue = KeyValueStores::in_memory(&config.share);
+    config.blobs = BlobContainers::in_memory(&config.share);
     config.network = network(&args.allow_network, pattern)?;
     config.preopens = args
         .dirs
@@ -254,6 +254,7 @@ mod tests {
         };
         let timeout = Ended::Timeout {
             limit: Duration::from_secs(1),
+            throttled: Duration::ZERO,
         };
         for (ended, exit) in [
             (trap, 134),

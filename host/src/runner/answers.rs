@@ -265,7 +265,10 @@ mod tests {
             message: "unreachable".into(),
             backtrace: String::new(),
         };
-        let late = Ended::Timeout { limit: second };
+        let late = Ended::Timeout {
+            limit: second,
+            throttled: Duration::ZERO,
+        };
         let gone = Ended::CallerTimeout { limit: second };
         let broken = Ended::RequestBroken("invalid chunk size".into());
         let slow = Ended::RequestTimeout { limit: second };
@@ -314,7 +317,17 @@ mod tests {
         };
         let limit = Duration::from_secs(30);
         let broken = Ended::RequestBroken("invalid chunk size".into());
-        for (end, errors) in [(trap, 1), (Ended::Timeout { limit }, 0), (broken, 0)] {
+        for (end, errors) in [
+            (trap, 1),
+            (
+                Ended::Timeout {
+                    limit,
+                    throttled: Duration::ZERO,
+                },
+                0,
+            ),
+            (broken, 0),
+        ] {
             let tally = tally(None);
             // A client's doing is not the guest's, and stands not in its log.
             let said = format!("an answer that had begun failed: {end}");

@@ -8,8 +8,8 @@ use wasmorch_api::spec::Subscription;
 use wasmorch_api::{Name, WorkloadKey, WorkloadSpec};
 use wasmorch_gateway::Gateway;
 use wasmorch_runtime::{
-    BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, Messaging, Network, OutboundHttp,
-    Preopen, ReplicaConfig, Reuse, SocketPattern,
+    BlobContainers, HostPattern, KeyValueStores, Limits, LogSink, MemoryShare, Messaging, Network,
+    OutboundHttp, Preopen, ReplicaConfig, Reuse, SocketPattern,
 };
 
 use super::allow::{AllowList, Pattern};
@@ -22,6 +22,8 @@ pub(super) struct Storage {
     pub(super) keyvalue: KeyValueStores,
     pub(super) blobs: BlobContainers,
     pub(super) preopens: Vec<Preopen>,
+    /// What its stores were made with.
+    pub(super) share: MemoryShare,
 }
 
 /// What a spec's bindings come to, before anything is opened.
@@ -116,6 +118,7 @@ impl Grants {
         config.keyvalue = storage.keyvalue;
         config.blobs = storage.blobs;
         config.preopens = storage.preopens;
+        config.share = storage.share;
         config
     }
 }

@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 use wasmorch_api::Kind;
 use wasmorch_api::error::chain;
 use wasmorch_runtime::{
-    Artifact, CommandReplica, HttpReplica, MessagesReplica, PrepareError, ReplicaConfig, Usage,
+    Artifact, CommandReplica, HttpReplica, MemoryShare, MessagesReplica, PrepareError,
+    ReplicaConfig, Usage,
 };
 
 use super::allow::Pattern;
@@ -325,10 +326,12 @@ async fn prepare(
     let bindings = &launch.revision.spec.bindings;
     let (link, root) = (&context.link, context.volumes.as_deref());
     let workload = &replica.workload;
+    let share = MemoryShare::default();
     let storage = Storage {
-        keyvalue: stores::keyvalue(link, workload, &bindings.keyvalue)?,
+        keyvalue: stores::keyvalue(link, workload, &bindings.keyvalue, &share)?,
         blobs: stores::blobstore(link, workload, &bindings.blobstore, root)?,
         preopens: volumes::preopens(root, replica, &bindings.volume)?,
+        share,
     };
     let mut config = grants.replica_config(
         replica,

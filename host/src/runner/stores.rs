@@ -10,8 +10,8 @@ use std::sync::Arc;
 use wasmorch_api::spec::StoreBinding;
 use wasmorch_api::{WorkloadKey, stores};
 use wasmorch_runtime::{
-    BlobContainer, BlobContainers, KeyValueStore, KeyValueStores, MemoryStore, ObjectsContainer,
-    RedisStore, S3Settings,
+    BlobContainer, BlobContainers, KeyValueStore, KeyValueStores, MemoryShare, MemoryStore,
+    ObjectsContainer, RedisStore, S3Settings,
 };
 
 use super::link::{JetStreamBucket, JetStreamContainer, Link};
@@ -21,10 +21,11 @@ pub(super) fn keyvalue(
     link: &Arc<Link>,
     workload: &WorkloadKey,
     bindings: &BTreeMap<String, StoreBinding>,
+    share: &MemoryShare,
 ) -> Result<KeyValueStores, String> {
     let mut granted = KeyValueStores::default();
     for (name, binding) in bindings {
-        let store = keyvalue_store(link, workload, name, binding)
+        let store = keyvalue_store(link, workload, (name, binding), share)
             .map_err(|why| format!("bindings.keyvalue.{name}: {why}"))?;
         granted.grant(name, store);
     }
@@ -34,8 +35,8 @@ pub(super) fn keyvalue(
 fn keyvalue_store(
     link: &Arc<Link>,
     workload: &WorkloadKey,
-    name: &str,
-    binding: &StoreBinding,
+    (name, binding): (&str, &StoreBinding),
+    share: &MemoryShare,
 ) -> Result<Arc<dyn KeyValueStore>, String> {
     let setting = |key: &str| binding.settings.get(key).map(String::as_str);
     let own = stores::own_name(workload, name);
@@ -43,14 +44,14 @@ fn keyvalue_store(
         "jetstream" => {
             let bucket = setting("bucket").unwrap_or(&own);
             stores::check_jetstream(bucket)?;
-            let bucket = JetStreamBucket::new(link.clone(), bucket.to_owned());
+            let bucket = JetStreamBucket::new(link.clone(), bucket.to_owned(), share.clone());
             Ok(Arc::new(bucket))
         }
-        "memory" => Ok(Arc::new(MemoryStore::default())),
+        "memory" => Ok(Arc::new(MemoryStore::new(share.clone()))),
         "redis" => {
             let url = setting("url").ok_or("redis needs `url`, as in redis://10.0.0.5:6379/0")?;
             let prefix = setting("prefix").map_or_else(|| format!("{own}:"), str::to_owned);
-            Ok(Arc::new(RedisStore::new(url, prefix)?))
+            Ok(Arc::new(RedisStore::new(url, prefix, share.clone())?))
         }
         other => Err(format!("there is no backend {other}")),
     }

@@ -1,10 +1,12 @@
 //! The interface itself: what guests hold, and what their calls come to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::timeout;
 use wasmtime::Result;
 use wasmtime::component::{HasSelf, Linker, Resource};
 use wasmtime_wasi::p2::pipe::AsyncReadStream;
@@ -13,11 +15,12 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use super::spool::{Spool, SpoolStream};
 use super::{BlobContainer, BlobContainers, BlobRead, ObjectInfo, check_name};
 use crate::bindings::blobstore::wasi::blobstore::{blobstore, container, types};
-use crate::budget::HeldMemory;
 use crate::state::GuestState;
 
 /// What a guest may take at once instead of as a stream.
 const SYNC_BYTES_MAX: u64 = 64 << 20;
+/// And how long that may take: others wait for the memory that it holds.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Names in one answer.
 const NAMES_MAX: u64 = 10_000;
 /// Names in one call that deletes.
@@ -87,6 +90,17 @@ async fn object_of(held: &dyn BlobContainer, name: &str) -> Answer<ObjectInfo> {
     found.ok_or_else(|| format!("there is no object `{name}`"))
 }
 
+async fn read_whole(mut body: impl AsyncRead + Unpin, within: Duration) -> Answer<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match timeout(within, body.read_to_end(&mut bytes)).await {
+        Ok(Ok(_)) => Ok(bytes),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!(
+            "the value did not come within {within:?}: read it as a stream"
+        )),
+    }
+}
+
 /// One after the other: who has many objects shall not open as many connections.
 async fn delete_all(held: &dyn BlobContainer) -> Answer<()> {
     let mut names = held.names().await?;
@@ -149,13 +163,12 @@ impl types::HostIncomingValue for GuestState {
                 "{size} bytes are too many at once: read the value as a stream"
             )));
         }
-        let _held = match HeldMemory::hold(usize::try_from(size).unwrap_or(usize::MAX)).await {
+        let bytes = usize::try_from(size).unwrap_or(usize::MAX);
+        let _held = match self.shared.config.share.hold(bytes).await {
             Ok(held) => held,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let mut bytes = Vec::new();
-        let read = body.take(size).read_to_end(&mut bytes).await;
-        Ok(read.map(|_| bytes).map_err(|error| error.to_string()))
+        Ok(read_whole(body.take(size), SYNC_TIMEOUT).await)
     }
 
     async fn incoming_value_consume_async(
@@ -404,5 +417,20 @@ impl blobstore::Host for GuestState {
             Ok(source) => Ok(source.delete(&from.object).await),
             Err(why) => Ok(Err(why)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_does_not_come_is_given_up() {
+        let (mut sender, body) = tokio::io::duplex(8);
+        tokio::io::AsyncWriteExt::write_all(&mut sender, b"part")
+            .await
+            .unwrap();
+        let why = read_whole(body, SYNC_TIMEOUT).await.unwrap_err();
+        assert!(why.contains("as a stream"), "{why}");
     }
 }

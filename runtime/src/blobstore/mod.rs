@@ -15,6 +15,7 @@
     reason = "the generated bindings re-export what guests hold"
 )]
 pub(crate) mod guest;
+mod memory;
 mod objects;
 mod spool;
 
@@ -29,7 +30,10 @@ use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
 
 pub(crate) use guest::add_to_linker;
+pub use memory::MemoryContainer;
 pub use objects::{ObjectsContainer, ObjectsError, S3Settings};
+
+use crate::budget::MemoryShare;
 
 /// The longest name of an object.
 const NAME_BYTES_MAX: usize = 1024;
@@ -101,9 +105,9 @@ impl BlobContainers {
     }
 
     /// One container in memory, under every name: for `run`, where nothing outlives the program.
-    pub fn in_memory() -> Self {
+    pub fn in_memory(share: &MemoryShare) -> Self {
         let mut containers = Self::default();
-        containers.grant(DEFAULT, Arc::new(ObjectsContainer::in_memory()));
+        containers.grant(DEFAULT, Arc::new(MemoryContainer::new(share.clone())));
         containers
     }
 

@@ -1,4 +1,4 @@
-//! Containers of the `object_store` crate: memory, a folder of this machine, S3.
+//! Containers of the `object_store` crate: a folder of this machine, S3.
 
 use std::collections::BTreeSet;
 use std::path::Path as FilePath;
@@ -12,7 +12,6 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::AmazonS3Builder;
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
 use tokio::io::AsyncWriteExt as _;
@@ -64,14 +63,6 @@ pub struct ObjectsContainer {
 }
 
 impl ObjectsContainer {
-    /// In this process, gone with the replica.
-    pub fn in_memory() -> Self {
-        Self {
-            store: Arc::new(InMemory::new()),
-            prefix: Path::default(),
-        }
-    }
-
     /// In a folder, which is made when it is not there.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 use super::{KEY_BYTES_MAX, KeyValueError, KeyValueStore, VALUE_BYTES_MAX, Version};
 use crate::bindings::keyvalue::wasi::keyvalue0_2_0_draft as draft;
 use crate::bindings::keyvalue2::wasi::keyvalue0_2_0_draft2 as draft2;
-use crate::budget::HeldMemory;
+use crate::budget::MemoryShare;
 use crate::state::GuestState;
 
 /// Keys of one batch.
@@ -52,13 +52,27 @@ type Result<T, E = GuestError> = std::result::Result<T, E>;
 
 /// An open store.
 #[derive(Clone)]
-pub struct Bucket(Arc<dyn KeyValueStore>);
+pub struct Bucket {
+    store: Arc<dyn KeyValueStore>,
+    share: MemoryShare,
+}
 
 /// What a key held when the guest asked.
 pub struct Cas {
     bucket: Bucket,
     key: String,
     version: Version,
+}
+
+impl Cas {
+    /// What of it is the guest's doing: a backend may compare with all that the key held.
+    pub(crate) fn size(&self) -> u64 {
+        let value = match &self.version {
+            Version::Value(Some(value)) => value.len(),
+            Version::Value(None) | Version::Revision(_) => 0,
+        };
+        (self.key.len() + value) as u64
+    }
 }
 
 fn check_key(key: &str) -> Result<(), KeyValueError> {
@@ -98,7 +112,7 @@ fn check_batch(keys: usize) -> Result<(), KeyValueError> {
 impl Bucket {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KeyValueError> {
         check_key(key)?;
-        let value = self.0.get(key).await?;
+        let value = self.store.get(key).await?;
         check_read(value.as_ref())?;
         Ok(value.map(Vec::from))
     }
@@ -106,27 +120,27 @@ impl Bucket {
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), KeyValueError> {
         check_key(key)?;
         check_size(value.len(), "a value")?;
-        self.0.set(key, value.into()).await
+        self.store.set(key, value.into()).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), KeyValueError> {
         check_key(key)?;
-        self.0.delete(key).await
+        self.store.delete(key).await
     }
 
     async fn exists(&self, key: &str) -> Result<bool, KeyValueError> {
         check_key(key)?;
-        self.0.exists(key).await
+        self.store.exists(key).await
     }
 
     async fn increment(&self, key: &str, delta: i64) -> Result<i64, KeyValueError> {
         check_key(key)?;
-        self.0.increment(key, delta).await
+        self.store.increment(key, delta).await
     }
 
     async fn cas(&self, key: String) -> Result<(Cas, Option<Vec<u8>>), KeyValueError> {
         check_key(&key)?;
-        let (value, version) = self.0.read(&key).await?;
+        let (value, version) = self.store.read(&key).await?;
         check_read(value.as_ref())?;
         let cas = Cas {
             bucket: self.clone(),
@@ -145,7 +159,7 @@ impl Bucket {
         let mut values = futures::stream::iter(keys)
             .map(|key| async move {
                 check_key(&key)?;
-                let value = self.0.get(&key).await?;
+                let value = self.store.get(&key).await?;
                 Ok::<_, KeyValueError>((key, value))
             })
             .buffered(BATCH_CONCURRENCY);
@@ -155,7 +169,7 @@ impl Bucket {
             let size = value.as_ref().map_or(0, Bytes::len);
             bytes += size;
             check_size(bytes, "values of one batch, together")?;
-            held.push(HeldMemory::try_hold(size).map_err(KeyValueError::other)?);
+            held.push(self.share.try_hold(size).map_err(KeyValueError::other)?);
             found.push((key, value.map(Vec::from)));
         }
         Ok(found)
@@ -188,7 +202,8 @@ impl GuestState {
 
     fn open_bucket(&mut self, identifier: &str) -> Result<Resource<Bucket>> {
         let store = self.shared.config.keyvalue.open(identifier)?;
-        Ok(self.table.push(Bucket(store))?)
+        let share = self.shared.config.share.clone();
+        Ok(self.table.push(Bucket { store, share })?)
     }
 }
 
@@ -253,7 +268,7 @@ macro_rules! common {
                 cursor: Option<$cursor>,
             ) -> Result<$draft::store::KeyResponse> {
                 let cursor = cursor.map($from).transpose()?;
-                let page = self.bucket(&bucket)?.0.keys(cursor).await?;
+                let page = self.bucket(&bucket)?.store.keys(cursor).await?;
                 Ok($draft::store::KeyResponse {
                     keys: page.keys,
                     cursor: page.cursor.map($to),
@@ -338,7 +353,7 @@ impl draft2::atomics::Host for GuestState {
             version,
         } = self.table.delete(cas)?;
         let swapped = match check_size(value.len(), "a value") {
-            Ok(()) => bucket.0.swap(&key, &version, value.into()).await,
+            Ok(()) => bucket.store.swap(&key, &version, value.into()).await,
             Err(error) => Err(error),
         };
         let again = match swapped {
@@ -393,5 +408,32 @@ impl draft2::batch::Host for GuestState {
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<()> {
         Ok(self.bucket(&bucket)?.delete_many(keys).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::component::ResourceTable;
+
+    use super::super::MemoryStore;
+    use super::*;
+    use crate::holdings::Looks;
+
+    #[test]
+    fn what_a_swap_compares_with_is_the_guests_memory() {
+        const BYTES: usize = 8 << 20;
+        let bucket = Bucket {
+            store: Arc::new(MemoryStore::default()),
+            share: MemoryShare::default(),
+        };
+        let mut table = ResourceTable::new();
+        let read = Cas {
+            bucket,
+            key: "k".into(),
+            version: Version::Value(Some(vec![0; BYTES].into())),
+        };
+        table.push(read).unwrap();
+        let held = Looks::default().look(&mut table, 0).unwrap();
+        assert!(held.bytes > BYTES as u64 / 2, "{held:?}");
     }
 }

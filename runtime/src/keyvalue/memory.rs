@@ -7,15 +7,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
+use crate::budget::MemoryShare;
 
-/// What all keys and values of a store may take.
-const BYTES_MAX: usize = 64 << 20;
 /// What an entry costs beside its key and its value.
 const ENTRY_BYTES: usize = 128;
 
-/// A store in memory, of at most 64 MiB.
+/// A store in memory, within what its replica may keep there.
 #[derive(Default)]
-pub struct MemoryStore(Mutex<Held>);
+pub struct MemoryStore {
+    held: Mutex<Held>,
+    share: MemoryShare,
+}
 
 #[derive(Default)]
 struct Held {
@@ -24,28 +26,24 @@ struct Held {
     /// same whatever is written meanwhile.
     order: BTreeMap<u64, String>,
     writes: u64,
-    bytes: usize,
 }
 
 impl Held {
-    fn remove(&mut self, key: &str) {
-        if let Some((value, revision)) = self.values.remove(key) {
-            self.order.remove(&revision);
-            self.bytes -= size(key, &value);
-        }
+    /// What was kept for it.
+    fn remove(&mut self, key: &str) -> usize {
+        let Some((value, revision)) = self.values.remove(key) else {
+            return 0;
+        };
+        self.order.remove(&revision);
+        size(key, &value)
     }
 
-    fn set(&mut self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
+    fn set(&mut self, key: &str, value: Bytes, share: &MemoryShare) -> Result<(), KeyValueError> {
         let freed = self.values.get(key).map_or(0, |(old, _)| size(key, old));
-        if self.bytes - freed + size(key, &value) > BYTES_MAX {
-            return Err(KeyValueError::other(format!(
-                "the store is full: in memory it holds {} MiB at most",
-                BYTES_MAX >> 20
-            )));
-        }
+        let kept = share.keep(size(key, &value), freed);
+        kept.map_err(KeyValueError::other)?;
         self.remove(key);
         self.writes += 1;
-        self.bytes += size(key, &value);
         self.order.insert(self.writes, key.to_owned());
         self.values.insert(key.to_owned(), (value, self.writes));
         Ok(())
@@ -61,9 +59,17 @@ fn size(key: &str, value: &Bytes) -> usize {
 }
 
 impl MemoryStore {
+    /// An empty one.
+    pub fn new(share: MemoryShare) -> Self {
+        Self {
+            held: Mutex::default(),
+            share,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Held> {
         // Nothing in here panics between two changes that belong together.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,11 +80,12 @@ impl KeyValueStore for MemoryStore {
     }
 
     async fn set(&self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
-        self.lock().set(key, value)
+        self.lock().set(key, value, &self.share)
     }
 
     async fn delete(&self, key: &str) -> Result<(), KeyValueError> {
-        self.lock().remove(key);
+        let freed = self.lock().remove(key);
+        self.share.give_up(freed);
         Ok(())
     }
 
@@ -114,7 +121,7 @@ impl KeyValueStore for MemoryStore {
         if *version != Version::Revision(held.revision(key)) {
             return Ok(false);
         }
-        held.set(key, value).map(|()| true)
+        held.set(key, value, &self.share).map(|()| true)
     }
 }
 
@@ -149,18 +156,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_bounded_and_gives_back_what_is_deleted() {
-        let store = MemoryStore::default();
-        let half = Bytes::from(vec![0; BYTES_MAX / 2]);
+    async fn stores_share_a_bound_and_give_back_what_is_deleted() {
+        let share = MemoryShare::default();
+        let [store, other] = [(); 2].map(|()| MemoryStore::new(share.clone()));
+        let half = Bytes::from(vec![0; 32 << 20]);
         store.set("a", half.clone()).await.unwrap();
-        assert!(store.set("b", half.clone()).await.is_err());
-        assert_eq!(store.get("b").await, Ok(None));
+        assert!(other.set("b", half.clone()).await.is_err());
+        assert_eq!(other.get("b").await, Ok(None));
         store.set("a", half.clone()).await.unwrap();
         store.delete("a").await.unwrap();
-        store.set("b", half).await.unwrap();
-        store.delete("b").await.unwrap();
-        assert_eq!(store.lock().bytes, 0);
-        assert!(store.lock().order.is_empty());
+        store.delete("a").await.unwrap();
+        other.set("b", half.clone()).await.unwrap();
+        other.delete("b").await.unwrap();
+        store.set("a", half).await.unwrap();
+        assert_eq!(store.lock().order.len(), 1);
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ pub(crate) use guest::add_to_linker;
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
 
+use crate::budget::MemoryShare;
+
 /// The longest key. Encoded for NATS it still fits into one protocol line.
 const KEY_BYTES_MAX: usize = 2048;
 /// The largest value: it is held in memory whole, once for every call in progress.
@@ -163,9 +165,9 @@ impl KeyValueStores {
     }
 
     /// One store in memory, under every name: for `run`, where nothing shall outlive the program.
-    pub fn in_memory() -> Self {
+    pub fn in_memory(share: &MemoryShare) -> Self {
         let mut stores = Self::default();
-        stores.grant(DEFAULT, Arc::new(MemoryStore::default()));
+        stores.grant(DEFAULT, Arc::new(MemoryStore::new(share.clone())));
         stores
     }
 

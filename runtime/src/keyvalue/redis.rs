@@ -11,7 +11,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, Cmd, FromRedisValue, RedisError, Script, cmd};
 
 use super::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, VALUE_BYTES_MAX, Version};
-use crate::budget::HeldMemory;
+use crate::budget::MemoryShare;
 
 /// For one answer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,16 +40,17 @@ pub struct RedisStore {
     connection: ConnectionManager,
     prefix: String,
     swap: Script,
+    share: MemoryShare,
 }
 
 impl RedisStore {
-    /// A store under `prefix` at `url` (`redis://[user:password@]host[:port][/database]`). Connects
-    /// when it is first used.
+    /// A store under `prefix` at `url` (`redis://[user:password@]host[:port][/database]`), whose large values
+    /// are read within this share. Connects when it is first used.
     ///
     /// # Errors
     ///
     /// Why the URL is none.
-    pub fn new(url: &str, prefix: impl Into<String>) -> Result<Self, String> {
+    pub fn new(url: &str, prefix: impl Into<String>, share: MemoryShare) -> Result<Self, String> {
         if url.starts_with("rediss:") {
             return Err("TLS to Redis (rediss://) is not in this version: use redis://".into());
         }
@@ -64,6 +65,7 @@ impl RedisStore {
             connection,
             prefix: prefix.into(),
             swap: Script::new(SWAP),
+            share,
         })
     }
 
@@ -106,7 +108,8 @@ impl KeyValueStore for RedisStore {
                 )));
             }
             let held = if size > SMALL_BYTES {
-                Some(HeldMemory::hold(size).await.map_err(KeyValueError::other)?)
+                let held = self.share.hold(size).await;
+                Some(held.map_err(KeyValueError::other)?)
             } else {
                 None
             };
@@ -237,7 +240,7 @@ mod tests {
                 stream.flush().await.unwrap();
             }
         });
-        RedisStore::new(&url, "").unwrap()
+        RedisStore::new(&url, "", MemoryShare::default()).unwrap()
     }
 
     #[tokio::test]
@@ -258,8 +261,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_url_is_refused_before_anything_is_reached() {
         for bad in ["", "http://x", "rediss://x", "redis//"] {
-            assert!(RedisStore::new(bad, "").is_err(), "{bad}");
+            assert!(
+                RedisStore::new(bad, "", MemoryShare::default()).is_err(),
+                "{bad}"
+            );
         }
-        assert!(RedisStore::new("redis://127.0.0.1:1/0", "a:").is_ok());
+        assert!(RedisStore::new("redis://127.0.0.1:1/0", "a:", MemoryShare::default()).is_ok());
     }
 }

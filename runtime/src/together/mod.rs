@@ -141,7 +141,7 @@ impl Crew {
                 // The end of a body that broke off is an end, too.
                 Ok(answered) => member.is_well = answered && state.watch.ended().is_none(),
                 Err(_) => {
-                    terms.deadline.map(|limit| terms.watch.end(limit.passed()));
+                    terms.deadline.map(|limit| terms.watch.end_late(limit));
                     state.overdue.store(true, SeqCst);
                     state.came.wake();
                 }

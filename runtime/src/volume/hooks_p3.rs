@@ -106,7 +106,10 @@ fn written(
         Descriptor::Dir(_) => Err(ErrorCode::IsDirectory),
     };
     match file {
-        Ok(file) => data.pipe(&mut store, Writer::new(file, room, position, told))?,
+        Ok(file) => {
+            store.data_mut().streams.note(&file);
+            data.pipe(&mut store, Writer::new(file, room, position, told))?;
+        }
         Err(code) => {
             data.close(&mut store)?;
             // Who asked holds the other end.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker};
 
+pub(crate) use hooks_p3::TYPES as FILES;
 pub(crate) use quota::Quota;
 
 use crate::config::Preopen;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use wasmorch_runtime::{BlobContainers, HttpReplica, ObjectsContainer, ReplicaConfig, S3Settings};
+use wasmorch_runtime::{
+    BlobContainer, BlobContainers, HttpReplica, MemoryContainer, MemoryShare, ObjectsContainer,
+    ReplicaConfig, S3Settings,
+};
 
 use crate::support::{PATIENCE, fetch, http};
 
@@ -23,7 +26,7 @@ async fn ask(replica: &HttpReplica, target: &str) -> (u16, String) {
 }
 
 /// What every backend must do.
-async fn exercise(container: ObjectsContainer) {
+async fn exercise(container: impl BlobContainer + 'static) {
     let mut containers = BlobContainers::default();
     containers.grant("img", Arc::new(container));
     let replica = blobs(containers).await;
@@ -73,7 +76,7 @@ async fn exercise(container: ObjectsContainer) {
 
 #[tokio::test]
 async fn memory_does_it_all() {
-    exercise(ObjectsContainer::in_memory()).await;
+    exercise(MemoryContainer::default()).await;
 }
 
 #[tokio::test]
@@ -89,7 +92,7 @@ async fn a_disk_does_it_all_and_writes_nowhere_else() {
 async fn without_a_grant_and_under_another_name_there_is_no_container() {
     let none = blobs(BlobContainers::default()).await;
     let mut one = BlobContainers::default();
-    one.grant("img", Arc::new(ObjectsContainer::in_memory()));
+    one.grant("img", Arc::new(MemoryContainer::default()));
     let one = blobs(one).await;
     for replica in [none, one] {
         for target in [
@@ -103,7 +106,7 @@ async fn without_a_grant_and_under_another_name_there_is_no_container() {
             assert!(why.starts_with("not granted"), "{target}: {why}");
         }
     }
-    let any = blobs(BlobContainers::in_memory()).await;
+    let any = blobs(BlobContainers::in_memory(&MemoryShare::default())).await;
     assert_eq!(ask(&any, "/put?whatever/x=1").await.0, 200);
 }
 

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use wasmorch_api::Digest;
-use wasmorch_runtime::{HttpReplica, LoadError, ReplicaConfig, Runtime, RuntimeConfig};
+use wasmorch_runtime::{ENGINE, HttpReplica, LoadError, ReplicaConfig, Runtime, RuntimeConfig};
 
 use crate::support::{fetch, guest, runtime};
 
@@ -59,6 +60,28 @@ async fn compiled_code_is_kept_and_mapped_again() {
     use std::os::unix::fs::PermissionsExt as _;
     let key = std::fs::metadata(dir.path().join("key")).unwrap();
     assert_eq!((key.len(), key.permissions().mode() & 0o777), (32, 0o600));
+}
+
+/// Of a process that ended in the middle; what another writes just now is younger.
+#[tokio::test]
+async fn what_was_not_written_to_its_end_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(caching(dir.path()));
+    let engine = dir.path().join(ENGINE);
+    let inside = std::fs::read_dir(engine).unwrap().next().unwrap();
+    let inside = inside.unwrap().path();
+    for folder in [dir.path(), &inside] {
+        for (name, age) in [(".new-old", 7200), (".new-young", 60), ("other", 7200)] {
+            let file = std::fs::File::create(folder.join(name)).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(age);
+            file.set_modified(then).unwrap();
+        }
+    }
+    drop(caching(dir.path()));
+    for folder in [dir.path(), &inside] {
+        let left = [".new-old", ".new-young", "other"].map(|name| folder.join(name).exists());
+        assert_eq!(left, [false, true, true]);
+    }
 }
 
 #[tokio::test]

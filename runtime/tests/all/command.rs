@@ -180,5 +180,11 @@ async fn a_run_has_a_time_limit() {
         .await
         .err()
         .unwrap();
-    assert_eq!(ended, Ended::Timeout { limit });
+    assert_eq!(
+        ended,
+        Ended::Timeout {
+            limit,
+            throttled: Duration::ZERO
+        }
+    );
 }

@@ -10,7 +10,7 @@ use wasmorch_api::spec::StoreBinding;
 use wasmorch_api::{Kind, WorkloadSpec};
 use wasmorch_runtime::{
     BlobContainer as _, BlobContainers, HttpReplica, KeyValueStore as _, KeyValueStores, LogLevel,
-    LogStream, MemoryStore, ObjectsContainer, ReplicaConfig,
+    LogStream, MemoryContainer, MemoryStore, ReplicaConfig,
 };
 
 use crate::messages::Broker;
@@ -41,7 +41,7 @@ async fn visit_twice(replica: &HttpReplica) {
 
 #[tokio::test]
 async fn a_component_of_wasmcloud_finds_all_that_it_asks_for() {
-    let (store, objects) = (MemoryStore::default(), ObjectsContainer::in_memory());
+    let (store, objects) = (MemoryStore::default(), MemoryContainer::default());
     let (store, objects) = (Arc::new(store), Arc::new(objects));
     let (broker, lines) = (Arc::new(Broker::default()), Arc::new(Lines::default()));
     let (mut keyvalue, mut blobs) = (KeyValueStores::default(), BlobContainers::default());

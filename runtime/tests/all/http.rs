@@ -69,6 +69,36 @@ async fn what_is_written_without_waiting_comes_with_the_head() {
     assert_eq!(body.len(), 1_000_000);
 }
 
+/// Nobody reads a body, so nobody's going says that nobody waits for the guest.
+#[tokio::test]
+async fn work_after_an_answer_without_a_body_is_done() {
+    for name in ["hostile", "hostile-p3"] {
+        for method in [http::Method::GET, http::Method::HEAD] {
+            let status = if method == http::Method::HEAD {
+                200
+            } else {
+                204
+            };
+            let lines = Arc::new(Lines::default());
+            let config = ReplicaConfig {
+                logs: lines.clone(),
+                ..config()
+            };
+            let replica = http(name, config).await;
+            let mut request = get(&format!("/works-after?{status}"));
+            *request.method_mut() = method;
+            let response = replica.handle(request).await.unwrap();
+            assert_eq!(response.status(), status);
+            // As hyper does it.
+            drop(response);
+            let worked = || lines.texts() == ["worked"];
+            eventually(&format!("{name} {status}: it works on"), worked).await;
+            eventually("nothing is left", || replica.usage().memory_bytes == 0).await;
+            assert_eq!(replica.usage().failed_total, 0, "{name} {status}");
+        }
+    }
+}
+
 /// To HEAD a guest says how long its answer would be, and writes nothing of it.
 #[tokio::test]
 async fn a_length_without_a_body_answers_head_and_nothing_else() {
@@ -79,6 +109,11 @@ async fn a_length_without_a_body_answers_head_and_nothing_else() {
     assert_eq!(response.headers()["content-length"], "5");
     drop(response);
     assert_eq!(replica.usage().failed_total, 0);
+    // However long that would be.
+    let mut head = get("/none?99999999");
+    *head.method_mut() = http::Method::HEAD;
+    let response = replica.handle(head).await.unwrap();
+    assert_eq!(response.headers()["content-length"], "99999999");
     let ended = replica.handle(get("/none?5")).await.map(drop).unwrap_err();
     assert!(matches!(ended, Ended::Guest(_)), "{ended}");
 }
@@ -189,7 +224,14 @@ async fn a_body_that_does_not_come_in_time_is_its_clients_doing() {
         assert_eq!(replica.usage().failed_total, 0, "{name}");
         // One that it does not wait for is none.
         let ended = fetch(&replica, "/sleep?60000").await.unwrap_err();
-        assert_eq!(ended, Ended::Timeout { limit }, "{name}");
+        assert_eq!(
+            ended,
+            Ended::Timeout {
+                limit,
+                throttled: Duration::ZERO
+            },
+            "{name}"
+        );
         assert_eq!(replica.usage().failed_total, 1, "{name}");
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use wasmorch_runtime::{
-    HttpReplica, KeyValueStore, KeyValueStores, MemoryStore, RedisStore, ReplicaConfig,
+    HttpReplica, KeyValueStore, KeyValueStores, MemoryShare, MemoryStore, RedisStore, ReplicaConfig,
 };
 
 use crate::support::{PATIENCE, eventually, fetch, http};
@@ -143,7 +143,7 @@ impl Redis {
     }
 
     fn store(&self, prefix: &str) -> RedisStore {
-        RedisStore::new(&self.url, prefix).unwrap()
+        RedisStore::new(&self.url, prefix, MemoryShare::default()).unwrap()
     }
 }
 
@@ -192,7 +192,8 @@ async fn redis_does_it_all_and_prefixes_do_not_meet() {
 async fn a_redis_that_is_not_there_is_an_error_of_the_guest() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
     let url = format!("redis://127.0.0.1:{}", free.unwrap().port());
-    let replica = keeper("cart", Arc::new(RedisStore::new(&url, "").unwrap())).await;
+    let store = RedisStore::new(&url, "", MemoryShare::default()).unwrap();
+    let replica = keeper("cart", Arc::new(store)).await;
     let (status, body) = ask(&replica, "/get?cart/a").await;
     assert!(status == 502 && body.starts_with("redis: "), "{body}");
 }

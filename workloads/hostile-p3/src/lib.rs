@@ -1,5 +1,7 @@
 //! Attacks by the means of WASI 0.3, one for each path. See `hostile` for those of 0.2.
 
+mod handles;
+
 use std::future::Future;
 use std::hint::black_box;
 use std::mem::forget;
@@ -22,7 +24,8 @@ impl wasip3::exports::http::handler::Guest for Hostile {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
         let seen = SEEN.fetch_add(1, Ordering::Relaxed) + 1;
         let target = request.get_path_with_query().unwrap_or_default();
-        match target.as_str() {
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        match path {
             "/ok" => answer("ok\n"),
             "/count" => answer(seen.to_string()),
             "/wait" => {
@@ -36,8 +39,12 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             "/works-after" => {
                 wit_bindgen::spawn_local(async {
                     monotonic_clock::wait_for(5_000_000).await;
+                    println!("worked");
                 });
-                answer(seen.to_string())
+                match query.parse() {
+                    Ok(status) => without_body(status),
+                    Err(_) => answer(seen.to_string()),
+                }
             }
             "/in-two-pieces" => in_two_pieces(),
             "/call-self" => call_self().await,
@@ -49,6 +56,10 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             "/spin" => spin(),
             "/tasks" => tasks().await,
             "/streams" => streams(),
+            "/long-method" => handles::long_method(),
+            "/file-streams" => handles::file_streams(query).await,
+            "/connections" => handles::connections(query).await,
+            "/receive" => answer(handles::receive(query).await),
             "/dropped" => {
                 dropped();
                 answer("dropped\n")
@@ -144,6 +155,14 @@ fn endless(ignores: bool) -> Result<Response, ErrorCode> {
             }
         }
     });
+    Ok(response)
+}
+
+fn without_body(status: u16) -> Result<Response, ErrorCode> {
+    let (_, no_trailers) = wit_future::new(|| Ok(None));
+    let (response, _sent) = Response::new(Fields::new(), None, no_trailers);
+    let set = response.set_status_code(status);
+    set.map_err(|()| ErrorCode::InternalError(None))?;
     Ok(response)
 }
 

@@ -1,4 +1,4 @@
-//! Takes what the host keeps for its guests: resources and what hangs on them, files, sockets.
+//! Takes what the host keeps for its guests: resources and what hangs on them, files, sockets, values.
 
 use std::hint::black_box;
 use std::mem::forget;
@@ -6,10 +6,14 @@ use std::mem::forget;
 use wasip2::clocks::monotonic_clock;
 use wasip2::filesystem::preopens::get_directories;
 use wasip2::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
-use wasip2::http::types::{Fields, OutgoingRequest};
+use wasip2::http::outgoing_handler;
+use wasip2::http::types::{Fields, Method, OutgoingRequest};
 use wasip2::io::poll::poll;
 use wasip2::sockets::network::IpAddressFamily;
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
+
+use crate::reach::request;
+use crate::wasi::blobstore::blobstore::get_container;
 
 pub(crate) fn fields() -> ! {
     loop {
@@ -26,6 +30,30 @@ pub(crate) fn headers() -> ! {
             let _full = fields.append(&format!("x-{number}"), &value);
         }
         forget(fields);
+    }
+}
+
+/// Methods of 64 KiB, again and again.
+pub(crate) fn long_method() -> ! {
+    let method = Method::Other("X".repeat(64 << 10));
+    loop {
+        let request = OutgoingRequest::new(Fields::new());
+        let _full = request.set_method(&method);
+        forget(request);
+    }
+}
+
+/// Asks a server again and again, and keeps the heads of its answers.
+pub(crate) fn kept_answers(authority: &str) -> ! {
+    loop {
+        let Ok(answer) = outgoing_handler::handle(request(authority), None) else {
+            continue;
+        };
+        answer.subscribe().block();
+        if let Some(Ok(Ok(response))) = answer.get() {
+            drop(response.consume());
+            forget(response);
+        }
     }
 }
 
@@ -93,5 +121,16 @@ pub(crate) fn file_streams(name: &str) -> ! {
 pub(crate) fn sockets() -> ! {
     loop {
         forget(create_tcp_socket(IpAddressFamily::Ipv4));
+    }
+}
+
+/// Begins to read an object, and to list all, again and again.
+pub(crate) fn values(name: &str) -> ! {
+    let Ok(container) = get_container("default") else {
+        panic!("no container is granted");
+    };
+    loop {
+        forget(container.get_data(name, 0, u64::MAX));
+        forget(container.list_objects());
     }
 }

@@ -15,6 +15,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use answer::{answer, target};
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 
+wit_bindgen::generate!({
+    path: [
+        "../../wit/deps/wasi-io-0.2",
+        "../../wit/deps/wasi-blobstore",
+    ],
+    inline: "
+        package wasmorch:samples;
+
+        world hostile {
+            import wasi:blobstore/types@0.2.0-draft;
+            import wasi:blobstore/container@0.2.0-draft;
+            import wasi:blobstore/blobstore@0.2.0-draft;
+        }
+    ",
+    with: {
+        "wasi:io/error@0.2.12": wasip2::io::error,
+        "wasi:io/poll@0.2.12": wasip2::io::poll,
+        "wasi:io/streams@0.2.12": wasip2::io::streams,
+    },
+    generate_all,
+});
+
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
 struct Hostile;
@@ -40,11 +62,14 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/poll" => handles::poll_one_often(),
             "/fields" => handles::fields(),
             "/headers" => handles::headers(),
+            "/long-method" => handles::long_method(),
+            "/kept-answers" => handles::kept_answers(&query),
             "/pollables" => handles::pollables(),
             "/bodies" => handles::bodies(),
             "/files" => handles::files(&query),
             "/file-streams" => handles::file_streams(&query),
             "/sockets" => handles::sockets(),
+            "/values" => handles::values(&query),
             "/wait" => processor::wait(),
             // In the answer.
             "/panic-after" => responses::panic_after(request, out),
@@ -53,6 +78,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/short" => return responses::short(out),
             "/long" => return responses::long(out),
             "/never-finished" => return responses::never_finished(out),
+            "/works-after" => return responses::works_after(number as u16, out),
             "/unread" => return responses::unread(request, out),
             "/spin-in-body" => return responses::spin_in_body(out),
             "/trailers" => return responses::trailers(out),

@@ -132,15 +132,20 @@ pub(crate) fn lookup(name: &str) -> String {
     }
 }
 
+/// What asks for `/`.
+pub(crate) fn request(authority: &str) -> OutgoingRequest {
+    let request = OutgoingRequest::new(Fields::new());
+    let _ = request.set_scheme(Some(&Scheme::Http));
+    let _ = request.set_authority(Some(authority));
+    let _ = request.set_path_with_query(Some("/"));
+    request
+}
+
 /// Asks a server that does not answer, until the host lets it ask no more.
 pub(crate) fn requests(authority: &str) -> String {
     let mut sent = 0;
     loop {
-        let request = OutgoingRequest::new(Fields::new());
-        let _ = request.set_scheme(Some(&Scheme::Http));
-        let _ = request.set_authority(Some(authority));
-        let _ = request.set_path_with_query(Some("/"));
-        let Ok(answer) = outgoing_handler::handle(request, None) else {
+        let Ok(answer) = outgoing_handler::handle(request(authority), None) else {
             return format!("refused after {sent}");
         };
         sent += 1;

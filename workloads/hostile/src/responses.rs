@@ -64,6 +64,18 @@ pub(crate) fn panic_after(request: IncomingRequest, out: ResponseOutparam) -> ! 
     panic!("as planned")
 }
 
+/// Answers without a body, and says in a line when the work after that is done.
+pub(crate) fn works_after(status: u16, out: ResponseOutparam) {
+    let response = OutgoingResponse::new(Fields::new());
+    let (Ok(()), Ok(body)) = (response.set_status_code(status), response.body()) else {
+        return;
+    };
+    ResponseOutparam::set(out, Ok(response));
+    monotonic_clock::subscribe_duration(5_000_000).block();
+    println!("worked");
+    let _refused = OutgoingBody::finish(body, None);
+}
+
 /// Returns with a body that is neither written nor finished.
 pub(crate) fn never_finished(out: ResponseOutparam) {
     let response = OutgoingResponse::new(Fields::new());

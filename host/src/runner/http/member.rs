@@ -257,7 +257,10 @@ mod tests {
         assert!(
             matches!(local_error(busy), LocalError::Busy { retry_after, .. } if retry_after == second)
         );
-        let late = Ended::Timeout { limit: second };
+        let late = Ended::Timeout {
+            limit: second,
+            throttled: Duration::ZERO,
+        };
         assert!(matches!(local_error(late), LocalError::TimedOut { .. }));
         let large = |side| {
             local_error(Ended::BodyTooLarge {

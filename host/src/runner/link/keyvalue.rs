@@ -28,7 +28,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use wasmorch_runtime::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, Version};
+use wasmorch_runtime::{KEYS_PAGE, KeyValueError, KeyValueStore, Keys, MemoryShare, Version};
 
 use super::jetstream::{JetStream, is_gone, refused};
 use super::{Link, LinkError};
@@ -59,6 +59,8 @@ pub(in crate::runner) struct JetStreamBucket {
     opened: Mutex<Option<Arc<Opened>>>,
     /// Increments of this runner go one after the other: only other runners can collide.
     increments: Mutex<()>,
+    /// Of the memory for large values.
+    share: MemoryShare,
 }
 
 struct Opened {
@@ -87,12 +89,13 @@ fn other(error: LinkError) -> KeyValueError {
 }
 
 impl JetStreamBucket {
-    pub(in crate::runner) fn new(link: Arc<Link>, bucket: String) -> Self {
+    pub(in crate::runner) fn new(link: Arc<Link>, bucket: String, share: MemoryShare) -> Self {
         Self {
             link,
             bucket,
             opened: Mutex::default(),
             increments: Mutex::default(),
+            share,
         }
     }
 
@@ -202,7 +205,7 @@ impl JetStreamBucket {
             let Some(store) = opened.large(&self.bucket, true).await? else {
                 break;
             };
-            if let Some(value) = get_object(&store, &name).await? {
+            if let Some(value) = get_object(&store, &name, &self.share).await? {
                 return Ok((Some(value), revision));
             }
         }

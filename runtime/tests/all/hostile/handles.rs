@@ -2,11 +2,16 @@
 
 use std::path::Path;
 
-use wasmorch_runtime::{Network, Preopen, ReplicaConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use wasmorch_runtime::{
+    BlobContainer as _, BlobContainers, Network, ObjectsContainer, OutboundHttp, Preopen,
+    ReplicaConfig,
+};
 
 use super::*;
 
-fn with_folder(folder: &Path) -> ReplicaConfig {
+pub(super) fn with_folder(folder: &Path) -> ReplicaConfig {
     let preopens = vec![Preopen {
         host: folder.to_owned(),
         guest: "/data".into(),
@@ -37,10 +42,45 @@ async fn resources_without_end_have_an_end() {
 
 /// What hangs on them is memory, though it is the host's.
 #[tokio::test]
-async fn headers_and_bodies_count_as_memory() {
-    for path in ["/headers", "/bodies"] {
+async fn heads_and_bodies_count_as_memory() {
+    for path in ["/headers", "/bodies", "/long-method"] {
         assert_memory(&attack(path, with_memory(32 << 20)).await);
     }
+}
+
+/// A server whose answers have a head of 90 KiB and no body.
+async fn heads() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut head = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n".to_owned();
+    for number in 0..90 {
+        head += &format!("x-{number}: {}\r\n", "x".repeat(1000));
+    }
+    head += "\r\n";
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let head = head.clone();
+            tokio::spawn(async move {
+                let mut asked = [0; 4096];
+                while stream.read(&mut asked).await.is_ok_and(|n| n > 0) {
+                    // Whoever asked may be gone.
+                    let _ = stream.write_all(head.as_bytes()).await;
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn heads_of_answers_that_are_kept_count_as_memory() {
+    let port = heads().await;
+    let config = ReplicaConfig {
+        outbound: OutboundHttp::allow([format!("127.0.0.1:{port}").parse().unwrap()]),
+        ..with_memory(32 << 20)
+    };
+    let path = format!("/kept-answers?127.0.0.1:{port}");
+    assert_memory(&attack(&path, config).await);
 }
 
 /// Many requests at once, each with a little less than one may have.
@@ -75,4 +115,18 @@ async fn sockets_have_an_end() {
         ..patient()
     };
     assert_open(&attack("/sockets", config).await);
+}
+
+#[tokio::test]
+async fn values_that_are_read_have_an_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let objects = folder.path().canonicalize().unwrap().join("objects");
+    let container = ObjectsContainer::on_disk(&objects).unwrap();
+    let value = Box::pin(std::io::Cursor::new(b"value"));
+    container.write("value", value).await.unwrap();
+    let mut blobs = BlobContainers::new(folder.path().to_owned());
+    blobs.grant("default", Arc::new(container));
+    let config = ReplicaConfig { blobs, ..patient() };
+    assert_open(&attack("/values?value", config).await);
+    eventually("files are closed", || open_below(&objects) == 0).await;
 }

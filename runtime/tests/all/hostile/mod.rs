@@ -69,7 +69,10 @@ fn endless() -> (ReplicaConfig, Ended) {
 }
 
 fn timeout() -> Ended {
-    Ended::Timeout { limit: PATIENCE }
+    Ended::Timeout {
+        limit: PATIENCE,
+        throttled: Duration::ZERO,
+    }
 }
 
 /// Runs an attack beside a neighbour that has to answer, on one thread with it.

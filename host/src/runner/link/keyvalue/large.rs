@@ -6,7 +6,7 @@ use async_nats::jetstream::object_store::{GetErrorKind, ObjectMetadata, ObjectSt
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
-use wasmorch_runtime::{HeldMemory, KeyValueError, VALUE_BYTES_MAX};
+use wasmorch_runtime::{KeyValueError, MemoryShare, VALUE_BYTES_MAX};
 
 use super::{LinkError, Opened, other};
 
@@ -39,6 +39,7 @@ pub(super) async fn put_object(
 pub(super) async fn get_object(
     store: &ObjectStore,
     name: &str,
+    share: &MemoryShare,
 ) -> Result<Option<Bytes>, KeyValueError> {
     let mut object = match timeout(READ_TIMEOUT, store.get(name)).await {
         Ok(Ok(object)) => object,
@@ -53,7 +54,7 @@ pub(super) async fn get_object(
             "the value of this key has {size} bytes: at most {VALUE_BYTES_MAX} are read"
         )));
     }
-    let held = HeldMemory::hold(size).await.map_err(KeyValueError::other)?;
+    let held = share.hold(size).await.map_err(KeyValueError::other)?;
     let mut value = Vec::with_capacity(size);
     loop {
         // Chunks that are deleted meanwhile never come.
