@@ -86,16 +86,14 @@ impl DataDir {
         self.root.join("tls")
     }
 
-    /// What a runner may open of this host: no lock, no identity, no log. And the folder of the
-    /// credentials with which it comes to NATS: the file may be replaced by a newer one.
+    /// What a runner may open of this host: no lock, no identity, no log. And the credentials with which
+    /// it comes to NATS, as they are when it starts: what lies beside them is not its business.
     /// Compiled code only to read.
     pub(crate) fn for_runners(&self, creds: Option<&Path>) -> Paths {
-        let creds = creds.and_then(|creds| creds.canonicalize().ok());
-        let creds = creds.and_then(|creds| Some(creds.parent()?.to_owned()));
         Paths {
             read: [self.artifacts(), self.compiled()]
                 .into_iter()
-                .chain(creds)
+                .chain(creds.map(Path::to_owned))
                 .collect(),
             write: vec![self.volumes()],
         }

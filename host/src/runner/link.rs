@@ -90,6 +90,9 @@ impl Delivery {
 #[derive(Debug)]
 pub(super) struct Link {
     options: Option<NatsOptions>,
+    /// Its credentials when this was made. A process that is confined may not open a file that has been put in
+    /// the place of theirs since.
+    creds: Option<String>,
     inbox: String,
     name: String,
     client: OnceCell<Client>,
@@ -98,7 +101,9 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(options: Option<NatsOptions>, host: &HostId) -> Self {
+        let creds = options.as_ref().and_then(|options| options.creds.as_ref());
         Self {
+            creds: creds.and_then(|file| std::fs::read_to_string(file).ok()),
             options,
             // One prefix per host: a server's permissions can then tell its inboxes from others'.
             inbox: format!("_INBOX_{host}"),
@@ -135,11 +140,13 @@ impl Link {
                 note(&event, &connected);
                 std::future::ready(())
             });
-        if let Some(creds) = &options.creds {
-            connect = connect
-                .credentials_file(creds)
-                .await
-                .map_err(|error| wrong(&error))?;
+        if let Some(file) = &options.creds {
+            let newest = tokio::fs::read_to_string(file).await;
+            let creds = match (&newest, &self.creds) {
+                (Ok(creds), _) | (Err(_), Some(creds)) => creds,
+                (Err(error), None) => return Err(wrong(error)),
+            };
+            connect = connect.credentials(creds).map_err(|error| wrong(&error))?;
         }
         let urls: Vec<&str> = options.url.split(',').map(str::trim).collect();
         connect
