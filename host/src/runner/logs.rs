@@ -7,6 +7,7 @@
 //! Invariants: a guest never waits for its lines; every line that is lost is counted, and the next
 //! one that gets through says so.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,8 +18,10 @@ use wasmorch_runtime::{Ended, LogLevel, LogSink, LogStream, RequestId};
 
 use super::protocol::{FromRunner, ReplicaKey};
 
-/// Lines of all replicas that wait for the next batch.
-const QUEUE_LINES: usize = 4096;
+/// Lines of all replicas that wait for the next batch: more than twice what one may say at once.
+const QUEUE_LINES: usize = 8192;
+/// Of a replica's, once the queue is half full: the rest of it is for those who say little.
+const CROWDED_LINES: usize = 64;
 /// Between two batches, at least.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// A batch ends at so much text.
@@ -34,7 +37,7 @@ const BYTES_BURST: u32 = 2 << 20;
 const BACKTRACE_LINES_MAX: usize = 12;
 
 enum Item {
-    Line(Arc<ReplicaKey>, LogLine),
+    Line(Arc<Sender>, LogLine),
     /// Answered when everything before it is with the daemon.
     Flush(oneshot::Sender<()>),
 }
@@ -104,9 +107,16 @@ impl Rate {
     }
 }
 
+/// Whose lines they are.
+struct Sender {
+    replica: ReplicaKey,
+    /// Its lines in the queue.
+    waiting: AtomicUsize,
+}
+
 /// One replica's lines.
 pub(super) struct ReplicaLogs {
-    replica: Arc<ReplicaKey>,
+    sender: Arc<Sender>,
     queue: LogQueue,
     rate: Mutex<Rate>,
 }
@@ -122,7 +132,10 @@ impl LogQueue {
     pub(super) fn sink(&self, replica: ReplicaKey) -> Arc<ReplicaLogs> {
         let rate = Mutex::new(Rate::new(Instant::now()));
         Arc::new(ReplicaLogs {
-            replica: Arc::new(replica),
+            sender: Arc::new(Sender {
+                replica,
+                waiting: AtomicUsize::new(0),
+            }),
             queue: self.clone(),
             rate,
         })
@@ -141,19 +154,25 @@ impl ReplicaLogs {
     fn say(&self, rate: &mut Rate, stream: String, request_id: Option<String>, text: String) {
         let line = LogLine {
             at: SystemTime::now().into(),
-            replica: self.replica.id,
+            replica: self.sender.replica.id,
             stream,
             request_id,
             text,
             dropped: rate.dropped,
         };
-        match self
-            .queue
-            .0
-            .try_send(Item::Line(self.replica.clone(), line))
+        let queue = &self.queue.0;
+        let is_crowded = queue.capacity() < QUEUE_LINES / 2;
+        let before = self.sender.waiting.fetch_add(1, Relaxed);
+        let takes = !is_crowded || before < CROWDED_LINES;
+        if takes
+            && queue
+                .try_send(Item::Line(self.sender.clone(), line))
+                .is_ok()
         {
-            Ok(()) => rate.dropped = 0,
-            Err(_) => rate.dropped += 1,
+            rate.dropped = 0;
+        } else {
+            self.sender.waiting.fetch_sub(1, Relaxed);
+            rate.dropped += 1;
         }
     }
 }
@@ -258,9 +277,10 @@ async fn deliver(mut queue: mpsc::Receiver<Item>, out: mpsc::Sender<FromRunner>)
         let mut bytes = 0;
         while let Some(item) = next {
             match item {
-                Item::Line(replica, line) => {
+                Item::Line(sender, line) => {
+                    sender.waiting.fetch_sub(1, Relaxed);
                     bytes += line.text.len();
-                    lines.push((ReplicaKey::clone(&replica), line));
+                    lines.push((sender.replica.clone(), line));
                 }
                 Item::Flush(done) => flushed.push(done),
             }
@@ -290,10 +310,10 @@ async fn deliver(mut queue: mpsc::Receiver<Item>, out: mpsc::Sender<FromRunner>)
 mod tests {
     use super::*;
 
-    fn replica() -> ReplicaKey {
+    fn replica(slot: u64) -> ReplicaKey {
         use wasmorch_api::{PlacementNumber, ReplicaId, Slot, WorkloadKey};
         let id = ReplicaId {
-            slot: Slot(1),
+            slot: Slot(slot),
             placement: PlacementNumber(1),
             start: 1,
         };
@@ -332,7 +352,7 @@ mod tests {
         let (out, mut from) = mpsc::channel(64);
         let (queue, deliver) = LogQueue::new(out);
         let task = tokio::spawn(deliver);
-        let sink = queue.sink(replica());
+        let sink = queue.sink(replica(1));
         let flood = LINES_BURST as usize + 500;
         for number in 0..flood {
             sink.line(line(&number.to_string()));
@@ -351,5 +371,31 @@ mod tests {
         assert!(dropped >= 1, "{dropped}");
         // What was not dropped arrived; the last line tells of those before it.
         assert_eq!(texts.len() as u64 - 1 + dropped, flood as u64);
+    }
+
+    /// The flood comes while nobody takes lines out.
+    #[tokio::test]
+    async fn who_says_little_is_heard_beside_those_who_flood() {
+        let (out, mut from) = mpsc::channel(64);
+        let (queue, deliver) = LogQueue::new(out);
+        let sinks = [1, 2, 3, 4].map(|slot| queue.sink(replica(slot)));
+        for noisy in &sinks[..3] {
+            for _ in 0..LINES_BURST {
+                noisy.line(line("x"));
+            }
+        }
+        let quiet = &sinks[3];
+        for text in ["one", "two"] {
+            quiet.line(line(text));
+        }
+        drop((sinks, queue));
+        let task = tokio::spawn(deliver);
+        let mut heard = Vec::new();
+        while let Some(FromRunner::Logs(lines)) = from.recv().await {
+            let of_quiet = lines.into_iter().filter(|(of, _)| of.id.slot.0 == 4);
+            heard.extend(of_quiet.map(|(_, line)| (line.text, line.dropped)));
+        }
+        task.await.unwrap();
+        assert_eq!(heard, [("one".to_owned(), 0), ("two".to_owned(), 0)]);
     }
 }
