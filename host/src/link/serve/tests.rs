@@ -1,3 +1,5 @@
+//! What is told to a host and what it is asked: that neither waits for the other.
+
 use std::path::PathBuf;
 
 use async_nats::ConnectOptions;
