@@ -385,7 +385,11 @@ mod tests {
         assert!(has("hosts") && !has(""));
         std::fs::remove_file(&resolver).unwrap();
         std::fs::write(&resolver, "x").unwrap();
-        assert_eq!(etc(&etc_of), [etc_of.clone()], "it may be replaced");
+        assert_eq!(
+            etc(&etc_of),
+            std::slice::from_ref(&etc_of),
+            "it may be replaced"
+        );
     }
 
     #[test]
@@ -408,7 +412,7 @@ mod tests {
         #[cfg(target_arch = "aarch64")]
         const ARCH: u32 = 0xc000_00b7;
         let (mut at, mut held) = (0, 0);
-        let program = program().unwrap();
+        let program = program().expect("a filter");
         loop {
             let step = &program[at];
             let (code, k) = (u32::from(step.code), step.k);
@@ -418,7 +422,7 @@ mod tests {
             match code {
                 0x20 => {
                     held = match k {
-                        0 => u32::try_from(number).unwrap(),
+                        0 => u32::try_from(number).expect("a number"),
                         4 => ARCH,
                         16 => first,
                         _ => 0,
