@@ -64,18 +64,27 @@ impl Keeper {
         }
     }
 
-    /// Returns once the host has answered on its own address; never when it is reached there.
+    /// Returns once the host has answered on its own address, whoever asked there; never when it is reached
+    /// there.
     async fn answers_directly(&self) {
         let (Some(redial), Some(address)) = (&self.redial, &self.peer.address) else {
             return std::future::pending().await;
         };
-        loop {
-            tokio::time::sleep(self.peer.dials_in().max(redial.pauses.0)).await;
-            let dialled = direct(&redial.builder, address, &self.peer.host);
-            if matches!(timeout(redial.within, dialled).await, Ok(Ok(_))) {
-                return;
+        let mut reached = self.peer.reached.subscribe();
+        let dials = async {
+            loop {
+                tokio::time::sleep(self.peer.dials_in().max(redial.pauses.0)).await;
+                let dialled = direct(&redial.builder, address, &self.peer.host);
+                if matches!(timeout(redial.within, dialled).await, Ok(Ok(_))) {
+                    return;
+                }
+                self.peer.went_through_tunnel(redial.pauses);
             }
-            self.peer.went_through_tunnel(redial.pauses);
+        };
+        tokio::select! {
+            () = dials => {}
+            // Another connection was faster, and its own next try may be half a minute away.
+            Ok(()) = reached.changed() => {}
         }
     }
 }

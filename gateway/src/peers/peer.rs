@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
+use tokio::sync::watch;
 use wasmorch_api::HostId;
 
 use crate::balance::Candidate;
@@ -32,6 +33,8 @@ pub(crate) struct Peer {
     pub(super) undialled: AtomicU32,
     /// When to dial again, after that; on the clock of `now_ms`.
     pub(super) dial_at: AtomicU64,
+    /// How often it was reached on its own address: told to whatever still goes through the tunnel.
+    pub(super) reached: watch::Sender<u64>,
     /// Which of the connections that are kept is next.
     turn: AtomicUsize,
     /// So many share the requests evenly; the rest are for when these are full.
@@ -104,6 +107,7 @@ impl Peer {
             address: candidate.address.clone(),
             undialled: AtomicU32::new(0),
             dial_at: AtomicU64::new(0),
+            reached: watch::Sender::new(0),
             turn: AtomicUsize::new(0),
             kept: limits.kept,
             streams_max: limits.streams_max,
@@ -134,6 +138,7 @@ impl Peer {
             tracing::info!(host = %self.host, peer = self.name(), "reached directly again");
         }
         self.dial_at.store(0, Relaxed);
+        self.reached.send_modify(|times| *times += 1);
     }
 
     /// How long it is not dialled from now on.
