@@ -77,8 +77,8 @@ fn base(variable: &str, below_home: &str) -> Option<PathBuf> {
     Some(folder.join("wasmorch"))
 }
 
-/// `$XDG_CACHE_HOME/wasmorch`: tools.
-#[cfg(feature = "controller")]
+/// `$XDG_CACHE_HOME/wasmorch`: tools, compiled code.
+#[cfg(any(feature = "compiler", feature = "controller"))]
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     base("XDG_CACHE_HOME", ".cache")
 }

@@ -11,11 +11,13 @@ use http::{Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use wasmorch_runtime::{Body, BodySide, Ended, HttpReplica, LogLine, LogSink, LogStream};
 
 use crate::commands::{Context, Interrupt};
@@ -25,6 +27,8 @@ use crate::out::table::Tone;
 
 /// Open connections at once; beyond it new ones wait in the kernel.
 const CONNECTIONS_MAX: usize = 1024;
+/// A client has so long for the head of a request, its pause before that included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// After Ctrl-C, requests in hand may take this long.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -82,7 +86,11 @@ pub(crate) async fn serve(
     let mut server = Builder::new(TokioExecutor::new());
     // Whoever has sent all may close its half, and is answered. One that is gone is noticed when something
     // is sent to it: its request ends within `--timeout` all the same.
-    server.http1().half_close(true);
+    server
+        .http1()
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -102,13 +110,27 @@ pub(crate) async fn serve(
                     continue;
                 }
                 let replica = replica.clone();
-                let service = service_fn(move |request| answer(replica.clone(), request));
+                let began = Arc::new(Notify::new());
+                let asks = began.clone();
+                let service = service_fn(move |request| {
+                    asks.notify_one();
+                    answer(replica.clone(), request)
+                });
                 let io = TokioIo::new(stream);
                 let connection = server.serve_connection(io, service).into_owned();
                 let connection = graceful.watch(connection);
+                // Before hyper knows which protocol it is, it waits for as long as it takes.
+                let silent = async move {
+                    if timeout(HEAD_TIMEOUT, began.notified()).await.is_ok() {
+                        std::future::pending().await
+                    }
+                };
                 connections.spawn(async move {
-                    // The client's own doing: it went away.
-                    let _ = connection.await;
+                    tokio::select! {
+                        // The client's own doing: it went away.
+                        _ = connection => {}
+                        () = silent => {}
+                    }
                 });
             }
         }
@@ -131,6 +153,12 @@ async fn answer(
     replica: Arc<HttpReplica>,
     request: http::Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    if !has_host(&request) {
+        return Ok(plain(
+            StatusCode::BAD_REQUEST,
+            "the request names no host\n",
+        ));
+    }
     let what = format!("{} {}", request.method(), request.uri());
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     match replica.handle(request).await {
@@ -164,20 +192,27 @@ fn refusal(ended: &Ended) -> Response<Body> {
         // As a gateway has it, so that what is tried out here looks the same there.
         _ => StatusCode::BAD_GATEWAY,
     };
-    let text = Bytes::from(format!("{ended}\n"));
-    let mut response = Response::new(
-        Full::new(text)
-            .map_err(|never: Infallible| match never {})
-            .boxed_unsync(),
-    );
-    *response.status_mut() = status;
-    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    let mut response = plain(status, format!("{ended}\n"));
     if let Ended::Busy { retry_after, .. } | Ended::HostFull { retry_after, .. } = ended {
         let seconds = header::HeaderValue::from(retry_after.as_secs().max(1));
         response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
     response
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let body = Full::new(text.into()).map_err(|never: Infallible| match never {});
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+/// A guest of 0.2 cannot be called without.
+fn has_host<B>(request: &http::Request<B>) -> bool {
+    let named = request.headers().get(header::HOST);
+    request.uri().authority().is_some() || named.is_some_and(|host| host.to_str().is_ok())
 }
 
 fn warn(text: &str) {

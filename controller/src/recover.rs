@@ -105,7 +105,8 @@ pub(crate) fn rebuild(mut sources: Sources, by: &Rebuilder) -> Result<Rebuilt, A
         .fold(by.term, Term::max)
         .next();
     let seen = beats().map(|beat| beat.sequence.max(beat.table_seq)).max();
-    let next_sequence = seen.unwrap_or(0).max(sources.last_sequence) + SEQUENCES_SPARE;
+    let last = seen.unwrap_or(0).max(sources.last_sequence);
+    let next_sequence = last.saturating_add(SEQUENCES_SPARE);
 
     let mut book = Book::default();
     for entry in &sources.stored {

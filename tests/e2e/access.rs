@@ -76,8 +76,7 @@ fn without_server(home: &Home, args: &[&str], programs: &Path) -> Command {
     let mut command = home.command(args);
     command
         .env_remove("WASMORCH_NATS_SERVER")
-        .env("PATH", programs)
-        .env("XDG_CACHE_HOME", home.path().join("cache"));
+        .env("PATH", programs);
     command
 }
 

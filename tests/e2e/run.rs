@@ -1,6 +1,10 @@
 //! `wasmorch run` and `inspect`: one component, here and now, no cluster.
 
-use std::io::Write;
+use std::fs::Metadata;
+use std::io::{Read as _, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
@@ -26,6 +30,38 @@ fn arguments_environment_and_exit_code_reach_the_guest_and_back() {
     );
     let failed = home.run(&["run", &p3, "--", "fail"]);
     assert!(failed.code != 0 && failed.code < 64, "{failed:?}");
+}
+
+/// The files of compiled code below a folder.
+fn code_below(folder: &Path) -> Vec<Metadata> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let found = entries.map(|entry| match entry.path() {
+        path if path.is_dir() => code_below(&path),
+        path if path.extension().is_some_and(|kind| kind == "cwasm") => {
+            vec![entry.metadata().expect("it is there")]
+        }
+        _ => Vec::new(),
+    });
+    found.flatten().collect()
+}
+
+#[test]
+fn compiled_code_is_kept_for_the_next_time() {
+    let home = Home::new();
+    let (p3, cache) = (text(guest("command-p3")), home.path().join("cache"));
+    home.run(&["run", "--no-cache", &p3, "--", "one"]).ok();
+    assert!(code_below(&cache).is_empty(), "it was told not to");
+    home.run(&["run", &p3, "--", "one"]).ok();
+    let [first] = &code_below(&cache)[..] else {
+        panic!("one file with code")
+    };
+    home.run(&["run", &p3, "--", "one"]).ok();
+    let [again] = &code_below(&cache)[..] else {
+        panic!("the same file")
+    };
+    assert_eq!(again.ino(), first.ino(), "not written again");
+    let used = |code: &Metadata| code.modified().expect("a time");
+    assert!(used(again) > used(first), "but used");
 }
 
 #[test]
@@ -97,6 +133,12 @@ fn an_http_component_is_served() {
         .to_owned();
     let answer = http::get(&addr, "anything", "/").expect("answers");
     assert_eq!(answer.body, "Hello from wasmorch, v1\n");
+    // A guest of 0.2 cannot be called without a host.
+    let mut client = TcpStream::connect(&addr).expect("it listens");
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("answered");
+    assert!(answer.starts_with("HTTP/1.0 400 "), "{answer}");
     process.signal(Signal::INT);
     assert_eq!(process.wait().code(), Some(0));
 }

@@ -54,6 +54,7 @@ impl Home {
             .current_dir(self.path())
             .env("XDG_STATE_HOME", self.path().join("state"))
             .env("XDG_DATA_HOME", self.path().join("data"))
+            .env("XDG_CACHE_HOME", self.path().join("cache"))
             .env("WASMORCH_NATS_SERVER", crate::nats::binary())
             .env_remove("WASMORCH_NATS")
             .env_remove("WASMORCH_LOG");

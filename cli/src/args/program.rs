@@ -55,6 +55,9 @@ pub(crate) struct RunArgs {
     // The same id as the global flag, so that this meaning takes its place here.
     #[arg(id = "timeout", long, value_name = "TIME", value_parser = some_time)]
     pub(crate) timeout: Option<HumanDuration>,
+    /// Compile it anew, and keep no code in $XDG_CACHE_HOME/wasmorch/compiled
+    #[arg(long)]
+    pub(crate) no_cache: bool,
     /// The memory limit [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<ByteSize>,

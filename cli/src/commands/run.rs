@@ -18,11 +18,14 @@ use wasmorch_runtime::{
 use super::source::{Source, read_component};
 use super::{Context, Interrupt};
 use crate::args::{ANY_NETWORK, KeyValue, RunArgs};
+use crate::cluster::cache_dir;
 use crate::error::{CliError, Exit};
 use crate::serve;
 
 /// The limit of a deployed replica, so that what runs here runs there.
 const MEMORY: ByteSize = ByteSize::mib(64);
+/// Compiled code that is kept for the next time: what was used longest ago goes first.
+const COMPILED_MAX: u64 = 1 << 30;
 /// For one request with `--http`, likewise.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -103,7 +106,10 @@ fn wrong_kind(what: String, fix: &str) -> CliError {
 
 fn runtime(args: &RunArgs) -> Result<Runtime, CliError> {
     let config = RuntimeConfig {
-        compiled_dir: None,
+        compiled_dir: cache_dir()
+            .filter(|_| !args.no_cache)
+            .map(|cache| cache.join("compiled")),
+        compiled_max: COMPILED_MAX,
         // One program at a time needs no pool; a server has one instance for each request.
         pooling: args.http.is_some(),
         ..RuntimeConfig::default()
