@@ -9,18 +9,24 @@ use crate::controller::{Controller, SERVICE, call, cluster_of, deploy, term_of, 
 use crate::fake_host::FakeHost;
 use crate::server::{DEADLINE, Server, eventually};
 
+/// A host of the first term, and a service of one replica for it.
+async fn deployed_to_h1(client: &async_nats::Client) -> FakeHost {
+    assert_eq!(term_of(client).await, 1);
+    let host = FakeHost::start(client, cluster_of(client).await, "h1").await;
+    let digest = Digest::of(SERVICE);
+    upload(client, &digest, SERVICE).await;
+    call(client, "default.deploy", deploy(&digest, 1, "r1"))
+        .await
+        .unwrap();
+    host
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_that_breaks_a_rule_is_not_carried_out_and_an_alarm_names_the_rule() {
     let server = Server::start();
     let controller = Controller::start(&server).await;
     let client = crate::client(&server).await;
-    assert_eq!(term_of(&client).await, 1);
-    let host = FakeHost::start(&client, cluster_of(&client).await, "h1").await;
-    let digest = Digest::of(SERVICE);
-    upload(&client, &digest, SERVICE).await;
-    call(&client, "default.deploy", deploy(&digest, 1, "r1"))
-        .await
-        .unwrap();
+    let host = deployed_to_h1(&client).await;
     let set = || async { crate::last_sequence_of(&server, "pub.placements.h1").await };
     eventually("its set", set).await;
     controller.stop().await;
@@ -76,13 +82,7 @@ async fn a_host_that_holds_a_later_set_than_the_store_freezes_its_leader() {
     let server = Server::start();
     let controller = Controller::start(&server).await;
     let client = crate::client(&server).await;
-    assert_eq!(term_of(&client).await, 1);
-    let host = FakeHost::start(&client, cluster_of(&client).await, "h1").await;
-    let digest = Digest::of(SERVICE);
-    upload(&client, &digest, SERVICE).await;
-    call(&client, "default.deploy", deploy(&digest, 1, "r1"))
-        .await
-        .unwrap();
+    let host = deployed_to_h1(&client).await;
     let set = || async { crate::last_sequence_of(&server, "pub.placements.h1").await };
     let held = eventually("its set", set).await;
     // One that was lost, and other writes have taken its sequence since.

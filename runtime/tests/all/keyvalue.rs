@@ -154,7 +154,7 @@ impl Drop for Redis {
     }
 }
 
-#[allow(
+#[expect(
     clippy::print_stderr,
     reason = "whoever reads the test's output shall know"
 )]
