@@ -103,8 +103,13 @@ pub(crate) async fn upload(client: &Client, name: &Digest, mut bytes: &[u8]) {
 
 pub(crate) async fn cluster_of(client: &Client) -> ClusterId {
     let js = jetstream::new(client.clone());
-    let bucket = js.get_key_value(subjects::STATE_BUCKET).await.unwrap();
-    let term: Value = serde_json::from_slice(&bucket.get("term").await.unwrap().unwrap()).unwrap();
+    // A new store has neither before its first leader.
+    let term = eventually("a term", || async {
+        let bucket = js.get_key_value(subjects::STATE_BUCKET).await.ok()?;
+        bucket.get("term").await.unwrap()
+    })
+    .await;
+    let term: Value = serde_json::from_slice(&term).unwrap();
     term["cluster"].as_str().unwrap().parse().unwrap()
 }
 
