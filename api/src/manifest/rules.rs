@@ -4,7 +4,12 @@
 //! it to the exports, when the component has been inspected (`component::check`).
 
 use crate::error::Problem;
-use crate::spec::{Job, Kind, OnFailure, Replicas, RestartPolicy, WorkloadSpec};
+use crate::spec::{Job, Kind, Measure, OnFailure, Replicas, RestartPolicy, Scale, WorkloadSpec};
+use crate::units::Cpu;
+
+const ONE_CORE: Cpu = Cpu(1_000);
+/// A share is in thousandths of a percent.
+const WHOLE: u64 = 100_000;
 
 /// What of this spec contradicts the kind: the key, and what is wrong.
 pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, String)> {
@@ -62,33 +67,7 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
         "asks by HTTP",
     );
     if let Some(scale) = &spec.scale {
-        let has = |measure| scale.target.contains_key(measure);
-        rule(
-            kind != Kind::Service || !has("concurrency"),
-            "scale.target",
-            "concurrency is for http and messages: write cpu",
-        );
-        rule(
-            kind == Kind::Http || !has("requests_per_second"),
-            "scale.target",
-            "requests_per_second is for http",
-        );
-        rule(
-            kind == Kind::Messages || !has("pending"),
-            "scale.target",
-            "pending is for messages",
-        );
-        rule(
-            kind != Kind::Service || scale.min > 0,
-            "scale.min",
-            "is 1 or more for a service: nothing is asked of it that could wake it",
-        );
-        let mut subscribed = spec.bindings.subscribe.iter();
-        rule(
-            !has("pending") || subscribed.any(|one| one.stream.is_some()),
-            "scale.target",
-            "pending counts what waits in a stream: name one in bindings.subscribe",
-        );
+        of_scale(spec, kind, scale, &mut rule);
     }
     rule(
         !kind.ends() || spec.update.canary.is_none(),
@@ -116,6 +95,81 @@ pub(crate) fn of_kind(spec: &WorkloadSpec, kind: Kind) -> Vec<(&'static str, Str
         "judges HTTP answers",
     );
     broken
+}
+
+/// What `scale` may follow.
+fn of_scale(
+    spec: &WorkloadSpec,
+    kind: Kind,
+    scale: &Scale,
+    rule: &mut impl FnMut(bool, &'static str, &str),
+) {
+    let has = |measure| scale.target.contains_key(measure);
+    rule(
+        kind != Kind::Service || !has("concurrency"),
+        "scale.target",
+        "concurrency is for http and messages: write cpu",
+    );
+    rule(
+        kind == Kind::Http || !has("requests_per_second"),
+        "scale.target",
+        "requests_per_second is for http",
+    );
+    rule(
+        kind == Kind::Messages || !has("pending"),
+        "scale.target",
+        "pending is for messages",
+    );
+    rule(
+        kind != Kind::Service || scale.min > 0,
+        "scale.min",
+        "is 1 or more for a service: nothing is asked of it that could wake it",
+    );
+    let mut subscribed = spec.bindings.subscribe.iter();
+    rule(
+        !has("pending") || subscribed.any(|one| one.stream.is_some()),
+        "scale.target",
+        "pending counts what waits in a stream: name one in bindings.subscribe",
+    );
+    let beyond = out_of_reach(spec, kind, scale);
+    rule(
+        beyond.is_none(),
+        "scale.target",
+        beyond.as_deref().unwrap_or_default(),
+    );
+}
+
+/// Why no replica could ever be seen to carry more than the target, so that the count would never go up.
+/// What a host has to give is not known here: a replica may be kept below this by it.
+fn out_of_reach(spec: &WorkloadSpec, kind: Kind, scale: &Scale) -> Option<String> {
+    let (measure, target) = scale.follows()?;
+    let resources = &spec.resources;
+    let (most, whence) = match measure {
+        Measure::Concurrency if matches!(kind, Kind::Http | Kind::Messages) => {
+            let seats = u64::from(resources.concurrency) + u64::from(resources.queue);
+            (seats, "resources.concurrency and queue")
+        }
+        // One thread executes a service.
+        Measure::Cpu if kind == Kind::Service && resources.cpu > ONE_CORE => {
+            let share = 100 * ONE_CORE.0 / resources.cpu.0;
+            (
+                share,
+                "percent of resources.cpu, for a service uses one core",
+            )
+        }
+        Measure::Cpu => (100, "percent of resources.cpu"),
+        _ => return None,
+    };
+    // Within the tolerance the count stays.
+    let stays = u64::from(target) * (WHOLE + u64::from(scale.tolerance.0));
+    (stays >= most * WHOLE).then(|| {
+        format!(
+            "{} = {target} would never make a replica more: one carries {most} at most ({whence}), and \
+             the target with its tolerance of {} is not less: lower the target",
+            measure.as_str(),
+            scale.tolerance
+        )
+    })
 }
 
 /// What of a workload could not go back with the others of an atomic deploy.

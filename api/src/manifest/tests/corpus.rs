@@ -159,8 +159,54 @@ fn what_a_scale_may_follow() {
             "max = 9, target = { cpu = 70 }",
             "is for what runs on",
         ),
+        // A replica has 100 seats and as many places to wait; within the tolerance the count stays.
+        ("http", "max = 9, target = { concurrency = 181 }", ""),
+        (
+            "http",
+            "max = 9, target = { concurrency = 182 }",
+            "one carries 200 at most (resources.concurrency and queue)",
+        ),
+        (
+            "messages",
+            "max = 9, target = { concurrency = 200 }, tolerance = \"0%\"",
+            "concurrency = 200 would never make a replica more",
+        ),
+        ("http", "max = 9, target = { cpu = 90 }", ""),
+        (
+            "http",
+            "max = 9, target = { cpu = 95 }",
+            "one carries 100 at most (percent of resources.cpu)",
+        ),
+        (
+            "http",
+            "max = 9, target = { cpu = 95 }, tolerance = \"5%\"",
+            "",
+        ),
     ] {
         let shown = of(kind, scale);
+        let one = shown.lines().count() == usize::from(!said.is_empty());
+        assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
+    }
+    // By what the replica itself may take.
+    for (kind, target, resources, said) in [
+        ("http", "concurrency = 10", "concurrency = 8, queue = 4", ""),
+        (
+            "http",
+            "concurrency = 50",
+            "concurrency = 8, queue = 4",
+            "one carries 12 at most",
+        ),
+        ("service", "cpu = 70", "cpu = \"1\"", ""),
+        (
+            "service",
+            "cpu = 70",
+            "cpu = \"2\"",
+            "one carries 50 at most (percent of resources.cpu, for a service uses one core)",
+        ),
+        ("http", "cpu = 70", "cpu = \"2\"", ""),
+    ] {
+        let scale = format!("max = 9, target = {{ {target} }} }}\nresources = {{ {resources}");
+        let shown = of(kind, &scale);
         let one = shown.lines().count() == usize::from(!said.is_empty());
         assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
     }
