@@ -1,6 +1,9 @@
 //! What follows from how a revision answers: a sick replica, and a bad new version.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use wasmorch_tests::up::Up;
 use wasmorch_tests::{guest, http, wait_for};
@@ -45,8 +48,16 @@ fn a_replica_that_turns_sick_is_started_again() {
     });
 }
 
-/// Deploys a second version while clients ask the first for this path; how its deploy ended.
-fn deploy_under_load(up: &Up, more: &str, path: &str) -> wasmorch_tests::process::Done {
+const HOST: &str = "web.default.localhost";
+/// Of a client that gives up: longer than one that only closes its half.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Deploys a second version while clients ask at a gateway; how its deploy ended.
+fn deploy_under_load(
+    up: &Up,
+    more: &str,
+    ask: impl Fn(&str) + Sync,
+) -> wasmorch_tests::process::Done {
     wait_for("a revision to go back to", || {
         (up.status("web")["rollout"]["state"] == "completed").then_some(())
     });
@@ -55,7 +66,7 @@ fn deploy_under_load(up: &Up, more: &str, path: &str) -> wasmorch_tests::process
         for _ in 0..4 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    let _ = http::get(&gateway, "web.default.localhost", path);
+                    ask(&gateway);
                 }
             });
         }
@@ -63,6 +74,17 @@ fn deploy_under_load(up: &Up, more: &str, path: &str) -> wasmorch_tests::process
         over.store(true, Ordering::Relaxed);
         done
     })
+}
+
+/// Asks for what is never answered in time, and goes away.
+fn gives_up(gateway: &str) {
+    let mut stream = TcpStream::connect(gateway).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+    let request = format!("GET /sleep?600000 HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    // No answer is what is awaited, and one would be no reason to stay.
+    if stream.write_all(request.as_bytes()).is_ok() {
+        let _ = stream.read(&mut [0; 64]);
+    }
 }
 
 /// Everything that is asked tells these words.
@@ -86,7 +108,9 @@ fn a_revision_that_answers_badly_goes_back_by_itself() {
         )
     };
     deploy(&up, &version(0)).ok();
-    let done = deploy_under_load(&up, &version(60), "/some");
+    let done = deploy_under_load(&up, &version(60), |gateway| {
+        let _ = http::get(gateway, HOST, "/some");
+    });
     let words = ["requests failed since ready", "fail_when allows 10%"];
     done.refused(1, &words);
     assert_eq!(up.status("web")["revision"], 1);
@@ -107,8 +131,24 @@ fn a_revision_that_answers_slowly_goes_back_by_itself() {
     // What was never judged before takes longer than the second version allows.
     let slow = "[workload.update]\nmin_ready = \"3s\"\n\
                 fail_when = { p99 = \"100ms\", min_requests = 5 }\n";
-    let done = deploy_under_load(&up, slow, "/sleep?300");
+    let done = deploy_under_load(&up, slow, |gateway| {
+        let _ = http::get(gateway, HOST, "/sleep?300");
+    });
     let words = ["took longer than 100ms"];
+    done.refused(1, &words);
+    assert_eq!(up.status("web")["revision"], 1);
+    told_why(&up, &words);
+}
+
+/// Nobody waits for `resources.timeout`, so no request of it ever fails.
+#[test]
+fn a_revision_that_hangs_goes_back_though_its_clients_give_up_first() {
+    let up = Up::start(1);
+    deploy(&up, "").ok();
+    let hangs = "[workload.update]\nmin_ready = \"5s\"\n\
+                 fail_when = { p99 = \"200ms\", min_requests = 5 }\n";
+    let done = deploy_under_load(&up, hangs, gives_up);
+    let words = ["took longer than 200ms"];
     done.refused(1, &words);
     assert_eq!(up.status("web")["revision"], 1);
     told_why(&up, &words);

@@ -49,8 +49,8 @@ impl Tally {
     }
 }
 
-/// One request, from the moment it was let in. A client that goes away before there is an answer
-/// leaves nothing to count, unless it has waited for too long already.
+/// One request, from the moment it was let in. Whoever goes away before there is an answer leaves nothing
+/// to count, unless it has waited for longer than `fail_when.p99` already: that one is slow.
 pub(super) struct Counted {
     tally: Arc<Tally>,
     began: Instant,
@@ -90,8 +90,11 @@ impl Counted {
                 (!failed).then(|| self.tally.clone())
             }
             Err(ended) => {
-                if let Some(failed) = fault(ended) {
-                    self.count(failed);
+                match fault(ended) {
+                    Some(failed) => self.count(failed),
+                    // Its caller had no more time, and has left like a client that goes away.
+                    None if matches!(ended, Ended::CallerTimeout { .. }) => self.given_up(),
+                    None => {}
                 }
                 None
             }
@@ -109,6 +112,14 @@ impl Counted {
         }
     }
 
+    /// Whoever asked has gone without an answer. How long one would have taken nobody knows, but that it is
+    /// longer than this: it counts once that is too long.
+    fn given_up(&self) {
+        if self.is_slow() {
+            self.count(false);
+        }
+    }
+
     fn is_slow(&self) -> bool {
         let slow_after = self.tally.slow_after;
         let clients = || {
@@ -122,8 +133,8 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if !self.settled && self.is_slow() {
-            self.count(false);
+        if !self.settled {
+            self.given_up();
         }
     }
 }
@@ -307,6 +318,17 @@ mod tests {
         assert_eq!(figures(&tally), (2, 0, 1));
         drop(begun(60));
         assert_eq!(figures(&tally), (3, 0, 2), "whoever waited has gone");
+        let limit = Duration::from_millis(60);
+        let out_of_time = || Err(Ended::CallerTimeout { limit });
+        drop(ended(begun(60), out_of_time()));
+        assert_eq!(
+            figures(&tally),
+            (4, 0, 3),
+            "whoever waited had no more time"
+        );
+        drop(ended(begun(0), out_of_time()));
+        drop(begun(0));
+        assert_eq!(figures(&tally), (4, 0, 3), "too soon to tell");
     }
 
     #[tokio::test]
