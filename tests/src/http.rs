@@ -25,7 +25,7 @@ impl Answer {
     }
 }
 
-/// A request whose body can be sent in pieces.
+/// A connection, and the request on it: one whose body can be sent in pieces, or whole ones in turn.
 pub struct Exchange {
     stream: BufReader<TcpStream>,
     chunked: bool,
@@ -45,6 +45,33 @@ impl Exchange {
             chunked: false,
             left: None,
         })
+    }
+
+    /// A connection on which nothing has been asked yet.
+    pub fn open(addr: &str) -> std::io::Result<Self> {
+        Ok(Self {
+            stream: BufReader::new(connect(addr)?),
+            chunked: false,
+            left: None,
+        })
+    }
+
+    /// Sends a whole request; the connection is kept unless it is the `last`.
+    pub fn ask(
+        &mut self,
+        (method, host, path): (&str, &str, &str),
+        body: &[u8],
+        last: bool,
+    ) -> std::io::Result<()> {
+        let connection = if last { "close" } else { "keep-alive" };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
+            body.len()
+        );
+        // One write, as clients do it: piece by piece an early answer's close would break the rest.
+        self.stream
+            .get_mut()
+            .write_all(&[head.as_bytes(), body].concat())
     }
 
     /// Sends a piece of the body.
@@ -90,6 +117,18 @@ impl Exchange {
         self.stream.read_line(&mut String::new())?;
         Ok(piece)
     }
+
+    /// Reads the rest of the answer's body.
+    pub fn rest(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut whole = Vec::new();
+        loop {
+            let piece = self.piece()?;
+            if piece.is_empty() {
+                return Ok(whole);
+            }
+            whole.extend(piece);
+        }
+    }
 }
 
 fn connect(addr: &str) -> std::io::Result<TcpStream> {
@@ -131,28 +170,10 @@ pub fn request(
     path: &str,
     body: &[u8],
 ) -> std::io::Result<Answer> {
-    let mut stream = connect(addr)?;
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    // One write, as clients do it: piece by piece an early answer's close would break the rest.
-    stream.write_all(&[head.as_bytes(), body].concat())?;
-    let mut exchange = Exchange {
-        stream: BufReader::new(stream),
-        chunked: false,
-        left: None,
-    };
+    let mut exchange = Exchange::open(addr)?;
+    exchange.ask((method, host, path), body, true)?;
     let mut answer = exchange.head()?;
-    let mut whole = Vec::new();
-    loop {
-        let piece = exchange.piece()?;
-        if piece.is_empty() {
-            break;
-        }
-        whole.extend(piece);
-    }
-    answer.body = String::from_utf8_lossy(&whole).into_owned();
+    answer.body = String::from_utf8_lossy(&exchange.rest()?).into_owned();
     Ok(answer)
 }
 

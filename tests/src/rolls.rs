@@ -1,17 +1,23 @@
 //! Rolls in a row under constant load, some of them while a host or the leader is killed.
 //!
 //! Owns what counts as a failed request. One that was under way when its gateway, or the host of its
-//! replica, was killed may fail, and nothing else may. Whoever asks a gateway that is gone goes on when it is back.
+//! replica, was killed may fail, and nothing else may: a POST, which nobody may repeat, only if it was on that
+//! very host. Whoever asks a gateway that is gone goes on when it is back. Every slot that has nothing on a host
+//! that is killed keeps a ready replica all the while, whoever leads.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{Scope, park_timeout};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::daemons::{Daemons, leader};
-use crate::{guest, http, wait_for};
+use crate::nats_client::Client;
+use crate::{guest, wait_for};
+
+mod clients;
+mod slots;
 
 /// The workload that is rolled.
 const NAME: &str = "rolled";
@@ -20,13 +26,6 @@ const HOST: &str = "rolled.default.localhost";
 const VERSIONS: [&str; 2] = ["hello-http", "hello-http-v2"];
 const HOSTS: usize = 3;
 const CONTROLLERS: usize = 2;
-/// Between two requests of one client.
-const PACE: Duration = Duration::from_millis(20);
-/// For the answer to a call over NATS: one that its host took with it has none.
-const CALL_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at how many are ready.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
 /// What is killed in the middle of a roll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -60,9 +59,22 @@ pub struct Plan {
     pub clients: usize,
 }
 
+/// What was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// By a connection of its own.
+    Get,
+    /// With a body that is said back, over a connection that is kept.
+    Post,
+    /// Over NATS.
+    Call,
+}
+
 /// A request without its answer.
 #[derive(Debug, Clone)]
 pub struct Failed {
+    /// How it was asked.
+    pub asked: Asked,
     /// Whose gateway was asked; one more than there are: by a call over NATS.
     pub gateway: usize,
     /// The roll in which it was asked, from 0.
@@ -71,8 +83,33 @@ pub struct Failed {
     pub took_ms: u128,
     /// What came instead.
     pub what: String,
+    /// The right answer had begun.
+    broke_off: bool,
     began: Instant,
     ended: Instant,
+}
+
+/// A host that was killed.
+struct Kill {
+    host: usize,
+    /// Where other gateways reach it.
+    peer: String,
+    from: Instant,
+    /// Nothing of it is left.
+    to: Instant,
+}
+
+impl Kill {
+    /// Whether it has taken this request with it. A POST was there if its gateway was, if its answer was on
+    /// its way (who sends it nobody tells), or if another gateway says that it was lost there.
+    fn took(&self, one: &Failed) -> bool {
+        let meanwhile = one.began <= self.to && one.ended >= self.from;
+        let there = || {
+            let lost = one.what.starts_with("502 lost: ");
+            one.gateway == self.host || one.broke_off || lost && one.what.contains(&self.peer)
+        };
+        meanwhile && (one.asked != Asked::Post || there())
+    }
 }
 
 /// One roll.
@@ -91,14 +128,19 @@ pub struct Told {
     pub rolls: Vec<Roll>,
     /// Requests that were answered by the workload.
     pub answered: u64,
+    /// Of these, POSTs whose bodies were said back.
+    pub posts: u64,
     /// Requests that failed, and were under way when a host was killed.
     pub under_way: Vec<Failed>,
     /// All others that failed: there should be none.
     pub lost: Vec<Failed>,
-    /// The fewest ready replicas that were seen, but while a host was gone or a leader new.
-    pub fewest_ready: u64,
+    /// Slots without a ready replica, and the roll in which that was seen: there should be none, but for
+    /// those that had something on a host that was killed.
+    pub short: Vec<(usize, BTreeSet<u64>)>,
     /// How often that was looked at.
     pub looks: u64,
+    /// Of these, while the leader was dead or new.
+    pub leaderless_looks: u64,
 }
 
 /// A gateway as its clients see it.
@@ -111,13 +153,35 @@ struct Gateway {
 struct Shared {
     gateways: Vec<Gateway>,
     answered: AtomicU64,
+    posts: AtomicU64,
     roll: AtomicU64,
     failed: Mutex<Vec<Failed>>,
-    /// Readiness promises nothing now.
-    excused: AtomicBool,
-    fewest: AtomicU64,
+    /// Slots that a killed host may have left without a ready replica.
+    excused: Mutex<BTreeSet<u64>>,
+    short: Mutex<Vec<(usize, BTreeSet<u64>)>>,
     looks: AtomicU64,
+    /// The leader was killed, and the roll is not over.
+    leaderless: AtomicBool,
+    leaderless_looks: AtomicU64,
     over: AtomicBool,
+}
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn roll(&self) -> usize {
+        self.roll.load(Ordering::Relaxed) as usize
+    }
+
+    fn excused(&self) -> BTreeSet<u64> {
+        self.excused.lock().expect("nobody panicked").clone()
+    }
+
+    fn excuse(&self, slots: BTreeSet<u64>) {
+        *self.excused.lock().expect("nobody panicked") = slots;
+    }
 }
 
 /// Rolls as planned.
@@ -131,42 +195,46 @@ pub fn roll(plan: &Plan) -> Told {
     };
     let shared = Shared {
         gateways: (0..HOSTS).map(gateway).collect(),
-        fewest: AtomicU64::new(u64::MAX),
         ..Shared::default()
     };
+    let name = |n: usize| format!("host-{n}");
+    let hosts: Vec<String> = (0..HOSTS).map(|n| daemons.host_id(&name(n))).collect();
     let mut rolls = Vec::new();
     let mut kills = Vec::new();
     std::thread::scope(|scope| {
         let over = Over(&shared);
         for gateway in 0..HOSTS {
-            for _ in 0..plan.clients {
+            for client in 0..plan.clients {
                 let shared = &shared;
-                scope.spawn(move || ask(shared, gateway));
+                scope.spawn(move || clients::get(shared, gateway));
+                scope.spawn(move || clients::post(shared, gateway, client));
             }
         }
-        look(scope, &shared, daemons.url());
-        call(scope, &shared, daemons.url());
+        let (shared, url) = (&shared, daemons.url());
+        let (looking, called) = (url.clone(), url);
+        let (hosts, replicas) = (hosts.as_slice(), plan.replicas);
+        scope.spawn(move || slots::look(shared, hosts, replicas, &looking));
+        scope.spawn(move || clients::call(shared, &called));
         for (n, fault) in plan.faults.iter().enumerate() {
             shared.roll.store(n as u64, Ordering::Relaxed);
-            let took = one(&mut daemons, plan, (n, *fault), &shared, &mut kills);
+            let took = one(&mut daemons, plan, (n, *fault), shared, &mut kills);
             let fault = *fault;
             rolls.push(Roll { fault, took });
         }
         drop(over);
     });
     let failed = shared.failed.into_inner().expect("no client panicked");
-    let during = |one: &Failed| {
-        let mut kills = kills.iter();
-        kills.any(|(from, to)| one.began <= *to && one.ended >= *from)
-    };
-    let (under_way, lost) = failed.into_iter().partition(during);
+    let taken = |one: &Failed| kills.iter().any(|kill| kill.took(one));
+    let (under_way, lost) = failed.into_iter().partition(taken);
     Told {
         rolls,
         answered: shared.answered.into_inner(),
+        posts: shared.posts.into_inner(),
         under_way,
         lost,
-        fewest_ready: shared.fewest.into_inner(),
+        short: shared.short.into_inner().expect("no look panicked"),
         looks: shared.looks.into_inner(),
+        leaderless_looks: shared.leaderless_looks.into_inner(),
     }
 }
 
@@ -185,7 +253,7 @@ fn one(
     plan: &Plan,
     (n, fault): (usize, Fault),
     shared: &Shared,
-    kills: &mut Vec<(Instant, Instant)>,
+    kills: &mut Vec<Kill>,
 ) -> Duration {
     let began = Instant::now();
     let before = revision(daemons);
@@ -204,22 +272,9 @@ fn one(
     let killed = (n + 1) % HOSTS;
     match fault {
         Fault::None => {}
-        Fault::Host => {
-            shared.excused.store(true, Ordering::Relaxed);
-            shared.gateways[killed].away.store(true, Ordering::SeqCst);
-            let from = Instant::now();
-            let id = daemons.host_id(&format!("host-{killed}"));
-            let server = &daemons.nats[0];
-            assert!(server.connections(&id) > 0, "it is known by this name");
-            daemons.hosts[killed].take().expect("it runs").kill();
-            // Until the server has seen that they are gone, its runners are called over NATS.
-            wait_for("the server to have seen its end", || {
-                (server.connections(&id) == 0).then_some(())
-            });
-            kills.push((from, Instant::now()));
-        }
+        Fault::Host => kills.push(kill_host(daemons, killed, shared)),
         Fault::Leader => {
-            shared.excused.store(true, Ordering::Relaxed);
+            shared.leaderless.store(true, Ordering::Relaxed);
             let client = daemons.client();
             let (id, _) = wait_for("a leader", || leader(&client));
             let leads = daemons.controller_of(&id);
@@ -241,10 +296,44 @@ fn one(
             let status = status(daemons)?;
             (status["ready"] == plan.replicas).then_some(())
         });
-        // The leader has heard of them all: from here on it would know of one that is missing.
-        shared.excused.store(false, Ordering::Relaxed);
+        shared.excuse(BTreeSet::new());
+        shared.leaderless.store(false, Ordering::Relaxed);
     }
     took
+}
+
+/// Kills a host, and waits until nothing of it is left.
+fn kill_host(daemons: &mut Daemons, killed: usize, shared: &Shared) -> Kill {
+    let id = daemons.host_id(&format!("host-{killed}"));
+    let client = daemons.client();
+    let peer = peer_of(&client, &id);
+    // What is there goes with it, or was to take over.
+    let slots = wait_for("what it has", || slots::placed_on(&client, &id));
+    shared.excuse(slots);
+    shared.gateways[killed].away.store(true, Ordering::SeqCst);
+    let from = Instant::now();
+    let process = daemons.hosts[killed].take().expect("it runs");
+    let server = &daemons.nats[0];
+    assert!(server.connections(&id) > 0, "it is known by this name");
+    process.kill();
+    // Until the server has seen that they are gone, its runners are called over NATS.
+    wait_for("the server to have seen its end", || {
+        (server.connections(&id) == 0).then_some(())
+    });
+    Kill {
+        host: killed,
+        peer,
+        from,
+        to: Instant::now(),
+    }
+}
+
+/// Where a host's gateway is reached by others, as their errors name it.
+fn peer_of(client: &Client, id: &str) -> String {
+    wait_for("where it is reached", || {
+        let record = client.kept(&format!("host.{id}"))?.value;
+        Some(format!("{}: ", record["info"]["peer"].as_str()?))
+    })
 }
 
 fn command(daemons: &Daemons, plan: &Plan, n: usize) -> std::process::Command {
@@ -290,95 +379,59 @@ fn until_back(daemons: &Daemons, n: usize) -> String {
             .iter()
             .find(|host| host["name"] == name.as_str())?;
         let address = host["http"].as_str()?.to_owned();
-        says(&address).is_ok().then_some(address)
+        clients::says(&address).is_ok().then_some(address)
     })
 }
 
-/// Asks the workload once.
-fn says(address: &str) -> Result<(), String> {
-    match http::get(address, HOST, "/") {
-        Ok(answer) if answer.status == 200 && answer.body.contains("Hello") => Ok(()),
-        Ok(answer) => Err(format!("{}: {}", answer.status, answer.body.trim())),
-        Err(error) => Err(error.to_string()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn ask(shared: &Shared, gateway: usize) {
-    let asked = &shared.gateways[gateway];
-    while !shared.over.load(Ordering::Relaxed) {
-        park_timeout(PACE);
-        let address = asked.address.lock().expect("nobody panicked").clone();
-        let began = Instant::now();
-        if asked.away.load(Ordering::SeqCst) {
-            continue;
-        }
-        match says(&address) {
-            Ok(()) => drop(shared.answered.fetch_add(1, Ordering::Relaxed)),
-            Err(what) => {
-                let failed = Failed {
-                    gateway,
-                    roll: shared.roll.load(Ordering::Relaxed) as usize,
-                    took_ms: began.elapsed().as_millis(),
-                    what,
-                    began,
-                    ended: Instant::now(),
-                };
-                shared.failed.lock().expect("nobody panicked").push(failed);
-            }
-        }
-    }
-}
-
-/// Calls the workload over NATS, all the while: whoever is called there drains too.
-fn call<'scope>(scope: &'scope Scope<'scope, '_>, shared: &'scope Shared, url: String) {
-    scope.spawn(move || {
-        let client = crate::nats_client::Client::connect(&url);
-        let subject = format!("wasmorch.v1.invoke.default.{NAME}");
-        while !shared.over.load(Ordering::Relaxed) {
-            park_timeout(PACE);
-            let began = Instant::now();
-            let what = match client.try_invoke(&subject, CALL_PATIENCE) {
-                Ok((status, body)) if status.as_deref() == Some("200") => {
-                    let hello = String::from_utf8_lossy(&body).contains("Hello");
-                    if hello {
-                        shared.answered.fetch_add(1, Ordering::Relaxed);
-                        continue;
-                    }
-                    format!("a call was answered: {body:?}")
-                }
-                Ok((status, body)) => {
-                    format!("a call: {status:?}: {}", String::from_utf8_lossy(&body))
-                }
-                Err(error) => format!("a call: {error}"),
+    #[test]
+    fn a_post_is_excused_only_by_the_host_that_had_it() {
+        let now = Instant::now();
+        let after = |ms| now + Duration::from_millis(ms);
+        let kill = Kill {
+            host: 1,
+            peer: "127.0.0.1:70: ".into(),
+            from: after(100),
+            to: after(200),
+        };
+        let failed = |gateway, what: &str| Failed {
+            asked: Asked::Post,
+            gateway,
+            roll: 0,
+            took_ms: 0,
+            what: what.into(),
+            broke_off: false,
+            began: after(90),
+            ended: after(110),
+        };
+        let lost = failed(0, "502 lost: what served it was lost: 127.0.0.1:70: reset");
+        assert!(kill.took(&lost));
+        assert!(kill.took(&failed(1, "reset")), "by its own gateway");
+        let broke_off = Failed {
+            broke_off: true,
+            ..failed(0, "reset")
+        };
+        assert!(kill.took(&broke_off));
+        for what in [
+            "reset",
+            "503 refused: 127.0.0.1:70: refused",
+            "502 lost: 127.0.0.1:701: reset",
+        ] {
+            assert!(!kill.took(&failed(0, what)), "{what}");
+            let get = Failed {
+                asked: Asked::Get,
+                ..failed(0, what)
             };
-            let failed = Failed {
-                gateway: HOSTS,
-                roll: shared.roll.load(Ordering::Relaxed) as usize,
-                took_ms: began.elapsed().as_millis(),
-                what,
-                began,
-                ended: Instant::now(),
-            };
-            shared.failed.lock().expect("nobody panicked").push(failed);
+            assert!(kill.took(&get), "{what}");
         }
-    });
-}
-
-/// Looks how many are ready, as the leader tells it.
-fn look<'scope>(scope: &'scope Scope<'scope, '_>, shared: &'scope Shared, url: String) {
-    scope.spawn(move || {
-        let client = crate::nats_client::Client::connect(&url);
-        while !shared.over.load(Ordering::Relaxed) {
-            park_timeout(LOOK_EVERY);
-            let before = shared.excused.load(Ordering::Relaxed);
-            let subject = "wasmorch.v1.api.default.status";
-            let status = client.ask(subject, &json!({ "workload": NAME }), LOOK_EVERY * 10);
-            let excused = before || shared.excused.load(Ordering::Relaxed);
-            let ready = status.and_then(|status| status["ready"].as_u64());
-            if let Some(ready) = ready.filter(|_| !excused) {
-                shared.fewest.fetch_min(ready, Ordering::Relaxed);
-                shared.looks.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
+        let late = Failed {
+            began: after(201),
+            ended: after(202),
+            ..lost
+        };
+        assert!(!kill.took(&late));
+    }
 }
