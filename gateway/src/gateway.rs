@@ -30,10 +30,10 @@ use crate::forward::Onward;
 use crate::headers::{self, BadCoding, BadHost, Client};
 use crate::index::Target;
 use crate::local::{Local, LocalError};
-use crate::paced::{Pace, Paced};
 use crate::peers::Peers;
 use crate::stats::{Counters, ErrorClass, Stats};
 use crate::tables::Tables;
+use crate::timeout_body::{BodyTimeout, TimeoutBody};
 use crate::trace::Trace;
 
 /// When nothing says better: a replica may be ready by then.
@@ -89,7 +89,7 @@ struct Routed {
     /// For a client that waits to be told to send its body.
     invitation: Option<Invitation>,
     /// Of its body.
-    pace: Pace,
+    body_timeout: BodyTimeout,
 }
 
 /// A replica here has answered, or gives the request back.
@@ -200,10 +200,10 @@ impl Gateway {
                     target,
                     request,
                     invitation,
-                    pace,
+                    body_timeout,
                 } = routed;
                 let answer = inner.serve(&target, request, &mut held).await;
-                let answer = pace.answered(answer, inner.limits.body_timeout);
+                let answer = body_timeout.answered(answer, inner.limits.body_timeout);
                 if let Some(invitation) = invitation {
                     invitation.extend(answer.status()).await;
                 }
@@ -312,13 +312,16 @@ impl Inner {
         let is_expected = expect::is_expected(head.version, &head.headers, &body);
         headers::scrub_public_request(&mut head.headers);
         client.tell(&mut head.headers);
-        let (pace, within) = (Pace::default(), self.limits.body_timeout);
+        let (body_timeout, limit) = (BodyTimeout::default(), self.limits.body_timeout);
         let (body, invitation) = match is_expected {
             _ if body.is_end_stream() => (empty(), None),
-            false => (Paced::new(body, within, pace.clone()).boxed_unsync(), None),
+            false => {
+                let body = TimeoutBody::new(body, limit, body_timeout.clone());
+                (body.boxed_unsync(), None)
+            }
             true => {
                 let (body, invitation) = expect::expected(body);
-                let body = Paced::new(body, within, pace.clone());
+                let body = TimeoutBody::new(body, limit, body_timeout.clone());
                 (body.boxed_unsync(), Some(invitation))
             }
         };
@@ -326,7 +329,7 @@ impl Inner {
             target,
             request: Request::from_parts(head, body),
             invitation,
-            pace,
+            body_timeout,
         })
     }
 
@@ -381,6 +384,9 @@ impl Inner {
 
     /// The same request again, in case that the replica here is ended while it has it: where that is the
     /// same, and somebody else could answer.
+    ///
+    /// The guest is given the head, so what is to be sent again has to be kept before: names and values are shared,
+    /// and what the further try does not go by is left out.
     fn again(&self, workload: &WorkloadKey, request: &Request<Body>) -> Option<Request<Body>> {
         let repeats = request.method().is_idempotent() && request.body().is_end_stream();
         if !repeats || self.tables.endpoints(workload)?.is_alone() {
@@ -390,7 +396,14 @@ impl Inner {
         again.method_mut().clone_from(request.method());
         again.uri_mut().clone_from(request.uri());
         again.headers_mut().clone_from(request.headers());
-        again.extensions_mut().clone_from(request.extensions());
+        // Other extensions are those of the client's connection. Requests of clients carry none of these two.
+        let (from, to) = (request.extensions(), again.extensions_mut());
+        if let Some(hops) = from.get::<Hops>() {
+            to.insert(*hops);
+        }
+        if let Some(deadline) = from.get::<Deadline>() {
+            to.insert(*deadline);
+        }
         Some(again)
     }
 

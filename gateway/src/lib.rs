@@ -17,7 +17,7 @@
 //!   hop limit.
 //! - A request goes elsewhere only if it was certainly not executed; or, once, if executing it twice is
 //!   the same as once.
-//! - No client holds what others need for longer than it uses it: see `connections`, `stall` and `paced`.
+//! - No client holds what others need for longer than it uses it: see `connections`, `stall` and `timeout_body`.
 //! - Connections, requests, replay buffers and pools are bounded; whatever is refused says why.
 
 mod answer;
@@ -34,7 +34,6 @@ mod heads;
 mod health;
 mod index;
 mod local;
-mod paced;
 mod peer_port;
 mod peers;
 mod proxy_protocol;
@@ -45,6 +44,7 @@ mod socket;
 mod stall;
 mod stats;
 mod tables;
+mod timeout_body;
 mod tls;
 mod trace;
 mod tunnel;

@@ -28,9 +28,9 @@ const ANSWERED: u8 = 2;
 
 /// How it stands with a request whose body is waited for.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Pace(Arc<AtomicU8>);
+pub(crate) struct BodyTimeout(Arc<AtomicU8>);
 
-impl Pace {
+impl BodyTimeout {
     /// The answer begins. Where it is one that the body was to blame for, it says how.
     pub(crate) fn answered(&self, answer: Answer, limit: Duration) -> Answer {
         let before = self.0.swap(ANSWERED, Relaxed);
@@ -43,29 +43,29 @@ impl Pace {
 }
 
 /// A body whose pieces are not too far apart.
-pub(crate) struct Paced<B> {
+pub(crate) struct TimeoutBody<B> {
     body: B,
     limit: Duration,
-    pace: Pace,
+    state: BodyTimeout,
     /// Whether the timer is for the piece that is waited for now.
     waits: bool,
     /// Made when it is first needed.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Paced<B> {
-    pub(crate) fn new(body: B, limit: Duration, pace: Pace) -> Self {
+impl<B> TimeoutBody<B> {
+    pub(crate) fn new(body: B, limit: Duration, state: BodyTimeout) -> Self {
         Self {
             body,
             limit,
-            pace,
+            state,
             waits: false,
             timer: None,
         }
     }
 
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.pace.0.load(Relaxed) == ANSWERED {
+        if self.state.0.load(Relaxed) == ANSWERED {
             return Poll::Pending;
         }
         let until = Instant::now() + self.limit;
@@ -77,14 +77,14 @@ impl<B> Paced<B> {
         }
         ready!(timer.as_mut().poll(cx));
         let late = |now| (now == UNANSWERED).then_some(LATE);
-        match self.pace.0.fetch_update(Relaxed, Relaxed, late) {
+        match self.state.0.fetch_update(Relaxed, Relaxed, late) {
             Ok(_) => Poll::Ready(()),
             Err(_) => Poll::Pending,
         }
     }
 }
 
-impl<B> http_body::Body for Paced<B>
+impl<B> http_body::Body for TimeoutBody<B>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
