@@ -5,6 +5,7 @@
     reason = "a helper of tests that cannot go on says where"
 )]
 
+mod answers;
 mod bounds;
 mod forwarding;
 mod links;
