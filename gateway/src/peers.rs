@@ -50,6 +50,10 @@ pub(crate) use peer::Peer;
 
 /// Unread data of one request or response.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// And of a response over a connection that is not kept: those come when hundreds are under way to one host, and
+/// of so many no single one needs to be fast. What all responses of a host may leave unread in a runner is 120 MiB
+/// so (`the_unread_of_one_host_is_bounded`), and would be 512 MiB.
+const FURTHER_WINDOW_BYTES: u32 = 32 * 1024;
 /// The largest window that HTTP/2 knows (RFC 9113, 6.9.1).
 const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
 /// A peer that has said nothing for this long while requests wait is asked whether it is there.
@@ -63,10 +67,24 @@ const PEERS_MAX: usize = 1024;
 
 /// Unread data of one connection between gateways: what all its streams may hold. So whoever reads nothing
 /// stops nobody else.
-pub(crate) fn connection_window(streams_max: u32) -> u32 {
+pub(crate) fn connection_window(streams_max: u32, stream_window: u32) -> u32 {
     streams_max
-        .saturating_mul(STREAM_WINDOW_BYTES)
-        .clamp(STREAM_WINDOW_BYTES, WINDOW_BYTES_MAX)
+        .saturating_mul(stream_window)
+        .clamp(stream_window, WINDOW_BYTES_MAX)
+}
+
+/// What connections to other hosts are made by, with so much unread of each response.
+fn builder(tasks: &Tasks, limits: &Limits, stream_window: u32) -> http2::Builder<Tasks> {
+    let window = connection_window(limits.peer_streams_max, stream_window);
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(window)
+        .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
 }
 
 /// Why a request got no response from another host.
@@ -106,7 +124,9 @@ pub(crate) struct Peers {
     /// By way: a host at an address.
     known: RwLock<HashMap<Arc<str>, Arc<Peer>>>,
     tunnel: Option<Arc<dyn Tunnel>>,
-    builder: http2::Builder<Tasks>,
+    /// Of the connections that are kept, and of those for when these are full.
+    kept: http2::Builder<Tasks>,
+    further: http2::Builder<Tasks>,
     tasks: Tasks,
     counters: Arc<Counters>,
     connect_timeout: Duration,
@@ -128,19 +148,12 @@ impl Peers {
             tracker: TaskTracker::new(),
             end: CancellationToken::new(),
         };
-        let mut builder = http2::Builder::new(tasks.clone());
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(connection_window(limits.peer_streams_max))
-            .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT);
         let kept = limits.peer_connections.max(1);
         Self {
             known: RwLock::default(),
             tunnel,
-            builder,
+            kept: builder(&tasks, limits, STREAM_WINDOW_BYTES),
+            further: builder(&tasks, limits, FURTHER_WINDOW_BYTES),
             tasks,
             counters,
             connect_timeout: limits.connect_timeout,
@@ -279,7 +292,11 @@ impl Peers {
         if self.tasks.end.is_cancelled() {
             return Err("this gateway is shutting down".into());
         }
-        let reached = timeout(self.connect_timeout, self.reach(peer)).await;
+        let builder = match turn < self.connections.kept {
+            true => &self.kept,
+            false => &self.further,
+        };
+        let reached = timeout(self.connect_timeout, self.reach(peer, builder)).await;
         let no_answer = |_| format!("no connection within {:?}", self.connect_timeout);
         let ((sender, connection), tunnelled) = reached.map_err(no_answer)??;
         if tunnelled {
@@ -290,7 +307,7 @@ impl Peers {
             turn,
             idle: self.idle,
             redial: tunnelled.then(|| Redial {
-                builder: self.builder.clone(),
+                builder: builder.clone(),
                 within: self.connect_timeout,
                 pauses: self.dial_again,
             }),
@@ -303,16 +320,21 @@ impl Peers {
     }
 
     /// A connection to the host, and whether it goes through the tunnel.
-    async fn reach(&self, peer: &Peer) -> Result<(Joined, bool), String> {
-        let dial = |address| direct(&self.builder, address, &peer.host);
+    async fn reach(
+        &self,
+        peer: &Peer,
+        builder: &http2::Builder<Tasks>,
+    ) -> Result<(Joined, bool), String> {
+        let dial = |address| direct(builder, address, &peer.host);
+        let tunnelled = |tunnel| through(builder, tunnel, peer);
         let (address, tunnel) = match (&peer.address, &self.tunnel) {
             (Some(address), None) => return Ok((dial(address).await?, false)),
             (None, None) => return Err("it cannot be dialled".into()),
-            (None, Some(tunnel)) => return Ok((self.through(tunnel, peer).await?, true)),
+            (None, Some(tunnel)) => return Ok((tunnelled(tunnel).await?, true)),
             (Some(address), Some(tunnel)) => (address, tunnel),
         };
         if !peer.dials_in().is_zero() {
-            if let Ok(joined) = self.through(tunnel, peer).await {
+            if let Ok(joined) = tunnelled(tunnel).await {
                 return Ok((joined, true));
             }
             let joined = dial(address).await?;
@@ -326,7 +348,7 @@ impl Peers {
                 return Ok((joined, false));
             }
             Ok(Err(reason)) => {
-                let joined = self.through(tunnel, peer).await;
+                let joined = tunnelled(tunnel).await;
                 let joined = joined.map_err(|error| format!("{reason}; {error}"))?;
                 peer.went_through_tunnel(self.dial_again);
                 return Ok((joined, true));
@@ -338,17 +360,12 @@ impl Peers {
                 peer.went_directly();
                 Ok((joined, false))
             }
-            Ok(joined) = self.through(tunnel, peer) => {
+            Ok(joined) = tunnelled(tunnel) => {
                 peer.went_through_tunnel(self.dial_again);
                 Ok((joined, true))
             }
             else => Err("it answers neither directly nor through the tunnel".into()),
         }
-    }
-
-    /// What leads there by the host's id needs not to ask who is there.
-    async fn through(&self, tunnel: &Arc<dyn Tunnel>, peer: &Peer) -> Result<Joined, String> {
-        join(&self.builder, tunnel.open(&peer.host).await?).await
     }
 
     /// An answer for whoever may stop to read it, and is no connection of ours: then it is ended.
@@ -370,10 +387,36 @@ impl Peers {
     }
 }
 
+/// What leads there by the host's id needs not to ask who is there.
+async fn through(
+    builder: &http2::Builder<Tasks>,
+    tunnel: &Arc<dyn Tunnel>,
+    peer: &Peer,
+) -> Result<Joined, String> {
+    join(builder, tunnel.open(&peer.host).await?).await
+}
+
 /// The peer said that it did not look at the request (RFC 9113, 8.7).
 fn is_refused_stream(error: &hyper::Error) -> bool {
     let h2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     h2.is_some_and(|h2| {
         h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unread_of_one_host_is_bounded() {
+        let limits = Limits::default();
+        let of = |connections: usize, stream_window| {
+            let window = connection_window(limits.peer_streams_max, stream_window);
+            connections * window as usize
+        };
+        let (kept, most) = (limits.peer_connections, limits.peer_connections_max);
+        let unread = of(kept, STREAM_WINDOW_BYTES) + of(most - kept, FURTHER_WINDOW_BYTES);
+        assert_eq!(unread, 120 << 20);
+    }
 }

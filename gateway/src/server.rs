@@ -436,7 +436,10 @@ fn protocols(
         Role::Public => (limits.streams_max, PUBLIC_WINDOW_BYTES),
         Role::Peer => {
             let streams_max = limits.peer_streams_max;
-            (streams_max, connection_window(streams_max))
+            (
+                streams_max,
+                connection_window(streams_max, STREAM_WINDOW_BYTES),
+            )
         }
     };
     builder
