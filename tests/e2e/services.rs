@@ -98,3 +98,32 @@ fn a_route_that_another_workload_has_is_refused_with_both_names() {
     // The longest prefix wins, so a longer one is another route.
     again("shop.example.com/api/v2").ok();
 }
+
+#[test]
+fn a_body_beyond_its_limit_is_refused_at_every_gateway() {
+    let up = Up::start(2);
+    let text = format!(
+        "[workload]\nname = \"web\"\ncomponent = \"{}\"\nresources = {{ body = \"1KiB\" }}\n",
+        guest("hello-http").display()
+    );
+    let file = up.home.write("web.toml", text);
+    up.run(&["deploy", file.to_str().expect("text")]).ok();
+    // One has the replica, the other sends it on.
+    for gateway in up.gateways() {
+        let post = |bytes: usize| {
+            let body = vec![b'x'; bytes];
+            let answer = http::request(&gateway, "POST", "web.default.localhost", "/echo", &body);
+            answer.expect("an answer")
+        };
+        let fits = wait_for("it to be routed there", || {
+            let answer = post(1024);
+            (answer.status == 200).then_some(answer)
+        });
+        assert_eq!(fits.body.len(), 1024);
+        let large = post(1025);
+        assert_eq!(large.status, 413, "{large:?}");
+        assert_eq!(large.header("wasmorch-error"), Some("too-large"));
+        assert!(large.body.contains("resources.body"), "{large:?}");
+        assert_eq!(post(1024).status, 200, "the next one is served");
+    }
+}

@@ -93,21 +93,33 @@ fn what_cannot_go_back_with_others() {
     );
 }
 
+/// All that is said about a workload with this `scale`.
+fn scaled(kind: &str, scale: &str) -> String {
+    let text = format!(
+        "[workload]\nname = \"w\"\ncomponent = \"w.wasm\"\nkind = \"{kind}\"\nscale = {{ {scale} }}\n"
+    );
+    match read_manifest(&text) {
+        Ok(manifest) => {
+            let spec = &manifest.workloads[0].spec;
+            messages(&not_yet(spec, spec.kind.unwrap()))
+        }
+        Err(problems) => messages(&problems),
+    }
+}
+
+/// Of each, one thing is said, or nothing where nothing is expected.
+#[track_caller]
+fn said_of_scales(cases: &[(&str, &str, &str)]) {
+    for (kind, scale, said) in cases {
+        let shown = scaled(kind, scale);
+        let one = shown.lines().count() == usize::from(!said.is_empty());
+        assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
+    }
+}
+
 #[test]
 fn what_a_scale_may_follow() {
-    let of = |kind: &str, scale: &str| {
-        let text = format!(
-            "[workload]\nname = \"w\"\ncomponent = \"w.wasm\"\nkind = \"{kind}\"\nscale = {{ {scale} }}\n"
-        );
-        match read_manifest(&text) {
-            Ok(manifest) => {
-                let spec = &manifest.workloads[0].spec;
-                messages(&not_yet(spec, spec.kind.unwrap()))
-            }
-            Err(problems) => messages(&problems),
-        }
-    };
-    for (kind, scale, said) in [
+    said_of_scales(&[
         ("http", "max = 9, target = { concurrency = 5 }", ""),
         ("http", "max = 9, target = { requests_per_second = 5 }", ""),
         ("service", "max = 9, target = { cpu = 70 }", ""),
@@ -159,6 +171,17 @@ fn what_a_scale_may_follow() {
             "max = 9, target = { cpu = 70 }",
             "is for what runs on",
         ),
+    ]);
+    let unknown = scaled("http", "max = 9, target = { latency = 5 }");
+    assert!(
+        unknown.contains("scale.target.latency") && unknown.contains("names no measure"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn what_no_replica_could_exceed_is_no_target() {
+    said_of_scales(&[
         // A replica has 100 seats and as many places to wait; within the tolerance the count stays.
         ("http", "max = 9, target = { concurrency = 181 }", ""),
         (
@@ -182,11 +205,7 @@ fn what_a_scale_may_follow() {
             "max = 9, target = { cpu = 95 }, tolerance = \"5%\"",
             "",
         ),
-    ] {
-        let shown = of(kind, scale);
-        let one = shown.lines().count() == usize::from(!said.is_empty());
-        assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
-    }
+    ]);
     // By what the replica itself may take.
     for (kind, target, resources, said) in [
         ("http", "concurrency = 10", "concurrency = 8, queue = 4", ""),
@@ -206,9 +225,7 @@ fn what_a_scale_may_follow() {
         ("http", "cpu = 70", "cpu = \"2\"", ""),
     ] {
         let scale = format!("max = 9, target = {{ {target} }} }}\nresources = {{ {resources}");
-        let shown = of(kind, &scale);
-        let one = shown.lines().count() == usize::from(!said.is_empty());
-        assert!(one && shown.contains(said), "{kind}, {scale}: {shown}");
+        said_of_scales(&[(kind, &scale, said)]);
     }
 }
 
