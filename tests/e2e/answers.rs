@@ -81,10 +81,10 @@ fn gives_up(gateway: &str) {
     let mut stream = TcpStream::connect(gateway).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     let request = format!("GET /sleep?600000 HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
-    // No answer is what is awaited, and one would be no reason to stay.
-    if stream.write_all(request.as_bytes()).is_ok() {
-        let _ = stream.read(&mut [0; 64]);
-    }
+    let sent = stream.write_all(request.as_bytes());
+    let waited = sent.and_then(|()| stream.read(&mut [0; 64]));
+    // No answer is what is expected, and one would be no reason to stay.
+    drop(waited);
 }
 
 /// Everything that is asked tells these words.
