@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
-use wasmorch_gateway::{Deadline, LocalError};
+use wasmorch_gateway::{Deadline, Hops, LocalError};
 
 use crate::support::*;
 
@@ -327,6 +327,30 @@ async fn what_a_host_ends_is_tried_once_elsewhere_and_blames_nobody() {
         assert_eq!(host.gateway.stats().ejected, 0);
         host.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_is_tried_again_has_its_hops_and_its_deadline_still() {
+    let other = Host::start(
+        "c",
+        1,
+        handler(|request| async move {
+            let hops = request.extensions().get::<Hops>().copied();
+            let limited = request.extensions().get::<Deadline>().is_some();
+            Ok(Response::new(full(format!("{hops:?} {limited}"))))
+        }),
+    );
+    let own = Host::start("a", 1, handler(|_| async { Err(LocalError::Stopped) }));
+    own.sees(&[("a", own.peer), ("c", other.peer)]);
+    let mut request = Request::get("/").body(empty()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    request.extensions_mut().insert(Hops(3));
+    request.extensions_mut().insert(Deadline(deadline));
+    let answer = text(own.gateway.dispatch(&web(), request).await).await;
+    assert_eq!(answer, "Some(Hops(4)) true");
+    assert_eq!((own.calls(), other.calls()), (1, 1));
+    own.stop().await;
+    other.stop().await;
 }
 
 #[tokio::test]
