@@ -14,6 +14,7 @@ mod drain;
 mod faults;
 mod front;
 mod kinds;
+mod large;
 mod leaders;
 mod main_job;
 mod nats_api;
