@@ -13,6 +13,7 @@ mod disconnect;
 mod drain;
 mod faults;
 mod front;
+mod hostile;
 mod kinds;
 mod large;
 mod leaders;
