@@ -49,6 +49,7 @@ mod keyvalue;
 mod ledger;
 mod limits;
 mod link;
+mod listing;
 mod load;
 mod loaded;
 mod logs;

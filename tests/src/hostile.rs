@@ -90,7 +90,7 @@ mod tests {
 
     /// What is there for the attacks, or is asked of one by one in the runtime's own tests: by several requests to one
     /// instance, or with a server of the test's.
-    const OTHERS: [&str; 13] = [
+    const OTHERS: [&str; 15] = [
         "/ok",
         "/count",
         "/denied",
@@ -102,6 +102,8 @@ mod tests {
         "/call-self",
         "/line-and-wait",
         "/file-streams",
+        "/list",
+        "/listings",
         "/connections",
         "/receive",
     ];
