@@ -98,8 +98,8 @@ fn linker(
     lookup::add_to_linker(&mut linker, concurrent)?;
     if concurrent {
         streams::add_to_linker(&mut linker)?;
-        listing::add_to_linker(&mut linker)?;
     }
+    listing::add_to_linker(&mut linker, concurrent)?;
     if limited {
         volume::add_to_linker(&mut linker, concurrent)?;
     }

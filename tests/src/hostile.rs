@@ -8,7 +8,7 @@ use crate::guest;
 pub const SAMPLES: [&str; 2] = ["hostile", "hostile-p3"];
 
 /// The sample, and its path. Addresses for documentation lead nowhere; what is read is what was written before.
-pub const ATTACKS: [(&str, &str); 51] = [
+pub const ATTACKS: [(&str, &str); 52] = [
     ("hostile", "/spin"),
     ("hostile", "/recurse"),
     ("hostile", "/memory-at-once"),
@@ -27,6 +27,7 @@ pub const ATTACKS: [(&str, &str); 51] = [
     ("hostile", "/disk"),
     ("hostile", "/files?file-0"),
     ("hostile", "/file-streams?file-0"),
+    ("hostile", "/listings"),
     ("hostile", "/sockets"),
     ("hostile", "/values?value"),
     ("hostile", "/wait"),

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker};
 
+pub(crate) use hooks_p2::TYPES as FILES_P2;
 pub(crate) use hooks_p3::TYPES as FILES;
 pub(crate) use measure::ENTRY_BYTES;
 pub(crate) use quota::{Quota, Taken};

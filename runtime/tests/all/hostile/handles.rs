@@ -110,6 +110,25 @@ async fn files_and_their_streams_have_an_end() {
 }
 
 #[tokio::test]
+async fn listings_have_an_end_and_are_read_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..200 {
+        std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+    }
+    let ended = attack("/listings", with_folder(folder.path())).await;
+    assert!(
+        matches!(
+            ended,
+            Err(Ended::Handles { .. } | Ended::MemoryLimit { .. })
+        ),
+        "{ended:?}"
+    );
+    eventually("folders are closed", || open_below(folder.path()) == 0).await;
+    let read = attack("/list", with_folder(folder.path())).await;
+    assert_eq!(read, Ok((200, "200".into())));
+}
+
+#[tokio::test]
 async fn sockets_have_an_end() {
     let config = ReplicaConfig {
         network: Network::Any,
