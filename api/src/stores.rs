@@ -5,11 +5,18 @@
 
 use crate::ids::WorkloadKey;
 use crate::spec::StoreBinding;
+use crate::units::ByteSize;
 
 /// What begins the names of the cluster's own buckets and streams.
 pub const CLUSTER_PREFIX: &str = "wasmorch";
 /// The longest name of a bucket: with what is put before it, it still names a stream.
 const NAME_BYTES_MAX: usize = 200;
+/// What is kept on disk holds one file at least, and no more than any disk.
+const SIZE_MIN: ByteSize = ByteSize(4096);
+const SIZE_MAX: ByteSize = ByteSize(1 << 50);
+
+/// What a volume or a container on disk may hold whose binding names no `size`.
+pub const SIZE_DEFAULT: ByteSize = ByteSize::mib(1024);
 
 /// The bucket, container or prefix of a binding that names none: `<namespace>_<workload>_<binding>`.
 /// No `_` is in a namespace or in a workload's name, so no two are the same.
@@ -63,6 +70,33 @@ pub fn on_disk(workload: &WorkloadKey, name: &str, binding: &StoreBinding) -> St
         Some(path) => format!("{path}/{container}"),
         None => container,
     }
+}
+
+/// What a container on disk may hold.
+///
+/// # Errors
+///
+/// Why its `size` is none, to stand after the key's name.
+pub fn size_on_disk(binding: &StoreBinding) -> Result<ByteSize, String> {
+    match binding.settings.get("size") {
+        Some(text) => check_size(text),
+        None => Ok(SIZE_DEFAULT),
+    }
+}
+
+/// The size of what a binding keeps on disk.
+///
+/// # Errors
+///
+/// Why it is none, to stand after the key's name.
+pub fn check_size(text: &str) -> Result<ByteSize, String> {
+    let size = text
+        .parse::<ByteSize>()
+        .map_err(|error| error.to_string())?;
+    if (SIZE_MIN..=SIZE_MAX).contains(&size) {
+        return Ok(size);
+    }
+    Err(format!("must be {SIZE_MIN} to {SIZE_MAX}"))
 }
 
 /// The durable consumer of a subscription that names none: one per workload and stream.
@@ -126,6 +160,22 @@ mod tests {
         assert!(check("my.bucket").is_ok());
         assert!(check_jetstream("my.bucket").is_err());
         assert!(check_jetstream("shop-cart").is_ok());
+    }
+
+    #[test]
+    fn a_disk_has_a_size_whether_it_names_one_or_not() {
+        let sized = |size: Option<&str>| {
+            let settings = size.map(|size| ("size".to_owned(), size.to_owned()));
+            size_on_disk(&StoreBinding {
+                backend: "disk".into(),
+                settings: settings.into_iter().collect(),
+            })
+        };
+        assert_eq!(sized(None), Ok(ByteSize::mib(1024)));
+        assert_eq!(sized(Some("5GiB")), Ok(ByteSize::mib(5 * 1024)));
+        for bad in ["much", "1KiB", "", "2000TiB"] {
+            assert!(sized(Some(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use wasmorch_tests::hostile::{ATTACKS, SAMPLES, manifest};
+use wasmorch_tests::http;
 use wasmorch_tests::up::Up;
-use wasmorch_tests::{guest, http};
 
 use crate::cluster::binary;
 use crate::{machine, memory};
@@ -28,26 +29,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What is back within so much of where it was has come back: allocators keep some pages, and the pools of
 /// instances keep what they hand out again.
 const BACK_MIB: f64 = 4.0;
-
-/// The guest, and its path.
-const ATTACKS: [(&str, &str); 16] = [
-    ("hostile", "/spin"),
-    ("hostile", "/recurse"),
-    ("hostile", "/memory-at-once"),
-    ("hostile", "/memory-slowly"),
-    ("hostile", "/fill"),
-    ("hostile", "/host-calls"),
-    ("hostile", "/poll"),
-    ("hostile", "/fields"),
-    ("hostile", "/headers"),
-    ("hostile", "/bodies"),
-    ("hostile", "/lines?100000"),
-    ("hostile", "/panic"),
-    ("hostile", "/endless"),
-    ("hostile", "/drip"),
-    ("hostile-p3", "/tasks"),
-    ("hostile-p3", "/streams"),
-];
 
 /// Flags of `hostile`.
 #[derive(clap::Args)]
@@ -90,10 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         anyhow::bail!("`up` has {} hosts, not two", gateways.len());
     };
     let names = hosts(&up)?;
-    deploy(&up, &names[1], "hello-http", "hello", "/")?;
-    for sample in ["hostile", "hostile-p3"] {
-        deploy(&up, &names[1], sample, &format!("{sample}-same"), "/ok")?;
-        deploy(&up, &names[0], sample, &format!("{sample}-other"), "/ok")?;
+    up.run(&["cordon", &names[1]]).ok();
+    up.deploy("hello-http", "hello", &[]);
+    up.run(&["uncordon", &names[1]]).ok();
+    for sample in SAMPLES {
+        deploy(&up, &names[1], sample, &format!("{sample}-same"))?;
+        deploy(&up, &names[0], sample, &format!("{sample}-other"))?;
     }
     let id = up.process.as_ref().context("`up` does not run")?.id();
     let quiet = ask(here, args.requests)?;
@@ -196,24 +179,9 @@ fn hosts(up: &Up) -> Result<[String; 2]> {
 }
 
 /// Deploys to the only host that is not cordoned.
-fn deploy(up: &Up, cordoned: &str, sample: &str, name: &str, ready: &str) -> Result<()> {
-    // What it imports has to be granted; addresses for documentation lead nowhere.
-    let bindings = match sample {
-        "hostile" => {
-            "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n\
-             sockets = { connect = [\"203.0.113.1:9\"] }\n\
-             blobstore.default = { backend = \"disk\" }\n"
-        }
-        "hostile-p3" => "[workload.bindings]\nhttp = [\"203.0.113.1\"]\n",
-        _ => "",
-    };
-    let manifest = format!(
-        "[workload]\nname = \"{name}\"\ncomponent = \"{}\"\nkind = \"http\"\n\
-         [workload.health]\nready = {{ path = \"{ready}\" }}\n\
-         [workload.resources]\ntimeout = \"{TIMEOUT}\"\nmemory = \"128MiB\"\n{bindings}",
-        guest(sample).display()
-    );
-    let file = up.home.write(&format!("{name}.toml"), manifest);
+fn deploy(up: &Up, cordoned: &str, sample: &str, name: &str) -> Result<()> {
+    let text = manifest(sample, name, TIMEOUT);
+    let file = up.home.write(&format!("{name}.toml"), text);
     let file = file.to_str().context("the temp folder is text")?;
     up.run(&["cordon", cordoned]).ok();
     up.run(&["deploy", file]).ok();

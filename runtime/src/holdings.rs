@@ -28,6 +28,7 @@ use wasmtime_wasi_http::p3;
 
 use crate::blobstore::guest::{IncomingValue, Names};
 use crate::keyvalue::guest::Cas;
+use crate::listing;
 use crate::secrets::guest::Secret;
 
 /// Resources of the host that one guest may hold open: streams, sockets, requests, files. Also how
@@ -105,6 +106,9 @@ fn held(table: &mut ResourceTable) -> Held {
             || entry.is::<Names>()
         {
             held.handles += 1;
+        } else if entry.is::<listing::p2::Listing>() {
+            held.handles += 1;
+            held.bytes += listing::PART_BYTES;
         } else if entry.is::<HostIncomingBody>() {
             bodies += 1;
         } else if entry.is::<HostOutgoingBody>() {

@@ -17,6 +17,7 @@ use crate::ended::PrepareError;
 use crate::engines::TABLES_PER_INSTANCE;
 use crate::keyvalue;
 use crate::limits::ELEMENT_BYTES;
+use crate::listing;
 use crate::logs;
 use crate::network::lookup;
 use crate::runtime::Runtime;
@@ -98,6 +99,7 @@ fn linker(
     if concurrent {
         streams::add_to_linker(&mut linker)?;
     }
+    listing::add_to_linker(&mut linker, concurrent)?;
     if limited {
         volume::add_to_linker(&mut linker, concurrent)?;
     }

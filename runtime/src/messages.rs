@@ -18,6 +18,7 @@ use crate::guest::{Deadline, Metered, bounded};
 use crate::limits::Usage;
 use crate::link;
 use crate::logs::RequestTag;
+use crate::refusals::Refused;
 use crate::runtime::Runtime;
 use crate::state::{GuestState, ReplicaShared};
 
@@ -35,14 +36,24 @@ pub struct Message {
     pub reply_to: Option<String>,
 }
 
+/// Why a message was not published, or had no answer. The text goes to the guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessagingError {
+    /// It may not; told in the replica's log as well.
+    #[error("{0}")]
+    NotGranted(String),
+    /// It could not be done.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// What carries out `wasmcloud:messaging/consumer` for the guests of a replica.
 ///
-/// The host supplies it with the allow-lists of the bindings applied. Errors go to the guest as
-/// they are.
+/// The host supplies it with the allow-lists of the bindings applied.
 #[async_trait::async_trait]
 pub trait Messaging: Send + Sync {
     /// Publishes a message.
-    async fn publish(&self, message: Message) -> Result<(), String>;
+    async fn publish(&self, message: Message) -> Result<(), MessagingError>;
 
     /// Publishes a message and waits for one answer.
     async fn request(
@@ -50,7 +61,7 @@ pub trait Messaging: Send + Sync {
         subject: &str,
         body: Bytes,
         timeout: Duration,
-    ) -> Result<Message, String>;
+    ) -> Result<Message, MessagingError>;
 }
 
 /// What exports no handler.
@@ -183,6 +194,18 @@ impl MessagesReplica {
 
 impl types::Host for GuestState {}
 
+impl GuestState {
+    /// What a guest hears of it.
+    fn heard<T>(&self, sent: Result<T, MessagingError>) -> Result<T, String> {
+        sent.map_err(|error| {
+            if let MessagingError::NotGranted(why) = &error {
+                self.shared.refusals.tell(Refused::Publish(why));
+            }
+            error.to_string()
+        })
+    }
+}
+
 impl consumer::Host for GuestState {
     async fn request(
         &mut self,
@@ -190,12 +213,12 @@ impl consumer::Host for GuestState {
         body: Vec<u8>,
         timeout_ms: u32,
     ) -> wasmtime::Result<Result<types::BrokerMessage, String>> {
-        let Some(messaging) = self.shared.config.messaging.clone() else {
-            return Ok(Err(not_granted(&subject)));
-        };
         let timeout = Duration::from_millis(timeout_ms.into()).min(REQUEST_TIMEOUT_MAX);
-        let answer = messaging.request(&subject, body.into(), timeout).await;
-        Ok(answer.map(|message| types::BrokerMessage {
+        let answer = match self.shared.config.messaging.clone() {
+            Some(messaging) => messaging.request(&subject, body.into(), timeout).await,
+            None => Err(not_granted(&subject)),
+        };
+        Ok(self.heard(answer).map(|message| types::BrokerMessage {
             subject: message.subject,
             body: message.body.into(),
             reply_to: message.reply_to,
@@ -206,18 +229,21 @@ impl consumer::Host for GuestState {
         &mut self,
         message: types::BrokerMessage,
     ) -> wasmtime::Result<Result<(), String>> {
-        let Some(messaging) = self.shared.config.messaging.clone() else {
-            return Ok(Err(not_granted(&message.subject)));
-        };
         let message = Message {
             subject: message.subject,
             body: message.body.into(),
             reply_to: message.reply_to,
         };
-        Ok(messaging.publish(message).await)
+        let sent = match self.shared.config.messaging.clone() {
+            Some(messaging) => messaging.publish(message).await,
+            None => Err(not_granted(&message.subject)),
+        };
+        Ok(self.heard(sent))
     }
 }
 
-fn not_granted(subject: &str) -> String {
-    format!("not granted: subject `{subject}`; grant it with `--grant publish={subject}`")
+fn not_granted(subject: &str) -> MessagingError {
+    MessagingError::NotGranted(format!(
+        "not granted: subject `{subject}`; grant it with `--grant publish={subject}`"
+    ))
 }

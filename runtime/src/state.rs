@@ -22,6 +22,7 @@ use crate::limits::{MemoryLimiter, Meter};
 use crate::logs::{LineWriter, LogStream, RequestTag};
 use crate::network::Sockets;
 use crate::outbound::Hooks;
+use crate::refusals::Refusals;
 use crate::reuse::Pool;
 use crate::runtime::Runtime;
 use crate::streams::OpenStreams;
@@ -44,6 +45,7 @@ pub(crate) struct ReplicaShared {
     pub(crate) variables: BTreeMap<String, String>,
     pub(crate) volumes: Volumes,
     pub(crate) sockets: Arc<Sockets>,
+    pub(crate) refusals: Arc<Refusals>,
     /// Some of them have a limit, which what it is linked to watches.
     pub(crate) is_limited: bool,
     pub(crate) meter: Arc<Meter>,
@@ -59,7 +61,8 @@ impl ReplicaShared {
         let volumes = Volumes::open(&config.preopens)?;
         let is_limited = volume::is_limited(&config.preopens);
         let variables = config.config.iter().cloned().collect();
-        let sockets = Arc::new(Sockets::new(config.network.clone()));
+        let refusals = Refusals::new(config.logs.clone());
+        let sockets = Arc::new(Sockets::new(config.network.clone(), refusals.clone()));
         let meter = Meter::new(config.account.clone(), config.limits.cpu_millis);
         let meter = Arc::new(meter);
         Ok(Arc::new(Self {
@@ -69,6 +72,7 @@ impl ReplicaShared {
             variables,
             volumes,
             sockets,
+            refusals,
             is_limited,
             meter,
         }))
@@ -150,6 +154,15 @@ impl ReplicaShared {
         writers
     }
 
+    fn hooks(&self) -> Hooks {
+        let config = &self.config;
+        Hooks::new(
+            config.outbound.clone(),
+            config.limits.body_bytes,
+            self.refusals.clone(),
+        )
+    }
+
     fn limiter(&self, watch: &Arc<Watch>) -> MemoryLimiter {
         MemoryLimiter::new(
             self.meter.clone(),
@@ -171,7 +184,7 @@ impl ReplicaShared {
             wasi,
             table,
             http: WasiHttpCtx::new(),
-            hooks: Hooks::new(self.config.outbound.clone(), self.config.limits.body_bytes),
+            hooks: self.hooks(),
             limiter: self.limiter(watch),
             tag,
             lines: None,

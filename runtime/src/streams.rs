@@ -8,8 +8,7 @@
 //! | of a file | nobody has the file any more |
 //! | of a connection | the future that comes with it resolves |
 //! | of a listener | nothing does: it counts for as long as its instance lives |
-//!
-//! Not counted: a stream of a folder's entries.
+//! | of a folder's entries | it is dropped: it is one of ours (`listing/p3.rs`) |
 
 use std::collections::BTreeMap;
 use std::fs::File;

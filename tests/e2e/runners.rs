@@ -24,7 +24,7 @@ fn is_a(pid: i32, what: &str) -> bool {
 }
 
 /// The children of a process that are runners, zombies too.
-fn runners(host: u32) -> Vec<i32> {
+pub(super) fn runners(host: u32) -> Vec<i32> {
     let is_runner = |pid: &i32| is_zombie(*pid) == Some(true) || is_a(*pid, "runner");
     children(host).into_iter().filter(is_runner).collect()
 }
@@ -40,7 +40,7 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(pid, signal).expect("it is ours");
 }
 
-fn descriptors(pid: u32) -> usize {
+pub(super) fn descriptors(pid: u32) -> usize {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
     open.expect("the process is ours").count()
 }

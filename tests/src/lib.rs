@@ -5,6 +5,7 @@
 
 pub mod creds;
 pub mod daemons;
+pub mod hostile;
 pub mod http;
 pub mod namespace;
 pub mod nats;

@@ -25,7 +25,7 @@ const KEYVALUE: &Backends = &[
 ];
 const BLOBSTORE: &Backends = &[
     ("jetstream", &["container"]),
-    ("disk", &["container", "path"]),
+    ("disk", &["container", "path", "size"]),
     ("s3", &["container", "endpoint", "region", "prefix"]),
 ];
 
@@ -202,6 +202,7 @@ fn store(name: &str, field: &Field<'_>, backends: &'static Backends) -> Option<S
             ("bucket" | "container", "jetstream") => stores::check_jetstream(text),
             ("bucket" | "container", _) => stores::check(text),
             ("path", _) => stores::check_folder(text),
+            ("size", _) => stores::check_size(text).map(drop),
             _ => Ok(()),
         };
         if let Err(what) = checked {

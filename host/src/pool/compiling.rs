@@ -1,12 +1,12 @@
 //! Keeps the host's compiler: gives it what runners ask for, and starts and ends its process.
 //!
 //! ```text
-//!   asked ──> queue ──> in hand ──done──> answered, to every runner that asked
+//!   asked ──> Queue ──> in hand ──done──> answered, to every runner that asked
 //!               ^          │ the process ended, or nothing was done for long
 //!               └──────────┘ one at a time then: what ends it a second time, alone, is refused
 //! ```
 //!
-//! Owns the process: there is one while something is asked for, and a while longer. A digest is compiled once,
+//! Owns the process, and not whose turn it is (`queue.rs`): there is one while something is asked for, and a while longer. A digest is compiled once,
 //! however many runners ask for it. It waits for nothing but messages. A runner that asks for more than any could
 //! run is refused: it may have been taken over.
 
@@ -15,15 +15,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
-use wasmorch_api::Digest;
+use wasmorch_api::{Digest, Name};
 use wasmorch_runtime::LoadError;
 
+use super::queue::Queue;
 use super::shares::RunnerIndex;
 use crate::compiler::{Done, Order};
 use crate::process::Spawned;
 
-/// Artifacts that the process has at a time: each is held in memory, and its threads are few.
-const IN_HAND: usize = 8;
 /// The process stays for so long after its last work: a deploy of many components starts one.
 const IDLE: Duration = Duration::from_secs(10);
 /// Nothing done for so long, and it is ended. The largest components that we know take tens of seconds of a
@@ -61,10 +60,7 @@ pub(super) struct Compiling {
     start: Start,
     process: Option<Process>,
     asked: BTreeMap<Digest, BTreeSet<RunnerIndex>>,
-    queue: VecDeque<Digest>,
-    in_hand: Vec<Digest>,
-    /// So many of the queue go one at a time: the process ended while it had them.
-    suspects: usize,
+    queue: Queue,
     /// A process has ended that had this one alone. It may have been chosen for another's memory.
     alone: Option<Digest>,
     /// To be refused at once.
@@ -81,9 +77,7 @@ impl Compiling {
             start,
             process: None,
             asked: BTreeMap::new(),
-            queue: VecDeque::new(),
-            in_hand: Vec::new(),
-            suspects: 0,
+            queue: Queue::default(),
             alone: None,
             refused: VecDeque::new(),
             closed_until: None,
@@ -91,8 +85,8 @@ impl Compiling {
         }
     }
 
-    /// A runner asks for an artifact's code.
-    pub(super) fn ask(&mut self, digest: Digest, runner: RunnerIndex) {
+    /// A runner asks for the code of an artifact that these namespaces have.
+    pub(super) fn ask(&mut self, digest: Digest, runner: RunnerIndex, of: BTreeSet<Name>) {
         let of_it = self.asked.values().filter(|asked| asked.contains(&runner));
         if self.asked.len() >= ASKED_MAX && of_it.count() >= ASKED_MAX {
             let why = format!("its runner waits for {ASKED_MAX} others");
@@ -105,11 +99,8 @@ impl Compiling {
             });
             return;
         }
-        let asked = self.asked.entry(digest.clone()).or_insert_with(|| {
-            self.queue.push_back(digest);
-            BTreeSet::new()
-        });
-        asked.insert(runner);
+        self.queue.push(of, &digest);
+        self.asked.entry(digest).or_default().insert(runner);
     }
 
     /// A runner has ended. What it asked for is made all the same: its successor will ask again.
@@ -126,7 +117,7 @@ impl Compiling {
                 return refused;
             }
             if self.process.is_none() {
-                let Some(first) = self.queue.front() else {
+                let Some(first) = self.queue.first() else {
                     return std::future::pending().await;
                 };
                 match (self.start)() {
@@ -150,21 +141,16 @@ impl Compiling {
 
     /// One event of the process.
     async fn turn(&mut self) -> Option<Compiled> {
-        let room = match self.suspects {
-            0 => self.in_hand.len() < IN_HAND,
-            _ => self.in_hand.is_empty(),
-        };
+        let has_next = self.queue.has_next();
         let works = !self.asked.is_empty();
         let until = self.active_at + if works { STUCK } else { IDLE };
         let process = self.process.as_mut()?;
         let event = tokio::select! {
-            Ok(permit) = process.to.reserve(), if room && !self.queue.is_empty() => {
-                let digest = self.queue.pop_front()?;
-                if self.in_hand.is_empty() {
+            Ok(permit) = process.to.reserve(), if has_next => {
+                if self.queue.in_hand().next().is_none() {
                     self.active_at = Instant::now();
                 }
-                self.in_hand.push(digest.clone());
-                permit.send(Order { digest });
+                permit.send(Order { digest: self.queue.take()? });
                 return None;
             }
             done = process.from.recv() => match done {
@@ -195,9 +181,7 @@ impl Compiling {
     }
 
     fn done(&mut self, digest: Digest, result: Result<(), LoadError>) -> Compiled {
-        self.in_hand.retain(|other| *other != digest);
-        self.queue.retain(|other| *other != digest);
-        self.suspects = self.suspects.saturating_sub(1);
+        self.queue.done(&digest);
         self.alone.take_if(|alone| *alone == digest);
         let asked = self.asked.remove(&digest).unwrap_or_default();
         Compiled {
@@ -210,8 +194,10 @@ impl Compiling {
     /// The process is gone, or has to go. What it had alone was its end.
     fn lost(&mut self, how: &str) -> Option<Compiled> {
         self.process = None;
-        if self.in_hand.len() == 1 && self.alone == self.in_hand.first().cloned() {
-            let digest = self.in_hand.pop()?;
+        let artifacts = self.queue.in_hand().len();
+        let alone = self.queue.in_hand().next().cloned();
+        let alone = alone.filter(|_| artifacts == 1);
+        if let Some(digest) = alone.clone().filter(|_| self.alone == alone) {
             self.alone = None;
             tracing::error!(%digest, how, "the compiler ended over an artifact");
             let why = format!(
@@ -220,20 +206,9 @@ impl Compiling {
             );
             return Some(self.done(digest, Err(LoadError::Compile(why))));
         }
-        tracing::warn!(
-            how,
-            artifacts = self.in_hand.len(),
-            "the compiler ended; one at a time now"
-        );
-        self.alone = match &self.in_hand[..] {
-            [one] => Some(one.clone()),
-            _ => None,
-        };
-        // Those that were suspects before and had not their turn still are.
-        self.suspects = self.suspects.max(self.in_hand.len());
-        for digest in self.in_hand.drain(..).rev() {
-            self.queue.push_front(digest);
-        }
+        tracing::warn!(how, artifacts, "the compiler ended; one at a time now");
+        self.alone = alone;
+        self.queue.lost();
         None
     }
 }
@@ -245,6 +220,7 @@ mod tests {
 
     use tokio::sync::mpsc;
 
+    use super::super::queue::IN_HAND;
     use super::*;
     use crate::child::Child;
 
@@ -289,6 +265,10 @@ mod tests {
         (Compiling::new(start), started)
     }
 
+    fn nobody() -> BTreeSet<Name> {
+        BTreeSet::new()
+    }
+
     fn digests(count: u8) -> Vec<Digest> {
         (0..count).map(|n| Digest::of(&[n])).collect()
     }
@@ -327,8 +307,8 @@ mod tests {
     async fn what_several_runners_ask_for_is_made_once() {
         let (mut compiling, started) = compiling();
         let one = &digests(1)[0];
-        compiling.ask(one.clone(), 0);
-        compiling.ask(one.clone(), 1);
+        compiling.ask(one.clone(), 0, nobody());
+        compiling.ask(one.clone(), 1, nobody());
         let mut process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         process.did(one).await;
         let compiled = compiling.next().await;
@@ -342,7 +322,7 @@ mod tests {
         let (mut compiling, started) = compiling();
         let asked = digests(3);
         for digest in &asked {
-            compiling.ask(digest.clone(), 0);
+            compiling.ask(digest.clone(), 0, nobody());
         }
         // It ends over them.
         drop(takes(&mut compiling, &started, &asked).await);
@@ -376,8 +356,8 @@ mod tests {
         let [one, two] = &digests(2)[..] else {
             unreachable!()
         };
-        compiling.ask(one.clone(), 0);
-        compiling.ask(two.clone(), 1);
+        compiling.ask(one.clone(), 0, nobody());
+        compiling.ask(two.clone(), 1, nobody());
         for digest in [one, two] {
             let compiled = compiling.next().await;
             assert_eq!(compiled.digest, *digest);
@@ -391,7 +371,7 @@ mod tests {
     async fn it_ends_when_idle_and_when_stuck() {
         let (mut compiling, started) = compiling();
         let one = &digests(1)[0];
-        compiling.ask(one.clone(), 0);
+        compiling.ask(one.clone(), 0, nobody());
         let process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         // Neither answers.
         tokio::time::advance(STUCK).await;
@@ -407,7 +387,7 @@ mod tests {
         );
         assert!(process.done.is_closed(), "it was ended");
 
-        compiling.ask(one.clone(), 0);
+        compiling.ask(one.clone(), 0, nobody());
         let process = takes(&mut compiling, &started, std::slice::from_ref(one)).await;
         process.did(one).await;
         assert_eq!(compiling.next().await.result, Ok(()));

@@ -5,6 +5,7 @@
 //!          <─ Said ───────  |       Usages (pure): sums
 //!                           ├─ one Keeper a runner: outbox, pings, respawn ──> runner
 //!                           └─ Compiling: what runners ask to be compiled ───> compiler
+//!                              (Queue, pure: whose turn it is)
 //! ```
 //!
 //! Owns the runners: how many there are, their start, their end, which of them takes requests. A
@@ -14,6 +15,7 @@
 mod books;
 mod compiling;
 mod keeper;
+mod queue;
 mod shares;
 #[cfg(test)]
 mod simulated;
@@ -212,7 +214,10 @@ impl Pool {
                 self.say(Some(message));
             }
             keeper::Said::Message(FromRunner::Compile { digest }) => match &mut self.compiling {
-                Some(compiling) => compiling.ask(digest, runner),
+                Some(compiling) => {
+                    let of = self.shares.namespaces_of(&digest);
+                    compiling.ask(digest, runner, of);
+                }
                 None => tracing::error!(%digest, "a runner that compiles asks for a compiler"),
             },
             keeper::Said::Message(message) => {

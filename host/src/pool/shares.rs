@@ -22,8 +22,10 @@
 //! - The daemon hears of one replica what it would hear of one runner: see
 //!   [`protocol`](crate::runner::protocol).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
+
+use wasmorch_api::{Digest, Name};
 
 use crate::runner::protocol::{FromRunner, Outcome, ReplicaKey, ToRunner};
 
@@ -258,6 +260,15 @@ impl Shares {
                 && !held.shares.get(runner).is_some_and(serves)
         };
         !self.replicas.values().any(behind)
+    }
+
+    /// Who has replicas of an artifact.
+    pub(crate) fn namespaces_of(&self, artifact: &Digest) -> BTreeSet<Name> {
+        let replicas = self.replicas.iter();
+        replicas
+            .filter(|(_, held)| held.launch.revision.artifact == *artifact)
+            .map(|(replica, _)| replica.workload.namespace.clone())
+            .collect()
     }
 
     /// Does what is left to do for one replica.

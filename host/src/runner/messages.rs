@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 use wasmorch_api::subjects;
-use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, Seat};
+use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, MessagingError, Seat};
 
 use super::allow::{self, AllowList};
 use super::invoke;
@@ -124,12 +124,14 @@ impl GuestMessaging {
 
 #[async_trait]
 impl Messaging for GuestMessaging {
-    async fn publish(&self, message: Message) -> Result<(), String> {
+    async fn publish(&self, message: Message) -> Result<(), MessagingError> {
         if !self.in_hand.answer(&message.subject) {
-            self.allowed.may_publish(&message.subject)?;
+            let may = self.allowed.may_publish(&message.subject);
+            may.map_err(MessagingError::NotGranted)?;
         }
         if let Some(reply) = &message.reply_to {
-            self.allowed.may_be_answered_at(reply)?;
+            let may = self.allowed.may_be_answered_at(reply);
+            may.map_err(MessagingError::NotGranted)?;
         }
         let message = Delivery {
             subject: message.subject,
@@ -141,7 +143,7 @@ impl Messaging for GuestMessaging {
             .link
             .publish(message)
             .await
-            .map_err(|error| error.to_string())
+            .map_err(|error| MessagingError::Failed(error.to_string()))
     }
 
     async fn request(
@@ -149,10 +151,11 @@ impl Messaging for GuestMessaging {
         subject: &str,
         body: Bytes,
         limit: Duration,
-    ) -> Result<Message, String> {
-        self.allowed.may_publish(subject)?;
+    ) -> Result<Message, MessagingError> {
+        let may = self.allowed.may_publish(subject);
+        may.map_err(MessagingError::NotGranted)?;
         let answer = self.context.link.request(subject, body, limit).await;
-        let answer = answer.map_err(|error| error.to_string())?;
+        let answer = answer.map_err(|error| MessagingError::Failed(error.to_string()))?;
         Ok(Message {
             subject: answer.subject,
             body: answer.body,

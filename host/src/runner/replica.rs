@@ -330,7 +330,7 @@ async fn prepare(
     let storage = Storage {
         keyvalue: stores::keyvalue(link, workload, &bindings.keyvalue, &share)?,
         blobs: stores::blobstore(link, workload, &bindings.blobstore, root)?,
-        preopens: volumes::preopens(root, replica, &bindings.volume)?,
+        preopens: volumes::preopens(root, replica, &bindings.volume, artifact.shape())?,
         share,
     };
     let mut config = grants.replica_config(

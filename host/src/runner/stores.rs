@@ -114,7 +114,7 @@ fn container(
             }
             let folder = root.join(BLOBS).join(workload.namespace.as_str());
             let folder = folder.join(stores::on_disk(workload, name, binding));
-            let container = ObjectsContainer::on_disk(&folder);
+            let container = ObjectsContainer::on_disk(&folder, stores::size_on_disk(binding)?);
             Ok(Arc::new(container.map_err(|error| error.to_string())?))
         }
         "s3" => {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use wasmorch_api::spec::Volume;
-use wasmorch_runtime::Preopen;
+use wasmorch_api::stores::SIZE_DEFAULT;
+use wasmorch_runtime::{Preopen, Shape};
 
 use super::protocol::ReplicaKey;
 
@@ -15,7 +16,10 @@ pub(super) fn preopens(
     root: Option<&Path>,
     replica: &ReplicaKey,
     bindings: &BTreeMap<String, Volume>,
+    shape: Shape,
 ) -> Result<Vec<Preopen>, String> {
+    // What a core module writes cannot be counted, and a size that it names is refused.
+    let default = matches!(shape, Shape::Component(_)).then_some(SIZE_DEFAULT);
     let mut preopens = Vec::with_capacity(bindings.len());
     for (name, volume) in bindings {
         let refused = |why: String| format!("bindings.volume.{name}: {why}");
@@ -36,7 +40,7 @@ pub(super) fn preopens(
             host,
             guest: volume.path.clone(),
             read_only: volume.mode == "ro",
-            limit_bytes: volume.size.map(|size| size.0),
+            limit_bytes: volume.size.or(default).map(|size| size.0),
         });
     }
     Ok(preopens)

@@ -13,9 +13,10 @@ use wasmtime_wasi::p2::pipe::AsyncReadStream;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 
 use super::spool::{Spool, SpoolStream};
-use super::{BlobContainer, BlobContainers, BlobRead, ObjectInfo, check_name};
+use super::{BlobContainer, BlobRead, ObjectInfo, check_name};
 use crate::bindings::blobstore::wasi::blobstore::{blobstore, container, types};
-use crate::state::GuestState;
+use crate::refusals::Refused;
+use crate::state::{GuestState, ReplicaShared};
 
 /// What a guest may take at once instead of as a stream.
 const SYNC_BYTES_MAX: u64 = 64 << 20;
@@ -356,15 +357,20 @@ impl container::HostStreamObjectNames for GuestState {
 
 impl GuestState {
     fn open_container(&mut self, name: String) -> Result<Answer<Resource<Container>>> {
-        match self.shared.config.blobs.open(&name) {
+        match open(&self.shared, &name) {
             Ok(held) => Ok(Ok(self.table.push(Container { name, held })?)),
             Err(why) => Ok(Err(why)),
         }
     }
 }
 
-async fn copy(blobs: &BlobContainers, from: &types::ObjectId, to: &types::ObjectId) -> Answer<()> {
-    let (source, target) = (blobs.open(&from.container)?, blobs.open(&to.container)?);
+fn open(shared: &ReplicaShared, name: &str) -> Answer<Arc<dyn BlobContainer>> {
+    let held = shared.config.blobs.open(name);
+    held.inspect_err(|_| shared.refusals.tell(Refused::Blobstore(name)))
+}
+
+async fn copy(shared: &ReplicaShared, from: &types::ObjectId, to: &types::ObjectId) -> Answer<()> {
+    let (source, target) = (open(shared, &from.container)?, open(shared, &to.container)?);
     check_name(&to.object)?;
     let info = object_of(&*source, &from.object).await?;
     if Arc::ptr_eq(&source, &target) && from.object == to.object {
@@ -384,7 +390,7 @@ impl blobstore::Host for GuestState {
     }
 
     async fn delete_container(&mut self, name: String) -> Result<Answer<()>> {
-        match self.shared.config.blobs.open(&name) {
+        match open(&self.shared, &name) {
             Ok(held) => Ok(delete_all(&*held).await),
             Err(why) => Ok(Err(why)),
         }
@@ -400,7 +406,7 @@ impl blobstore::Host for GuestState {
         to: types::ObjectId,
     ) -> Result<Answer<()>> {
         let shared = self.shared.clone();
-        Ok(copy(&shared.config.blobs, &from, &to).await)
+        Ok(copy(&shared, &from, &to).await)
     }
 
     async fn move_object(
@@ -409,10 +415,10 @@ impl blobstore::Host for GuestState {
         to: types::ObjectId,
     ) -> Result<Answer<()>> {
         let shared = self.shared.clone();
-        if let Err(why) = copy(&shared.config.blobs, &from, &to).await {
+        if let Err(why) = copy(&shared, &from, &to).await {
             return Ok(Err(why));
         }
-        match shared.config.blobs.open(&from.container) {
+        match open(&shared, &from.container) {
             Ok(_) if from.container == to.container && from.object == to.object => Ok(Ok(())),
             Ok(source) => Ok(source.delete(&from.object).await),
             Err(why) => Ok(Err(why)),

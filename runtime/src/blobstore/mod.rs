@@ -17,6 +17,7 @@
 pub(crate) mod guest;
 mod memory;
 mod objects;
+mod room;
 mod spool;
 
 use std::collections::BTreeMap;

@@ -16,13 +16,17 @@ use object_store::path::Path;
 use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::StreamReader;
+use wasmorch_api::ByteSize;
 
+use super::room::Room;
 use super::{BlobContainer, BlobRead, ObjectInfo};
 
 /// What is held of an upload before it becomes one of several parts.
 const PART_BYTES: usize = 5 << 20;
 /// Parts under way at once.
 const PARTS: usize = 2;
+/// What of an object that is written may be on its way: those, and the part that is being filled.
+const BEHIND_BYTES: u64 = ((PARTS + 1) * PART_BYTES) as u64;
 
 /// Why a container cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -60,15 +64,17 @@ pub struct S3Settings {
 pub struct ObjectsContainer {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// On disk: how much it may hold.
+    room: Option<Room>,
 }
 
 impl ObjectsContainer {
-    /// In a folder, which is made when it is not there.
+    /// In a folder, which is made when it is not there, and which may hold so much.
     ///
     /// # Errors
     ///
     /// When it cannot be made or read.
-    pub fn on_disk(folder: &FilePath) -> Result<Self, ObjectsError> {
+    pub fn on_disk(folder: &FilePath, size: ByteSize) -> Result<Self, ObjectsError> {
         std::fs::create_dir_all(folder)
             .map_err(|error| ObjectsError(format!("{}: {error}", folder.display())))?;
         let store = LocalFileSystem::new_with_prefix(folder)
@@ -76,6 +82,7 @@ impl ObjectsContainer {
         Ok(Self {
             store: Arc::new(store),
             prefix: Path::default(),
+            room: Some(Room::new(folder.to_owned(), size)),
         })
     }
 
@@ -126,6 +133,7 @@ impl ObjectsContainer {
         Ok(Self {
             store: Arc::new(store),
             prefix: Path::parse(prefix).map_err(|error| wrong(&error))?,
+            room: None,
         })
     }
 
@@ -198,9 +206,15 @@ impl BlobContainer for ObjectsContainer {
         let path = self.path(name)?;
         let mut writer = BufWriter::with_capacity(self.store.clone(), path, PART_BYTES)
             .with_max_concurrency(PARTS);
-        match tokio::io::copy(&mut body, &mut writer).await {
-            // Shutting down is what makes the object.
-            Ok(_) => writer.shutdown().await.map_err(|error| error.to_string()),
+        let copied = match &self.room {
+            Some(room) => room.copy(&mut body, &mut writer, BEHIND_BYTES).await,
+            None => tokio::io::copy(&mut body, &mut writer)
+                .await
+                .map(|_| Vec::new()),
+        };
+        match copied {
+            // Shutting down is what makes the object; until then its end is in hand.
+            Ok(_in_hand) => writer.shutdown().await.map_err(|error| error.to_string()),
             Err(error) => {
                 // Parts that were sent are of no use.
                 let _ = writer.abort().await;

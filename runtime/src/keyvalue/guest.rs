@@ -13,6 +13,7 @@ use super::{KEY_BYTES_MAX, KeyValueError, KeyValueStore, VALUE_BYTES_MAX, Versio
 use crate::bindings::keyvalue::wasi::keyvalue0_2_0_draft as draft;
 use crate::bindings::keyvalue2::wasi::keyvalue0_2_0_draft2 as draft2;
 use crate::budget::MemoryShare;
+use crate::refusals::Refused;
 use crate::state::GuestState;
 
 /// Keys of one batch.
@@ -201,7 +202,9 @@ impl GuestState {
     }
 
     fn open_bucket(&mut self, identifier: &str) -> Result<Resource<Bucket>> {
-        let store = self.shared.config.keyvalue.open(identifier)?;
+        let store = self.shared.config.keyvalue.open(identifier);
+        let store =
+            store.inspect_err(|_| self.shared.refusals.tell(Refused::KeyValue(identifier)))?;
         let share = self.shared.config.share.clone();
         Ok(self.table.push(Bucket { store, share })?)
     }

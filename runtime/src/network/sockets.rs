@@ -13,6 +13,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use super::{Network, SocketHost, SocketPattern, complete};
 use crate::names::Resolver;
 use crate::outbound::address::is_restricted;
+use crate::refusals::{Refusals, Refused};
 
 /// What a granted name was found to be is believed for so long: a check is made for every
 /// datagram.
@@ -28,6 +29,7 @@ pub(crate) struct Sockets {
     network: Network,
     names: Vec<Known>,
     resolver: Resolver,
+    refusals: Arc<Refusals>,
 }
 
 /// A granted name.
@@ -51,7 +53,7 @@ pub(super) enum LookupError {
 }
 
 impl Sockets {
-    pub(crate) fn new(network: Network) -> Self {
+    pub(crate) fn new(network: Network, refusals: Arc<Refusals>) -> Self {
         let patterns = match &network {
             Network::Allow { connect, .. } => connect.as_slice(),
             Network::Denied | Network::Any => &[],
@@ -71,17 +73,27 @@ impl Sockets {
             network,
             names: names.collect(),
             resolver: Resolver::new(),
+            refusals,
         }
     }
 
     /// Gives an instance what the replica was granted. Names are looked up by [`Self::resolve`] alone.
     pub(crate) fn apply(self: &Arc<Self>, wasi: &mut WasiCtxBuilder) {
+        wasi.allow_tcp(true).allow_udp(true);
         match &self.network {
-            Network::Denied => {
-                wasi.allow_tcp(false).allow_udp(false);
-            }
             Network::Any => {
-                wasi.allow_tcp(true).allow_udp(true).inherit_network();
+                wasi.inherit_network();
+            }
+            // It may make sockets that lead nowhere: so it is known where they were to lead.
+            Network::Denied => {
+                let sockets = self.clone();
+                wasi.socket_addr_check(move |address, usage| {
+                    let allows = is_clients_bind(address, usage);
+                    if !allows {
+                        sockets.tell(address, usage);
+                    }
+                    Box::pin(async move { allows })
+                });
             }
             Network::Allow { connect, listen } => {
                 let allowed = Arc::new(Allowed {
@@ -90,13 +102,30 @@ impl Sockets {
                     sockets: self.clone(),
                     askers: BriefMutex::default(),
                 });
-                wasi.allow_tcp(true).allow_udp(true);
                 wasi.socket_addr_check(move |address, usage| {
                     let allowed = allowed.clone();
-                    Box::pin(async move { allowed.allows(address, usage).await })
+                    Box::pin(async move {
+                        let allows = allowed.allows(address, usage).await;
+                        if !allows {
+                            allowed.sockets.tell(address, usage);
+                        }
+                        allows
+                    })
                 });
             }
         }
+    }
+
+    /// Tells of what was refused. Whose datagrams a guest does not get is no doing of its own.
+    fn tell(&self, address: SocketAddr, usage: SocketAddrUse) {
+        let refused = match usage {
+            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => Refused::Connect(address),
+            SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => {
+                Refused::Listen(address.port())
+            }
+            SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => return,
+        };
+        self.refusals.tell(refused);
     }
 
     /// The addresses of a name that a guest looks up. Who may reach every public address may look up
@@ -115,7 +144,7 @@ impl Sockets {
         };
         let name = complete(&name);
         let found = match &self.network {
-            Network::Denied => return Err(LookupError::Denied),
+            Network::Denied => return Err(self.denied(&name)),
             Network::Any => self.look_up(&name).await,
             Network::Allow { .. } if self.known(&name).is_some() => self.addresses(&name).await,
             Network::Allow { connect, .. }
@@ -124,7 +153,7 @@ impl Sockets {
                 let found = self.look_up(&name).await;
                 found.into_iter().filter(|ip| !is_restricted(*ip)).collect()
             }
-            Network::Allow { .. } => return Err(LookupError::Denied),
+            Network::Allow { .. } => return Err(self.denied(&name)),
         };
         if found.is_empty() {
             return Err(LookupError::Unresolvable);
@@ -136,10 +165,15 @@ impl Sockets {
     /// longer than any name is not kept for a moment: the guest pays nothing for it.
     pub(super) fn may_ask(&self, name: &str) -> Result<(), LookupError> {
         match self.network {
-            Network::Denied => Err(LookupError::Denied),
+            Network::Denied => Err(self.denied(name)),
             _ if name.len() > NAME_BYTES_MAX => Err(LookupError::Invalid),
             Network::Any | Network::Allow { .. } => Ok(()),
         }
+    }
+
+    fn denied(&self, name: &str) -> LookupError {
+        self.refusals.tell(Refused::Lookup(name));
+        LookupError::Denied
     }
 
     fn known(&self, name: &str) -> Option<&Known> {
@@ -170,6 +204,11 @@ impl Sockets {
     }
 }
 
+/// The port is the operating system's choice: the implicit bind of a client.
+fn is_clients_bind(address: SocketAddr, usage: SocketAddrUse) -> bool {
+    matches!(usage, SocketAddrUse::TcpBind | SocketAddrUse::UdpBind) && address.port() == 0
+}
+
 /// What one instance may do, and who has asked it something.
 #[derive(Debug)]
 struct Allowed {
@@ -184,8 +223,7 @@ struct Allowed {
 impl Allowed {
     async fn allows(&self, address: SocketAddr, usage: SocketAddrUse) -> bool {
         match usage {
-            // The port is the operating system's choice: the implicit bind of a client.
-            SocketAddrUse::TcpBind | SocketAddrUse::UdpBind if address.port() == 0 => true,
+            _ if is_clients_bind(address, usage) => true,
             SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => {
                 self.listen.contains(&address.port())
             }
@@ -236,10 +274,15 @@ impl Allowed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NoLogs;
+
+    fn untold(network: Network) -> Sockets {
+        Sockets::new(network, Refusals::new(Arc::new(NoLogs)))
+    }
 
     fn sockets(patterns: &[&str]) -> Arc<Sockets> {
         let connect = patterns.iter().map(|text| text.parse().unwrap());
-        Arc::new(Sockets::new(Network::Allow {
+        Arc::new(untold(Network::Allow {
             connect: connect.collect(),
             listen: Vec::new(),
         }))
@@ -291,7 +334,7 @@ mod tests {
         }
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         assert_eq!(other.resolve("10.0.0.1").await, Ok(vec![address]));
-        assert_eq!(Sockets::new(Network::Denied).resolve("::1").await, denied);
+        assert_eq!(untold(Network::Denied).resolve("::1").await, denied);
         // Who may reach every public address learns nothing of those that are not.
         let public = sockets(&["*"]).resolve("localhost").await;
         assert_eq!(public, Err(LookupError::Unresolvable));

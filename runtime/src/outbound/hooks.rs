@@ -11,6 +11,7 @@ use super::client::DEFAULT_TIMEOUT;
 use super::{InternalRoute, Lineage, Lineages, OutboundHttp, RouteError};
 use crate::body::BodyError;
 use crate::holdings::{BODY_CHUNK_BYTES, BODY_CHUNKS};
+use crate::refusals::{Refusals, Refused};
 
 /// The hooks of one store.
 pub(crate) struct Hooks {
@@ -20,13 +21,15 @@ pub(crate) struct Hooks {
     lineage: Lineage,
     /// Instead, where several requests share the store.
     lineages: Option<Arc<Lineages>>,
+    refusals: Arc<Refusals>,
 }
 
 impl Hooks {
-    pub(crate) fn new(outbound: OutboundHttp, body_bytes: u64) -> Self {
+    pub(crate) fn new(outbound: OutboundHttp, body_bytes: u64, refusals: Arc<Refusals>) -> Self {
         Self {
             outbound,
             body_bytes,
+            refusals,
             lineage: Lineage::default(),
             lineages: None,
         }
@@ -64,13 +67,13 @@ impl WasiHttpHooks for Hooks {
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let of_all = self.lineages.as_ref().map(|all| all.of_all());
         let (outbound, lineage) = (self.outbound.clone(), of_all.unwrap_or(self.lineage));
-        let body_bytes = self.body_bytes;
+        let (body_bytes, refusals) = (self.body_bytes, self.refusals.clone());
         Box::new(async move {
             let room = outbound.room.clone().try_acquire_owned();
             let room = room.map_err(|_| Error::ConnectionLimitReached)?;
             let options = options.unwrap_or_default();
             let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
-            let response = send(&outbound, lineage, request, options).await?;
+            let response = send(&outbound, &refusals, lineage, request, options).await?;
             let expected = response.body().size_hint().lower();
             if expected > body_bytes {
                 return Err(Error::HttpResponseBodySize(Some(expected)));
@@ -89,6 +92,7 @@ impl WasiHttpHooks for Hooks {
 
 async fn send(
     outbound: &OutboundHttp,
+    refusals: &Refusals,
     lineage: Lineage,
     request: http::Request<WasiBody>,
     options: RequestOptions,
@@ -105,14 +109,24 @@ async fn send(
         .trim_end_matches('.');
     let host = host.to_ascii_lowercase();
     if let Some(route) = outbound.internal(&host) {
-        return send_inside(&**route, lineage, request, options).await;
+        let answer = send_inside(&**route, lineage, request, options).await;
+        if matches!(answer, Err(Error::HttpRequestDenied)) {
+            refusals.tell(Refused::Workload(&host));
+        }
+        return answer;
     }
     let secure = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    match outbound.pool(&host, port) {
-        Some(pool) => pool.send(request, options).await,
-        None => Err(Error::HttpRequestDenied),
+    let host = host.as_str();
+    let Some(pool) = outbound.pool(host, port) else {
+        refusals.tell(Refused::Http { host, port });
+        return Err(Error::HttpRequestDenied);
+    };
+    let answer = pool.send(request, options).await;
+    if matches!(answer, Err(Error::DestinationIpProhibited)) {
+        refusals.tell(Refused::Private { host, port });
     }
+    answer
 }
 
 /// To a workload of the cluster, within the time that the guest gives it.

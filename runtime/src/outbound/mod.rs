@@ -95,7 +95,8 @@ impl FromStr for HostPattern {
 }
 
 impl HostPattern {
-    fn matches(&self, host: &str, port: u16) -> bool {
+    /// Whether a host, in lower case and without brackets, is meant.
+    pub(crate) fn matches(&self, host: &str, port: u16) -> bool {
         let port_matches = match self.port {
             Some(expected) => expected == port,
             None => DEFAULT_PORTS.contains(&port),

@@ -7,6 +7,7 @@ use wasmtime::component::{ComponentType, HasSelf, Linker, Lower, Resource};
 
 use super::{Held, Refused, SecretError, SecretValue};
 use crate::bindings::secrets::wasmcloud::secrets::store;
+use crate::refusals;
 use crate::state::GuestState;
 
 /// As `wit/` names it; a test of `link` holds the two equal.
@@ -65,7 +66,12 @@ impl store::Host for GuestState {
         let secrets = self.shared.config.secrets.clone();
         Ok(match secrets.get(&key).await {
             Ok(value) => Ok(self.table.push(Secret(value))?),
-            Err(refused) => Err(meaning(refused)),
+            Err(refused) => {
+                if matches!(refused, Refused::NoStore | Refused::NotGranted) {
+                    self.shared.refusals.tell(refusals::Refused::Secret(&key));
+                }
+                Err(meaning(refused))
+            }
         })
     }
 }

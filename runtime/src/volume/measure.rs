@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
 
 /// What a file, a directory or a link takes at least: so that nothing is free.
-pub(super) const ENTRY_BYTES: u64 = 4096;
+pub(crate) const ENTRY_BYTES: u64 = 4096;
 
 /// Bytes below `root`, at most what makes `enough`. Sizes are those that files claim: a hole counts
 /// as what could be written into it. A file with several names counts once for each.

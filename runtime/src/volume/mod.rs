@@ -23,12 +23,17 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker};
 
+pub(crate) use hooks_p2::TYPES as FILES_P2;
 pub(crate) use hooks_p3::TYPES as FILES;
-pub(crate) use quota::Quota;
+pub(crate) use measure::ENTRY_BYTES;
+pub(crate) use quota::{Quota, Taken};
 
 use crate::config::Preopen;
 use crate::ended::PrepareError;
 use crate::state::GuestState;
+
+/// What the name of a count has after its directory's. No directory of a binding has a dot.
+const SUFFIX: &str = "used";
 
 /// Puts functions that count in the place of those that write; of 0.3 where the engine has them.
 pub(crate) fn add_to_linker(
@@ -55,7 +60,10 @@ impl Volumes {
                 std::fs::read_dir(&preopen.host)?;
                 let limit = preopen.limit_bytes.filter(|_| !preopen.read_only);
                 limit
-                    .map(|limit| Quota::open(&preopen.host, limit))
+                    .map(|limit| {
+                        let count = preopen.host.with_added_extension(SUFFIX);
+                        Quota::open(&preopen.host, &count, limit)
+                    })
                     .transpose()
             };
             quotas.push(open().map_err(|source| PrepareError::Preopen {

@@ -33,9 +33,6 @@ use super::measure::{ENTRY_BYTES, measure};
 /// A directory is not measured again before: a guest that writes on at the limit shall not keep a
 /// disk busy with it.
 const MEASURE_PAUSE: Duration = Duration::from_millis(100);
-/// What the name of a count has after its directory's. No directory of a binding has a dot.
-const SUFFIX: &str = "used";
-
 /// The limit of one directory.
 #[derive(Debug)]
 pub(crate) struct Quota {
@@ -110,7 +107,7 @@ impl Count {
 /// after all is found out by measuring.
 #[derive(Debug)]
 #[must_use = "what is dropped at once was not in hand while it was written"]
-pub(super) struct Taken {
+pub(crate) struct Taken {
     quota: Arc<Quota>,
     bytes: u64,
     begun: u64,
@@ -166,14 +163,14 @@ impl Drop for Locked<'_> {
 }
 
 impl Quota {
-    /// Opens the count, and measures when there is none yet.
-    pub(super) fn open(root: &Path, limit: u64) -> io::Result<Arc<Self>> {
+    /// Opens the count of a directory, and measures that when there is none yet. May block.
+    pub(crate) fn open(root: &Path, count: &Path, limit: u64) -> io::Result<Arc<Self>> {
         let count = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .open(root.with_added_extension(SUFFIX))?;
+            .open(count)?;
         let quota = Self {
             root: root.to_owned(),
             limit,
@@ -245,7 +242,7 @@ impl Quota {
     }
 
     /// Takes bytes; measures when they are too many.
-    pub(super) async fn take_measured(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Taken>> {
+    pub(crate) async fn take_measured(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Taken>> {
         if let Some(taken) = self.take(bytes)? {
             return Ok(Some(taken));
         }
@@ -288,13 +285,17 @@ impl Quota {
 mod tests {
     use super::*;
 
+    fn opened(root: &Path, limit: u64) -> io::Result<Arc<Quota>> {
+        Quota::open(root, &root.with_added_extension("used"), limit)
+    }
+
     #[tokio::test]
     async fn a_count_is_shared_survives_and_notices_deletions_at_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let one = Quota::open(&root, 100_000).unwrap();
-        let other = Quota::open(&root, 100_000).unwrap();
+        let one = opened(&root, 100_000).unwrap();
+        let other = opened(&root, 100_000).unwrap();
         let taken = one.take(60_000).unwrap().unwrap();
         std::fs::write(root.join("file"), vec![0; 60_000]).unwrap();
         drop(taken);
@@ -302,7 +303,7 @@ mod tests {
         assert!(other.take_measured(60_000).await.unwrap().is_none());
         drop((one, other));
 
-        let again = Quota::open(&root, 100_000).unwrap();
+        let again = opened(&root, 100_000).unwrap();
         assert_eq!(again.left().unwrap(), 40_000);
         std::fs::remove_file(root.join("file")).unwrap();
         assert!(again.take(60_000).unwrap().is_none(), "not measured yet");
@@ -315,7 +316,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let quota = Quota::open(&root, 100_000).unwrap();
+        let quota = opened(&root, 100_000).unwrap();
         let path = root.join("file");
         let open = || Arc::new(File::options().read(true).open(&path).unwrap());
         let taken = quota.take(60_000).unwrap().unwrap();
@@ -345,8 +346,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let one = Quota::open(&root, 100_000).unwrap();
-        let other = Quota::open(&root, 100_000).unwrap();
+        let one = opened(&root, 100_000).unwrap();
+        let other = opened(&root, 100_000).unwrap();
         let taken = one.take(60_000).unwrap().unwrap();
         for quota in [&one, &other] {
             let more = quota.take_measured(60_000).await.unwrap();
@@ -381,7 +382,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let quota = Quota::open(&root, 100_000).unwrap();
+        let quota = opened(&root, 100_000).unwrap();
         // It cannot end while this is held.
         let held = Locked::new(&quota.count).unwrap();
         let mut measuring = Box::pin(quota.measure());
@@ -404,7 +405,7 @@ mod tests {
         std::fs::write(root.join("file"), vec![0; 60_000]).unwrap();
         for rubbish in [vec![0; Count::BYTES], vec![7; 100], Vec::new()] {
             std::fs::write(folder.path().join("data.used"), rubbish).unwrap();
-            let quota = Quota::open(&root, 100_000).unwrap();
+            let quota = opened(&root, 100_000).unwrap();
             assert_eq!(quota.left().unwrap(), 40_000);
         }
     }
@@ -414,10 +415,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let dead = Quota::open(&root, 100_000).unwrap();
+        let dead = opened(&root, 100_000).unwrap();
         // Nobody drops what a killed process had.
         let lost = dead.take(60_000).unwrap().unwrap();
-        let next = Quota::open(&root, 100_000).unwrap();
+        let next = opened(&root, 100_000).unwrap();
         let taken = next.take_measured(60_000).await.unwrap().unwrap();
         // One that was only slow takes nothing from what others have in hand.
         drop(lost);
@@ -431,7 +432,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
         std::fs::create_dir(&root).unwrap();
-        let quota = Quota::open(&root, u64::MAX).unwrap();
+        let quota = opened(&root, u64::MAX).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use wasmorch_api::ByteSize;
 use wasmorch_runtime::{
     BlobContainer, BlobContainers, HttpReplica, MemoryContainer, MemoryShare, ObjectsContainer,
     ReplicaConfig, S3Settings,
@@ -83,9 +84,25 @@ async fn memory_does_it_all() {
 async fn a_disk_does_it_all_and_writes_nowhere_else() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("objects");
-    exercise(ObjectsContainer::on_disk(&inside).unwrap()).await;
+    exercise(ObjectsContainer::on_disk(&inside, ByteSize::mib(100)).unwrap()).await;
     let beside = std::fs::read_dir(folder.path()).unwrap();
     assert_eq!(beside.count(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_is_full_at_its_size_and_has_room_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut containers = BlobContainers::default();
+    let container = ObjectsContainer::on_disk(folder.path(), ByteSize::mib(2)).unwrap();
+    containers.grant("img", Arc::new(container));
+    let replica = blobs(containers).await;
+    assert_eq!(ask(&replica, "/put?img/a=1500000").await.0, 200);
+    let (status, why) = ask(&replica, "/put?img/b=1500000").await;
+    assert!(status == 502 && why.contains("full"), "{why}");
+    assert_eq!(ask(&replica, "/list?img").await.1.trim(), "a");
+    assert_eq!(ask(&replica, "/delete?img/a").await.0, 200);
+    assert_eq!(ask(&replica, "/put?img/b=1500000").await.0, 200);
+    assert_eq!(ask(&replica, "/list?img").await.1.trim(), "b");
 }
 
 #[tokio::test]

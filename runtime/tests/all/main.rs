@@ -15,6 +15,7 @@ mod keyvalue;
 mod limits;
 mod messages;
 mod outbound;
+mod refusals;
 mod reuse;
 mod secrets;
 mod sockets;

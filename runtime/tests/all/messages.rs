@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, ReplicaConfig};
+use wasmorch_runtime::{Ended, Message, MessagesReplica, Messaging, MessagingError, ReplicaConfig};
 
 use crate::support::{artifact, runtime};
 
@@ -14,17 +14,18 @@ pub(crate) struct Broker(pub(crate) Mutex<Vec<Message>>);
 
 #[async_trait::async_trait]
 impl Messaging for Broker {
-    async fn publish(&self, message: Message) -> Result<(), String> {
+    async fn publish(&self, message: Message) -> Result<(), MessagingError> {
         assert_ne!(message.subject, "panic", "a host call that panics");
         if message.subject.starts_with("secret.") {
-            return Err(format!("denied: {}", message.subject));
+            let why = format!("denied: {}", message.subject);
+            return Err(MessagingError::NotGranted(why));
         }
         self.0.lock().unwrap().push(message);
         Ok(())
     }
 
-    async fn request(&self, _: &str, _: Bytes, _: Duration) -> Result<Message, String> {
-        Err("no one answers".into())
+    async fn request(&self, _: &str, _: Bytes, _: Duration) -> Result<Message, MessagingError> {
+        Err(MessagingError::Failed("no one answers".into()))
     }
 }
 

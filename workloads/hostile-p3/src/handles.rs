@@ -45,6 +45,28 @@ pub(crate) async fn file_streams(count: &str) -> ! {
     wait().await
 }
 
+/// Begins to read its folders so often, takes nothing, and waits.
+pub(crate) async fn listings(count: &str) -> ! {
+    let directories = get_directories();
+    for _ in 0..count.parse().unwrap_or(u64::MAX) {
+        for (directory, _) in &directories {
+            forget(directory.read_directory());
+        }
+    }
+    wait().await
+}
+
+/// How many entries its folders have, and what it was told at the end of each.
+pub(crate) async fn list() -> String {
+    let mut report = String::new();
+    for (directory, _) in get_directories() {
+        let (entries, told) = directory.read_directory();
+        let entries = entries.collect().await;
+        report += &format!("{} {:?}", entries.len(), told.await);
+    }
+    report
+}
+
 async fn connect(address: &str) -> Result<TcpSocket, ErrorCode> {
     let address: SocketAddrV4 = address.parse().map_err(|_| ErrorCode::InvalidArgument)?;
     let [a, b, c, d] = address.ip().octets();

@@ -58,6 +58,8 @@ impl wasip3::exports::http::handler::Guest for Hostile {
             "/streams" => streams(),
             "/long-method" => handles::long_method(),
             "/file-streams" => handles::file_streams(query).await,
+            "/listings" => handles::listings(query).await,
+            "/list" => answer(handles::list().await),
             "/connections" => handles::connections(query).await,
             "/receive" => answer(handles::receive(query).await),
             "/dropped" => {

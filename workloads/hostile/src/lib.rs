@@ -68,6 +68,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/bodies" => handles::bodies(),
             "/files" => handles::files(&query),
             "/file-streams" => handles::file_streams(&query),
+            "/listings" => handles::listings(),
             "/sockets" => handles::sockets(),
             "/values" => handles::values(&query),
             "/wait" => processor::wait(),
@@ -87,6 +88,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
         let came_of_it = match path.as_str() {
             "/count" => seen.to_string(),
             "/denied" => processor::denied(),
+            "/list" => handles::list(),
             "/hold" => processor::hold(number),
             "/lines" => processor::lines(number),
             "/long-line" => processor::long_line(number),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use wasmorch_api::ByteSize;
 use wasmorch_runtime::{
     BlobContainer as _, BlobContainers, Network, ObjectsContainer, OutboundHttp, Preopen,
     ReplicaConfig,
@@ -109,6 +110,25 @@ async fn files_and_their_streams_have_an_end() {
 }
 
 #[tokio::test]
+async fn listings_have_an_end_and_are_read_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..200 {
+        std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+    }
+    let ended = attack("/listings", with_folder(folder.path())).await;
+    assert!(
+        matches!(
+            ended,
+            Err(Ended::Handles { .. } | Ended::MemoryLimit { .. })
+        ),
+        "{ended:?}"
+    );
+    eventually("folders are closed", || open_below(folder.path()) == 0).await;
+    let read = attack("/list", with_folder(folder.path())).await;
+    assert_eq!(read, Ok((200, "200".into())));
+}
+
+#[tokio::test]
 async fn sockets_have_an_end() {
     let config = ReplicaConfig {
         network: Network::Any,
@@ -121,12 +141,14 @@ async fn sockets_have_an_end() {
 async fn values_that_are_read_have_an_end() {
     let folder = tempfile::tempdir().unwrap();
     let objects = folder.path().canonicalize().unwrap().join("objects");
-    let container = ObjectsContainer::on_disk(&objects).unwrap();
+    let container = ObjectsContainer::on_disk(&objects, ByteSize::mib(1)).unwrap();
     let value = Box::pin(std::io::Cursor::new(b"value"));
     container.write("value", value).await.unwrap();
+    // The count of what it holds.
+    let before = open_below(&objects);
     let mut blobs = BlobContainers::new(folder.path().to_owned());
     blobs.grant("default", Arc::new(container));
     let config = ReplicaConfig { blobs, ..patient() };
     assert_open(&attack("/values?value", config).await);
-    eventually("files are closed", || open_below(&objects) == 0).await;
+    eventually("files are closed", || open_below(&objects) == before).await;
 }

@@ -104,6 +104,20 @@ async fn streams_of_files_have_an_end() {
     eventually("files are closed", || open_below(folder.path()) == 0).await;
 }
 
+/// Of folders of which nothing is read: none keeps a thread from who reads.
+#[tokio::test]
+async fn streams_of_folders_have_an_end_and_hold_no_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..200 {
+        std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+    }
+    let attacker = Attacker::new("hostile-p3", with_folder(folder.path())).await;
+    at_once(&attacker, "/listings?300").await;
+    let read = attack("/list", with_folder(folder.path())).await;
+    assert_eq!(read, Ok((200, "200 Ok(())".into())));
+    eventually("folders are closed", || open_below(folder.path()) == 0).await;
+}
+
 /// Of connections whose sockets were dropped. The server has gone, and nobody looks.
 #[tokio::test]
 async fn streams_of_connections_have_an_end() {
