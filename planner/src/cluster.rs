@@ -270,6 +270,7 @@ impl Cluster {
             drain: None,
             joined,
             dead_since: None,
+            boot: None,
         };
         let mut host = Host::new(record, false, heard);
         self.numbered += 1;

@@ -72,6 +72,8 @@ mod routes;
 mod runs;
 #[path = "planner/stopped.rs"]
 mod stopped;
+#[path = "planner/twins.rs"]
+mod twins;
 #[path = "planner/withdrawn.rs"]
 mod withdrawn;
 #[path = "planner/world.rs"]
