@@ -97,6 +97,13 @@ impl Boots {
         ended
     }
 
+    /// For so long the leader has listened to nobody.
+    pub(crate) fn stalled(&mut self, stalled: Duration) {
+        if let Some((_, heard)) = &mut self.other {
+            *heard = heard.after(stalled);
+        }
+    }
+
     /// Nothing of another start runs.
     pub(crate) fn alone(&self) -> bool {
         self.other.is_none()
@@ -259,6 +266,12 @@ mod tests {
         boots.change(left(1, at(0)), &boot(2), at(900));
         assert_eq!(boots.other(), Some(&boot(1)));
         assert!(!boots.settle(wait, at(2_999)));
+        let mut stalled = boots.clone();
+        stalled.stalled(Duration::from_secs(2));
+        assert!(
+            !stalled.settle(wait, at(4_999)),
+            "the leader did not listen"
+        );
         assert!(boots.settle(wait, at(3_000)), "since it was heard");
         assert!(boots.alone() && !boots.settle(wait, at(3_001)));
 

@@ -154,6 +154,16 @@ impl Cluster {
         self.workloads.get(key)
     }
 
+    /// Nobody could be heard until now: the leader was reading what is stored.
+    pub fn listen_from(&mut self, now: Timestamp) {
+        let late = now.since(self.since);
+        (self.since, self.ticked) = (now, now);
+        for host in self.hosts.values_mut() {
+            host.heard = host.heard.after(late);
+            host.dead_since = host.dead_since.map(|since| since.after(late));
+        }
+    }
+
     /// A new leader has waited long enough for hosts to speak.
     pub(crate) fn settled(&self, now: Timestamp) -> bool {
         now.since(self.since) >= self.detection.settle()

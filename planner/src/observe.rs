@@ -411,10 +411,15 @@ impl Cluster {
         } else {
             Duration::ZERO
         };
+        if !self.settled(now.before(stalled)) {
+            // A new leader gives hosts the time to speak: time in which it listens.
+            self.since = self.since.after(stalled).min(now);
+        }
         let (mut silent, mut living) = (Vec::new(), 0);
         let mut moved = Vec::new();
         for (id, host) in &mut self.hosts {
             host.heard = host.heard.after(stalled).min(now);
+            host.boots.stalled(stalled);
             let silence = now.since(host.heard);
             // Only a heartbeat makes a host alive again.
             if host.state == HostState::Dead {
