@@ -42,7 +42,8 @@ impl Clock {
     /// One that was as wrong as the store's is set like that. One that was wrong alone is right once it has been
     /// set, and what it shows is nearer then than what it has leapt by.
     fn wall_when(&self, shown: Timestamp, now: Timestamp) -> Timestamp {
-        let leapt = shown.0.saturating_add(self.base.0).saturating_sub(self.shown.0);
+        let sum = shown.0.saturating_add(self.base.0);
+        let leapt = sum.saturating_sub(self.shown.0);
         match shown.0.abs_diff(now.0) < leapt.abs_diff(now.0) {
             true => shown,
             false => Timestamp(leapt),

@@ -48,6 +48,8 @@ mod judge;
 mod mass;
 #[path = "planner/odd.rs"]
 mod odd;
+#[path = "planner/kept.rs"]
+mod kept;
 #[path = "planner/oracle.rs"]
 mod oracle;
 #[path = "planner/per_host.rs"]

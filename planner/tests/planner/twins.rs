@@ -139,6 +139,7 @@ fn a_slot_is_not_filled_by_the_word_of_a_copy_alone() {
             world.heartbeat(id);
             world.report(id);
         }
+        world.cluster.observe(Observation::Tick, world.now);
         world.plan();
         assert_eq!(world.on(&other), 0, "the first may run it");
         world.now = world.now.after(Duration::from_millis(500));
