@@ -17,6 +17,7 @@ use crate::booked::Booked;
 use crate::boots::once_for;
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::observe::ASK_EVERY;
+use crate::quota::note_held;
 
 mod counted;
 mod removal;
@@ -121,6 +122,7 @@ impl Cluster {
             }
             *workload.per_class.entry(host.class).or_default() += 1;
             workload.holders.add(host.number, 1);
+            let counted = workload.slot_counts(&key, slot.slot);
             workload.slots.insert((slot.slot, slot.placement));
             let placed = Placed {
                 slot: slot.slot,
@@ -131,6 +133,8 @@ impl Cluster {
             };
             host.unsure.remove(&(key.clone(), slot.placement));
             workload.placements.insert(slot.placement, placed);
+            let counts = workload.slot_counts(&key, slot.slot);
+            note_held(&mut self.held, &key.namespace, counted, counts);
             if host.leaving.remove(&(key.clone(), slot.placement)) {
                 workload.leaving.remove(&slot.placement);
             }
@@ -154,6 +158,7 @@ impl Cluster {
                 continue;
             };
             self.agenda.part(&key, Some(slot.slot), Some(id));
+            let counted = workload.slot_counts(&key, slot.slot);
             if let Some(host) = self.hosts.get_mut(id) {
                 if let Some(revision) = workload.revisions.get(&group.revision) {
                     let args = slot.args.as_deref();
@@ -193,6 +198,8 @@ impl Cluster {
             {
                 workload.placements.remove(&slot.placement);
             }
+            let counts = workload.slot_counts(&key, slot.slot);
+            note_held(&mut self.held, &key.namespace, counted, counts);
         }
     }
 

@@ -69,6 +69,7 @@ impl Cluster {
                 }
             }
         }
+        self.recount_held();
         for key in self.workloads.keys() {
             self.agenda.whole(key);
         }
