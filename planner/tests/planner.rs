@@ -44,12 +44,12 @@ mod history;
 mod incremental;
 #[path = "planner/judge.rs"]
 mod judge;
+#[path = "planner/kept.rs"]
+mod kept;
 #[path = "planner/mass.rs"]
 mod mass;
 #[path = "planner/odd.rs"]
 mod odd;
-#[path = "planner/kept.rs"]
-mod kept;
 #[path = "planner/oracle.rs"]
 mod oracle;
 #[path = "planner/per_host.rs"]
