@@ -454,6 +454,10 @@ pub struct HostRecord {
     /// Since when it counts as dead; `None`: it lives, as far as was known when this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_since: Option<Timestamp>,
+    /// The one start of its daemon that may start what must not run twice: a copy of its data folder
+    /// speaks by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootId>,
 }
 
 /// A host that is emptied. It stays so until someone undoes it, over restarts of host and leader.

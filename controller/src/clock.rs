@@ -1,8 +1,10 @@
 //! Time for the planner: milliseconds that only go forward within a term.
 //!
-//! Wall time is read once, when the clock is made; from there the monotonic clock counts. A step of
-//! the wall clock then neither kills hosts nor raises the dead. What is meant by people's clocks (the times
-//! of a schedule) follows it through `Cluster::follow_clock`.
+//! It begins with the store's own time and not with this machine's: what one leader has stored (until when a
+//! rollout may take, when it may go on) the next one reads, and clocks of two controllers may be minutes apart.
+//! From there the monotonic clock counts: a step of the wall clock neither kills hosts nor raises the dead.
+//! What is meant by people's clocks (the times of a schedule) follows this machine's clock where that is set
+//! while the term lasts, through `Cluster::follow_clock`.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,14 +15,17 @@ use wasmorch_api::Timestamp;
 pub(crate) struct Clock {
     base: Timestamp,
     start: Instant,
+    /// What the machine's clock showed at the start.
+    shown: Timestamp,
 }
 
 impl Clock {
-    /// Reads the wall clock.
-    pub(crate) fn new() -> Self {
+    /// It is now that time, by the store.
+    pub(crate) fn at(store: Timestamp) -> Self {
         Self {
-            base: Timestamp::from(SystemTime::now()),
+            base: store,
             start: Instant::now(),
+            shown: Timestamp::from(SystemTime::now()),
         }
     }
 
@@ -29,9 +34,20 @@ impl Clock {
         self.base.after(self.start.elapsed())
     }
 
-    /// What the machine's clock shows, which may have been set since.
+    /// What people's clocks show: this time, set as the machine's clock has been since.
     pub(crate) fn wall(&self) -> Timestamp {
-        Timestamp::from(SystemTime::now())
+        self.wall_when(Timestamp::from(SystemTime::now()), self.now())
+    }
+
+    /// One that was as wrong as the store's is set like that. One that was wrong alone is right once it has been
+    /// set, and what it shows is nearer then than what it has leapt by.
+    fn wall_when(&self, shown: Timestamp, now: Timestamp) -> Timestamp {
+        let sum = shown.0.saturating_add(self.base.0);
+        let leapt = sum.saturating_sub(self.shown.0);
+        match shown.0.abs_diff(now.0) < leapt.abs_diff(now.0) {
+            true => shown,
+            false => Timestamp(leapt),
+        }
     }
 
     /// The instant at which this clock shows `time`, for timers.
@@ -74,10 +90,38 @@ mod tests {
 
     #[test]
     fn instants_and_timestamps_agree() {
-        let clock = Clock::new();
+        let clock = Clock::at(Timestamp(1_000_000));
         let later = clock.now().after(Duration::from_secs(2));
         let distance = clock.instant(later).duration_since(Instant::now());
         assert!(distance <= Duration::from_secs(2) && distance > Duration::from_millis(1_900));
+    }
+
+    #[test]
+    fn a_leader_whose_clock_is_ahead_counts_by_the_stores_time() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let store = Timestamp(1_700_000_000_000);
+        let now = store.after(minutes(30));
+        let clock = |shown| Clock {
+            shown,
+            ..Clock::at(store)
+        };
+        assert!(Clock::at(store).now().since(store) < minutes(1));
+
+        let ahead = clock(store.after(minutes(5)));
+        assert_eq!(ahead.wall_when(now.after(minutes(5)), now), now);
+        assert_eq!(ahead.wall_when(now, now), now, "it has been set right");
+        let behind = clock(Timestamp(store.0 - 300_000));
+        assert_eq!(behind.wall_when(Timestamp(now.0 - 300_000), now), now);
+        assert_eq!(behind.wall_when(now, now), now, "it has been set right");
+
+        // On the store's machine: time was not known yet, or the machine was suspended.
+        let same = clock(store);
+        assert_eq!(same.wall_when(now, now), now);
+        let later = now.after(minutes(60));
+        assert_eq!(same.wall_when(later, now), later);
+        // And suspended, with a clock of its own.
+        let later_there = later.after(minutes(5));
+        assert_eq!(ahead.wall_when(later_there, now), later);
     }
 
     #[test]

@@ -184,10 +184,13 @@ impl ControlLoop {
                 break;
             }
         }
-        // Time passes only for a leader that has listened: its own stall is not the hosts' silence.
+        // Time passes only for a leader that has listened, and could hear: its own stall is not the hosts'
+        // silence.
         let now = Instant::now();
         let overdue = now >= self.next_tick + TICK_LATE_MAX;
-        if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
+        if now >= self.next_tick && !self.begin.lease.is_fresh(now) {
+            self.next_tick = now + TICK;
+        } else if now >= self.next_tick && (inputs.heard.is_empty() || overdue) {
             self.next_tick = now + TICK;
             self.observe(Observation::Tick, self.begin.clock.now());
             self.follow_clock();

@@ -104,6 +104,11 @@ impl Guard {
         }
     }
 
+    /// Nobody could be heard until now.
+    pub fn listen_from(&mut self, now: Timestamp) {
+        self.listens = self.listens.map(|_| now.after(LISTEN));
+    }
+
     /// Why nothing is changed; `None`: all is well.
     pub fn frozen(&self) -> Option<&str> {
         self.frozen.as_deref()
@@ -318,6 +323,14 @@ mod tests {
         );
         assert!(!guard.in_doubt());
         assert!(!guard.listened(Timestamp(1_500)), "it has been heard");
+
+        let mut guard = self::guard(false);
+        guard.listen_from(Timestamp(9_000));
+        assert!(
+            !guard.listened(Timestamp(10_499)),
+            "reading took nine seconds"
+        );
+        assert!(guard.listened(Timestamp(10_500)));
 
         let mut guard = self::guard(false);
         guard.heard(&beat("c0", 3), None, Timestamp(5));

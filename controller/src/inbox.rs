@@ -262,6 +262,22 @@ mod tests {
         assert_eq!(read(&inbox), ["h1 report 4"]);
     }
 
+    #[test]
+    fn beyond_all_hosts_that_can_be_none_is_heard_and_those_that_wait_are() {
+        let inbox = Inbox::default();
+        for n in 0..HOSTS_MAX {
+            assert!(inbox.put(beat(&format!("h{n}"), "b1", 1)));
+        }
+        assert!(!inbox.put(beat("more", "b1", 1)));
+        assert!(
+            !inbox.put(beat("h0", "b2", 1)),
+            "another start counts as one"
+        );
+        assert!(inbox.put(beat("h0", "b1", 2)));
+        assert!(inbox.take_now().is_some() && inbox.take_now().is_some());
+        assert!(inbox.put(beat("more", "b1", 1)), "there is room again");
+    }
+
     #[tokio::test]
     async fn an_answer_waits_for_room_and_a_reader_for_an_answer() {
         let inbox = Inbox::default();

@@ -140,6 +140,13 @@ impl LeaseClock {
         !state.dropped && now < self.times.holds_until(state.sent)
     }
 
+    /// Whether the store has acknowledged renewals as one does that is reached: who has lost the connection
+    /// hears no host either, and finds it by this before the lease is over.
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        let state = *self.state();
+        !state.dropped && now < state.sent + self.times.renew_every + self.times.margin / 2
+    }
+
     /// Until when it certainly holds without another renewal.
     pub fn holds_until(&self) -> Instant {
         self.times.holds_until(self.state().sent)
@@ -185,6 +192,21 @@ mod tests {
         assert!(clock.holds(sent + ms(2_199)));
         assert!(!clock.holds(sent + ms(2_200)));
         assert_eq!(clock.renewal_due(), sent + ms(1_000));
+    }
+
+    #[test]
+    fn a_leader_that_is_cut_off_knows_it_before_it_takes_that_for_silence() {
+        let sent = Instant::now();
+        let clock = LeaseClock::won(LeaseTimes::default(), sent);
+        // With heartbeats four times a second and a second of silence for death, the last of them came a
+        // quarter of a second before the cut at the most.
+        assert!(clock.is_fresh(sent + ms(649)));
+        assert!(!clock.is_fresh(sent + ms(650)));
+        assert!(clock.holds(sent + ms(650)), "and it leads still");
+        clock.renewed(sent + ms(1_200), sent + ms(1_210));
+        assert!(clock.is_fresh(sent + ms(1_210)));
+        clock.drop_now();
+        assert!(!clock.is_fresh(sent + ms(1_220)));
     }
 
     #[test]

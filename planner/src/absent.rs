@@ -16,7 +16,8 @@
 //! ending; and what was taken out of a set unheard
 //! has been left behind by a later set. A host that cannot be asked counts as silent for certain when
 //! it has been dead for `lost_after`: by then it has ended everything by itself (`stop_after`, the
-//! agent's `lease`). A host that was removed (`host-rm`) is its remover's promise.
+//! agent's `lease`). A host that was removed (`host-rm`) is its remover's promise. While two daemons may speak
+//! as one host (`boots`) none of its words counts for that.
 //!
 //! Known limit: a lost replica that may come back counts for the spread of none.
 
@@ -47,7 +48,7 @@ impl Host {
 
     /// It has told this leader, with all its reports heard, that it holds its set.
     pub(crate) fn note_settled(&mut self, applied: u64, status_seq: u64) -> bool {
-        if !self.synced || self.status_seq < status_seq {
+        if !self.synced || self.status_seq < status_seq || !self.boots.alone() {
             return false;
         }
         let before = (self.caught_up, self.unsure.len());
@@ -89,12 +90,13 @@ impl Host {
             (false, true) => self.set_sequence,
             (false, false) => 0,
         };
-        let applied = self.applied;
+        // Where two may speak, one has not told of the other's.
+        let (applied, alone) = (self.applied, self.boots.alone());
         self.unsure.retain(|(key, number), (_, sequence)| {
             if *sequence == UNTIL_TOLD && ended(key, *number) {
                 *sequence = until;
             }
-            *sequence == UNTIL_TOLD || *sequence > applied
+            !alone || *sequence == UNTIL_TOLD || *sequence > applied
         });
         before != self.unsure.len()
     }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use wasmorch_api::{EventKind, HostId, HostInfo, Term, Timestamp};
+use wasmorch_api::{BootId, EventKind, HostId, HostInfo, Term, Timestamp};
 
 use crate::cluster::{Cluster, Host};
 use crate::write::{EventDraft, json_bytes};
@@ -15,9 +15,16 @@ pub(crate) const SAY_EVERY: Duration = Duration::from_secs(60);
 /// Two daemons speak as this host.
 pub(crate) fn two_in_one(host: &Host) -> EventDraft {
     let name = &host.record.info.name;
+    let starts: Vec<&str> = [host.boot.as_ref(), host.boots.other()]
+        .into_iter()
+        .flatten()
+        .map(BootId::as_str)
+        .collect();
     let reason = format!(
-        "two daemons speak as {name}: its data folder is a copy of another's, or is used twice. It is given \
-         nothing until one of them ends: stop the copy, and start it with a data folder of its own"
+        "two daemons speak as {name} (starts {}): its data folder is a copy of another's, or is used twice. It \
+         is given nothing until one of them ends, and what must not run twice starts on one of them at most: \
+         stop the copy, and start it with a data folder of its own",
+        starts.join(" and ")
     );
     EventDraft::cluster(EventKind::AlarmDuplicateHost, reason).host(&host.record.host)
 }

@@ -18,6 +18,7 @@ use wasmorch_api::{
 
 use crate::agenda::Agenda;
 use crate::autoscale::Scaling;
+use crate::booked::Booked;
 use crate::detection::Detection;
 use crate::pool::{Classes, Pool};
 use crate::ports::Listeners;
@@ -61,6 +62,8 @@ pub struct Cluster {
     pub(crate) removing: BTreeSet<WorkloadKey>,
     /// Namespaces with a quota.
     pub(crate) namespaces: BTreeMap<Name, NamespaceRecord>,
+    /// What each namespace's workloads hold, as a quota counts it.
+    pub(crate) held: BTreeMap<Name, Booked>,
     /// Those with `scale`, and what their load was.
     pub(crate) scaling: BTreeMap<WorkloadKey, Scaling>,
     /// Those with one replica on every host: whatever changes about hosts concerns them.
@@ -123,6 +126,7 @@ impl Cluster {
             removed_at: BTreeMap::new(),
             removing: BTreeSet::new(),
             namespaces: BTreeMap::new(),
+            held: BTreeMap::new(),
             scaling: BTreeMap::new(),
             per_host: BTreeSet::new(),
             bound: BTreeSet::new(),
@@ -152,6 +156,16 @@ impl Cluster {
     /// A workload.
     pub fn workload(&self, key: &WorkloadKey) -> Option<&Workload> {
         self.workloads.get(key)
+    }
+
+    /// Nobody could be heard until now: the leader was reading what is stored.
+    pub fn listen_from(&mut self, now: Timestamp) {
+        let late = now.since(self.since);
+        (self.since, self.ticked) = (now, now);
+        for host in self.hosts.values_mut() {
+            host.heard = host.heard.after(late);
+            host.dead_since = host.dead_since.map(|since| since.after(late));
+        }
     }
 
     /// A new leader has waited long enough for hosts to speak.
@@ -201,6 +215,7 @@ impl Cluster {
         copy.ticked = self.ticked;
         copy.stale = false;
         copy.classes = self.classes.clone();
+        copy.held = self.held.clone();
         copy.listeners = self.listeners_without(keys);
         copy.numbered = self.numbered;
         for (id, host) in &self.hosts {
@@ -270,6 +285,7 @@ impl Cluster {
             drain: None,
             joined,
             dead_since: None,
+            boot: None,
         };
         let mut host = Host::new(record, false, heard);
         self.numbered += 1;

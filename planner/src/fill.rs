@@ -77,6 +77,8 @@ pub(crate) struct Fill {
     groups: Vec<Group>,
     wants: Booked,
     ports: Vec<u16>,
+    /// It must not run twice.
+    once: bool,
     /// Hosts without a replica that have the component, and take something new.
     cached: BTreeSet<Rank>,
     per_host: bool,
@@ -125,6 +127,7 @@ impl Fill {
             groups: Vec::new(),
             wants: Booked::of(ground.key, spec, args),
             ports: ports::of(spec).to_vec(),
+            once: spec.runs_once(),
             cached: ground.cached(pool, spec),
             per_host: spec.spread.iter().any(|label| label == HOST),
             host_max,

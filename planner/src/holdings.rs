@@ -14,8 +14,10 @@ use wasmorch_api::{
 };
 
 use crate::booked::Booked;
+use crate::boots::once_for;
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::observe::ASK_EVERY;
+use crate::quota::note_held;
 
 mod counted;
 mod removal;
@@ -116,9 +118,11 @@ impl Cluster {
             if let Some(revision) = workload.revisions.get(&group.revision) {
                 let booked = Booked::of(&key, &revision.spec, args.as_deref());
                 host.booked = host.booked.plus(booked);
+                host.once_for = host.once_for.max(once_for(&revision.spec));
             }
             *workload.per_class.entry(host.class).or_default() += 1;
             workload.holders.add(host.number, 1);
+            let counted = workload.slot_counts(&key, slot.slot);
             workload.slots.insert((slot.slot, slot.placement));
             let placed = Placed {
                 slot: slot.slot,
@@ -129,6 +133,8 @@ impl Cluster {
             };
             host.unsure.remove(&(key.clone(), slot.placement));
             workload.placements.insert(slot.placement, placed);
+            let counts = workload.slot_counts(&key, slot.slot);
+            note_held(&mut self.held, &key.namespace, counted, counts);
             if host.leaving.remove(&(key.clone(), slot.placement)) {
                 workload.leaving.remove(&slot.placement);
             }
@@ -152,20 +158,23 @@ impl Cluster {
                 continue;
             };
             self.agenda.part(&key, Some(slot.slot), Some(id));
+            let counted = workload.slot_counts(&key, slot.slot);
             if let Some(host) = self.hosts.get_mut(id) {
                 if let Some(revision) = workload.revisions.get(&group.revision) {
                     let args = slot.args.as_deref();
                     let booked = Booked::of(&key, &revision.spec, args);
                     host.booked = host.booked.minus(booked);
                 }
-                if workload
+                let reported = workload
                     .reports
                     .get(&slot.placement)
-                    .is_some_and(|r| r.host == *id)
-                {
+                    .is_some_and(|r| r.host == *id);
+                if reported {
                     host.leaving.insert((key.clone(), slot.placement));
                     workload.leaving.insert(slot.placement);
-                } else if let Some(sequence) = sequence
+                }
+                if let Some(sequence) = sequence
+                    && (!reported || !host.boots.alone())
                     && let Some(revision) = workload.revisions.get(&group.revision)
                     && revision.spec.runs_once()
                 {
@@ -189,6 +198,8 @@ impl Cluster {
             {
                 workload.placements.remove(&slot.placement);
             }
+            let counts = workload.slot_counts(&key, slot.slot);
+            note_held(&mut self.held, &key.namespace, counted, counts);
         }
     }
 
@@ -290,10 +301,34 @@ impl Cluster {
             }
         }
         for (key, number, slot) in gone {
-            self.remove_report(&key, number);
+            let before = self.remove_report(&key, number);
+            if first_of_boot && let Some(before) = before {
+                self.may_run_on(&key, &before);
+            }
             self.agenda.part(&key, Some(slot), Some(&report.host));
             // A slot may have waited for this one's end.
             self.agenda.room();
+        }
+    }
+}
+
+impl Cluster {
+    /// An earlier start of a host has not told the end of something that no set names any more. Where it must
+    /// not run twice, it may run until that start is known to be gone.
+    fn may_run_on(&mut self, key: &WorkloadKey, report: &Reported) {
+        let (number, slot) = (report.status.replica.placement, report.status.replica.slot);
+        let Some(workload) = self.workloads.get(key) else {
+            return;
+        };
+        let revision = workload.revisions.get(&report.status.revision);
+        let once = revision.is_none_or(|revision| revision.spec.runs_once());
+        let held = { workload.placements.get(&number) }.is_some_and(|one| one.host == report.host);
+        if !once || held || report.status.state.ended() {
+            return;
+        }
+        if let Some(host) = self.hosts.get_mut(&report.host) {
+            let until = (slot, host.set_sequence);
+            host.unsure.insert((key.clone(), number), until);
         }
     }
 }

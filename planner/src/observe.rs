@@ -12,6 +12,7 @@ use wasmorch_api::{
 };
 
 use crate::alarms::{claims_a_term, refuses_more, two_in_one};
+use crate::boots::Left;
 use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
 use crate::silence::Silent;
@@ -48,7 +49,8 @@ pub enum Ask {
         boot: BootId,
         /// Its own time when it spoke.
         at: Timestamp,
-        /// The sequence of its set.
+        /// The sequence of its set; [`HeardNote::NOTHING_ONCE`](wasmorch_api::messages::HeardNote) to a start
+        /// that may not start what must not run twice.
         sequence: u64,
     },
     /// Tells a host that the gateways route past what it drains: see `withdrawals`.
@@ -103,6 +105,7 @@ impl Cluster {
             return;
         }
         let new = self.host_entry(&beat.host, now, now);
+        let over = self.is_over(&beat.host);
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };
@@ -112,10 +115,11 @@ impl Cluster {
         let tells_nothing = tells_of_nothing(&beat);
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
-        host.heard = host.heard.max(now);
+        let heard = host.heard;
+        host.heard = heard.max(now);
         let loads = std::mem::take(&mut beat.loads);
         let before = std::mem::replace(&mut host.applied, beat.sequence);
-        out.changed |= host.note_removals(beat.removals, before);
+        out.changed |= host.note_removals(beat.removals.take(), before);
         host.table_seq = beat.table_seq;
         host.used = Capacity {
             memory_bytes: beat.memory_bytes,
@@ -123,7 +127,7 @@ impl Cluster {
             replicas: beat.replicas,
         };
         if host.record.info != beat.info {
-            host.record.info = beat.info;
+            host.record.info = std::mem::take(&mut beat.info);
             host.stored = false;
             reshaped = true;
             out.changed = true;
@@ -131,13 +135,16 @@ impl Cluster {
         if host.boot.as_ref() != Some(&beat.boot) {
             // There is nothing to ask one that has just come to be: thousands may join at once.
             host.synced = host.holds_nothing() && tells_nothing;
-            if let Some(before) = host.boot.replace(beat.boot.clone()) {
-                if host.boots.change(before, &beat.boot, now) {
-                    out.events.push(two_in_one(host));
-                }
+            let before = host.boot.replace(beat.boot.clone());
+            if before.is_some() {
                 self.silence.restarted(&beat.host);
                 host.stale_sets = Some(0);
             }
+            let left = before.map(|boot| Left { boot, heard, over });
+            if host.follow_boot(left, self.since, now) {
+                out.events.push(two_in_one(host));
+            }
+            self.pool.touch(&beat.host);
             host.sync_wait = ASK_EVERY;
             host.status_seq = 0;
             host.asked = Timestamp(0);
@@ -182,6 +189,7 @@ impl Cluster {
         if self.withdrawals.hang_on(&beat.host) {
             self.follow_withdrawals(now, out);
         }
+        self.grant(&beat, now, out);
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };
@@ -194,7 +202,7 @@ impl Cluster {
                 host: beat.host.clone(),
                 boot,
                 at,
-                sequence: host.set_sequence,
+                sequence: host.echoed_sequence(),
             });
         }
         let may_ask = now.since(host.asked) >= ASK_EVERY;
@@ -403,10 +411,15 @@ impl Cluster {
         } else {
             Duration::ZERO
         };
+        if !self.settled(now.before(stalled)) {
+            // A new leader gives hosts the time to speak: time in which it listens.
+            self.since = self.since.after(stalled).min(now);
+        }
         let (mut silent, mut living) = (Vec::new(), 0);
         let mut moved = Vec::new();
         for (id, host) in &mut self.hosts {
             host.heard = host.heard.after(stalled).min(now);
+            host.boots.stalled(stalled);
             let silence = now.since(host.heard);
             // Only a heartbeat makes a host alive again.
             if host.state == HostState::Dead {

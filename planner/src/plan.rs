@@ -256,6 +256,9 @@ impl Cluster {
         plan.removed = self.removals_done();
         let mut pool = std::mem::take(&mut self.pool);
         pool.refresh(&self.hosts);
+        let limited = self.namespaces.keys();
+        let limited = limited.map(|namespace| (namespace.clone(), self.held_now(namespace)));
+        pool.held.extend(limited);
         let workloads = &self.workloads;
         let counts =
             |key: &WorkloadKey| { workloads.get(key) }.is_some_and(|one| one.awaited.is_some());

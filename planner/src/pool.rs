@@ -81,6 +81,8 @@ pub(crate) struct Room {
     class: u32,
     /// Something may be placed there.
     usable: bool,
+    /// Two daemons speak as it: what must not run twice is not placed there.
+    pub(crate) doubled: bool,
     used: Booked,
     has: Booked,
     load: u32,
@@ -356,6 +358,7 @@ impl Room {
             usable: host.state == HostState::Alive
                 && host.known()
                 && (host.takes_new() || planted::is(Bug::CordonIgnored)),
+            doubled: host.boots.doubled(),
             used,
             has,
             load: used.load(has),

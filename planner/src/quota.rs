@@ -9,10 +9,9 @@
 //! cron with its schedule) or meets a quota that was lowered stays *unplaced*, with the reason;
 //! what runs goes on, and is not placed again once it has ended.
 //!
-//! Known limit: what a namespace with a quota holds is counted anew in every plan that starts
-//! something there.
+//! What each namespace holds is kept as sets change (`Cluster::held`), and counted on while a plan is made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use wasmorch_api::record::{NamespaceRecord, Quota};
 use wasmorch_api::{
@@ -23,7 +22,6 @@ use wasmorch_api::{
 use crate::booked::Booked;
 use crate::cluster::{Cluster, Workload};
 use crate::place::{Effort, Removed};
-use crate::plan::Plan;
 use crate::planted::{self, Bug};
 use crate::slots::Pass;
 
@@ -62,46 +60,49 @@ impl Cluster {
         rest.take_while(move |(key, _)| key.namespace == of)
     }
 
-    /// What a namespace holds once a plan is carried out as far as it has come.
-    pub(crate) fn held_in(&self, namespace: &Name, plan: &Plan) -> Booked {
-        let stops = plan
-            .stop
-            .iter()
-            .filter(|stop| stop.key.namespace == *namespace);
-        let stops: BTreeSet<(&WorkloadKey, PlacementNumber)> =
-            stops.map(|stop| (&stop.key, stop.placement)).collect();
-        // The newest placement of a slot comes last.
-        let mut slots: BTreeMap<(&WorkloadKey, Slot), Booked> = BTreeMap::new();
-        for (key, workload) in self.in_namespace(namespace) {
-            for (number, placed) in &workload.placements {
-                let revision = workload.revisions.get(&placed.revision);
-                let Some(revision) = revision.filter(|_| !stops.contains(&(key, *number))) else {
-                    continue;
-                };
-                let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
-                slots.insert((key, placed.slot), booked);
-            }
-        }
-        let starts = plan
-            .start
-            .iter()
-            .filter(|start| start.key.namespace == *namespace);
-        for start in starts {
-            let workload = self.workloads.get_key_value(&start.key);
-            let Some((key, workload)) = workload else {
-                continue;
-            };
-            if let Some(revision) = workload.revisions.get(&start.revision) {
-                let booked = Booked::of(key, &revision.spec, start.args.as_deref());
-                slots.insert((key, start.slot), booked);
-            }
-        }
-        slots.into_values().fold(Booked::default(), Booked::plus)
-    }
-
     /// What a namespace's workloads hold now.
     pub(crate) fn held_now(&self, namespace: &Name) -> Booked {
-        self.held_in(namespace, &Plan::default())
+        self.held.get(namespace).copied().unwrap_or_default()
+    }
+
+    /// What is counted of each namespace, counted anew.
+    pub(crate) fn recount_held(&mut self) {
+        self.held.clear();
+        for (key, workload) in &self.workloads {
+            let mut last = None;
+            for (slot, _) in &workload.slots {
+                if last.replace(*slot) != Some(*slot) {
+                    let counts = workload.slot_counts(key, *slot);
+                    note_held(&mut self.held, &key.namespace, Booked::default(), counts);
+                }
+            }
+        }
+    }
+}
+
+impl Workload {
+    /// What a slot counts for: what its newest placement books.
+    pub(crate) fn slot_counts(&self, key: &WorkloadKey, slot: Slot) -> Booked {
+        let newest = self.numbers_of(slot).last();
+        let placed = newest.and_then(|number| self.placements.get(&number));
+        let revision = placed.and_then(|one| Some((one, self.revisions.get(&one.revision)?)));
+        revision.map_or_else(Booked::default, |(placed, revision)| {
+            Booked::of(key, &revision.spec, placed.args.as_deref())
+        })
+    }
+}
+
+/// A slot of a namespace counts for something else than before.
+pub(crate) fn note_held(
+    held: &mut BTreeMap<Name, Booked>,
+    namespace: &Name,
+    before: Booked,
+    after: Booked,
+) {
+    if let Some(all) = held.get_mut(namespace) {
+        *all = all.minus(before).plus(after);
+    } else {
+        held.insert(namespace.clone(), after);
     }
 }
 
@@ -129,9 +130,7 @@ impl Pass<'_> {
         if planted::is(Bug::QuotaIgnored) {
             return true;
         }
-        let held = self.pool.held.get(namespace).copied();
-        let held = held.unwrap_or_else(|| self.cluster.held_in(namespace, self.plan));
-        self.pool.held.insert(namespace.clone(), held);
+        let held = self.pool.held.get(namespace).copied().unwrap_or_default();
         let after = held.minus(self.slot_counts(slot)).plus(wants);
         let lacks = beyond(held, after, limit(&known.quota));
         if let Some(lacks) = lacks {
@@ -143,7 +142,7 @@ impl Pass<'_> {
     /// Whatever is done next to a slot changes what the namespace holds; `change` does it.
     pub(crate) fn counting(&mut self, slot: Slot, change: impl FnOnce(&mut Self)) {
         if !self.pool.held.contains_key(&self.key.namespace) {
-            // Nobody has asked yet: it is counted from the plan when somebody does.
+            // It has no quota.
             change(self);
             return;
         }

@@ -44,6 +44,8 @@ mod history;
 mod incremental;
 #[path = "planner/judge.rs"]
 mod judge;
+#[path = "planner/kept.rs"]
+mod kept;
 #[path = "planner/mass.rs"]
 mod mass;
 #[path = "planner/odd.rs"]
@@ -72,6 +74,8 @@ mod routes;
 mod runs;
 #[path = "planner/stopped.rs"]
 mod stopped;
+#[path = "planner/twins.rs"]
+mod twins;
 #[path = "planner/withdrawn.rs"]
 mod withdrawn;
 #[path = "planner/world.rs"]

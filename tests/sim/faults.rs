@@ -13,10 +13,6 @@ use super::weather::Fault;
 use super::wire::{Event, HostMessage, HostWake, Mend, Node};
 use super::world::{Cut, World};
 
-/// What must not run twice was perhaps given to the copy and not to its original, or to both: so long after
-/// the copy has ended the leader has heard from the original alone what is there.
-const TWIN_FORGOTTEN: u64 = 30_000;
-
 impl World {
     pub(crate) fn fault_due(&mut self) {
         if self.healed {
@@ -236,7 +232,6 @@ impl World {
             }
             Mend::TwinEnds(at) => {
                 self.hosts[at].gone = true;
-                self.laws.twins_until = self.now + TWIN_FORGOTTEN;
                 self.host_crashes(at);
             }
             Mend::Controller(at) => {

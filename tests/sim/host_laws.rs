@@ -235,9 +235,9 @@ impl World {
 
     /// What must not run twice is started: no other replica of its slot may be there.
     pub(crate) fn law_of_one(&mut self, at: usize, replica: &ReplicaKey) {
-        // Copies of a data folder, and a store that went back, know nothing of each other.
-        let twins = self.hosts.iter().any(|host| host.twin && !host.gone);
-        if self.laws.regressed || twins || self.now < self.laws.twins_until {
+        // A store that went back knows nothing of what was granted since. A copy of a data folder is granted
+        // nothing that another start of its host may still run.
+        if self.laws.regressed {
             return;
         }
         let once = |run: Option<&Run>| run.is_some_and(|run| run.once);
@@ -248,10 +248,11 @@ impl World {
         let others = self.hosts.iter().enumerate();
         let others = others.filter_map(|(n, host)| Some((n, host.up.as_ref()?)));
         let others = others.flat_map(|(n, up)| up.runner.iter().map(move |run| (n, run)));
-        let second = { others }.find(|(_, (other, run))| {
+        let second = { others }.find(|(n, (other, run))| {
             other.workload == replica.workload
                 && other.id.slot == replica.id.slot
-                && *other != replica
+                // Two copies may give out the same ids.
+                && (*n, *other) != (at, replica)
                 && run.once
                 && !matches!(run.there, There::Preparing | There::Prepared)
         });

@@ -44,8 +44,6 @@ pub(crate) struct Laws {
     pub(crate) data_gone: BTreeMap<WorkloadKey, PlacementNumber>,
     /// The namespace has a quota.
     pub(crate) limited: bool,
-    /// Until when what a copy of a data folder has led to is excused.
-    pub(crate) twins_until: u64,
     /// What has run to its end, and when runs were begun.
     pub(crate) runs: super::runs::Runs,
     /// Every revision's spec.

@@ -120,8 +120,14 @@ pub struct HeardNote {
     pub boot: BootId,
     /// The host's own time in what was heard.
     pub at: Timestamp,
-    /// The sequence of the host's set, as the leader knows it.
+    /// The sequence of the host's set, as the leader knows it. [`HeardNote::NOTHING_ONCE`] to a start that
+    /// may not start what must not run twice.
     pub sequence: u64,
+}
+
+impl HeardNote {
+    /// Later than any set: by no set that the host can hold does what must not run twice start.
+    pub const NOTHING_ONCE: u64 = u64::MAX;
 }
 
 /// A replica that drains goes on answering for so long at the most, until it is known that gateways

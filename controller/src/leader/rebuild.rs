@@ -18,11 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wasmorch_api::record::{Lease, TermRecord};
 use wasmorch_api::subjects::key;
-use wasmorch_api::{ApiError, ErrorCode, Term};
+use wasmorch_api::{ApiError, ErrorCode, Term, Timestamp};
 
 use super::keeper::Keeper;
 use super::{Controller, STORE_AGAIN};
-use crate::clock::Clock;
 use crate::control_loop::{End, Recovery};
 use crate::lease::LeaseClock;
 use crate::store::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Entry, StoreError};
@@ -34,7 +33,12 @@ const FORMERLY_MAX: usize = 8;
 
 impl Controller {
     /// Stores it and answers. The term is over either way.
-    pub(super) async fn rebuild(&self, recovery: Recovery, term: &TermRecord) -> End {
+    pub(super) async fn rebuild(
+        &self,
+        recovery: Recovery,
+        term: &TermRecord,
+        now: Timestamp,
+    ) -> End {
         let Recovery {
             rebuilt,
             call,
@@ -53,7 +57,7 @@ impl Controller {
             cluster: rebuilt.cluster.clone(),
             term: rebuilt.term,
             leader: self.leader.clone(),
-            at: Clock::new().now(),
+            at: now,
             formerly,
         };
         let entries: Vec<Entry> = rebuilt.entries.into_iter().chain(kept).collect();

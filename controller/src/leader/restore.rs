@@ -113,9 +113,14 @@ fn rank(stored: &Stored) -> u8 {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use wasmorch_api::Timestamp;
 
     use super::*;
     use crate::store::LoadedEntry;
+
+    fn clock() -> Clock {
+        Clock::at(Timestamp(1_700_000_000_000))
+    }
 
     fn leader() -> LeaderId {
         "l1".parse().unwrap()
@@ -123,7 +128,7 @@ mod tests {
 
     #[test]
     fn terms_only_grow_and_the_cluster_stays() {
-        let clock = Clock::new();
+        let clock = self::clock();
         let first = next_term(None, Term(0), &leader(), &clock, [7; 10]).unwrap();
         assert_eq!(
             (first.term, first.cluster.as_str()),
@@ -142,7 +147,7 @@ mod tests {
     }
 
     fn minted() -> Minted {
-        let record = next_term(None, Term(0), &leader(), &Clock::new(), [7; 10]).unwrap();
+        let record = next_term(None, Term(0), &leader(), &clock(), [7; 10]).unwrap();
         Minted { record, fence: 5 }
     }
 
@@ -160,7 +165,7 @@ mod tests {
             entries: vec![entry("workload.shop.web", "{", 3)],
             last_sequence: 5,
         };
-        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &Clock::new());
+        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &clock());
         assert!(cluster.workloads().is_empty());
         assert!(
             guard
@@ -183,7 +188,7 @@ mod tests {
             ],
             last_sequence: 5,
         };
-        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &Clock::new());
+        let Restored { cluster, guard, .. } = restore(&minted(), loaded, &clock());
         assert_eq!(guard.frozen(), None);
         let workload = cluster.workloads().values().next().unwrap();
         assert!(workload.routes.is_some());

@@ -88,14 +88,18 @@ impl Controller {
             shutdown,
         } = tokens;
         let began = Instant::now();
-        let clock = Clock::new();
         let loading = async {
+            // Written when the lease was won, or renewed since: this clock is behind by half a second at most.
+            let Some(written) = self.store.lease_written().await? else {
+                return Ok(None);
+            };
+            let clock = Clock::at(written);
             let Some(minted) = self.mint(memory.floor, &clock, keeper.clock()).await? else {
                 return Ok(None);
             };
             keeper.leads(minted.record.term);
             let loaded = self.store.load(minted.fence, minted.fence).await?;
-            Ok::<_, StoreError>(Some((minted, loaded)))
+            Ok::<_, StoreError>(Some((clock, minted, loaded)))
         };
         let ended = || End::Deposed("the lease has ended".to_owned());
         let loaded = tokio::select! {
@@ -103,7 +107,7 @@ impl Controller {
             () = shutdown.cancelled() => return Ok(End::Stopped),
             loaded = loading => loaded?,
         };
-        let Some((minted, loaded)) = loaded else {
+        let Some((clock, minted, loaded)) = loaded else {
             return Ok(ended());
         };
         let term = minted.record.term;
@@ -123,7 +127,7 @@ impl Controller {
         let rebuild = async |recovery| {
             // The lease is about to be emptied with the rest: it holds for what the clock still gives.
             released.cancel();
-            self.rebuild(recovery, &minted.record).await
+            self.rebuild(recovery, &minted.record, clock.now()).await
         };
         let end = running.until_over(shutdown, rebuild).await;
         self.metrics.led(0);
@@ -164,7 +168,7 @@ impl Controller {
     async fn begin(
         &self,
         minted: &Minted,
-        restored: Restored,
+        mut restored: Restored,
         keeper: &Keeper,
         clock: Clock,
         lost: &CancellationToken,
@@ -184,6 +188,9 @@ impl Controller {
             metrics: self.metrics.clone(),
         };
         ears.listen(&hearing, &over).await.map_err(unavailable)?;
+        // What reading has taken was no silence of the hosts.
+        restored.cluster.listen_from(clock.now());
+        restored.guard.listen_from(clock.now());
         let begin = Begin {
             cluster: restored.cluster,
             guard: restored.guard,

@@ -122,9 +122,11 @@ impl Book {
                 drain: None,
                 joined: now,
                 dead_since: None,
+                boot: None,
             });
             record.info = told.beat.info.clone();
             record.dead_since = None;
+            record.boot = Some(told.beat.boot.clone());
             for revision in &told.held.revisions {
                 self.know(revision.clone());
             }

@@ -140,6 +140,19 @@ fn hosts_alone_are_enough() {
 }
 
 #[test]
+fn sequences_end_at_the_last_that_there_can_be() {
+    let mut told = host("h1", "old", &[("web", 2, 1, 5)]);
+    told.beat.table_seq = u64::MAX - 1;
+    let rebuilt = rebuild(sources(vec![told]), &by()).unwrap();
+    assert_eq!(
+        rebuilt.next_sequence,
+        u64::MAX,
+        "and not from the beginning"
+    );
+    assert!(value(&rebuilt, "workload.shop.web").is_some());
+}
+
+#[test]
 fn a_backup_brings_history_and_what_was_not_placed() {
     let told = vec![host("h1", "old", &[("web", 3, 1, 9)])];
     let limited = json!({

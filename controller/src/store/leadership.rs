@@ -12,8 +12,8 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use wasmorch_api::record::{Lease, TermRecord};
-use wasmorch_api::subjects;
 use wasmorch_api::subjects::key;
+use wasmorch_api::{Timestamp, subjects};
 
 use super::batch::{delete_marker, expected, is_marker};
 use super::{Store, StoreError};
@@ -67,6 +67,15 @@ impl Store {
         self.put(key::LEASE, &headers, Bytes::new())
             .await
             .map(|_| ())
+    }
+
+    /// The store's own time when the lease was last written; `None`: nobody has.
+    pub async fn lease_written(&self) -> Result<Option<Timestamp>, StoreError> {
+        let last = self.last_message(key::LEASE).await?;
+        Ok(last.map(|message| {
+            let ms = message.time.unix_timestamp_nanos() / 1_000_000;
+            Timestamp(u64::try_from(ms).unwrap_or(0))
+        }))
     }
 
     /// Reads the term in force, with the sequence to expect.

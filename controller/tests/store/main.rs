@@ -7,7 +7,7 @@ mod fake_host;
 mod plans;
 mod server;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream;
 use bytes::Bytes;
@@ -135,6 +135,23 @@ async fn a_deposed_leader_writes_nothing() {
         matches!(error, StoreError::Fenced),
         "a term is begun once: {error}"
     );
+}
+
+#[tokio::test]
+async fn the_stores_own_time_is_that_of_the_last_lease() {
+    let server = Server::start();
+    let store = open(&server).await;
+    assert_eq!(store.lease_written().await.unwrap(), None);
+    // The server's clock is this one.
+    let before = Timestamp::from(SystemTime::now());
+    let first = store.write_lease(&lease("l1"), 0, &times()).await.unwrap();
+    let written = store.lease_written().await.unwrap().unwrap();
+    let after = Timestamp::from(SystemTime::now());
+    assert!(before <= written && written <= after, "{written}");
+    let second = store.write_lease(&lease("l1"), first, &times()).await;
+    second.unwrap();
+    let renewed = store.lease_written().await.unwrap().unwrap();
+    assert!(after <= renewed, "{renewed}");
 }
 
 #[tokio::test]

@@ -82,6 +82,13 @@ pub struct Host {
     pub(crate) names_removed: bool,
     /// The starts before its current one.
     pub(crate) boots: Boots,
+    /// The start that the store knows to be the one that may start what must not run twice.
+    pub(crate) granted: Option<BootId>,
+    /// So long after a start of it was last heard nothing of that runs that must not run twice: the longest
+    /// of what it was given in this term; zero: nothing.
+    pub(crate) once_for: Duration,
+    /// Its last heartbeat says that it ends.
+    pub(crate) leaves: bool,
     /// Sets of leaders whose term is over that it has refused since its start; `None`: not heard yet.
     pub(crate) stale_sets: Option<u64>,
     /// When it was last said that it refuses some.
@@ -95,6 +102,7 @@ pub struct Host {
 impl Host {
     pub(crate) fn new(record: HostRecord, stored: bool, since: Timestamp) -> Self {
         Self {
+            granted: record.boot.clone().filter(|_| stored),
             record,
             stored,
             recorded: stored,
@@ -126,6 +134,8 @@ impl Host {
             unsure: BTreeMap::new(),
             names_removed: false,
             boots: Boots::default(),
+            once_for: Duration::ZERO,
+            leaves: false,
             stale_sets: None,
             stale_said: None,
             term_said: None,
@@ -143,7 +153,8 @@ impl Host {
             story: VecDeque::new(),
             unsure: self.unsure.clone(),
             zone: self.zone.clone(),
-            boots: Boots::default(),
+            boots: self.boots.clone(),
+            granted: self.granted.clone(),
             removals: None,
             ..*self
         }

@@ -199,6 +199,7 @@ impl Cluster {
                 host.record.info == record.info && host.record.cordoned == record.cordoned;
             let until = |drain: Option<Drain>| drain.map(|drain| drain.deadline);
             let same_drain = until(host.record.drain) == until(record.drain);
+            host.granted.clone_from(&record.boot);
             host.record = record;
             (host.stored, host.recorded) = (true, true);
             if !same_drain {

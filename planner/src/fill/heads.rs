@@ -79,6 +79,7 @@ impl Fill {
 
     fn has_room(&self, ground: &Ground<'_>, pool: &Pool, rank: Rank) -> bool {
         pool.fits(rank, self.wants)
+            && !(self.once && pool.room(rank).doubled)
             && self.named(pool, rank)
             && (self.ports.is_empty() || pool.ports_free(ground.cluster, rank, &self.ports))
     }

@@ -4,6 +4,7 @@
 use wasmorch_api::HostId;
 
 use crate::booked::Booked;
+use crate::boots::once_for;
 use crate::cluster::Cluster;
 
 impl Cluster {
@@ -61,12 +62,14 @@ impl Cluster {
                 let Some(revision) = workload.revisions.get(&group.revision) else {
                     continue;
                 };
+                host.once_for = host.once_for.max(once_for(&revision.spec));
                 for slot in &group.slots {
                     let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
                     host.booked = host.booked.plus(booked);
                 }
             }
         }
+        self.recount_held();
         for key in self.workloads.keys() {
             self.agenda.whole(key);
         }

@@ -2,11 +2,12 @@
 
 use std::cmp::Ordering;
 
-use wasmorch_api::{HostId, WorkloadKey};
+use wasmorch_api::{HostId, Slot, WorkloadKey};
 
 use super::{Changed, by_key, diff};
 use crate::booked::Booked;
 use crate::cluster::Cluster;
+use crate::quota::note_held;
 
 impl Cluster {
     /// The host is gone for good, and all that was on it.
@@ -42,6 +43,12 @@ impl Cluster {
         self.bound.remove(key);
         self.scaling.remove(key);
         self.count_priority(workload.counted_as, None);
+        let mut slots: Vec<Slot> = workload.slots.iter().map(|(slot, _)| *slot).collect();
+        slots.dedup();
+        for slot in slots {
+            let counted = workload.slot_counts(key, slot);
+            note_held(&mut self.held, &key.namespace, counted, Booked::default());
+        }
         for (number, placed) in &workload.placements {
             let Some(host) = self.hosts.get_mut(&placed.host) else {
                 continue;

@@ -50,6 +50,13 @@ impl<'a> Filters<'a> {
             return self.elsewhere.iter().cloned().collect();
         }
         let mut removed: Vec<Removed> = state(host).into_iter().collect();
+        if on.spec.runs_once() && host.boots.doubled() {
+            let fix = format!(
+                "stop one of the two daemons that speak as {}",
+                host.info().name
+            );
+            removed.push(self::removed("two daemons speak as it", Effort::Wait, fix));
+        }
         let class = self.classes.entry(host.class).or_insert_with(|| {
             let class = on.cluster.classes.get(host.class);
             let class = class.into_iter();

@@ -15,7 +15,7 @@ fn waiting(replicas: u32, lost_after: u64, reconcile: Reconcile) -> WorkloadSpec
     wanted
 }
 
-fn exclusive() -> WorkloadSpec {
+pub(super) fn exclusive() -> WorkloadSpec {
     let mut wanted = waiting(1, 20, Reconcile::KeepOriginal);
     wanted.disconnect.stop_after = Some(HumanDuration::secs(10));
     wanted.disconnect.exclusive = true;

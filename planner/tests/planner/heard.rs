@@ -254,6 +254,57 @@ fn a_new_leader_listens_until_all_hosts_have_said_what_they_hold_or_are_given_up
 }
 
 #[test]
+fn more_hosts_than_can_be_are_not_taken_up_and_bar_nobody_who_is_known() {
+    const HOSTS_MAX: usize = 65_536;
+    let mut world = World::new(1);
+    let speaks = |world: &mut World, n: usize| {
+        let beat = Heartbeat {
+            host: host(n),
+            ..world.beat(&host(1))
+        };
+        said(world, beat, EventKind::AlarmFull)
+    };
+    for n in 2..=HOSTS_MAX {
+        assert_eq!(speaks(&mut world, n), []);
+    }
+    assert_eq!(world.cluster.hosts().len(), HOSTS_MAX);
+    let told = speaks(&mut world, HOSTS_MAX + 1);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].1.contains("host-rm"), "{told:?}");
+    assert_eq!(speaks(&mut world, HOSTS_MAX + 2), [], "said once a minute");
+    assert_eq!(world.cluster.hosts().len(), HOSTS_MAX);
+    assert_eq!(speaks(&mut world, HOSTS_MAX), []);
+}
+
+#[test]
+fn time_in_which_a_new_leader_did_not_listen_is_no_silence() {
+    let mut world = World::new(4);
+    world.deploy(spec("1", 4), Kind::Service);
+    world.run(6);
+    let late = Duration::from_secs(9);
+    let quiet = |world: &mut World| {
+        let observed = world.cluster.observe(Observation::Tick, world.now);
+        assert_eq!(observed.events, []);
+        assert!(
+            world.cluster.listens(world.now),
+            "nobody had the time to speak"
+        );
+        let after = world.now.after(Duration::from_secs(5));
+        assert!(!world.cluster.listens(after));
+    };
+    // It read for so long.
+    world.new_leader();
+    world.now = world.now.after(late);
+    world.cluster.listen_from(world.now);
+    quiet(&mut world);
+    // Its first plan took so long.
+    world.new_leader();
+    world.now = world.now.after(late);
+    quiet(&mut world);
+    assert!(world.plan().is_empty());
+}
+
+#[test]
 fn a_term_beyond_all_that_can_have_begun_is_not_followed_and_told_of_once_a_minute() {
     let mut world = World::new(1);
     let says = |world: &mut World, term: u64| {

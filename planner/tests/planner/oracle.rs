@@ -1,6 +1,7 @@
 //! What every plan of a world is held against: one made from scratch, and the ranking of single hosts.
 
 use wasmorch_api::EventKind;
+use wasmorch_api::messages::QuotaRequest;
 
 use super::*;
 
@@ -87,6 +88,12 @@ impl World {
             status.map(|one| (one.workload, one.slots)).collect()
         };
         assert_eq!(trouble(&self.cluster), trouble(whole));
+        // What a quota counts is kept as sets change, and counted anew.
+        let held = |cluster: &Cluster| {
+            let asked = commands::quota(cluster, &QuotaRequest::default(), &self.call());
+            asked.unwrap().reply.used
+        };
+        assert_eq!(held(&self.cluster), held(whole));
         let scratch = Plan {
             unplaced: plan.unplaced.clone(),
             ..scratch

@@ -385,8 +385,12 @@ impl World {
     pub(crate) fn new_leader(&mut self) {
         let mut cluster = new_cluster(self.cluster.term.0 + 1, self.now);
         let mut entries: Vec<_> = self.store.values().cloned().collect();
-        // Records first.
-        entries.sort_by_key(|(write, _)| !matches!(write, Write::Record(_)));
+        // Records first, then revisions.
+        entries.sort_by_key(|(write, _)| match write {
+            Write::Record(_) => 0,
+            Write::Revision(_) => 1,
+            _ => 2,
+        });
         for (write, sequence) in entries {
             let entry = Stored::parse(&write.key(), &write.body().unwrap())
                 .unwrap()
