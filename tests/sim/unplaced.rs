@@ -63,9 +63,16 @@ impl World {
         self.ports_are_short(key, open)
             || self.a_zone_is_short(key)
             || self.waits_at_home(key)
-            || self.laws.limited
+            || self.laws.quota.is_some()
+            || self.rules_are_narrow(key)
             || wanted + 2 > seats
             || total > open * self.weather.room
+    }
+
+    /// It asks for room or for labels in a way that numbers of hosts alone do not tell, and no host has a
+    /// place for one more.
+    fn rules_are_narrow(&self, key: &WorkloadKey) -> bool {
+        self.rules.are_there() && self.who_could_take(key).is_none()
     }
 
     /// A slot's volumes lie on a host that is there and takes nothing new: it waits for that one.
@@ -77,7 +84,7 @@ impl World {
     }
 
     /// Nobody has told it to take nothing.
-    fn takes_new(&self, host: &HostId) -> bool {
+    pub(crate) fn takes_new(&self, host: &HostId) -> bool {
         let known = self.laws.host(host);
         known.is_none_or(|known| !known.cordoned && known.drain.is_none())
     }

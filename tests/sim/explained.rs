@@ -1,0 +1,102 @@
+//! What does not run is explained, and what is said of it is so.
+//!
+//! A second reading of `explain`: by sets and records as stored, by what hosts are, and by nothing of how
+//! places are chosen.
+
+use wasmorch_api::messages::Unplaced;
+use wasmorch_api::{Record, Slot, WorkloadKey, WorkloadSpec};
+use wasmorch_planner::{Host, queries};
+
+use super::law::{Broken, Law};
+use super::rules;
+use super::world::World;
+
+impl World {
+    /// Slots without any placement: no host has a place for them that they may have, and what is said of
+    /// it is so.
+    pub(crate) fn slots_missing(&self, key: &WorkloadKey, record: &Record) -> Option<Broken> {
+        let placed = self.slots_placed(key);
+        let wanted = u64::from(record.wanted());
+        let missing = (1..=wanted).filter(|slot| !placed.contains(&Slot(*slot)));
+        let missing = missing.count();
+        if missing == 0 {
+            return None;
+        }
+        if !self.quota_is_used_up()
+            && let Some(at) = self.who_could_take(key)
+        {
+            return Law::Running.by(format!(
+                "{missing} slots of {key} wait, and host{at} has a place for one"
+            ));
+        }
+        let leading = self.controllers.iter().find_map(|one| one.leads())?;
+        let unplaced = queries::status(&leading.cluster, key, false)?.unplaced;
+        let Some(unplaced) = unplaced else {
+            return Law::Explained.by(format!(
+                "{missing} slots of {key} wait, and nobody says why"
+            ));
+        };
+        Law::Explained.by(self.untrue(key, record, &unplaced))
+    }
+
+    /// As many slots as the namespace may have, or more since it may have fewer.
+    pub(crate) fn quota_is_used_up(&self) -> bool {
+        let most = self.laws.quota;
+        most.is_some_and(|most| self.laws.slots_held() >= most)
+    }
+
+    /// What is said of more hosts than it is true of.
+    fn untrue(&self, key: &WorkloadKey, record: &Record, unplaced: &Unplaced) -> Option<String> {
+        let leading = self.controllers.iter().find_map(|one| one.leads())?;
+        let spec = self.laws.spec_of(key, record.asked())?;
+        let hosts = leading.cluster.hosts();
+        unplaced.filtered.iter().find_map(|(filter, said)| {
+            let so = hosts
+                .values()
+                .filter(|host| self.is_so(filter, host, key, spec));
+            let so = so.count();
+            (so < *said as usize).then(|| {
+                format!("of {key} it is said that {said} hosts: {filter}, which is so of {so}")
+            })
+        })
+    }
+
+    fn is_so(&self, filter: &str, host: &Host, key: &WorkloadKey, spec: &WorkloadSpec) -> bool {
+        let info = host.info();
+        let id = &host.record.host;
+        let known = self.laws.host(id);
+        let room = self.room(id, spec);
+        if let Some(room) = room.iter().find(|room| room.dimension == filter) {
+            return room.lacks();
+        }
+        let (word, rest) = filter.split_once(' ').unwrap_or((filter, ""));
+        match word {
+            "dead" | "left" => {
+                let actors = self.actors_of(id);
+                actors.iter().all(|at| self.hosts[*at].up.is_none())
+            }
+            "cordoned" => known.is_some_and(|known| known.cordoned),
+            "draining" => known.is_some_and(|known| known.drain.is_some()),
+            "without" => !info.features.iter().any(|one| one == rest),
+            "taint" => {
+                rules::taint(info, spec).is_some() && info.taints.iter().any(|one| one == rest)
+            }
+            "constraint" => !rules::has_labels(info, spec),
+            "distinct" => !rules::has_labels(info, spec) || self.crowd(info, key, spec).is_some(),
+            "has" => self.slots_on(id, key) > 0,
+            "port" => self.listens_there(id, spec),
+            "quota" => self.quota_is_used_up(),
+            // Of what must not run twice, and of data, other laws see to it.
+            "volumes" => !spec.bindings.volume.is_empty(),
+            "may" => spec.runs_once(),
+            _ => false,
+        }
+    }
+
+    fn slots_on(&self, id: &wasmorch_api::HostId, key: &WorkloadKey) -> usize {
+        let groups = self.laws.sets().get(id).into_iter();
+        let groups = groups.flat_map(|set| &set.groups);
+        let groups = groups.filter(|group| group.key() == *key);
+        groups.map(|group| group.slots.len()).sum()
+    }
+}
