@@ -1,4 +1,5 @@
-//! What does not run is explained, and what is said of it is so.
+//! What does not run is explained, and what is said of it is so; and what runs does not run from before a
+//! restart.
 //!
 //! A second reading of `explain`: by sets and records as stored, by what hosts are, and by nothing of how
 //! places are chosen.
@@ -48,13 +49,16 @@ impl World {
     /// What is said of more hosts than it is true of.
     fn untrue(&self, key: &WorkloadKey, record: &Record, unplaced: &Unplaced) -> Option<String> {
         let leading = self.controllers.iter().find_map(|one| one.leads())?;
-        let spec = self.laws.spec_of(key, record.asked())?;
+        // It may be of what runs, or of what is held or on trial.
+        let specs = [record.revision, record.asked()];
+        let specs = specs.map(|number| self.laws.spec_of(key, number));
         let hosts = leading.cluster.hosts();
         unplaced.filtered.iter().find_map(|(filter, said)| {
-            let so = hosts
-                .values()
-                .filter(|host| self.is_so(filter, host, key, spec));
-            let so = so.count();
+            let so = specs.iter().flatten().map(|spec| {
+                let so = |host: &&Host| self.is_so(filter, host, key, spec);
+                hosts.values().filter(so).count()
+            });
+            let so = so.max().unwrap_or(0);
             (so < *said as usize).then(|| {
                 format!("of {key} it is said that {said} hosts: {filter}, which is so of {so}")
             })
@@ -98,5 +102,20 @@ impl World {
         let groups = groups.flat_map(|set| &set.groups);
         let groups = groups.filter(|group| group.key() == *key);
         groups.map(|group| group.slots.len()).sum()
+    }
+
+    /// A replica that ran already when a restart was asked for, which has been acknowledged. On a host that
+    /// takes nothing new it stays where there is one on every host.
+    pub(crate) fn from_before_a_restart(&self, key: &WorkloadKey) -> Option<String> {
+        let last = self.user.oracle.restarted_after(key)?;
+        let stays = self.laws.is_per_host(key);
+        let hosts = self.hosts.iter();
+        let hosts = hosts.filter(|host| !stays || self.takes_new(&host.id));
+        let ups = hosts.filter_map(|host| host.up.as_ref());
+        let mut all = ups.flat_map(|up| up.runner.keys());
+        let old = all.find(|one| one.workload == *key && one.id.placement <= last)?;
+        Some(format!(
+            "{old} runs, and {key} was restarted after placement {last}"
+        ))
     }
 }

@@ -315,7 +315,11 @@ impl World {
         }
         let kinds = self.user.workloads();
         for (key, kind) in kinds {
+            // A host that a new revision's rules bar loses its replica at once, when there is one on every
+            // host.
+            let barred = self.rules.are_there() && self.laws.is_per_host(&key);
             if kind.ends()
+                || barred
                 || self.laws.has_changed_sides(&key)
                 || self.laws.preempted.contains(&key)
             {

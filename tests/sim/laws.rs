@@ -22,6 +22,8 @@ use super::world::World;
 
 /// A silent host is dead after this; `wasmorch_planner::DEAD_AFTER`, said again here on purpose.
 const DEAD_AFTER: u64 = 5_000;
+/// Two leaders' clocks, by so much at most.
+const CLOCKS_DIFFER: u64 = 3_000;
 
 /// One placement as a set names it.
 type Placed = (WorkloadKey, RevisionNumber, Slot, PlacementNumber);

@@ -470,17 +470,6 @@ impl World {
         Some(revision.spec)
     }
 
-    /// A replica that ran already when a restart was asked for, which has been acknowledged.
-    fn from_before_a_restart(&self, key: &WorkloadKey) -> Option<String> {
-        let last = self.user.oracle.restarted_after(key)?;
-        let ups = self.hosts.iter().filter_map(|host| host.up.as_ref());
-        let mut all = ups.flat_map(|up| up.runner.keys());
-        let old = all.find(|one| one.workload == *key && one.id.placement <= last)?;
-        Some(format!(
-            "{old} runs, and {key} was restarted after placement {last}"
-        ))
-    }
-
     /// Something runs that no workload wants.
     fn stray(&self) -> Option<String> {
         let runs = self

@@ -25,11 +25,17 @@ impl World {
             && state != Some(RolloutState::Paused)
             && self.awaits_a_person(record).is_none()
             && !self.waits_for_a_lost_host(key)
-            && !self.cannot_be_placed(key, if per_host { 0 } else { wanted })
+            && (per_host || self.slots_placed(key).len() as u64 >= wanted)
+            && !self.is_short(key, if per_host { 0 } else { wanted })
+    }
+
+    /// Nothing is to be expected to have a place.
+    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+        self.is_short(key, wanted) || self.rules_are_narrow(key)
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.
-    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+    fn is_short(&self, key: &WorkloadKey, wanted: u64) -> bool {
         let open = self
             .hosts
             .iter()
@@ -64,7 +70,6 @@ impl World {
             || self.a_zone_is_short(key)
             || self.waits_at_home(key)
             || self.laws.quota.is_some()
-            || self.rules_are_narrow(key)
             || wanted + 2 > seats
             || total > open * self.weather.room
     }

@@ -189,7 +189,12 @@ impl World {
         }
         let spec = self.laws.specs.get(&(key.clone(), placed.revision))?;
         let heard = leading.last_heard.get(&placed.host);
-        let silent = self.now - heard.copied().unwrap_or(leading.since);
+        // One that is on record as dead was silent for others before this leader began; their clocks differ.
+        let others = host.record.dead_since.map_or(u64::MAX, |dead| {
+            dead.0.saturating_sub(DEAD_AFTER + CLOCKS_DIFFER)
+        });
+        let since = heard.copied().unwrap_or(leading.since.min(others));
+        let silent = self.now - since;
         let after = DEAD_AFTER + spec.disconnect.lost_after.0.as_millis() as u64;
         (!spec.disconnect.replace || silent < after).then(|| {
             format!("{number} of {key} is replaced, its host silent for {silent} of {after} ms")
@@ -334,13 +339,14 @@ impl World {
 
 /// What a plan does to a rollout that a person, or its own failure, has stopped for a while: it stays as it is
 /// until somebody says otherwise, and nothing that serves is replaced meanwhile. One of several that go
-/// together goes back with the others.
+/// together goes back with the others, and what ends by itself does.
 fn paused_moves_on(cluster: &Cluster, plan: &Plan) -> Option<String> {
     let paused = |key: &WorkloadKey| {
         let workload = cluster.workload(key)?;
         let rollout = workload.record.active_rollout()?;
-        let alone = rollout.state == RolloutState::Paused && rollout.together.is_none();
-        alone.then_some((workload, rollout))
+        let alone = rollout.together.is_none() && !workload.record.kind.ends();
+        let paused = rollout.state == RolloutState::Paused;
+        (alone && paused).then_some((workload, rollout))
     };
     let moved = plan.update.iter().find_map(|after| {
         let (_, before) = paused(&after.key())?;
