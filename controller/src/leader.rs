@@ -26,7 +26,7 @@ use crate::control_loop::End;
 use crate::lease::{LeaseTimes, Watch, look_again};
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::store::{LeaseView, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// A store that fails is asked again this often.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
@@ -158,18 +158,12 @@ impl Controller {
         }
     }
 
-    /// Takes the lease if it is free, or still in our own name (an earlier write whose answer was
-    /// lost), or has not been renewed for as long as it lasts.
+    /// Takes the lease if it may be taken.
     async fn try_lease(&self, watch: &mut Watch) -> Result<Option<Won>, StoreError> {
-        let sequence = match self.store.read_lease().await? {
-            LeaseView::Free { sequence } => sequence,
-            LeaseView::Held { lease, sequence } if lease.leader == self.leader => sequence,
-            LeaseView::Held { sequence, .. } => {
-                if !watch.over(sequence, Instant::now(), &self.times) {
-                    return Ok(None);
-                }
-                sequence
-            }
+        let view = self.store.read_lease().await?;
+        let now = Instant::now();
+        let Some(sequence) = watch.may_take(&view, &self.leader, now, &self.times) else {
+            return Ok(None);
         };
         let lease = Lease {
             leader: self.leader.clone(),

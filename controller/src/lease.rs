@@ -20,6 +20,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use wasmorch_api::LeaderId;
+
+use crate::store::LeaseView;
+
 /// The lease's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
@@ -58,15 +62,33 @@ impl LeaseTimes {
 
 /// What a candidate has seen of another's lease.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub struct Watch {
     /// The last sequence, and when it was first read.
     seen: Option<(u64, Instant)>,
 }
 
 impl Watch {
-    /// The lease has been read, held by another, at `now`. `true`: it is over, and may be taken by a
-    /// write that expects `sequence`.
-    pub(crate) fn over(&mut self, sequence: u64, now: Instant, times: &LeaseTimes) -> bool {
+    /// The lease was read at `now`. `Some`: it may be taken, by a write that expects this sequence. It is
+    /// free, or still in our own name (an earlier write whose answer was lost), or has not been renewed
+    /// for as long as it lasts.
+    pub fn may_take(
+        &mut self,
+        lease: &LeaseView,
+        own: &LeaderId,
+        now: Instant,
+        times: &LeaseTimes,
+    ) -> Option<u64> {
+        match lease {
+            LeaseView::Free { sequence } => Some(*sequence),
+            LeaseView::Held { lease, sequence } => {
+                let may = lease.leader == *own || self.over(*sequence, now, times);
+                may.then_some(*sequence)
+            }
+        }
+    }
+
+    /// The lease has been read, held by another, at `now`. `true`: it is over.
+    fn over(&mut self, sequence: u64, now: Instant, times: &LeaseTimes) -> bool {
         match self.seen {
             Some((seen, at)) if seen == sequence => now >= at + times.ttl,
             _ => {
@@ -77,14 +99,14 @@ impl Watch {
     }
 
     /// When to look again: at the end of what is watched, or after `at_most`.
-    pub(crate) fn look_at(&self, now: Instant, at_most: Duration, times: &LeaseTimes) -> Instant {
+    pub fn look_at(&self, now: Instant, at_most: Duration, times: &LeaseTimes) -> Instant {
         let latest = now + at_most;
         self.seen
             .map_or(latest, |(_, at)| latest.min((at + times.ttl).max(now)))
     }
 
-    /// The lease was free, or the store did not say.
-    pub(crate) fn forget(&mut self) {
+    /// The store did not say.
+    pub fn forget(&mut self) {
         self.seen = None;
     }
 }
@@ -160,7 +182,7 @@ impl LeaseClock {
 
 /// How long a candidate waits before it looks again: a quarter of a second, and up to half as much
 /// again so that several candidates do not come at once. `dice` is any random number.
-pub(crate) fn look_again(dice: u64) -> Duration {
+pub fn look_again(dice: u64) -> Duration {
     Duration::from_millis(250 + dice % 125)
 }
 
@@ -265,6 +287,27 @@ mod tests {
         assert!(watch.over(8, read + ms(4_100), &times));
         watch.forget();
         assert!(!watch.over(8, read + ms(4_200), &times));
+    }
+
+    #[test]
+    fn what_is_free_or_ones_own_is_taken_at_once() {
+        let times = LeaseTimes::default();
+        let now = Instant::now();
+        let own: LeaderId = "c1".parse().unwrap();
+        let held = |by: &str| LeaseView::Held {
+            lease: wasmorch_api::record::Lease {
+                leader: by.parse().unwrap(),
+                term: wasmorch_api::Term(3),
+            },
+            sequence: 7,
+        };
+        let mut watch = Watch::default();
+        let mut may = |lease: &LeaseView, now| watch.may_take(lease, &own, now, &times);
+        assert_eq!(may(&LeaseView::Free { sequence: 5 }, now), Some(5));
+        assert_eq!(may(&held("c1"), now), Some(7));
+        assert_eq!(may(&held("c2"), now), None);
+        assert_eq!(may(&held("c2"), now + ms(1_999)), None);
+        assert_eq!(may(&held("c2"), now + ms(2_000)), Some(7));
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod clock;
 mod early_beat;
 mod live;
 
-use clock::Clock;
+pub use clock::Clock;
 use early_beat::EarlyBeat;
 use live::LiveLines;
 

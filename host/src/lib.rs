@@ -38,6 +38,12 @@ mod sandbox;
 mod tables;
 mod wire;
 
+/// What the simulator in `tests/sim` drives beside the agent.
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::driver::Clock;
+}
+
 pub use certificates::TlsSource;
 pub use child::Child;
 pub use compiler::serve as serve_compiler;

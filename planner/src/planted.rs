@@ -66,6 +66,14 @@ pub enum Bug {
     VerdictIgnored,
     /// A new replica counts before its answers have been heard of.
     AnswersNotAwaited,
+    /// A paused rollout goes on.
+    PauseIgnored,
+    /// What runs counts as new after a restart.
+    RestartForgotten,
+    /// A rollback rolls to where it was.
+    RollbackForgotten,
+    /// Constraints on labels bar no host.
+    ConstraintsIgnored,
 }
 
 #[cfg(feature = "planted")]

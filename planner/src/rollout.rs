@@ -39,6 +39,7 @@ pub(crate) fn replace(pass: &mut Pass<'_>) {
         .rollout
         .as_ref()
         .is_some_and(|rollout| rollout.state == RolloutState::Paused)
+        && !planted::is(Bug::PauseIgnored)
     {
         return;
     }

@@ -13,4 +13,8 @@ pub(crate) enum Bent {
     UnknownTakenAsNotStored,
     /// A host that is behind is not told.
     SyncNotAsked,
+    /// A candidate takes a lease that another holds.
+    LeaseNotWatched,
+    /// A leader goes on whatever its guard says.
+    GuardIgnored,
 }

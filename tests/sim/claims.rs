@@ -1,4 +1,5 @@
-//! What replicas claim of their hosts beside room: ports, and features that some hosts lack.
+//! What replicas claim of their hosts beside room: ports, and features, labels and taints that some hosts
+//! lack or have.
 //!
 //! Owns the laws of it, by the sets as stored; what runners make of two that listen on one port; and
 //! when a claim explains that something is not placed.
@@ -8,6 +9,7 @@ use wasmorch_host::runner::protocol::ReplicaKey;
 use wasmorch_planner::Plan;
 
 use super::host::Up;
+use super::rules;
 use super::runner::There;
 use super::world::World;
 
@@ -56,7 +58,7 @@ impl World {
                 let (key, host) = (&start.key, &start.host);
                 return Some(format!("{key} starts on {host}, where its port is taken"));
             }
-            if !self.has_features(&start.host, spec) {
+            if !self.suits(&start.host, spec) {
                 let (key, host) = (&start.key, &start.host);
                 return Some(format!("{key} starts on {host}, which cannot run it"));
             }
@@ -64,16 +66,21 @@ impl World {
         None
     }
 
-    fn has_features(&self, host: &HostId, spec: &WorkloadSpec) -> bool {
+    /// Whether a host is one of those that may run it.
+    pub(crate) fn suits(&self, host: &HostId, spec: &WorkloadSpec) -> bool {
         let needs = features::of_spec(spec);
         let mut hosts = self.hosts.iter().filter(|one| one.id == *host);
-        hosts.all(|host| needs.iter().all(|one| host.info.features.contains(one)))
+        hosts.all(|host| {
+            needs.iter().all(|one| host.info.features.contains(one))
+                && rules::taint(&host.info, spec).is_none()
+                && rules::has_labels(&host.info, spec)
+        })
     }
 
     /// Whether a host could run it at all.
     pub(crate) fn can_run(&self, at: usize, key: &WorkloadKey) -> bool {
         let spec = self.laws.spec(key);
-        spec.is_none_or(|spec| self.has_features(&self.hosts[at].id, spec))
+        spec.is_none_or(|spec| self.suits(&self.hosts[at].id, spec))
     }
 
     /// Whether ports may keep it from a place: it listens, and with all others that ever did there are

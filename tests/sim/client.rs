@@ -10,8 +10,8 @@ use wasmorch_api::messages::{
     ChangeRequest, DeployReply, QuotaRequest, RolloutAction, RolloutRequest,
 };
 use wasmorch_api::{
-    ApiError, Digest, ErrorCode, HostId, Kind, Name, RequestId, Timestamp, WorkloadKey,
-    WorkloadSpec,
+    ApiError, Digest, ErrorCode, HostId, Kind, Name, PlacementNumber, RequestId, Timestamp,
+    WorkloadKey, WorkloadSpec,
 };
 use wasmorch_planner::commands::{self, Call, DeployInput};
 use wasmorch_planner::{Cluster, Write};
@@ -164,7 +164,7 @@ impl UserCall {
             }
             Ask::Rollback => {
                 let done = commands::rollback(cluster, &rollout(None), &call)?;
-                return Ok((done.writes, Value::Null));
+                return Ok((done.writes, deployed(&done.reply)));
             }
             Ask::Rollout(action) => {
                 let done = commands::rollout(cluster, &rollout(Some(*action)), &call)?;
@@ -243,7 +243,10 @@ impl UserCall {
     }
 
     fn remembered(&self, first: Vec<Value>) -> Value {
-        if !matches!(self.ask, Ask::Deploy(..) | Ask::Manifest(..)) {
+        if !matches!(
+            self.ask,
+            Ask::Deploy(..) | Ask::Manifest(..) | Ask::Rollback
+        ) {
             return Value::Null;
         }
         let replies =
@@ -361,9 +364,10 @@ impl World {
         self.user_calls(key, ask);
     }
 
-    /// When all is well again nothing is to wait for a quota: that would excuse whatever does.
+    /// When all is well again nothing is to wait for a quota: that would excuse whatever does. In some worlds
+    /// it stays, and is to explain what waits.
     pub(crate) fn user_lifts_quota(&mut self) {
-        if self.laws.limited {
+        if self.laws.quota.is_some() && !self.rules.keep_quota() {
             self.user_calls(self.user.hosts.clone(), Ask::Quota(None));
         }
     }
@@ -377,10 +381,19 @@ impl World {
         self.user.next = id;
         let words = call.words();
         self.say("user", || words);
-        self.user.oracle.asked(&call);
+        let newest = self.newest_placement(&call.key);
+        self.user.oracle.asked(&call, newest);
         let open = Open { call, attempt: 0 };
         self.user.open.insert(id, open);
         self.user_asks(id);
+    }
+
+    /// The newest placement of a workload that has a replica anywhere.
+    fn newest_placement(&self, key: &WorkloadKey) -> Option<PlacementNumber> {
+        let ups = self.hosts.iter().filter_map(|host| host.up.as_ref());
+        let all = ups.flat_map(|up| up.runner.keys());
+        let mine = all.filter(|one| one.workload == *key);
+        mine.map(|one| one.id.placement).max()
     }
 
     /// To whoever leads, or believes so.

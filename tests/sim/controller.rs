@@ -1,17 +1,20 @@
 //! A controller's leadership: candidate, lease, term, load; as `controller/src/leader` does it.
 //!
 //! Owns the steps up to a running term and the keeping of the lease. The running term itself is
-//! `term`'s. The lease's clock, the guard and the pace are the controller's real ones.
+//! `term`'s. Who may take the lease and until when it holds, the guard and the pace are the
+//! controller's real ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use wasmorch_api::record::TermRecord;
+use wasmorch_api::record::{Lease as LeaseRecord, TermRecord};
 use wasmorch_api::{ClusterId, LeaderId, Term, Timestamp};
-use wasmorch_controller::lease::{LeaseClock, LeaseTimes};
+use wasmorch_controller::lease::{LeaseClock, LeaseTimes, Watch, look_again};
 use wasmorch_controller::simulation::{Guard, Question};
+use wasmorch_controller::store::LeaseView;
 use wasmorch_planner::{Cluster, Stored};
 
+use super::bent::Bent;
 use super::term::Leading;
 use super::wire::{Answer, Event, Node, Op, Wake};
 use super::world::World;
@@ -83,6 +86,8 @@ pub(crate) struct Controller {
     cluster: Option<ClusterId>,
     pub(crate) phase: Phase,
     pub(crate) lease: Option<Lease>,
+    /// What it has seen of another's.
+    watch: Watch,
     rpc: u64,
     pub(crate) pending: BTreeMap<u64, Purpose>,
 }
@@ -98,6 +103,7 @@ impl Controller {
             cluster: None,
             phase: Phase::Down,
             lease: None,
+            watch: Watch::default(),
             rpc: 0,
             pending: BTreeMap::new(),
         }
@@ -145,6 +151,7 @@ impl World {
         let controller = &mut self.controllers[at];
         controller.phase = Phase::Candidate;
         controller.lease = None;
+        controller.watch = Watch::default();
         controller.pending.clear();
         self.wake_controller(at, self.now + wait, Wake::Look);
     }
@@ -198,7 +205,7 @@ impl World {
             return;
         };
         match purpose {
-            Purpose::LookAtLease => self.lease_seen(at, &answer),
+            Purpose::LookAtLease => self.lease_seen(at, answer),
             Purpose::TakeLease { sent } => self.lease_taken(at, sent, &answer),
             Purpose::Renew { sent } => self.lease_renewed(at, sent, &answer),
             Purpose::StillOurs => self.lease_still_ours(at, &answer),
@@ -213,30 +220,55 @@ impl World {
 
     // The lease.
 
-    fn lease_seen(&mut self, at: usize, answer: &Answer) {
-        let wait = match answer {
-            Answer::Lease(holder, sequence) => {
-                let leader = self.controllers[at].leader.clone();
-                if holder.as_ref().is_none_or(|holder| *holder == leader) {
-                    let purpose = Purpose::TakeLease { sent: self.now };
-                    let expect = *sequence;
-                    let op = Op::WriteLease { leader, expect };
-                    self.ask_store(at, purpose, op, PATIENCE);
-                    return;
-                }
-                250 + self.rng.between(0, 124)
-            }
-            _ => STORE_AGAIN,
+    fn lease_seen(&mut self, at: usize, answer: Answer) {
+        let Answer::Lease(holder, sequence) = answer else {
+            return self.lease_unknown(at);
         };
-        self.wake_controller(at, self.now + wait, Wake::Look);
+        let view = match holder.filter(|_| self.bent != Some(Bent::LeaseNotWatched)) {
+            None => LeaseView::Free { sequence },
+            Some(leader) => LeaseView::Held {
+                lease: LeaseRecord {
+                    leader,
+                    term: Term(0),
+                },
+                sequence,
+            },
+        };
+        let now = self.instant(self.now);
+        let controller = &mut self.controllers[at];
+        let leader = controller.leader.clone();
+        let may = controller
+            .watch
+            .may_take(&view, &leader, now, &LeaseTimes::default());
+        let Some(expect) = may else {
+            return self.look_later(at);
+        };
+        let purpose = Purpose::TakeLease { sent: self.now };
+        let op = Op::WriteLease { leader, expect };
+        self.ask_store(at, purpose, op, PATIENCE);
+    }
+
+    /// When the lease would be over, or soon.
+    fn look_later(&mut self, at: usize) {
+        let (now, dice) = (self.instant(self.now), self.rng.next());
+        let watch = &self.controllers[at].watch;
+        let wake = watch.look_at(now, look_again(dice), &LeaseTimes::default());
+        self.wake_controller(at, self.time_of(wake), Wake::Look);
+    }
+
+    /// The store does not say.
+    fn lease_unknown(&mut self, at: usize) {
+        self.controllers[at].watch.forget();
+        self.wake_controller(at, self.now + STORE_AGAIN, Wake::Look);
     }
 
     fn lease_taken(&mut self, at: usize, sent: u64, answer: &Answer) {
-        let &Answer::Stored(sequence) = answer else {
-            let wait = 250 + self.rng.between(0, 124);
-            self.wake_controller(at, self.now + wait, Wake::Look);
-            return;
+        let sequence = match answer {
+            Answer::Stored(sequence) => *sequence,
+            Answer::Fenced => return self.look_later(at),
+            _ => return self.lease_unknown(at),
         };
+        self.law_of_one_lease(at);
         let clock = LeaseClock::won(LeaseTimes::default(), self.instant(sent));
         self.controllers[at].lease = Some(Lease { clock, sequence });
         self.controllers[at].phase = Phase::Beginning;

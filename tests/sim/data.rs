@@ -10,6 +10,7 @@ use wasmorch_api::{HostId, PlacementNumber, Removal, RemovalId, WorkloadKey};
 use wasmorch_host::agent::Event as AgentEvent;
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey};
 
+use super::law::Law;
 use super::wire::HostWake;
 use super::world::World;
 
@@ -52,9 +53,10 @@ impl World {
             let wrote = data.wrote.remove(&key).unwrap_or_default();
             if let Some(later) = wrote.range(removal.id.before..).next() {
                 let before = removal.id.before;
-                self.broken(format!(
+                let how = format!(
                     "host{at} removes what placement {later} of {key} has written, not only what those before {before} have"
-                ));
+                );
+                self.broken(Law::DataKept, how);
                 return;
             }
         }

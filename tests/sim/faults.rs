@@ -155,13 +155,16 @@ impl World {
 
     fn jump_clock(&mut self) {
         let at = self.rng.below(self.hosts.len());
-        let by = self.rng.between(1_000, 3_600_000);
+        let by = self.rng.between(1_000, 3_600_000) as i64;
+        let by = if self.rng.one_in(2) { -by } else { by };
+        self.clock_set(at, by);
         let host = &mut self.hosts[at];
-        host.ahead += by;
-        // What has been well for long by that clock counts as such.
-        host.law.forgive();
-        host.law.jumped = self.now;
-        self.say_host(at, || format!("its clock jumps {} s ahead", by / 1_000));
+        if by > 0 {
+            // What has been well for long by that clock counts as such.
+            host.law.forgive();
+            host.law.jumped = self.now;
+        }
+        self.say_host(at, || format!("its clock is set by {} s", by / 1_000));
         if self.hosts[at].up.is_some() {
             self.wake_host(at, 0, HostWake::Agent);
         }
@@ -182,7 +185,7 @@ impl World {
         let copy = self.store.copies[at].clone();
         let (from, to) = (self.store.bucket.last, copy.last);
         self.say("store", || format!("is put back from {from} to {to}"));
-        self.store.restore(copy);
+        self.store.restore(copy, self.now);
         self.user.oracle.void = true;
         let revisions = self.store.revisions();
         self.laws.store_regressed(&revisions);

@@ -10,6 +10,7 @@ use wasmorch_api::status::Capacity;
 use wasmorch_api::{BootId, ClusterId, HostId, HostInfo, Name, Timestamp, features};
 use wasmorch_host::agent::{Agent, Effect, Event as AgentEvent, Held, Identity};
 use wasmorch_host::runner::protocol::{FromRunner, ReplicaKey};
+use wasmorch_host::simulation::Clock;
 use wasmorch_planner::Observation;
 
 use super::data::Data;
@@ -38,8 +39,8 @@ pub(crate) struct HostNode {
     /// What the laws know of this data folder; a copy of the folder has its own.
     pub(crate) law: HostLaw,
     pub(crate) up: Option<Up>,
-    /// Its wall clock is so far ahead.
-    pub(crate) ahead: u64,
+    /// Its wall clock is so far ahead of the true time, or behind it.
+    pub(crate) ahead: i64,
     pub(crate) slow: bool,
     /// It never comes back.
     pub(crate) gone: bool,
@@ -50,6 +51,8 @@ pub(crate) struct HostNode {
 /// A running daemon.
 pub(crate) struct Up {
     pub(crate) agent: Agent,
+    /// The daemon's own, by the rule of the real one: set forward it follows, set back it does not.
+    pub(crate) clock: Clock,
     pub(crate) runner_inc: u64,
     pub(crate) runner: BTreeMap<ReplicaKey, Run>,
     rpc: u64,
@@ -63,7 +66,7 @@ impl World {
         let at = self.hosts.len();
         let id = HostId::from_random(self.rng.id_bytes());
         let zone = format!("z{}", at % 3);
-        let info = HostInfo {
+        let mut info = HostInfo {
             name: Name::nearest(&format!("h{at}")).expect("a name"),
             labels: BTreeMap::from([("zone".to_owned(), zone)]),
             // One of an earlier version.
@@ -80,6 +83,7 @@ impl World {
             },
             ..HostInfo::default()
         };
+        self.rules.outfit(at, &mut info);
         let slow = self.weather.slow_hosts > 0 && self.rng.one_in(self.weather.slow_hosts);
         self.hosts.push(HostNode {
             inc: 0,
@@ -115,7 +119,25 @@ impl World {
     }
 
     pub(crate) fn host_clock(&self, at: usize) -> Timestamp {
-        Timestamp(self.now + self.hosts[at].ahead)
+        let wall = self.wall_clock(at);
+        let up = self.hosts[at].up.as_ref();
+        up.map_or(wall, |up| {
+            let mut clock = up.clock;
+            clock.follow(wall, self.instant(self.now))
+        })
+    }
+
+    fn wall_clock(&self, at: usize) -> Timestamp {
+        Timestamp(self.now.saturating_add_signed(self.hosts[at].ahead))
+    }
+
+    /// Somebody sets a machine's clock.
+    pub(crate) fn clock_set(&mut self, at: usize, by: i64) {
+        self.hosts[at].ahead += by;
+        let (wall, now) = (self.wall_clock(at), self.instant(self.now));
+        if let Some(up) = &mut self.hosts[at].up {
+            up.clock.follow(wall, now);
+        }
     }
 
     pub(crate) fn host_starts(&mut self, at: usize) {
@@ -123,6 +145,8 @@ impl World {
             return;
         }
         let boot = BootId::from_random(self.rng.id_bytes());
+        let clock = Clock::set(self.wall_clock(at), self.instant(self.now));
+        let born = self.wall_clock(at).0;
         let host = &mut self.hosts[at];
         host.inc += 1;
         // Through the form in which it lies on the disk.
@@ -131,7 +155,7 @@ impl World {
             serde_json::from_slice(&bytes).expect("what was written reads back")
         });
         host.law.started(held.as_ref());
-        host.law.born = self.now + host.ahead;
+        host.law.born = born;
         host.law.boot = Some(boot.clone());
         let identity = Identity {
             host: host.id.clone(),
@@ -140,6 +164,7 @@ impl World {
         };
         host.up = Some(Up {
             agent: Agent::new(identity, held),
+            clock,
             runner_inc: 0,
             runner: BTreeMap::new(),
             rpc: 0,

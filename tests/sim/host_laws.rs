@@ -12,6 +12,7 @@ use wasmorch_api::{
 use wasmorch_host::agent::{Effect, Event as AgentEvent, Held};
 use wasmorch_host::runner::protocol::{Launch, ReplicaKey, ToRunner};
 
+use super::law::Law;
 use super::runner::{Run, There};
 use super::world::World;
 
@@ -144,7 +145,8 @@ impl World {
                 format!("{:?} {leader:?} {}", set_term, up.agent.sequence()),
                 format!("{:?} {:?} {}", law.term, law.leader, law.sequence),
             );
-            self.broken(format!("host{at} obeys {told}, and should obey {should}"));
+            let how = format!("host{at} obeys {told}, and should obey {should}");
+            self.broken(Law::Obeys, how);
             return;
         }
         let mut forgiven = Vec::new();
@@ -152,7 +154,7 @@ impl World {
             let Effect::ToRunner(message) = effect else {
                 continue;
             };
-            let clock = self.now + host.ahead;
+            let clock = self.host_clock(at).0;
             let over = |replica: &ReplicaKey| {
                 let run = up.runner.get(replica);
                 let until = run.and_then(|run| law.runs_until(run.stop_after, run.once));
@@ -163,15 +165,15 @@ impl World {
                     forgiven.push(seat(replica));
                     None
                 }
-                ToRunner::Prepare { replica, .. } | ToRunner::Start { replica } => {
-                    (!law.wanted.contains(&seat(replica)))
-                        .then_some((replica, "starts what no set names"))
-                }
+                ToRunner::Prepare { replica, .. } | ToRunner::Start { replica } => (!law
+                    .wanted
+                    .contains(&seat(replica)))
+                .then_some((Law::StartsWanted, replica, "starts what no set names")),
                 ToRunner::Drain { replica, .. } => {
                     let seat = seat(replica);
                     let runs = law.wanted.contains(&seat) && !law.rests.contains(&seat);
                     let kept = before.holds || runs;
-                    kept.then_some((replica, "ends what it should hold"))
+                    kept.then_some((Law::EndsUnwanted, replica, "ends what it should hold"))
                 }
                 ToRunner::Stop { replica } => {
                     let ending = up
@@ -179,13 +181,13 @@ impl World {
                         .get(replica)
                         .is_none_or(|run| run.there == There::Ending);
                     let kept = law.wanted.contains(&seat(replica)) && !ending;
-                    kept.then_some((replica, "stops what it should hold"))
+                    kept.then_some((Law::EndsUnwanted, replica, "stops what it should hold"))
                 }
                 _ => None,
             };
-            if let Some((replica, what)) = wrong {
+            if let Some((law, replica, what)) = wrong {
                 let words = format!("host{at} {what}: {replica}");
-                self.broken(words);
+                self.broken(law, words);
                 return;
             }
         }
@@ -211,7 +213,7 @@ impl World {
     /// Nothing runs on that should have ended when no leader heard this host.
     pub(crate) fn law_of_silence(&mut self, at: usize) {
         let host = &self.hosts[at];
-        let clock = self.now + host.ahead;
+        let clock = self.host_clock(at).0;
         let Some(up) = host
             .up
             .as_ref()
@@ -229,7 +231,7 @@ impl World {
         });
         if let Some((replica, late)) = { late }.next() {
             let words = format!("host{at} runs {replica}, {late} ms after its time");
-            self.broken(words);
+            self.broken(Law::Silence, words);
         }
     }
 
@@ -258,7 +260,7 @@ impl World {
         });
         if let Some((n, (other, _))) = second {
             let words = format!("{replica} starts on host{at} while {other} runs on host{n}");
-            self.broken(words);
+            self.broken(Law::RunsOnce, words);
         }
     }
 
@@ -271,16 +273,17 @@ impl World {
         };
         if host.disk.held.is_none() {
             let sequence = up.agent.sequence();
-            self.broken(format!(
-                "host{at} obeys set {sequence} and its disk is empty"
-            ));
+            let how = format!("host{at} obeys set {sequence} and its disk is empty");
+            self.broken(Law::OnDisk, how);
         }
     }
 
     /// A replica's id is given out once, and a placement is not started for ever.
     pub(crate) fn law_of_a_start(&mut self, at: usize, replica: &ReplicaKey, launch: &Launch) {
-        if !self.laws.started.insert((at, replica.clone())) && !self.store.regressed {
-            self.broken(format!("host{at} gives the id {replica} to a second run"));
+        let known = !self.laws.started.insert((at, replica.clone()));
+        if known && self.store.regressed.is_none() {
+            let how = format!("host{at} gives the id {replica} to a second run");
+            self.broken(Law::IdsOnce, how);
             return;
         }
         let spec = &launch.revision.spec;
@@ -288,8 +291,9 @@ impl World {
         let stop_after = stop_after.map(|after| after.0.as_millis() as u64);
         let host = &self.hosts[at];
         let until = host.law.runs_until(stop_after, spec.runs_once());
-        if until.is_some_and(|until| self.now + host.ahead >= until) {
-            self.broken(format!("host{at} starts {replica}, and no leader hears it"));
+        if until.is_some_and(|until| self.host_clock(at).0 >= until) {
+            let how = format!("host{at} starts {replica}, and no leader hears it");
+            self.broken(Law::Silence, how);
             return;
         }
         let mut limit = launch.revision.spec.restart.starts_per_host.max(1);
@@ -300,9 +304,8 @@ impl World {
         *tries += 1;
         let tries = *tries;
         if tries > limit {
-            self.broken(format!(
-                "host{at} starts {replica}, its try {tries} of {limit}"
-            ));
+            let how = format!("host{at} starts {replica}, its try {tries} of {limit}");
+            self.broken(Law::Tries, how);
         }
     }
 
@@ -313,7 +316,11 @@ impl World {
         }
         let kinds = self.user.workloads();
         for (key, kind) in kinds {
+            // A host that a new revision's rules bar loses its replica at once, when there is one on every
+            // host.
+            let barred = self.rules.are_there() && self.laws.is_per_host(&key);
             if kind.ends()
+                || barred
                 || self.laws.has_changed_sides(&key)
                 || self.laws.preempted.contains(&key)
             {
@@ -335,9 +342,10 @@ impl World {
             *proven = (*proven).max(ready.min(stored));
             let (proven, may) = (*proven, self.laws.may_lack.get(&key).copied().unwrap_or(0));
             if ready.saturating_add(may) < proven {
-                self.broken(format!(
+                let how = format!(
                     "{ready} slots of {key} are ready: {proven} were, and only {may} may be lacking"
-                ));
+                );
+                self.broken(Law::Readiness, how);
             }
         }
     }

@@ -12,15 +12,18 @@ use wasmorch_api::{
     HostId, LeaderId, PlacementNumber, PlacementSet, Record, Revision, RevisionNumber,
     RolloutState, Slot, Term, WorkloadKey, WorkloadSpec,
 };
-use wasmorch_planner::{Plan, StopReason, Write};
+use wasmorch_planner::{Cluster, Plan, StopReason, Write};
 
 mod plans;
 
 pub(crate) use super::host_laws::HostLaw;
+use super::law::{Broken, Law};
 use super::world::World;
 
 /// A silent host is dead after this; `wasmorch_planner::DEAD_AFTER`, said again here on purpose.
 const DEAD_AFTER: u64 = 5_000;
+/// Two leaders' clocks, by so much at most.
+const CLOCKS_DIFFER: u64 = 3_000;
 
 /// One placement as a set names it.
 type Placed = (WorkloadKey, RevisionNumber, Slot, PlacementNumber);
@@ -42,8 +45,8 @@ pub(crate) struct Laws {
     pub(crate) proven: BTreeMap<WorkloadKey, (u64, u64)>,
     /// Removals with their data: what earlier placements left is to go.
     pub(crate) data_gone: BTreeMap<WorkloadKey, PlacementNumber>,
-    /// The namespace has a quota.
-    pub(crate) limited: bool,
+    /// So many slots may the namespace have.
+    pub(crate) quota: Option<u64>,
     /// What has run to its end, and when runs were begun.
     pub(crate) runs: super::runs::Runs,
     /// Every revision's spec.
@@ -144,6 +147,21 @@ impl Laws {
         per_host > 0 && per_host < newest
     }
 
+    /// The namespace's slots, by the sets.
+    pub(crate) fn slots_held(&self) -> u64 {
+        let all = self.sets.values().flat_map(placed);
+        let all: BTreeSet<_> = all.map(|(key, _, slot, _)| (key, slot)).collect();
+        all.len() as u64
+    }
+
+    /// A batch that leaves more slots than the quota allows, and than there were.
+    fn quota_exceeded(&self, before: u64) -> Option<String> {
+        let most = self.quota.filter(|_| !self.regressed)?;
+        let held = self.slots_held();
+        (held > most.max(before))
+            .then(|| format!("{held} slots are held, {before} were, and {most} may be"))
+    }
+
     /// When a cron workload's schedule names its next time.
     pub(crate) fn due(&self, key: &WorkloadKey) -> Option<u64> {
         self.runs.due(self.record(key)?)
@@ -159,7 +177,18 @@ impl World {
         if let Some(before) = before
             && (after.term <= before.term || after.cluster != before.cluster)
         {
-            self.broken(format!("term {} follows {}", after.term, before.term));
+            let how = format!("term {} follows {}", after.term, before.term);
+            self.broken(Law::TermsGrow, how);
+        }
+    }
+
+    /// Whoever has just got the lease has it alone.
+    pub(crate) fn law_of_one_lease(&mut self, at: usize) {
+        let mut others = (0..self.controllers.len()).filter(|other| *other != at);
+        let other = others.find(|other| self.lease_holds(*other));
+        if let Some(other) = other.filter(|_| self.store.regressed.is_none()) {
+            let how = format!("ctl{at} gets the lease, and ctl{other} still holds it");
+            self.broken(Law::OneLease, how);
         }
     }
 
@@ -172,33 +201,37 @@ impl World {
             .map(|(record, _)| (record.term, record.leader.clone()));
         if in_force.as_ref() != Some(by) && !self.laws.regressed {
             let (term, leader) = by;
-            self.broken(format!(
+            let how = format!(
                 "the store took a batch of {leader} in term {term}; in force is {in_force:?}"
-            ));
+            );
+            self.broken(Law::OnlyTheLeaderWrites, how);
         }
     }
 
     pub(crate) fn law_freezes_for_a_reason(&mut self) {
-        if !self.store.regressed {
-            self.broken("a leader froze though the store lost nothing");
+        if self.store.regressed.is_none() {
+            let how = "a leader froze though the store lost nothing";
+            self.broken(Law::FreezesForAReason, how);
         }
     }
 
     /// What a stored batch may contain, and what it leaves behind.
     pub(crate) fn laws_of_writes(&mut self, writes: &[Write]) {
         let mut touched: BTreeSet<WorkloadKey> = BTreeSet::new();
-        let mut found = Vec::new();
+        let held = self.laws.quota.map(|_| self.laws.slots_held());
+        let mut found: Vec<Broken> = Vec::new();
         if !self.laws.regressed {
-            found.extend(self.laws.begun_too_soon(writes));
+            found.extend(Law::Dependencies.by(self.laws.begun_too_soon(writes)));
         }
         for write in writes {
             match write {
                 Write::Record(record) => {
                     let before = self.laws.records.get(&record.key()).cloned();
-                    let wrong = self.laws.runs.wrong(before.as_ref(), record);
+                    let wrong = Law::Runs.by(self.laws.runs.wrong(before.as_ref(), record));
                     let wanted = (record.key(), record.revision);
                     let spec = self.laws.specs.get(&wanted);
                     let count = super::load::wrong(before.as_ref(), record, spec);
+                    let count = Law::Bounds.by(count);
                     let wrong = wrong.into_iter().chain(count);
                     found.extend(wrong.filter(|_| !self.laws.regressed));
                     if let Some(rollout) = &record.rollout
@@ -221,13 +254,13 @@ impl World {
                     touched.insert(key.clone());
                 }
                 Write::Revision(revision) => self.laws.know(revision),
-                Write::Namespace(_) => self.laws.limited = true,
-                Write::DeleteNamespace(_) => self.laws.limited = false,
+                Write::Namespace(record) => self.laws.quota = record.quota.replicas,
+                Write::DeleteNamespace(_) => self.laws.quota = None,
                 Write::Host(record) => {
                     self.laws
                         .hosts
                         .insert(record.host.clone(), record.as_ref().clone());
-                    found.extend(self.host_order_lost(&record.host));
+                    found.extend(Law::Acknowledged.by(self.host_order_lost(&record.host)));
                 }
                 Write::Removed(removed) => self.note_removal(removed),
                 Write::DeleteHost(host) => {
@@ -246,15 +279,17 @@ impl World {
         }
         for key in touched {
             if !self.laws.regressed {
-                found.extend(self.laws.torn_apart(&key));
+                found.extend(Law::Together.by(self.laws.torn_apart(&key)));
             }
-            found.extend(self.user.oracle.wrong(&key, self.laws.record(&key)));
+            let wrong = self.user.oracle.wrong(&key, self.laws.record(&key));
+            found.extend(Law::Acknowledged.by(wrong));
         }
         if self.weather.batch_max >= 1_000 {
-            found.extend(self.slot_crowded());
+            found.extend(Law::OneSuccessor.by(self.slot_crowded()));
+            found.extend(Law::Quota.by(held.and_then(|held| self.laws.quota_exceeded(held))));
         }
         if let Some(first) = found.into_iter().next() {
-            self.broken(first);
+            self.breaks(first);
         }
     }
 
@@ -269,21 +304,21 @@ impl World {
         })
     }
 
-    fn set_wrong(&mut self, set: &PlacementSet) -> Option<String> {
+    fn set_wrong(&mut self, set: &PlacementSet) -> Option<Broken> {
         if self.laws.regressed {
             return None;
         }
         if let Some(before) = self.laws.sets.get(&set.host)
             && before.term > set.term
         {
-            return Some(format!(
+            return Law::SetTerms.by(format!(
                 "{}: a set of term {} over one of {}",
                 set.host, set.term, before.term
             ));
         }
         for (key, revision, slot, number) in placed(set) {
             if !self.store.bucket.has(&key::revision(&key, revision)) {
-                return Some(format!(
+                return Law::RevisionsAreStored.by(format!(
                     "a set names revision {revision} of {key}, which is not stored"
                 ));
             }
@@ -294,7 +329,7 @@ impl World {
                 .entry((key.clone(), number))
                 .or_insert_with(|| means.clone());
             if *meant != means {
-                return Some(format!(
+                return Law::NumbersMeanOne.by(format!(
                     "placement {number} of {key} was {meant:?} and is {means:?}"
                 ));
             }
@@ -321,7 +356,7 @@ impl World {
         let record: Option<Record> =
             record.map(|value| serde_json::from_slice(&value).expect("a stored record reads back"));
         if let Some(wrong) = self.user.oracle.wrong(key, record.as_ref()) {
-            self.broken(wrong);
+            self.broken(Law::Acknowledged, wrong);
             return;
         }
         let Some((number, digest)) = self.user.oracle.revision(key).cloned() else {
@@ -335,9 +370,8 @@ impl World {
         // Old ones are pruned.
         let kept = newest < number.0 + wasmorch_planner::REVISIONS_KEPT as u64 / 2;
         if kept && stored.is_none_or(|revision| revision.artifact != digest) {
-            self.broken(format!(
-                "{key}: the acknowledged revision {number} is not stored"
-            ));
+            let how = format!("{key}: the acknowledged revision {number} is not stored");
+            self.broken(Law::Acknowledged, how);
         }
     }
 }

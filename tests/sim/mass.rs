@@ -10,6 +10,7 @@ use wasmorch_api::{HostId, Timestamp};
 use wasmorch_planner::{Cluster, Observation};
 
 use super::controller::Phase;
+use super::law::Law;
 use super::world::World;
 
 /// A little less than the 10 s of the law: a leader's own stall moves what it has heard.
@@ -124,7 +125,7 @@ impl World {
         let heard = |host: &HostId| last.get(host).copied().unwrap_or(since);
         let deaths = &mut leading.deaths;
         if let Some(wrong) = deaths.after(&leading.cluster, &before, heard, time) {
-            self.broken(wrong);
+            self.broken(Law::MassSilence, wrong);
         }
     }
 }

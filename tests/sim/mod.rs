@@ -10,8 +10,9 @@
 //!
 //! A run is decided by its seed alone: which faults it knows (`weather`), when they strike
 //! (`faults`), what users ask (`client`). Laws are checked at every step (`laws`, `host_laws`,
-//! `oracle`); when the storm is over the cluster must come to rest as wanted (`settle`). That all of
-//! it bites is shown by bugs planted on purpose (`planted`).
+//! `oracle`), each under its name (`law`); when the storm is over the cluster must come to rest as
+//! wanted (`settle`). That all of it bites is shown by bugs planted on purpose, each caught by the very
+//! laws that it breaks (`planted`).
 //!
 //! `cargo xtask sim --seed S` replays a seed as a timeline, `--seeds N` runs many on all cores.
 
@@ -22,16 +23,20 @@ mod claims;
 mod client;
 mod controller;
 mod data;
+mod explained;
 mod faults;
 mod host;
 mod host_laws;
+mod law;
 mod laws;
 mod load;
+mod loss;
 mod mass;
 mod move_laws;
 mod oracle;
 mod planted;
 mod rng;
+mod rules;
 mod runner;
 mod runs;
 mod seeds;

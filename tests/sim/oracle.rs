@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use wasmorch_api::messages::RolloutAction;
 use wasmorch_api::{
-    ApiError, Digest, ErrorCode, HostId, Kind, Record, RolloutState, WorkloadKey, WorkloadSpec,
+    ApiError, Digest, ErrorCode, HostId, Kind, PlacementNumber, Record, RevisionNumber,
+    RolloutState, WorkloadKey, WorkloadSpec,
 };
 
 use super::client::{Ask, UserCall};
@@ -25,6 +27,9 @@ struct Expect {
     ends: bool,
     /// Gone back since it was to run: what an atomic deploy that failed holds at zero stays there.
     went_back: bool,
+    /// The revision that was asked for last, by a deploy or a rollback; `None`: what was asked since may have
+    /// changed it.
+    revision: Option<RevisionNumber>,
 }
 
 /// The user's memory.
@@ -36,8 +41,13 @@ pub(crate) struct Oracle {
     refused: BTreeMap<WorkloadKey, Ask>,
     /// The highest revision that an answer named.
     newest: BTreeMap<WorkloadKey, u64>,
-    /// Acknowledged revisions of workloads that are there.
+    /// Acknowledged revisions of workloads that are there; the one asked for last, and all.
     revisions: BTreeMap<WorkloadKey, (u64, Digest)>,
+    digests: BTreeMap<(WorkloadKey, u64), Digest>,
+    /// What ran when a restart was asked for, until there is an answer.
+    restarting: BTreeMap<WorkloadKey, PlacementNumber>,
+    /// No placement up to this one is left by an acknowledged restart.
+    restarted: BTreeMap<WorkloadKey, PlacementNumber>,
     cordoned: BTreeMap<HostId, bool>,
     drained: BTreeMap<HostId, bool>,
     /// The store lost what it had acknowledged: nothing can be relied on.
@@ -49,6 +59,12 @@ impl Expect {
         let mut after = self.clone();
         let decides = matches!(ask, Ask::Deploy(..) | Ask::Start | Ask::Stop | Ask::Rm);
         after.went_back &= !decides;
+        let keeps = match ask {
+            Ask::Scale(_) => true,
+            Ask::Rollout(action) => *action != RolloutAction::Abort,
+            _ => false,
+        };
+        after.revision = after.revision.filter(|_| keeps);
         match ask {
             Ask::Deploy(spec, kind) => {
                 after.exists = true;
@@ -79,10 +95,25 @@ impl Expect {
                 let loose = self.moves || self.ends;
                 let desired = loose || self.desired == record.desired_asked();
                 let held = undone(record) || self.went_back && record.stopped;
-                self.exists && desired && (self.stopped == record.stopped || held)
+                // A job that fails goes back without a rollout.
+                let asked = { self.revision.filter(|_| !self.ends) }
+                    .is_none_or(|number| is_asked(record, number));
+                self.exists && desired && asked && (self.stopped == record.stopped || held)
             }
         }
     }
+}
+
+/// Whether a revision is what a record wants, or says that it has gone back from it.
+fn is_asked(record: &Record, number: RevisionNumber) -> bool {
+    let rollout = record.rollout.as_ref();
+    let back = rollout
+        .filter(|one| one.revision == number)
+        .is_some_and(|one| {
+            one.state == RolloutState::Reverting
+                || one.state.ended() && one.state != RolloutState::Completed
+        });
+    record.asked() == number || back
 }
 
 /// A request for several workloads as one for each.
@@ -112,7 +143,11 @@ impl Oracle {
         self.acked.get(key).is_some_and(|expect| expect.exists)
     }
 
-    pub(crate) fn asked(&mut self, call: &UserCall) {
+    /// `newest`: the newest placement that runs then.
+    pub(crate) fn asked(&mut self, call: &UserCall, newest: Option<PlacementNumber>) {
+        if let (Ask::Restart, Some(newest)) = (&call.ask, newest) {
+            self.restarting.insert(call.key.clone(), newest);
+        }
         for one in apart(call) {
             self.open.insert(one.key, one.ask);
         }
@@ -131,6 +166,7 @@ impl Oracle {
 
     fn answered_one(&mut self, call: &UserCall, answer: &Result<Value, ApiError>, repeated: bool) {
         self.open.remove(&call.key);
+        let restarting = self.restarting.remove(&call.key);
         let gone = |error: &ApiError| error.code == ErrorCode::NotFound;
         // The first try removed it, and its answer was lost.
         let removed = matches!(call.ask, Ask::Rm) && repeated && answer.as_ref().is_err_and(gone);
@@ -167,18 +203,37 @@ impl Oracle {
         }
         let expect = self.acked.entry(call.key.clone()).or_default();
         *expect = expect.after(&call.ask);
+        let revision = |reply: &Value| reply[call.key.name.as_str()].as_u64().unwrap_or(0);
         match (&call.ask, answer) {
             (Ask::Deploy(spec, _), Ok(reply)) => {
-                let revision = reply[call.key.name.as_str()].as_u64().unwrap_or(0);
+                let revision = revision(reply);
+                expect.revision = Some(RevisionNumber(revision));
                 let newest = self.newest.entry(call.key.clone()).or_default();
                 *newest = (*newest).max(revision);
                 if let Some(digest) = &spec.artifact {
                     self.revisions
                         .insert(call.key.clone(), (revision, digest.clone()));
+                    self.digests
+                        .insert((call.key.clone(), revision), digest.clone());
                 }
+            }
+            (Ask::Rollback, Ok(reply)) => {
+                let revision = revision(reply);
+                expect.revision = Some(RevisionNumber(revision));
+                // What it was when it was deployed.
+                let first = self.digests.get(&(call.key.clone(), revision));
+                if let Some(digest) = first {
+                    self.revisions
+                        .insert(call.key.clone(), (revision, digest.clone()));
+                }
+            }
+            (Ask::Restart, _) => {
+                self.restarted
+                    .extend(restarting.map(|last| (call.key.clone(), last)));
             }
             (Ask::Rm, _) => {
                 self.revisions.remove(&call.key);
+                self.restarted.remove(&call.key);
             }
             _ => {}
         }
@@ -207,6 +262,11 @@ impl Oracle {
             )),
             _ => None,
         }
+    }
+
+    /// The last placement from before a restart that was acknowledged.
+    pub(crate) fn restarted_after(&self, key: &WorkloadKey) -> Option<PlacementNumber> {
+        self.restarted.get(key).copied().filter(|_| !self.void)
     }
 
     /// A revision that must be there.

@@ -12,6 +12,7 @@ use wasmorch_api::{HostId, Record, Revision, RolloutState, WorkloadKey, Workload
 use wasmorch_planner::queries;
 
 use super::host::Up;
+use super::law::{Broken, Law};
 use super::world::{Fate, World};
 
 /// Virtual time within which everything comes right: crash loops wait up to five minutes.
@@ -54,9 +55,10 @@ impl World {
             if !self.run_until(next) {
                 return false;
             }
-            if self.store.regressed {
-                // Law 5: what was acknowledged is gone; that nothing is made worse is all there is.
+            if self.store.regressed.is_some() {
+                // Law 5: what was acknowledged is gone, and it is a person's to recover it.
                 if self.now > healed + 20_000 {
+                    self.law_of_loss();
                     return false;
                 }
                 continue;
@@ -64,9 +66,8 @@ impl World {
             self.user_lifts_quota();
             let found = self.not_converged();
             if found != trouble {
-                self.say("world", || {
-                    found.clone().unwrap_or_else(|| "is well".into())
-                });
+                let words = found.as_ref().map(Broken::to_string);
+                self.say("world", || words.unwrap_or_else(|| "is well".into()));
             }
             trouble = found;
             // Between two steps of a rollout the plan is empty too.
@@ -76,11 +77,12 @@ impl World {
                 break;
             }
         }
-        if self.store.regressed {
+        if self.store.regressed.is_some() {
             return false;
         }
         if let Some(trouble) = trouble {
-            self.broken(format!("after {} s of calm: {trouble}", BOUND / 1_000));
+            let how = format!("after {} s of calm: {}", BOUND / 1_000, trouble.how);
+            self.broken(trouble.law, how);
             return false;
         }
         self.say("world", || "has converged".into());
@@ -91,7 +93,8 @@ impl World {
             return false;
         }
         if self.laws.last_written != written && self.all_good() {
-            self.broken("it had converged, and yet something was written");
+            let how = "it had converged, and yet something was written";
+            self.broken(Law::Rests, how);
             return false;
         }
         for (key, _) in self.user.workloads() {
@@ -125,23 +128,12 @@ impl World {
     }
 
     /// What is not yet as it should be.
-    fn not_converged(&self) -> Option<String> {
-        if self.user.waits() {
-            return Some("a request has no answer".into());
-        }
-        if self.now <= self.read_late {
-            return Some("a controller has not read yet what came while it was frozen".into());
-        }
-        let leaders: Vec<usize> = (0..self.controllers.len())
-            .filter(|at| self.lease_holds(*at) && self.controllers[*at].leads().is_some())
-            .collect();
-        let [at] = leaders[..] else {
-            return Some(format!("{} controllers lead", leaders.len()));
+    fn not_converged(&self) -> Option<Broken> {
+        let at = match self.one_leads() {
+            Ok(at) => at,
+            Err(trouble) => return Law::Leads.by(trouble),
         };
         let leading = self.controllers[at].leads()?;
-        if let Some(why) = leading.guard.frozen() {
-            return Some(format!("frozen: {why}"));
-        }
         for key in self.laws.records.keys() {
             if let Some(trouble) = self.workload_trouble(key) {
                 return Some(trouble);
@@ -149,12 +141,38 @@ impl World {
         }
         let mut hosts = leading.cluster.hosts().values();
         if let Some(host) = hosts.find(|host| host.state == HostState::Suspect) {
-            return Some(format!("{} is neither alive nor dead", host.info().name));
+            let name = &host.info().name;
+            return Law::HostsSettle.by(format!("{name} is neither alive nor dead"));
         }
-        let stray = self.stray().or_else(|| self.not_emptied(at));
-        if let Some(stray) = stray.or_else(|| self.data_left()) {
-            return Some(stray);
+        let trouble = Law::NothingStray.by(self.stray());
+        let trouble = trouble.or_else(|| Law::Emptied.by(self.not_emptied(at)));
+        let trouble = trouble.or_else(|| Law::DataGone.by(self.data_left()));
+        trouble.or_else(|| Law::Rests.by(self.still_plans(at)))
+    }
+
+    /// The only leader, who has read everything and answers.
+    fn one_leads(&self) -> Result<usize, String> {
+        if self.user.waits() {
+            return Err("a request has no answer".into());
         }
+        if self.now <= self.read_late {
+            return Err("a controller has not read yet what came while it was frozen".into());
+        }
+        let leaders: Vec<usize> = (0..self.controllers.len())
+            .filter(|at| self.lease_holds(*at) && self.controllers[*at].leads().is_some())
+            .collect();
+        let [at] = leaders[..] else {
+            return Err(format!("{} controllers lead", leaders.len()));
+        };
+        let leading = self.controllers[at].leads();
+        match leading.and_then(|leading| leading.guard.frozen()) {
+            Some(why) => Err(format!("frozen: {why}")),
+            None => Ok(at),
+        }
+    }
+
+    fn still_plans(&self, at: usize) -> Option<String> {
+        let leading = self.controllers[at].leads()?;
         if leading.is_busy() {
             return Some("a batch is on its way".into());
         }
@@ -177,7 +195,7 @@ impl World {
         None
     }
 
-    fn workload_trouble(&self, key: &WorkloadKey) -> Option<String> {
+    fn workload_trouble(&self, key: &WorkloadKey) -> Option<Broken> {
         let record = self.laws.record(key)?;
         if self.target_fate(key) != Some(Fate::Good) {
             // What cannot become ready is given up first, and what comes then is looked at.
@@ -186,40 +204,31 @@ impl World {
             });
             let moves = moves.filter(|_| self.awaits_a_person(record).is_none());
             let moves = moves.filter(|_| !self.may_wait(record));
-            return moves.map(|rollout| format!("the rollout of {key} is {}", rollout.state));
+            let moves = moves.map(|rollout| format!("the rollout of {key} is {}", rollout.state));
+            return Law::RolloutEnds.by(moves);
         }
         let state = record.rollout.as_ref().map(|rollout| rollout.state);
         if record.held().is_some() && !record.stopped {
             // What serves meanwhile is like any other.
             if !self.may_wait(record) {
-                return Some(format!("{key} is held, and all that it waits for is well"));
+                let how = format!("{key} is held, and all that it waits for is well");
+                return Law::Dependencies.by(how);
             }
             if record.held_bare() {
                 return None;
             }
         }
         if record.kind.ends() {
-            let due = self.laws.due(key);
-            let soon = self.now + QUIET + REST + 3_000;
-            if let Some(next) = due.filter(|next| *next <= soon) {
-                let seen_to = record.scheduled.map_or(0, |at| at.0);
-                return Some(format!("{key} is due at {next} and has seen to {seen_to}"));
-            }
-            let wanted = u64::from(record.desired);
-            if self.cannot_be_placed(key, wanted) || self.waits_for_a_lost_host(key) {
-                return None;
-            }
-            let goes_on = record.runs().next();
-            return goes_on.map(|run| format!("run {} of {key} has not ended", run.number));
+            return Law::RunEnds.by(self.run_trouble(key, record));
         }
         if state == Some(RolloutState::Paused) {
             // Its count goes on following the load.
-            return self.count_trouble(key, record, true);
+            return Law::CountFollows.by(self.count_trouble(key, record, true));
         }
         // Made or given up: a move is nothing to be in the middle of.
         if let Some(one) = record.moves.first() {
             let (number, to) = (one.placement, &one.to);
-            return Some(format!("{number} of {key} is still to move to {to}"));
+            return Law::Moves.by(format!("{number} of {key} is still to move to {to}"));
         }
         let wanted = u64::from(record.wanted());
         let canaries = self.awaits_a_person(record);
@@ -227,11 +236,36 @@ impl World {
         let moves = |state: &RolloutState| !state.ended() && !waits;
         if let Some(state) = state.filter(|state| moves(state) && wanted > 0) {
             let with = super::bonds::others_of(&self.laws, record);
-            return Some(format!("the rollout of {key} is {state}{with}"));
+            return Law::RolloutEnds.by(format!("the rollout of {key} is {state}{with}"));
         }
         if !record.stopped && self.laws.is_per_host(key) {
-            return self.hosts_trouble(key, record);
+            let trouble = Law::EveryHost.by(self.hosts_trouble(key, record));
+            let old = || self.from_before_a_restart(key);
+            let old = || old().filter(|_| !self.cannot_be_placed(key, 0));
+            return trouble.or_else(|| Law::Restarted.by(old()));
         }
+        self.seats_trouble(key, record, wanted + canaries.unwrap_or(0))
+    }
+
+    /// Of what ends by itself.
+    fn run_trouble(&self, key: &WorkloadKey, record: &Record) -> Option<String> {
+        let due = self.laws.due(key);
+        let soon = self.now + QUIET + REST + 3_000;
+        if let Some(next) = due.filter(|next| *next <= soon) {
+            let seen_to = record.scheduled.map_or(0, |at| at.0);
+            return Some(format!("{key} is due at {next} and has seen to {seen_to}"));
+        }
+        let wanted = u64::from(record.desired);
+        if self.cannot_be_placed(key, wanted) || self.waits_for_a_lost_host(key) {
+            return None;
+        }
+        let goes_on = record.runs().next();
+        goes_on.map(|run| format!("run {} of {key} has not ended", run.number))
+    }
+
+    /// Of what has so many seats, wherever: `there` of them with its canaries.
+    fn seats_trouble(&self, key: &WorkloadKey, record: &Record, there: u64) -> Option<Broken> {
+        let wanted = u64::from(record.wanted());
         let (mut running, mut slots) = (0, BTreeSet::new());
         let runs = self
             .hosts
@@ -248,25 +282,31 @@ impl World {
         // At zero its standbys are there, and do not run.
         let rests = spec.filter(|spec| record.rests(spec));
         let rests = rests.map_or(0, |spec| u64::from(spec.standbys()));
-        let there = wanted + canaries.unwrap_or(0) + rests;
+        let there = there + rests;
         if slots.len() as u64 == wanted && running == there {
             let waits = self.cannot_be_placed(key, wanted);
-            return self.count_trouble(key, record, waits);
+            if let Some(old) = self.from_before_a_restart(key).filter(|_| !waits) {
+                return Law::Restarted.by(old);
+            }
+            return Law::CountFollows.by(self.count_trouble(key, record, waits));
         }
         if self.waits_for_a_lost_host(key) {
             return None;
         }
+        if let Some(trouble) = self.slots_missing(key, record) {
+            return Some(trouble);
+        }
         if self.cannot_be_placed(key, wanted.max(rests)) {
-            return self
-                .runs_in_its_place(key)
-                .filter(|_| (slots.len() as u64) < wanted);
+            let lacks = (slots.len() as u64) < wanted;
+            let other = self.runs_in_its_place(key).filter(|_| lacks);
+            return Law::Running.by(other);
         }
         let leading = self.controllers.iter().find_map(|one| one.leads());
         let why = leading.and_then(|leading| {
             let status = queries::status(&leading.cluster, key, false)?;
             Some(status.unplaced?.filtered)
         });
-        Some(format!(
+        Law::Running.by(format!(
             "{key} wants {wanted} of revision {}, {} slots are ready, {running} replicas are there; \
              hosts removed: {why:?}",
             record.revision,
@@ -295,7 +335,7 @@ impl World {
     fn runs_in_its_place(&self, key: &WorkloadKey) -> Option<String> {
         let mine = self.laws.spec(key)?;
         // A quota is a reason to wait that no other's end would mend.
-        if !mine.constraints.is_empty() || self.laws.limited {
+        if !mine.constraints.is_empty() || self.laws.quota.is_some() {
             return None;
         }
         // Nor a port that is taken, or a host that could not run it.

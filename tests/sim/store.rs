@@ -41,8 +41,8 @@ pub(crate) struct Store {
     pub(crate) stopped: bool,
     /// Copies made now and then, for a restore.
     pub(crate) copies: Vec<Bucket>,
-    /// It was put back once: what it had acknowledged may be gone.
-    pub(crate) regressed: bool,
+    /// When it was last put back: what it had acknowledged may be gone.
+    pub(crate) regressed: Option<u64>,
 }
 
 impl Bucket {
@@ -61,6 +61,13 @@ impl Bucket {
         let tables = self.keys.iter().filter(|(key, _)| is_table(key));
         let newest = tables.filter_map(|(_, versions)| versions.last());
         newest.map(|(_, sequence)| *sequence).max().unwrap_or(0)
+    }
+
+    /// The sequence of a host's set, that of what deleted it included; 0 when there is neither.
+    pub(crate) fn set_sequence(&self, host: &HostId) -> u64 {
+        let versions = self.keys.get(&key::placements(host));
+        let newest = versions.and_then(|versions| versions.last());
+        newest.map_or(0, |(_, sequence)| *sequence)
     }
 
     fn put(&mut self, key: String, value: Option<Vec<u8>>) -> u64 {
@@ -124,11 +131,11 @@ impl Store {
     }
 
     /// Put back to an older copy: what came after is gone, the lease too.
-    pub(crate) fn restore(&mut self, copy: Bucket) {
+    pub(crate) fn restore(&mut self, copy: Bucket, now: u64) {
         self.bucket = copy;
         self.lease = None;
         self.lease_sequence = 0;
-        self.regressed = true;
+        self.regressed = Some(now);
     }
 }
 
@@ -214,11 +221,7 @@ impl World {
                 by,
             } => self.store_batch((from, fence), answer, &writes, &by),
             Op::LastSequence => Answer::Last(self.store.bucket.last),
-            Op::SetSequence { host } => {
-                let versions = self.store.bucket.keys.get(&key::placements(&host));
-                let newest = versions.and_then(|versions| versions.last());
-                Answer::Last(newest.map_or(0, |(_, sequence)| *sequence))
-            }
+            Op::SetSequence { host } => Answer::Last(self.store.bucket.set_sequence(&host)),
             Op::Connect { host } => match self.store.bucket.term.clone() {
                 Some((record, _)) => Answer::Connected {
                     cluster: record.cluster,

@@ -14,6 +14,7 @@ use wasmorch_planner::{Ask, Cluster, Host, Observation, Write, check};
 use super::bent::Bent;
 use super::client::UserCall;
 use super::controller::{Phase, Purpose};
+use super::law::Law;
 use super::mass::Deaths;
 use super::wire::{Answer, Event, HostMessage, Node, Op, Wake};
 use super::world::World;
@@ -45,6 +46,8 @@ pub(crate) struct Leading {
     pub(crate) deaths: Deaths,
     /// Batches stored in this term.
     pub(crate) batches: u64,
+    /// It has heard of something that the store has lost.
+    pub(crate) loss: bool,
 }
 
 impl Leading {
@@ -72,6 +75,7 @@ impl Leading {
             since: now,
             deaths: Deaths::default(),
             batches: 0,
+            loss: false,
         }
     }
 
@@ -200,6 +204,7 @@ impl World {
                         self.verify_sequence(at, question);
                     }
                 }
+                self.note_loss(at, beat);
                 let leading = leading!(self, at);
                 let heard = leading.last_heard.entry(beat.host.clone()).or_default();
                 *heard = (*heard).max(arrived);
@@ -334,7 +339,8 @@ impl World {
             self.answer_user(at, &call, Ok(reply));
             return;
         }
-        if leading.guard.frozen().is_some() || leading.guard.in_doubt() {
+        let holds = leading.guard.frozen().is_some() || leading.guard.in_doubt();
+        if holds && self.bent != Some(Bent::GuardIgnored) {
             let code = wasmorch_api::ErrorCode::Unavailable;
             let refusal = wasmorch_api::ApiError::new(code, "frozen or in doubt", "", "try again");
             self.answer_user(at, &call, Err(refusal));
@@ -352,7 +358,8 @@ impl World {
         let (now, instant) = (self.controller_clock(at), self.instant(self.now));
         let leading = leading!(self, at);
         leading.pace.begin();
-        if leading.guard.frozen().is_some() || leading.guard.in_doubt() {
+        let holds = leading.guard.frozen().is_some() || leading.guard.in_doubt();
+        if holds && self.bent != Some(Bent::GuardIgnored) {
             return;
         }
         let mut plan = leading.cluster.plan(now);
@@ -374,7 +381,8 @@ impl World {
             leading.pace.done(instant, Duration::ZERO, false);
         }
         if let Some(rule) = broken.first() {
-            self.broken(format!("a plan breaks a rule of the checker: {rule}"));
+            let how = format!("a plan breaks a rule of the checker: {rule}");
+            self.broken(Law::of(rule), how);
             return;
         }
         self.laws_of_a_plan(at, &plan, &writes);

@@ -25,11 +25,17 @@ impl World {
             && state != Some(RolloutState::Paused)
             && self.awaits_a_person(record).is_none()
             && !self.waits_for_a_lost_host(key)
-            && !self.cannot_be_placed(key, if per_host { 0 } else { wanted })
+            && (per_host || self.slots_placed(key).len() as u64 >= wanted)
+            && !self.is_short(key, if per_host { 0 } else { wanted })
+    }
+
+    /// Nothing is to be expected to have a place.
+    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+        self.is_short(key, wanted) || self.rules_are_narrow(key)
     }
 
     /// Fewer hosts than its constraint asks for, or no host at all.
-    pub(crate) fn cannot_be_placed(&self, key: &WorkloadKey, wanted: u64) -> bool {
+    fn is_short(&self, key: &WorkloadKey, wanted: u64) -> bool {
         let open = self
             .hosts
             .iter()
@@ -63,9 +69,15 @@ impl World {
         self.ports_are_short(key, open)
             || self.a_zone_is_short(key)
             || self.waits_at_home(key)
-            || self.laws.limited
+            || self.laws.quota.is_some()
             || wanted + 2 > seats
             || total > open * self.weather.room
+    }
+
+    /// It asks for room or for labels in a way that numbers of hosts alone do not tell, and no host has a
+    /// place for one more.
+    fn rules_are_narrow(&self, key: &WorkloadKey) -> bool {
+        self.rules.are_there() && self.who_could_take(key).is_none()
     }
 
     /// A slot's volumes lie on a host that is there and takes nothing new: it waits for that one.
@@ -77,7 +89,7 @@ impl World {
     }
 
     /// Nobody has told it to take nothing.
-    fn takes_new(&self, host: &HostId) -> bool {
+    pub(crate) fn takes_new(&self, host: &HostId) -> bool {
         let known = self.laws.host(host);
         known.is_none_or(|known| !known.cordoned && known.drain.is_none())
     }

@@ -20,7 +20,7 @@ pub(crate) enum Fault {
     CrashRunner,
     /// A second daemon starts on a copy of a host's data folder.
     TwinHost,
-    /// A host's clock is set forward.
+    /// A host's clock is set forward, or back.
     JumpClock,
     /// A controller is killed and starts again.
     CrashController,

@@ -240,6 +240,7 @@ impl World {
             }
         }
         self.loads.bound(key, &mut spec);
+        self.rules.bind(self.user.artifacts, &mut spec);
         spec
     }
 }

@@ -13,9 +13,11 @@ use super::bent::Bent;
 use super::client::User;
 use super::controller::Controller;
 use super::host::HostNode;
+use super::law::{Broken, Law};
 use super::laws::Laws;
 use super::load::Loads;
 use super::rng::Rng;
+use super::rules::Rules;
 use super::store::Store;
 use super::weather::Weather;
 use super::wire::{Event, HostWake, Node, Wake};
@@ -61,6 +63,7 @@ pub(crate) struct World {
     pub(crate) user: User,
     pub(crate) laws: Laws,
     pub(crate) loads: Loads,
+    pub(crate) rules: Rules,
     pub(crate) cuts: BTreeMap<Node, Cut>,
     pub(crate) fates: BTreeMap<Digest, Fate>,
     /// Bugs of the simulated shell and store.
@@ -70,7 +73,7 @@ pub(crate) struct World {
     /// Of something that is wanted it has been seen that it runs, with no excuse taken.
     pub(crate) judged: bool,
     /// The first law that was broken.
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<Broken>,
     /// Printed as it happens.
     tell: bool,
     /// A digest of when everything happened, to compare runs.
@@ -99,6 +102,7 @@ impl World {
             user,
             laws: Laws::default(),
             loads: Loads::new(seed),
+            rules: Rules::new(seed),
             read_late: 0,
             cuts: BTreeMap::new(),
             fates: BTreeMap::new(),
@@ -317,10 +321,14 @@ impl World {
     }
 
     /// A law is broken. The first one counts.
-    pub(crate) fn broken(&mut self, law: impl Into<String>) {
-        let law = law.into();
-        self.say("LAW", || law.clone());
-        self.broken.get_or_insert(law);
+    pub(crate) fn broken(&mut self, law: Law, how: impl Into<String>) {
+        let how = how.into();
+        self.breaks(Broken { law, how });
+    }
+
+    pub(crate) fn breaks(&mut self, broken: Broken) {
+        self.say("LAW", || broken.to_string());
+        self.broken.get_or_insert(broken);
     }
 }
 

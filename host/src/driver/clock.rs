@@ -11,25 +11,28 @@ use wasmorch_api::Timestamp;
 const STEP_MS: u64 = 1_000;
 
 /// See the module's head.
-#[derive(Debug)]
-pub(crate) struct Clock {
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
     wall: Timestamp,
     at: Instant,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self {
-            wall: SystemTime::now().into(),
-            at: Instant::now(),
-        }
+        Self::set(SystemTime::now().into(), Instant::now())
+    }
+
+    /// It begins at what the wall clock shows.
+    pub fn set(wall: Timestamp, at: Instant) -> Self {
+        Self { wall, at }
     }
 
     pub(crate) fn now(&mut self) -> Timestamp {
         self.follow(SystemTime::now().into(), Instant::now())
     }
 
-    fn follow(&mut self, wall: Timestamp, at: Instant) -> Timestamp {
+    /// The time at an instant at which the wall clock shows `wall`.
+    pub fn follow(&mut self, wall: Timestamp, at: Instant) -> Timestamp {
         let now = self.wall.after(at.saturating_duration_since(self.at));
         if wall.0 > now.0.saturating_add(STEP_MS) {
             (self.wall, self.at) = (wall, at);
@@ -48,10 +51,7 @@ mod tests {
     #[test]
     fn follows_forward_and_never_back() {
         let start = Instant::now();
-        let mut clock = Clock {
-            wall: Timestamp(10_000),
-            at: start,
-        };
+        let mut clock = Clock::set(Timestamp(10_000), start);
         let after = |ms| start + Duration::from_millis(ms);
         assert_eq!(
             clock.follow(Timestamp(10_100), after(100)),

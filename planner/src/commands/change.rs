@@ -12,6 +12,7 @@ use wasmorch_api::{
 
 use super::{Call, Outcome, data, find, leave, remember};
 use crate::cluster::{Cluster, Workload};
+use crate::planted::{self, Bug};
 use crate::queries;
 use crate::write::{EventDraft, Write};
 use crate::{atomic, cron, jobs, quota, removals};
@@ -356,7 +357,9 @@ pub fn restart(cluster: &Cluster, request: &ChangeRequest, call: &Call) -> Chang
         return Err(super::revise::in_the_way(&record, rollout));
     }
     let patience = { workload.target() }.map(|target| target.spec.update.progress_deadline.0);
-    record.fresh_from = record.next_placement;
+    if !planted::is(Bug::RestartForgotten) {
+        record.fresh_from = record.next_placement;
+    }
     record.crash_loop.clear();
     if record.desired == 0 && { workload.target() }.is_some_and(|target| target.spec.standbys() > 0)
     {

@@ -8,6 +8,7 @@ use wasmorch_api::{
 
 use super::{Call, Outcome, find, leave, remember, routes};
 use crate::cluster::{Cluster, Workload};
+use crate::planted::{self, Bug};
 use crate::write::{EventDraft, Write};
 use crate::{atomic, canary, hold, jobs, queries};
 
@@ -110,7 +111,9 @@ pub fn rollback(
     let mut after = record.clone();
     let patience = target.spec.update.progress_deadline.0;
     after.rollout = Some(Rollout::begin(to, Some(record.asked()), call.now, patience));
-    after.revision = to;
+    if !planted::is(Bug::RollbackForgotten) {
+        after.revision = to;
+    }
     after.kind = target.kind;
     after.crash_loop.clear();
     after.updated = call.now;

@@ -1,5 +1,6 @@
 //! What a plan may do, by what its leader has heard and by the books.
 
+use super::super::{answers, move_laws};
 use super::*;
 
 impl World {
@@ -16,33 +17,34 @@ impl World {
         let Some(leading) = self.controllers[at].leads() else {
             return;
         };
-        let mut found = None;
+        let mut found: Option<Broken> = None;
         let now = self.controller_clock(at);
         let settled = self.now >= leading.since + DEAD_AFTER;
         for stop in &plan.stop {
             let heard = leading.last_heard.get(&stop.host);
             let known = leading.cluster.hosts().contains_key(&stop.host);
             if !leading.spoken.contains(&stop.host) && !settled {
-                found = Some(format!(
+                found = Law::Unspoken.by(format!(
                     "a new leader stops {} of {} on a host that has not spoken",
                     stop.placement, stop.key
                 ));
             }
             let silent = heard.map_or(DEAD_AFTER, |heard| self.now - heard);
             if stop.why == StopReason::HostDead {
-                found = found.or_else(|| self.lost_too_soon(at, &stop.key, stop.placement));
+                let soon = || self.lost_too_soon(at, &stop.key, stop.placement);
+                found = found.or_else(|| Law::LostAfter.by(soon()));
             }
             if stop.why == StopReason::HostDead && known && silent < DEAD_AFTER {
-                found = Some(format!(
+                found = Law::DeadWindow.by(format!(
                     "{} of {} ends for its host's death, silent for {silent} ms",
                     stop.placement, stop.key
                 ));
             }
         }
-        found = found.or_else(|| self.replaced_too_soon(at, plan));
+        found = found.or_else(|| Law::LostAfter.by(self.replaced_too_soon(at, plan)));
         for start in &plan.start {
             if !leading.spoken.contains(&start.host) {
-                found = Some(format!(
+                found = Law::Unspoken.by(format!(
                     "{} starts on a host that has not spoken",
                     start.key
                 ));
@@ -50,40 +52,51 @@ impl World {
             let host = leading.cluster.hosts().get(&start.host);
             let closed = host.filter(|host| host.record.cordoned || host.record.drain.is_some());
             if closed.is_some() {
-                found = Some(format!(
+                found = Law::Closed.by(format!(
                     "{} starts on a cordoned or drained host",
                     start.key
                 ));
             }
         }
-        found = found.or_else(|| crate::sim::move_laws::wrong(&leading.cluster, plan, now));
+        let cluster = &leading.cluster;
+        found = found.or_else(|| Law::Moves.by(move_laws::wrong(cluster, plan, now)));
+        found = found.or_else(|| Law::Paused.by(paused_moves_on(cluster, plan)));
         let how = (&self.laws.paused, self.weather.calm);
         found = found.or_else(|| {
-            let wrong = crate::sim::answers::wrong(&leading.cluster, plan, &self.fates, how);
-            wrong.filter(|_| !self.laws.regressed)
+            let wrong = answers::wrong(cluster, plan, &self.fates, how);
+            Law::Answers.by(wrong.filter(|_| !self.laws.regressed))
         });
-        found = found.or_else(|| self.beyond_quota(at, plan));
-        found = found.or_else(|| self.pre_empted_by_none(at, plan));
-        found = found.or_else(|| self.runs_left_out(at, plan));
-        found = found.or_else(|| self.promoted_too_soon(at, plan));
+        found = found.or_else(|| Law::Quota.by(self.beyond_quota(at, plan)));
+        found = found.or_else(|| Law::Preemption.by(self.pre_empted_by_none(at, plan)));
+        found = found.or_else(|| Law::Runs.by(self.runs_left_out(at, plan)));
+        found = found.or_else(|| Law::Canary.by(self.promoted_too_soon(at, plan)));
         // A deposed leader that does not know it yet plans from what was; that goes nowhere.
-        let current = self.lease_holds(at);
-        found = found.or_else(|| self.lost_set_given_up(at, writes).filter(|_| current));
-        found = found.or_else(|| self.host_crowded(plan).filter(|_| current));
-        found = found.or_else(|| self.claim_not_met(plan).filter(|_| current));
-        found = found.or_else(|| self.laws.starts_held(plan).filter(|_| current));
-        for write in writes.iter().filter(|_| current) {
-            if let Write::Placements(set) = write {
-                found = found.or_else(|| self.set_is_not_the_plan(set, plan));
-            }
+        if self.lease_holds(at) {
+            found = found.or_else(|| self.wrong_as_stored(at, plan, writes));
         }
         if let Some(found) = found {
-            self.broken(found);
+            self.breaks(found);
         }
         let stops = plan.stop.iter();
         let preempted = stops.filter(|stop| stop.why == StopReason::Preempted);
         let keys = preempted.map(|stop| stop.key.clone());
         self.laws.preempted.extend(keys);
+    }
+
+    /// What a plan of whoever truly leads does to what is stored.
+    fn wrong_as_stored(&self, at: usize, plan: &Plan, writes: &[Write]) -> Option<Broken> {
+        let found = Law::FreezesOnLoss.by(self.lost_set_given_up(at, writes));
+        let found = found.or_else(|| Law::OnePerHost.by(self.host_crowded(plan)));
+        let found = found.or_else(|| Law::Claims.by(self.claim_not_met(plan)));
+        let found = found.or_else(|| Law::Dependencies.by(self.laws.starts_held(plan)));
+        found.or_else(|| {
+            let mut sets = writes.iter().filter_map(|write| match write {
+                Write::Placements(set) => Some(set),
+                _ => None,
+            });
+            let wrong = sets.find_map(|set| self.set_is_not_the_plan(set, plan));
+            Law::SetsAreWhole.by(wrong)
+        })
     }
 
     /// A host that the store knows says that it holds a set, of which the store has nothing, not even that it
@@ -176,7 +189,12 @@ impl World {
         }
         let spec = self.laws.specs.get(&(key.clone(), placed.revision))?;
         let heard = leading.last_heard.get(&placed.host);
-        let silent = self.now - heard.copied().unwrap_or(leading.since);
+        // One that is on record as dead was silent for others before this leader began; their clocks differ.
+        let others = host.record.dead_since.map_or(u64::MAX, |dead| {
+            dead.0.saturating_sub(DEAD_AFTER + CLOCKS_DIFFER)
+        });
+        let since = heard.copied().unwrap_or(leading.since.min(others));
+        let silent = self.now - since;
         let after = DEAD_AFTER + spec.disconnect.lost_after.0.as_millis() as u64;
         (!spec.disconnect.replace || silent < after).then(|| {
             format!("{number} of {key} is replaced, its host silent for {silent} of {after} ms")
@@ -317,4 +335,44 @@ impl World {
         let lost: Vec<_> = wanted.symmetric_difference(&made).take(3).collect();
         (!lost.is_empty()).then(|| format!("a set is not what its plan says: {lost:?}"))
     }
+}
+
+/// What a plan does to a rollout that a person, or its own failure, has stopped for a while: it stays as it is
+/// until somebody says otherwise, and nothing that serves is replaced meanwhile. One of several that go
+/// together goes back with the others, and what ends by itself does.
+fn paused_moves_on(cluster: &Cluster, plan: &Plan) -> Option<String> {
+    let paused = |key: &WorkloadKey| {
+        let workload = cluster.workload(key)?;
+        let rollout = workload.record.active_rollout()?;
+        let alone = rollout.together.is_none() && !workload.record.kind.ends();
+        let paused = rollout.state == RolloutState::Paused;
+        (alone && paused).then_some((workload, rollout))
+    };
+    let moved = plan.update.iter().find_map(|after| {
+        let (_, before) = paused(&after.key())?;
+        let same = after.rollout.as_ref().is_some_and(|after| {
+            let (before, after) = (
+                (before.revision, before.state),
+                (after.revision, after.state),
+            );
+            before == after
+        });
+        (!same).then(|| format!("the paused rollout of {} moves on", after.key()))
+    });
+    moved.or_else(|| {
+        plan.start.iter().find_map(|start| {
+            let (workload, _) = paused(&start.key)?;
+            let mut placed = workload.placements.iter();
+            let serves = placed.any(|(number, placed)| {
+                let host = cluster.hosts().get(&placed.host);
+                let stays = host.is_some_and(|host| {
+                    host.state == HostState::Alive && host.record.drain.is_none()
+                });
+                let old = placed.revision != start.revision;
+                placed.slot == start.slot && old && stays && workload.is_ready(*number)
+            });
+            let (key, slot) = (&start.key, start.slot);
+            serves.then(|| format!("slot {slot} of {key} goes on, and its rollout is paused"))
+        })
+    })
 }

@@ -9,6 +9,7 @@ use wasmorch_planner::{Cluster, Plan, Write};
 use super::super::bent::Bent;
 use super::super::client::UserCall;
 use super::super::controller::{BATCH_TIMEOUT, Phase, Purpose};
+use super::super::law::Law;
 use super::super::wire::{Answer, Op, Wake};
 use super::World;
 
@@ -56,8 +57,13 @@ impl World {
             return;
         }
         let leading = leading!(self, at);
+        if leading.loss {
+            let how = "a leader that has heard what the store lost sends a batch";
+            self.broken(Law::FreezesOnLoss, how);
+            return;
+        }
         if leading.guard.frozen().is_some() {
-            self.broken("a frozen leader sends a batch");
+            self.broken(Law::FrozenIsStill, "a frozen leader sends a batch");
             return;
         }
         let (fence, by) = (
