@@ -40,6 +40,15 @@ impl Holders {
     /// The same for one of many hosts that are gone through: looked for from where the one before was found,
     /// which is nearby where hosts come in the order of their numbers.
     pub(crate) fn get_near(&self, host: u32, near: &mut usize) -> u32 {
+        // One after the other, as most are.
+        for at in [*near, *near + 1] {
+            if let Some((number, count)) = self.0.get(at)
+                && *number == host
+            {
+                *near = at;
+                return *count;
+            }
+        }
         let before = |at: usize| self.0[at].0 < host;
         let (mut low, mut high, mut step) = (*near, *near, 1);
         while high < self.0.len() && before(high) {
