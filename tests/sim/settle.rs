@@ -144,6 +144,14 @@ impl World {
             let name = &host.info().name;
             return Law::HostsSettle.by(format!("{name} is neither alive nor dead"));
         }
+        let mut alive =
+            { leading.cluster.hosts().values() }.filter(|host| host.state == HostState::Alive);
+        // Of a host that speaks by another start than before what must not run twice waits.
+        if let Some(host) = alive.find(|host| host.record.boot != host.boot) {
+            let name = &host.info().name;
+            return Law::HostsSettle
+                .by(format!("{name} may not start yet what must not run twice"));
+        }
         let trouble = Law::NothingStray.by(self.stray());
         let trouble = trouble.or_else(|| Law::Emptied.by(self.not_emptied(at)));
         let trouble = trouble.or_else(|| Law::DataGone.by(self.data_left()));
