@@ -206,6 +206,15 @@ impl World {
         })
     }
 
+    /// Whether a host has no room for one more of a workload, by its set or by what it runs.
+    pub(crate) fn is_full(&self, at: usize, key: &WorkloadKey) -> bool {
+        let host = &self.hosts[at];
+        let runs = host.up.as_ref().map_or(0, |up| up.runner.len() as u64);
+        let spec = self.laws.spec(key);
+        let lacks = |spec| self.room(&host.id, spec).iter().any(Room::lacks);
+        runs >= self.weather.room || spec.is_some_and(lacks)
+    }
+
     /// A label of whose value the workload has as many as it may.
     pub(crate) fn crowd(
         &self,

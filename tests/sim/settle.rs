@@ -376,7 +376,6 @@ impl World {
         }
         let state = record.rollout.as_ref().map(|one| one.state);
         let failed = state == Some(RolloutState::Failed);
-        let room = self.weather.room as usize;
         let (mut there, mut without) = (0, 0);
         for (at, host) in self.hosts.iter().enumerate() {
             let Some(up) = &host.up else { continue };
@@ -391,7 +390,7 @@ impl World {
             let as_wanted = match runs.as_slice() {
                 [] if cordoned || !self.can_run(at, key) => true,
                 // What came first has taken all the room there is on it, and is not moved for this.
-                [] if up.runner.len() >= room && self.is_kept_out(key, up) => {
+                [] if self.is_full(at, key) && self.is_kept_out(key, up) => {
                     without += 1;
                     true
                 }
