@@ -106,7 +106,7 @@ impl World {
 
     /// A replica that ran already when a restart was asked for, which has been acknowledged. On a host that
     /// takes nothing new it stays where there is one on every host.
-    pub(crate) fn from_before_a_restart(&self, key: &WorkloadKey) -> Option<String> {
+    pub(crate) fn started_before_a_restart(&self, key: &WorkloadKey) -> Option<String> {
         let last = self.user.oracle.restarted_after(key)?;
         let stays = self.laws.is_per_host(key);
         let hosts = self.hosts.iter();

@@ -248,7 +248,7 @@ impl World {
         }
         if !record.stopped && self.laws.is_per_host(key) {
             let trouble = Law::EveryHost.by(self.hosts_trouble(key, record));
-            let old = || self.from_before_a_restart(key);
+            let old = || self.started_before_a_restart(key);
             let old = || old().filter(|_| !self.cannot_be_placed(key, 0));
             return trouble.or_else(|| Law::Restarted.by(old()));
         }
@@ -293,7 +293,7 @@ impl World {
         let there = there + rests;
         if slots.len() as u64 == wanted && running == there {
             let waits = self.cannot_be_placed(key, wanted);
-            if let Some(old) = self.from_before_a_restart(key).filter(|_| !waits) {
+            if let Some(old) = self.started_before_a_restart(key).filter(|_| !waits) {
                 return Law::Restarted.by(old);
             }
             return Law::CountFollows.by(self.count_trouble(key, record, waits));
