@@ -49,7 +49,7 @@ impl Laws {
             return None;
         }
         let rollout = on.rollout.as_ref();
-        if on.held().is_some() {
+        if on.active_rollout().is_some_and(|one| one.hold.is_some()) {
             return Some("is held itself");
         }
         if on.kind == Kind::Job {
@@ -87,7 +87,9 @@ impl Laws {
             };
             let before = self.record(&after.key())?;
             let (rollout, hold) = before.held()?;
-            let begins = after.held().is_none() && after.revision == rollout.revision;
+            // A restart of what has failed while it was held is a person's, and waits for nothing.
+            let same = { after.rollout.as_ref() }.is_some_and(|one| one.started == rollout.started);
+            let begins = same && after.held().is_none() && after.revision == rollout.revision;
             let ends = after.rollout.as_ref().is_some_and(|one| one.state.ended());
             if !begins || ends {
                 return None;
