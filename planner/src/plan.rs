@@ -16,7 +16,7 @@ use wasmorch_api::{
 
 use crate::agenda::{Dirt, Left};
 use crate::check::BrokenRule;
-use crate::cluster::{Cluster, only_counted};
+use crate::cluster::{Cluster, Host, only_counted};
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::removals::Removals;
@@ -242,7 +242,10 @@ impl Cluster {
         }
         self.agenda.doubt_plan();
         let mut plan = Plan::default();
-        for host in self.hosts.values() {
+        let hosts = &self.hosts;
+        self.to_write
+            .retain(|id| hosts.get(id).is_some_and(Host::may_be_written));
+        for host in { self.to_write.iter() }.filter_map(|id| hosts.get(id)) {
             if let Some(record) = host.now_drained() {
                 let said = format!("{} runs nothing any more", host.info().name);
                 let event = EventDraft::cluster(EventKind::HostDrained, said);
