@@ -117,7 +117,8 @@ impl Cluster {
         for host in self.hosts.values_mut() {
             host.booked = Booked::default();
             host.by_priority.clear();
-            for group in host.set.iter().flat_map(|set| &set.groups) {
+            let set = host.set.take();
+            for group in set.iter().flat_map(|set| &set.groups) {
                 let key = group.key();
                 let Some(workload) = self.workloads.get_mut(&key) else {
                     continue;
@@ -134,6 +135,7 @@ impl Cluster {
                     host.book(booked, workload.counted_as);
                 }
             }
+            host.set = set;
         }
         self.to_write = ids.into_iter().collect();
         self.recount_held();

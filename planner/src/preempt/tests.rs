@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use wasmorch_api::spec::{Affinity, Constraint, LabelTest, Replicas, Sockets};
 use wasmorch_api::status::Capacity;
 use wasmorch_api::{
@@ -261,17 +262,12 @@ fn spec((workload, priority, count, shape): (u8, u8, u8, u8), keeps: u8) -> Work
     spec
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    #[test]
-    fn the_choice_is_that_of_a_full_ranking(
-        hosts in 1..8u8,
-        steps in prop::collection::vec(
-            ((0..9u8, 1..6u8, 1..7u8, 0..18u8), 0..4u8, 0..12u8),
-            4..24,
-        ),
-    ) {
+#[test]
+fn the_choice_is_that_of_a_full_ranking() {
+    let step = ((0..9u8, 1..6u8, 1..7u8, 0..18u8), 0..4u8, 0..12u8);
+    let steps = (1..8u8, prop::collection::vec(step, 4..24));
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(256));
+    let tried = runner.run(&steps, |(hosts, steps)| {
         let mut world = World::new(hosts);
         for (what, keeps, then) in steps {
             world.deploy(spec(what, keeps), Kind::Service);
@@ -284,21 +280,13 @@ proptest! {
                 world.second();
             }
         }
-    }
-}
-
-/// One that finds nothing to compare shows nothing.
-#[test]
-fn choices_are_compared() {
-    let before = COMPARED.get();
-    let mut world = World::new(3);
-    for (workload, priority) in [(1, 2), (2, 3), (3, 4), (4, 5)] {
-        world.deploy(spec((workload, priority, 4, 3), 1), Kind::Service);
-        for _ in 0..4 {
-            world.second();
-        }
-    }
+        Ok(())
+    });
+    tried.unwrap();
     let (asked, some) = COMPARED.get();
-    assert!(asked - before.0 > 8, "{asked} choices");
-    assert!(some - before.1 > 3, "{some} with victims");
+    // One that finds nothing to compare shows nothing.
+    assert!(
+        asked > 2_000 && some > 500,
+        "{asked} choices, {some} found somebody"
+    );
 }
