@@ -268,6 +268,7 @@ impl Cluster {
         let mut work = self.agenda.take(now, counts);
         self.follow_bonds(&mut work);
         let mut turns: BTreeSet<Turn> = work.keys().map(|key| self.turn(key)).collect();
+        let mut queued = false;
         while let Some(turn) = turns.pop_first() {
             let Some(dirt) = work.remove(&turn.1) else {
                 continue;
@@ -283,11 +284,13 @@ impl Cluster {
                         work.insert(key.clone(), Dirt::Whole);
                     }
                 }
-                // What it frees may be what others wait for.
-                for key in self.agenda.waiting() {
-                    let other = self.turn(key);
-                    if other > turn && turns.insert(other) {
-                        work.insert(key.clone(), Dirt::Whole);
+                // What it frees may be what others wait for: all that come later have their turn from now on.
+                if !std::mem::replace(&mut queued, true) {
+                    for key in self.agenda.waiting() {
+                        let other = self.turn(key);
+                        if other > turn && turns.insert(other) {
+                            work.insert(key.clone(), Dirt::Whole);
+                        }
                     }
                 }
             }

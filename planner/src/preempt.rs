@@ -152,7 +152,7 @@ impl Pass<'_> {
         could
     }
 
-    /// Whether there is anything of a lower priority, and this pass may go on.
+    /// Whether a usable host holds anything of a lower priority, and this pass may go on.
     fn helps_itself(&self) -> bool {
         if self.record.on_trial() == Some(self.record.revision) {
             // A canary is one more than there must be: nobody ends for it.
@@ -162,9 +162,8 @@ impl Pass<'_> {
             // Nor for one that only waits to be asked.
             return false;
         }
-        let mine = self.target.spec.priority;
-        let lower = { &self.cluster.priorities }.range(..mine).next().is_some();
-        (lower || planted::is(Bug::EqualPreempted)) && self.helped < SLOTS_EACH
+        let lower = self.pool.lowest_from(0);
+        lower.is_some_and(|lowest| lowest < self.below()) && self.helped < SLOTS_EACH
     }
 
     /// The host on which the fewest have to make room, and who they are.
