@@ -117,6 +117,7 @@ impl Cluster {
         // For the next leader, to whom its silence shall be no news.
         host.record.dead_since = Some(since);
         host.stored = false;
+        self.to_write.insert(id.clone());
         let held = host.set.iter().flat_map(|set| &set.groups);
         for group in held {
             let Some(workload) = self.workloads.get_mut(&group.key()) else {
@@ -146,6 +147,7 @@ impl Cluster {
         host.back_since = Some(now);
         if host.record.dead_since.take().is_some() {
             host.stored = false;
+            self.to_write.insert(id.clone());
         }
         if std::mem::take(&mut host.forgotten) || status_seq != host.status_seq {
             host.synced = false;

@@ -205,6 +205,7 @@ impl Cluster {
         if stored != Some(&beat.boot) && may && !beat.leaving {
             host.record.boot = Some(beat.boot.clone());
             host.stored = false;
+            self.to_write.insert(beat.host.clone());
             out.changed = true;
         }
         if settled {

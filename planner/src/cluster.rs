@@ -83,6 +83,9 @@ pub struct Cluster {
     pub(crate) listeners: Listeners,
     /// The last number given to a host; none is given twice.
     pub(crate) numbered: u32,
+    /// Hosts whose record or set may have to be written though no placement of theirs changes: all for which
+    /// `Host::may_be_written`, and perhaps others.
+    pub(crate) to_write: BTreeSet<HostId>,
     /// Where there is room: made from the hosts, and thrown away at will.
     pub(crate) pool: Pool,
     /// When it was last said that a host is not taken up.
@@ -137,6 +140,7 @@ impl Cluster {
             classes: Classes::default(),
             listeners: Listeners::default(),
             numbered: 0,
+            to_write: BTreeSet::new(),
             pool: Pool::default(),
             turned_away_said: None,
             stale: true,
@@ -218,6 +222,7 @@ impl Cluster {
         copy.held = self.held.clone();
         copy.listeners = self.listeners_without(keys);
         copy.numbered = self.numbered;
+        copy.to_write = self.to_write.clone();
         for (id, host) in &self.hosts {
             let groups = keys.iter().flat_map(|key| host.groups_of(key));
             let set = host.set.as_ref().map(|set| PlacementSet {
@@ -291,6 +296,7 @@ impl Cluster {
         self.numbered += 1;
         host.number = self.numbered;
         self.hosts.insert(id.clone(), host);
+        self.to_write.insert(id.clone());
         self.host_reshaped(id);
         true
     }

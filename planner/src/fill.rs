@@ -173,12 +173,8 @@ impl Fill {
                 groups,
             );
         }
-        // Replicas on any host count, usable or not.
-        let bases = ground.workload.per_class.iter();
-        let bases = bases.map(|(class, count)| (*class, i64::from(*count)));
-        let deltas = ground.delta.classes.iter().map(|(class, by)| (*class, *by));
         let mut counts: BTreeMap<usize, i64> = BTreeMap::new();
-        for (class, count) in bases.chain(deltas) {
+        for (class, count) in ground.of_classes() {
             let Some(class) = known.get(class) else {
                 continue;
             };

@@ -97,6 +97,9 @@ impl Cluster {
         if let Some(host) = self.hosts.get_mut(&id) {
             host.set = Some(set);
             host.names_removed = names_removed;
+            if names_removed {
+                self.to_write.insert(id.clone());
+            }
             host.note_set(sequence);
             host.set_sequence = sequence;
             host.set_at = now;
@@ -117,7 +120,7 @@ impl Cluster {
             let args = slot.args.clone();
             if let Some(revision) = workload.revisions.get(&group.revision) {
                 let booked = Booked::of(&key, &revision.spec, args.as_deref());
-                host.booked = host.booked.plus(booked);
+                host.book(booked, workload.counted_as);
                 host.once_for = host.once_for.max(once_for(&revision.spec));
             }
             *workload.per_class.entry(host.class).or_default() += 1;
@@ -163,7 +166,7 @@ impl Cluster {
                 if let Some(revision) = workload.revisions.get(&group.revision) {
                     let args = slot.args.as_deref();
                     let booked = Booked::of(&key, &revision.spec, args);
-                    host.booked = host.booked.minus(booked);
+                    host.free(booked, workload.counted_as);
                 }
                 let reported = workload
                     .reports

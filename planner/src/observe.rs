@@ -129,6 +129,7 @@ impl Cluster {
         if host.record.info != beat.info {
             host.record.info = std::mem::take(&mut beat.info);
             host.stored = false;
+            self.to_write.insert(beat.host.clone());
             reshaped = true;
             out.changed = true;
         }

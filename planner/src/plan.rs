@@ -16,7 +16,7 @@ use wasmorch_api::{
 
 use crate::agenda::{Dirt, Left};
 use crate::check::BrokenRule;
-use crate::cluster::{Cluster, only_counted};
+use crate::cluster::{Cluster, Host, only_counted};
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::removals::Removals;
@@ -242,7 +242,10 @@ impl Cluster {
         }
         self.agenda.doubt_plan();
         let mut plan = Plan::default();
-        for host in self.hosts.values() {
+        let hosts = &self.hosts;
+        self.to_write
+            .retain(|id| hosts.get(id).is_some_and(Host::may_be_written));
+        for host in { self.to_write.iter() }.filter_map(|id| hosts.get(id)) {
             if let Some(record) = host.now_drained() {
                 let said = format!("{} runs nothing any more", host.info().name);
                 let event = EventDraft::cluster(EventKind::HostDrained, said);
@@ -265,6 +268,7 @@ impl Cluster {
         let mut work = self.agenda.take(now, counts);
         self.follow_bonds(&mut work);
         let mut turns: BTreeSet<Turn> = work.keys().map(|key| self.turn(key)).collect();
+        let mut queued = false;
         while let Some(turn) = turns.pop_first() {
             let Some(dirt) = work.remove(&turn.1) else {
                 continue;
@@ -280,11 +284,13 @@ impl Cluster {
                         work.insert(key.clone(), Dirt::Whole);
                     }
                 }
-                // What it frees may be what others wait for.
-                for key in self.agenda.waiting() {
-                    let other = self.turn(key);
-                    if other > turn && turns.insert(other) {
-                        work.insert(key.clone(), Dirt::Whole);
+                // What it frees may be what others wait for: all that come later have their turn from now on.
+                if !std::mem::replace(&mut queued, true) {
+                    for key in self.agenda.waiting() {
+                        let other = self.turn(key);
+                        if other > turn && turns.insert(other) {
+                            work.insert(key.clone(), Dirt::Whole);
+                        }
                     }
                 }
             }

@@ -86,6 +86,8 @@ pub(crate) struct Room {
     used: Booked,
     has: Booked,
     load: u32,
+    /// The lowest priority of what it holds.
+    lowest: Option<u32>,
     /// To be read again before the next plan.
     touched: bool,
 }
@@ -101,6 +103,8 @@ pub(crate) struct Pool {
     by_number: HashMap<u32, Rank>,
     /// Usable hosts of each class, the emptiest first.
     by_class: BTreeMap<u32, BTreeSet<(u32, Rank)>>,
+    /// Usable hosts by the lowest priority of what they hold.
+    by_lowest: BTreeSet<(u32, Rank)>,
     touched: Vec<Rank>,
     fresh: bool,
     /// No usable host has more left than this, in any dimension.
@@ -151,10 +155,15 @@ impl Pool {
             for rank in touched {
                 self.take(rank);
                 let room = &mut self.rooms[rank as usize];
+                let before = room.lowest;
                 if let Some(host) = hosts.get(&room.id) {
                     *room = Room::of(&room.id, host);
                 }
-                let left = room.left();
+                let (left, lowest) = (room.left(), room.lowest);
+                if before != lowest {
+                    before.map(|lowest| self.by_lowest.remove(&(lowest, rank)));
+                    self.by_lowest.extend(lowest.map(|lowest| (lowest, rank)));
+                }
                 self.may_have(left);
                 self.put(rank);
             }
@@ -171,6 +180,10 @@ impl Pool {
         let rooms = self.rooms.iter().enumerate();
         self.by_number = rooms
             .map(|(rank, room)| (room.number, rank as Rank))
+            .collect();
+        let rooms = self.rooms.iter().zip(0..);
+        self.by_lowest = rooms
+            .filter_map(|(room, rank)| Some((room.lowest?, rank)))
             .collect();
         self.by_class.clear();
         self.left_known = false;
@@ -265,6 +278,18 @@ impl Pool {
         })
     }
 
+    /// The lowest priority, from one on, that is the lowest on a usable host.
+    pub(crate) fn lowest_from(&self, priority: u32) -> Option<u32> {
+        let mut from = self.by_lowest.range((priority, 0)..);
+        from.next().map(|(lowest, _)| *lowest)
+    }
+
+    /// The usable hosts whose lowest priority this is.
+    pub(crate) fn with_lowest(&self, priority: u32) -> impl Iterator<Item = Rank> + '_ {
+        let hosts = self.by_lowest.range((priority, 0)..=(priority, Rank::MAX));
+        hosts.map(|(_, rank)| *rank)
+    }
+
     /// All hosts of a class.
     pub(crate) fn all(&self, class: u32) -> Vec<Rank> {
         let hosts = self.by_class.get(&class).into_iter().flatten();
@@ -350,18 +375,21 @@ fn fuller(hosts: &BTreeSet<(u32, Rank)>, after: Option<(u32, Rank)>) -> Option<(
 impl Room {
     fn of(id: &HostId, host: &Host) -> Self {
         let (used, has) = (host.booked, Booked::of_host(host));
+        let usable = host.state == HostState::Alive
+            && host.known()
+            && (host.takes_new() || planted::is(Bug::CordonIgnored));
+        let lowest = host.by_priority.keys().next().copied();
         Self {
             id: id.clone(),
             name: host.info().name.clone(),
             number: host.number,
             class: host.class,
-            usable: host.state == HostState::Alive
-                && host.known()
-                && (host.takes_new() || planted::is(Bug::CordonIgnored)),
+            usable,
             doubled: host.boots.doubled(),
             used,
             has,
             load: used.load(has),
+            lowest: lowest.filter(|_| usable),
             touched: false,
         }
     }

@@ -13,16 +13,23 @@
 //! Both sides are told why. A victim is placed elsewhere in the same plan where there is room, and
 //! waits otherwise; that is no failure of it.
 //!
-//! Known limits: the [`HOSTS_LOOKED`] best hosts are looked into for one slot, and
-//! [`SLOTS_EACH`] slots of a workload are helped in one pass; the next pass goes on.
+//! Which hosts could make room is known without a look at them: each host's lowest priority (`pool`), and what
+//! each priority books there (`holdings`). What a host holds is read once in a plan for each priority.
+//!
+//! Known limits: for one slot [`HOSTS_LOOKED`] hosts are looked into, those with the lowest priorities first, and of
+//! these the best; and [`SLOTS_EACH`] slots of a workload are helped in one pass; the next pass goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod ranked;
+#[cfg(test)]
+mod tests;
 
-use wasmorch_api::{EventKind, HostId, PlacementNumber, Slot, WorkloadKey};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use wasmorch_api::{EventKind, PlacementNumber, Slot, WorkloadKey};
 
 use crate::booked::Booked;
 use crate::cluster::Workload;
-use crate::place::{self, Standpoint};
 use crate::plan::{Stop, StopReason};
 use crate::planted::{self, Bug};
 use crate::pool::Rank;
@@ -31,8 +38,12 @@ use crate::queries;
 use crate::slots::Pass;
 use crate::write::EventDraft;
 
+use ranked::{Order, Ranked};
+
 const HOSTS_LOOKED: usize = 256;
 const SLOTS_EACH: u32 = 64;
+/// So many replicas that were read are kept until the plan is made; then they are read anew.
+const READ_KEPT: usize = 1 << 17;
 
 /// What pre-emption has done in one plan.
 #[derive(Debug, Clone, Default)]
@@ -41,12 +52,31 @@ pub(crate) struct Preempted {
     ended: BTreeMap<WorkloadKey, BTreeSet<PlacementNumber>>,
     /// Ready slots that a workload has left.
     ready: BTreeMap<WorkloadKey, u32>,
+    /// What is lower than a priority on hosts that were looked into, the lowest first, the newest first.
+    looked: HashMap<(u32, Rank), Vec<Victim>>,
+    /// How many these are.
+    read: usize,
 }
 
 impl Preempted {
     /// What has been ended of a workload.
     pub(crate) fn of(&self, key: &WorkloadKey) -> Option<&BTreeSet<PlacementNumber>> {
         self.ended.get(key)
+    }
+
+    fn recall(&mut self, key: (u32, Rank)) -> Option<Vec<Victim>> {
+        let lower = self.looked.remove(&key)?;
+        self.read -= lower.len();
+        Some(lower)
+    }
+
+    fn remember(&mut self, key: (u32, Rank), lower: Vec<Victim>) {
+        self.read += lower.len();
+        if self.read > READ_KEPT {
+            self.looked.clear();
+            self.read = lower.len();
+        }
+        self.looked.insert(key, lower);
     }
 
     /// The workloads that have lost something.
@@ -62,9 +92,11 @@ struct Victim {
     slot: Slot,
     number: PlacementNumber,
     booked: Booked,
-    /// What a quota of its namespace no longer counts: nothing, while another holds its slot.
-    counts: Booked,
+    /// Nothing else holds its slot.
+    alone: bool,
     priority: u32,
+    /// So many ready slots its workload must keep.
+    keeps: u32,
     ready: bool,
 }
 
@@ -120,7 +152,7 @@ impl Pass<'_> {
         could
     }
 
-    /// Whether there is anything of a lower priority, and this pass may go on.
+    /// Whether a usable host holds anything of a lower priority, and this pass may go on.
     fn helps_itself(&self) -> bool {
         if self.record.on_trial() == Some(self.record.revision) {
             // A canary is one more than there must be: nobody ends for it.
@@ -130,9 +162,8 @@ impl Pass<'_> {
             // Nor for one that only waits to be asked.
             return false;
         }
-        let mine = self.target.spec.priority;
-        let lower = { &self.cluster.priorities }.range(..mine).next().is_some();
-        (lower || planted::is(Bug::EqualPreempted)) && self.helped < SLOTS_EACH
+        let lower = self.pool.lowest_from(0);
+        lower.is_some_and(|lowest| lowest < self.below()) && self.helped < SLOTS_EACH
     }
 
     /// The host on which the fewest have to make room, and who they are.
@@ -143,73 +174,101 @@ impl Pass<'_> {
         wants: Booked,
         failed: &BTreeSet<Rank>,
     ) -> Option<(Rank, Vec<Victim>)> {
-        let hosts = self.hosts_to_preempt(slot).into_iter();
-        let (last, first) = hosts.partition(|(_, rank)| failed.contains(rank));
-        self.fewest_victims(first, wants)
-            .or_else(|| self.fewest_victims(last, wants))
+        if let Some(seating) = &self.seating {
+            let rank = self.pool.rank(seating.open(slot)?)?;
+            return Some((rank, self.victims(rank, wants)?));
+        }
+        let mut found = self.fewest_victims(slot, wants, |rank| !failed.contains(&rank));
+        if found.is_none() && !failed.is_empty() {
+            found = self.fewest_victims(slot, wants, |rank| failed.contains(&rank));
+        }
+        #[cfg(test)]
+        tests::compare(self, (slot, wants, failed), found.as_ref());
+        found
     }
 
+    /// Hosts go by the lowest priority that they hold, then by score: no host can do with fewer than one
+    /// victim, nor with lower ones than it has, and so most need not be looked at.
     fn fewest_victims(
         &mut self,
-        hosts: Vec<(HostId, Rank)>,
+        slot: Slot,
         wants: Booked,
+        among: impl Fn(Rank) -> bool,
     ) -> Option<(Rank, Vec<Victim>)> {
-        let mut best: Option<(usize, u32, Rank, Vec<Victim>)> = None;
-        for (id, rank) in hosts.into_iter().take(HOSTS_LOOKED) {
-            let Some(victims) = self.victims(&id, rank, wants) else {
-                continue;
-            };
-            let highest = victims.iter().map(|victim| victim.priority).max();
-            let worth = (victims.len(), highest.unwrap_or(0));
-            if best.as_ref().is_none_or(|best| worth < (best.0, best.1)) {
-                best = Some((worth.0, worth.1, rank, victims));
+        let target = self.target.clone();
+        let goes = self.goes(slot);
+        let mut ranked = Ranked::new(
+            self.cluster,
+            &self.ground(),
+            self.pool,
+            &target,
+            goes.as_ref(),
+        );
+        let mut best: Option<((usize, u32, Order), Vec<Victim>)> = None;
+        let (mut from, mut looks) = (0, HOSTS_LOOKED);
+        while let Some(lowest) = self.pool.lowest_from(from)
+            && lowest < self.below()
+            && best
+                .as_ref()
+                .is_none_or(|(best, _)| best.1 >= lowest || best.0 > 1)
+        {
+            from = lowest + 1;
+            let mut hosts = ranked.hosts(&self.ground(), self.pool, lowest, &among);
+            while looks > 0
+                && let Some(Reverse(order)) = hosts.pop()
+            {
+                if { best.as_ref() }.is_some_and(|(best, _)| *best < (1, lowest, order)) {
+                    break;
+                }
+                let rank = order.2;
+                if !self.may_suffice(rank, wants) {
+                    continue;
+                }
+                looks -= 1;
+                let Some(victims) = self.victims(rank, wants) else {
+                    continue;
+                };
+                let highest = victims.iter().map(|victim| victim.priority).max();
+                let worth = (victims.len(), highest.unwrap_or(0), order);
+                if best.as_ref().is_none_or(|(best, _)| worth < *best) {
+                    best = Some((worth, victims));
+                }
             }
         }
-        best.map(|(_, _, rank, victims)| (rank, victims))
+        best.map(|((_, _, order), victims)| (order.2, victims))
     }
 
-    /// Hosts that only lack room, the best first; with one on every host, the slot's own.
-    fn hosts_to_preempt(&self, slot: Slot) -> Vec<(HostId, Rank)> {
-        if let Some(seating) = &self.seating {
-            let own = seating.open(slot);
-            let own = own.and_then(|id| Some((id.clone(), self.pool.rank(id)?)));
-            return own.into_iter().collect();
-        }
-        let (ground, goes) = (self.ground(), self.goes(slot));
-        let on = Standpoint {
-            cluster: self.cluster,
-            key: self.key,
-            spec: &self.target.spec,
-            features: &self.target.features,
-            used: &|_, _| Booked::default(),
-            count: &|id, host| match self.pool.rank(id) {
-                Some(rank) => ground.count(self.pool, rank),
-                None => host.count_of(self.key),
-            },
-            ports: ports::View {
-                claims: Some(&self.pool.ports),
-                without: None,
-            },
-            homes: None,
-            goes: goes.as_ref(),
-        };
-        let fits = place::rank(&on, &[]).fits.into_iter();
-        fits.filter_map(|one| Some((one.host.clone(), self.pool.rank(&one.host)?)))
-            .collect()
+    /// What has a lower priority than this may have to make room.
+    fn below(&self) -> u32 {
+        let mine = self.target.spec.priority;
+        mine.saturating_add(u32::from(planted::is(Bug::EqualPreempted)))
+    }
+
+    /// Whether there would be room on a host without all that is lower.
+    fn may_suffice(&self, rank: Rank, wants: Booked) -> bool {
+        let (used, has) = self.pool.booked(rank);
+        let host = self.cluster.hosts.get(&self.pool.room(rank).id);
+        let lower = host.map_or_else(Booked::default, |host| host.booked_below(self.below()));
+        used.minus(lower).fits(wants, has)
     }
 
     /// The victims that make room on a host; `None`: there are not enough.
-    fn victims(&mut self, id: &HostId, rank: Rank, wants: Booked) -> Option<Vec<Victim>> {
+    fn victims(&mut self, rank: Rank, wants: Booked) -> Option<Vec<Victim>> {
+        let all = self.lower_on(rank);
+        let chosen = self.choose(&all, rank, wants);
+        let key = (self.below(), rank);
+        self.pool.preempted.remember(key, all);
+        chosen
+    }
+
+    fn choose(&mut self, all: &[Victim], rank: Rank, wants: Booked) -> Option<Vec<Victim>> {
         let (used, has) = self.pool.booked(rank);
         let fits = |without: &[&Victim]| {
             let used = { without.iter() }.fold(used, |used, one| used.minus(one.booked));
             used.fits(wants, has)
         };
-        let all = self.lower_on(id);
-        let single = { all.iter() }
-            .filter(|one| fits(&[one]))
-            .min_by_key(|one| (one.priority, std::cmp::Reverse(one.number)));
-        if let Some(single) = single {
+        // The lowest priority comes first, and of that the newest.
+        if let Some(single) = all.iter().find(|one| fits(&[one])) {
             return Some(vec![single.clone()]);
         }
         let lacks = used.lacks(wants, has);
@@ -217,11 +276,7 @@ impl Pass<'_> {
         // What frees most of what is lacking first.
         left.sort_by_cached_key(|one| {
             let freed = one.booked.share_of(lacks);
-            (
-                freed,
-                std::cmp::Reverse((one.priority, one.key.clone())),
-                one.number,
-            )
+            (freed, Reverse((one.priority, one.key.clone())), one.number)
         });
         let mut chosen: Vec<&Victim> = Vec::new();
         while !fits(&chosen) {
@@ -231,7 +286,7 @@ impl Pass<'_> {
             }
         }
         // None that is not needed, the highest priority first.
-        chosen.sort_by_key(|one| (std::cmp::Reverse(one.priority), one.number));
+        chosen.sort_by_key(|one| (Reverse(one.priority), one.number));
         let mut at = 0;
         while at < chosen.len() {
             let one = chosen.remove(at);
@@ -244,67 +299,66 @@ impl Pass<'_> {
     }
 
     /// Replicas of a lower priority on a host, as far as their workloads can spare one.
-    fn lower_on(&mut self, id: &HostId) -> Vec<Victim> {
-        let mine = self.target.spec.priority;
-        let cluster = self.cluster;
-        let set = cluster.hosts.get(id).and_then(|host| host.set.as_ref());
+    fn lower_on(&mut self, rank: Rank) -> Vec<Victim> {
+        let looked = self.pool.preempted.recall((self.below(), rank));
+        let mut all = looked.unwrap_or_else(|| self.read_lower(rank));
+        // Within one plan what is ended stays so, and nobody can spare more than before.
+        all.retain(|victim| {
+            let gone = self.pool.preempted.of(&victim.key);
+            !gone.is_some_and(|gone| gone.contains(&victim.number)) && self.may_lose(victim, &[])
+        });
+        all
+    }
+
+    fn read_lower(&self, rank: Rank) -> Vec<Victim> {
+        let host = self.cluster.hosts.get(&self.pool.room(rank).id);
+        let set = host.and_then(|host| host.set.as_ref());
         let mut lower = Vec::new();
         for group in set.iter().flat_map(|set| &set.groups) {
             let key = group.key();
             let Some(workload) = self.cluster.workloads.get(&key) else {
                 continue;
             };
-            let priority = workload.priority();
-            let equal = planted::is(Bug::EqualPreempted) && priority == mine && key != *self.key;
-            let Some(revision) = workload.revisions.get(&group.revision) else {
+            let revision = workload.revisions.get(&group.revision);
+            let (Some(target), Some(revision)) = (workload.target(), revision) else {
                 continue;
             };
-            if priority >= mine && !equal {
+            if target.spec.priority >= self.below() || key == *self.key {
                 continue;
             }
-            let gone = self.pool.preempted.of(&key).cloned();
-            for slot in &group.slots {
-                if gone
-                    .as_ref()
-                    .is_some_and(|gone| gone.contains(&slot.placement))
-                {
-                    continue;
-                }
-                let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
-                let alone = workload.numbers_of(slot.slot).nth(1).is_none();
-                let victim = Victim {
-                    slot: slot.slot,
-                    number: slot.placement,
-                    booked,
-                    counts: if alone { booked } else { Booked::default() },
-                    priority,
-                    ready: workload.is_ready(slot.placement),
-                    key: key.clone(),
-                };
-                if self.may_lose(&victim, &[]) {
-                    lower.push(victim);
-                }
-            }
+            lower.extend(group.slots.iter().map(|slot| Victim {
+                slot: slot.slot,
+                number: slot.placement,
+                booked: Booked::of(&key, &revision.spec, slot.args.as_deref()),
+                alone: workload.numbers_of(slot.slot).nth(1).is_none(),
+                priority: target.spec.priority,
+                keeps: target.spec.min_available,
+                ready: workload.is_ready(slot.placement),
+                key: key.clone(),
+            }));
         }
+        lower.sort_by_key(|one| (one.priority, Reverse(one.number)));
         lower
     }
 
     /// Whether a workload keeps its `min_available` without this one and those that are chosen.
     fn may_lose(&mut self, victim: &Victim, chosen: &[&Victim]) -> bool {
-        let workload = self.cluster.workloads.get(&victim.key);
-        let Some((workload, target)) = workload.and_then(|one| Some((one, one.target()?))) else {
-            return false;
-        };
-        let keeps = target.spec.min_available;
-        if keeps == 0 || !victim.ready || planted::is(Bug::MinAvailableIgnored) {
+        if victim.keeps == 0 || !victim.ready || planted::is(Bug::MinAvailableIgnored) {
             return true;
         }
-        let ready = self.pool.preempted.ready.entry(victim.key.clone());
-        let ready = *ready.or_insert_with(|| queries::ready(self.cluster, workload));
+        let ready = self.ready_left(&victim.key);
         let lost = chosen
             .iter()
             .filter(|one| one.ready && one.key == victim.key);
-        u64::from(ready) > u64::from(keeps) + lost.count() as u64
+        u64::from(*ready) > u64::from(victim.keeps) + lost.count() as u64
+    }
+
+    /// How many ready slots a workload has left.
+    fn ready_left(&mut self, key: &WorkloadKey) -> &mut u32 {
+        let workload = self.cluster.workloads.get(key);
+        let ready = || workload.map_or(0, |one| queries::ready(self.cluster, one));
+        let known = self.pool.preempted.ready.entry(key.clone());
+        known.or_insert_with(ready)
     }
 
     fn end_victims(&mut self, slot: Slot, rank: Rank, victims: Vec<Victim>) {
@@ -316,14 +370,19 @@ impl Pass<'_> {
             let Some(workload) = self.cluster.workloads.get(&victim.key) else {
                 continue;
             };
-            let ready = self.pool.preempted.ready.entry(victim.key.clone());
-            let ready = ready.or_insert_with(|| queries::ready(self.cluster, workload));
+            let ready = self.ready_left(&victim.key);
             *ready = ready.saturating_sub(u32::from(victim.ready));
             let ended = self.pool.preempted.ended.entry(victim.key.clone());
             ended.or_default().insert(victim.number);
             self.pool.free(&host, victim.booked);
             if let Some(held) = self.pool.held.get_mut(&victim.key.namespace) {
-                *held = held.minus(victim.counts);
+                // While another holds its slot, its quota counts on.
+                let counted = if victim.alone {
+                    victim.booked
+                } else {
+                    Booked::default()
+                };
+                *held = held.minus(counted);
             }
             self.displaced
                 .push(format!("{} (priority {})", victim.key, victim.priority));

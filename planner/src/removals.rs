@@ -157,7 +157,8 @@ impl Cluster {
     /// Hosts whose set in the store is not what it is to be, though no placement of theirs changes: the
     /// store keeps none any more, it names what was removed, or not yet what the host has to remove.
     pub(crate) fn stale_sets(&self) -> BTreeSet<HostId> {
-        let hosts = self.hosts.iter();
+        let hosts = self.to_write.iter();
+        let hosts = hosts.filter_map(|id| self.hosts.get_key_value(id));
         let stale = hosts.filter(|(_, host)| host.came_back() || host.names_removed);
         let stale = stale.map(|(id, _)| id.clone());
         let Removals { all, of } = self.removals();

@@ -183,6 +183,11 @@ impl World {
             replicas: Some(Replicas::Count(each as u32)),
             ..WorkloadSpec::default()
         };
+        match n.checked_sub(self.scenario.workloads + waiting::WAITING) {
+            Some(0) => spec.priority = 1,
+            Some(_) => spec.priority += 1,
+            None => {}
+        }
         if self.scenario.distinct {
             spec.resources.reserve.memory = ByteSize((1 << 20) + (n as u64 % 1_000) * 1_024);
         }

@@ -59,6 +59,8 @@ pub struct Host {
     pub used: Capacity,
     /// What its set books.
     pub(crate) booked: Booked,
+    /// The same by the priority of whose it is.
+    pub(crate) by_priority: BTreeMap<u32, Booked>,
     /// The hosts that are like it.
     pub(crate) class: u32,
     pub(crate) number: u32,
@@ -122,6 +124,7 @@ impl Host {
             table_seq: 0,
             used: Capacity::default(),
             booked: Booked::default(),
+            by_priority: BTreeMap::new(),
             class: u32::MAX,
             number: 0,
             zone: None,
@@ -151,6 +154,7 @@ impl Host {
             set,
             leaving: BTreeSet::new(),
             story: VecDeque::new(),
+            by_priority: BTreeMap::new(),
             unsure: self.unsure.clone(),
             zone: self.zone.clone(),
             boots: self.boots.clone(),
@@ -200,6 +204,13 @@ impl Host {
     pub(crate) fn to_record(&self) -> bool {
         let heard = self.boot.is_some() || self.recorded;
         !self.stored && heard && (self.recorded || !self.holds_unkept())
+    }
+
+    /// Something of it may have to be written though no placement of its changes: it is to be recorded, came
+    /// back, is being drained, or holds what was removed.
+    pub(crate) fn may_be_written(&self) -> bool {
+        let drains = self.record.drain.is_some_and(|drain| !drain.drained);
+        !self.stored || drains || self.names_removed
     }
 
     /// No set names it, and nothing that it ran is waited for.

@@ -157,6 +157,7 @@ impl Cluster {
         let now = { workload.as_ref() }.and_then(|one| one.target().map(|_| one.priority()));
         let before = workload.and_then(|one| std::mem::replace(&mut one.counted_as, now));
         self.count_priority(before, now);
+        self.move_priority(key, before, now);
         // Another revision may have a lower priority or a lower min_available: who waits above it may
         // have its room now.
         let above = |now| (Bound::Excluded(now), Bound::Unbounded);
@@ -202,6 +203,9 @@ impl Cluster {
             host.granted.clone_from(&record.boot);
             host.record = record;
             (host.stored, host.recorded) = (true, true);
+            if host.may_be_written() {
+                self.to_write.insert(id.clone());
+            }
             if !same_drain {
                 // Whose replicas come or stay is looked at whole: moving them is bounded by the rest.
                 let held = host.set.iter().flat_map(|set| &set.groups);
@@ -222,6 +226,7 @@ impl Cluster {
             self.numbered += 1;
             host.number = self.numbered;
             self.hosts.insert(id.clone(), host);
+            self.to_write.insert(id.clone());
             self.host_reshaped(&id);
         }
     }

@@ -13,7 +13,7 @@ use crate::pool::{Pool, Rank};
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
     hosts: BTreeMap<Rank, i64>,
-    pub(super) classes: BTreeMap<u32, i64>,
+    classes: BTreeMap<u32, i64>,
 }
 
 impl Delta {
@@ -36,7 +36,16 @@ pub(crate) struct Ground<'a> {
 }
 
 impl Ground<'_> {
-    pub(super) fn cached(&self, pool: &Pool, spec: &WorkloadSpec) -> BTreeSet<Rank> {
+    /// How many are in each class, on any host, usable or not; a class may come twice.
+    pub(crate) fn of_classes(&self) -> impl Iterator<Item = (u32, i64)> + '_ {
+        let bases = self.workload.per_class.iter();
+        let bases = bases.map(|(class, count)| (*class, i64::from(*count)));
+        let deltas = self.delta.classes.iter().map(|(class, by)| (*class, *by));
+        bases.chain(deltas)
+    }
+
+    /// Usable hosts without a replica that have the component already.
+    pub(crate) fn cached(&self, pool: &Pool, spec: &WorkloadSpec) -> BTreeSet<Rank> {
         let left = self.workload.has_left(spec);
         let ranks = left.filter_map(|number| pool.numbered(number));
         let ranks = ranks.filter(|rank| pool.is_usable(*rank));
@@ -49,7 +58,7 @@ impl Ground<'_> {
     }
 
     /// The same for one of many that are gone through.
-    pub(super) fn count_near(&self, pool: &Pool, rank: Rank, near: &mut usize) -> u32 {
+    pub(crate) fn count_near(&self, pool: &Pool, rank: Rank, near: &mut usize) -> u32 {
         let number = pool.room(rank).number;
         let base = self.workload.holders.get_near(number, near);
         self.changed(rank, base)

@@ -56,7 +56,7 @@ impl Cluster {
             let revision = workload.revisions.get(&placed.revision);
             if let Some(revision) = revision {
                 let booked = Booked::of(key, &revision.spec, placed.args.as_deref());
-                host.booked = host.booked.minus(booked);
+                host.free(booked, workload.counted_as);
             }
             let report = workload.reports.get(number);
             match report.filter(|known| known.host == placed.host) {
@@ -72,7 +72,10 @@ impl Cluster {
             if let Some(set) = &mut host.set {
                 let before = set.groups.len();
                 set.groups.retain(|g| by_key(g, key) != Ordering::Equal);
-                host.names_removed |= set.groups.len() < before;
+                if set.groups.len() < before {
+                    host.names_removed = true;
+                    self.to_write.insert(placed.host.clone());
+                }
             }
             self.pool.touch(&placed.host);
             self.agenda.room();
