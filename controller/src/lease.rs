@@ -121,6 +121,8 @@ pub struct LeaseClock {
 #[derive(Debug, Clone, Copy)]
 struct State {
     sent: Instant,
+    /// When the store's answer to that was there.
+    answered: Instant,
     /// Given up early; it never comes back to life.
     dropped: bool,
 }
@@ -132,13 +134,14 @@ impl LeaseClock {
             times,
             state: Arc::new(Mutex::new(State {
                 sent,
+                answered: sent,
                 dropped: false,
             })),
         }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // The state is two plain values: it is whole even if a holder panicked.
+        // The state is plain values: it is whole even if a holder panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,7 +150,7 @@ impl LeaseClock {
     pub fn renewed(&self, sent: Instant, now: Instant) {
         let mut state = self.state();
         if !state.dropped && now < self.times.holds_until(state.sent) && sent > state.sent {
-            state.sent = sent;
+            (state.sent, state.answered) = (sent, now);
         }
     }
 
@@ -166,7 +169,8 @@ impl LeaseClock {
     /// hears no host either, and finds it by this before the lease is over.
     pub fn is_fresh(&self, now: Instant) -> bool {
         let state = *self.state();
-        !state.dropped && now < state.sent + self.times.renew_every + self.times.margin / 2
+        // From the answer on: a slow store is reached all the same.
+        !state.dropped && now < state.answered + self.times.renew_every + self.times.margin / 2
     }
 
     /// Until when it certainly holds without another renewal.
@@ -227,8 +231,11 @@ mod tests {
         assert!(clock.holds(sent + ms(650)), "and it leads still");
         clock.renewed(sent + ms(1_200), sent + ms(1_210));
         assert!(clock.is_fresh(sent + ms(1_210)));
+        // Each renewal is answered after 400 ms: the next one comes in time.
+        clock.renewed(sent + ms(1_700), sent + ms(2_100));
+        assert!(clock.is_fresh(sent + ms(2_600)));
         clock.drop_now();
-        assert!(!clock.is_fresh(sent + ms(1_220)));
+        assert!(!clock.is_fresh(sent + ms(2_600)));
     }
 
     #[test]

@@ -61,9 +61,6 @@ use placement::Placement;
 use removals::Removals;
 pub use report::Pulse;
 
-/// Beyond its drain deadline a replica gets this long to say that it has stopped; then it is
-/// stopped without asking.
-const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// Ready for so long without a break, a replica counts as well: earlier failures are forgiven.
 const STEADY: Duration = Duration::from_secs(60);
 /// Ended starts of one placement that are still told in full reports.

@@ -28,6 +28,7 @@ use wasmorch_api::status::HostState;
 use wasmorch_api::{EventKind, HostId, PlacementNumber, ReplicaId, Slot, Timestamp, WorkloadKey};
 
 use crate::cluster::{Cluster, Host, Placed, Workload};
+use crate::explain::HeldUp;
 use crate::place;
 use crate::plan::StopReason;
 use crate::planted::{self, Bug};
@@ -48,7 +49,7 @@ impl Host {
 
     /// It has told this leader, with all its reports heard, that it holds its set.
     pub(crate) fn note_settled(&mut self, applied: u64, status_seq: u64) -> bool {
-        if !self.synced || self.status_seq < status_seq || !self.boots.alone() {
+        if !self.synced || self.status_seq < status_seq || !self.alone() {
             return false;
         }
         let before = (self.caught_up, self.unsure.len());
@@ -91,7 +92,7 @@ impl Host {
             (false, false) => 0,
         };
         // Where two may speak, one has not told of the other's.
-        let (applied, alone) = (self.applied, self.boots.alone());
+        let (applied, alone) = (self.applied, self.alone());
         self.unsure.retain(|(key, number), (_, sequence)| {
             if *sequence == UNTIL_TOLD && ended(key, *number) {
                 *sequence = until;
@@ -292,16 +293,19 @@ impl Pass<'_> {
         let Some(id) = self.may_still_run(slot) else {
             return true;
         };
-        let (since, name) = match self.cluster.hosts.get(&id) {
-            Some(host) => (host.dead_since, host.info().name.to_string()),
-            None => (None, id.to_string()),
+        let (since, host, anew) = match self.cluster.hosts.get(&id) {
+            Some(host) => {
+                let anew = host.state == HostState::Alive && host.boot.is_some() && !host.alone();
+                (host.dead_since, host.info().name.to_string(), anew)
+            }
+            None => (None, id.to_string(), false),
         };
         if let Some(since) = since {
             let lost_after = self.lost_after();
             self.wake(since.after(lost_after));
         }
         self.waits = true;
-        self.held_up = Some(name);
+        self.held_up = Some(HeldUp { host, anew });
         false
     }
 

@@ -15,7 +15,7 @@ pub(crate) const SAY_EVERY: Duration = Duration::from_secs(60);
 /// Two daemons speak as this host.
 pub(crate) fn two_in_one(host: &Host) -> EventDraft {
     let name = &host.record.info.name;
-    let starts: Vec<&str> = [host.boot.as_ref(), host.boots.other()]
+    let starts: Vec<&str> = [host.boot.as_ref(), host.boots.before()]
         .into_iter()
         .flatten()
         .map(BootId::as_str)

@@ -5,8 +5,9 @@
 //! nothing until it has heard a whole window.
 //!
 //! Rule: once a second the newest figures of all hosts are summed up. A host's figures count until its next
-//! heartbeat and while it is alive: what has left a host, or fell silent with it, is no load any more. A sum
-//! in which a host is missing that may have a part in it is good enough to go up by, and not to go down.
+//! heartbeat, and while it is alive and has a replica: what has left a host, or fell silent with it, is no load
+//! any more, and whoever has it now tells of it. A sum in which a host is missing that may have a part in it is
+//! good enough to go up by, and not to go down.
 //! Every 2 s the sum is judged; a count that differs is a *wish*, which the workload's next pass carries out
 //! with one event, and which is dropped when someone else has changed the count meanwhile.
 //!
@@ -144,7 +145,8 @@ impl Cluster {
         let counts = |id: &HostId, at: Timestamp| {
             let host = self.hosts.get(id);
             let newest = |host: &Host| host.beat == at || planted::is(Bug::OldLoadKept);
-            host.is_some_and(|host| alive(host) && newest(host))
+            let part = |host: &Host| workload.holders.get(host.number) > 0;
+            host.is_some_and(|host| alive(host) && newest(host) && part(host))
         };
         scaling.told.retain(|id, (at, _)| counts(id, *at));
         let loads = scaling.told.values();

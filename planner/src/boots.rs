@@ -5,19 +5,21 @@
 //! that nothing new is given to such a host follows from its boot id changing all the time.
 //!
 //! Owns too which start may start what must not run twice (law 4): one at a time, and the store knows which
-//! (`HostRecord::boot`) before it is told so. Another gets that only when no other start of the host has been
-//! heard for so long that whatever it ran has ended by itself, or has told that nothing is left of it. Until
-//! then nothing that the host says proves that such a replica has ended: it may speak of its own.
+//! (`HostRecord::boot`) before it is told so. Another gets that only when the one that has it has told that
+//! nothing is left of it, or was not heard for so long that whatever it ran has ended by itself. A start that
+//! never had it has nothing that anybody would wait for. Until then nothing that another says proves that
+//! such a replica has ended: it may speak of its own.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use wasmorch_api::messages::HeardNote;
+use wasmorch_api::messages::{HeardNote, STOP_GRACE};
 use wasmorch_api::{BootId, Heartbeat, HostId, Timestamp, WorkloadSpec};
 
 use crate::alarms::SAY_EVERY;
 use crate::cluster::{Cluster, Host};
 use crate::observe::Observed;
+use crate::planted::{self, Bug};
 
 /// Starts remembered: as many daemons as may share a folder and be seen to.
 const LEFT_KEPT: usize = 8;
@@ -27,21 +29,13 @@ const RETURNS_MIN: u32 = 3;
 /// If each comes so soon after the one before.
 const RETURNS_WITHIN: Duration = Duration::from_secs(10);
 
-/// A start that was heard until another one was.
-#[derive(Debug, Clone)]
-pub(crate) struct Left {
-    pub(crate) boot: BootId,
-    pub(crate) heard: Timestamp,
-    /// It has told that it ends, and that nothing of it runs that must not run twice.
-    pub(crate) over: bool,
-}
-
 /// The starts that a host has left behind.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Boots {
+    /// The last one last.
     left: VecDeque<BootId>,
-    /// The one heard last beside the current one, while something of it may run, and when that was.
-    other: Option<(BootId, Timestamp)>,
+    /// When this leader last heard the start that has the grant.
+    holder_heard: Option<Timestamp>,
     doubled: bool,
     returns: u32,
     returned: Timestamp,
@@ -50,18 +44,13 @@ pub(crate) struct Boots {
 
 impl Boots {
     /// The host speaks with another start than before; `true`: that two live at once is to be said.
-    pub(crate) fn change(&mut self, from: Left, to: &BootId, now: Timestamp) -> bool {
+    pub(crate) fn change(&mut self, from: BootId, to: &BootId, now: Timestamp) -> bool {
         let returns = self.left.contains(to);
-        self.left.retain(|one| *one != from.boot && one != to);
+        self.left.retain(|one| *one != from && one != to);
         if self.left.len() == LEFT_KEPT {
             self.left.pop_front();
         }
-        self.left.push_back(from.boot.clone());
-        if from.over {
-            self.other.take_if(|(other, _)| other == to);
-        } else {
-            self.other = Some((from.boot, from.heard));
-        }
+        self.left.push_back(from);
         if !returns {
             return false;
         }
@@ -79,34 +68,18 @@ impl Boots {
         say
     }
 
-    /// The store knows of a start that this leader has not heard.
-    fn unheard(&mut self, boot: BootId, since: Timestamp) {
-        self.other = Some((boot, since));
-    }
-
-    /// What another start ran has ended when that has not been heard for `wait`. `true`: it now has.
-    fn settle(&mut self, wait: Duration, now: Timestamp) -> bool {
-        let wait = match self.doubled {
-            true => wait.max(RETURNS_WITHIN),
-            false => wait,
-        };
-        let ended = { self.other.as_ref() }.is_some_and(|(_, heard)| now >= heard.after(wait));
-        if ended {
-            (self.other, self.doubled) = (None, false);
-        }
-        ended
+    /// Those that took turns do so no more.
+    fn calm(&mut self, now: Timestamp) -> bool {
+        let over = self.doubled && now.since(self.returned) > RETURNS_WITHIN;
+        self.doubled &= !over;
+        over
     }
 
     /// For so long the leader has listened to nobody.
     pub(crate) fn stalled(&mut self, stalled: Duration) {
-        if let Some((_, heard)) = &mut self.other {
+        if let Some(heard) = &mut self.holder_heard {
             *heard = heard.after(stalled);
         }
-    }
-
-    /// Nothing of another start runs.
-    pub(crate) fn alone(&self) -> bool {
-        self.other.is_none()
     }
 
     /// Two daemons take turns.
@@ -114,57 +87,56 @@ impl Boots {
         self.doubled
     }
 
-    /// The start heard last beside the current one.
-    pub(crate) fn other(&self) -> Option<&BootId> {
-        self.other.as_ref().map(|(boot, _)| boot)
+    /// The start that spoke before the current one.
+    pub(crate) fn before(&self) -> Option<&BootId> {
+        self.left.back()
     }
 }
 
 /// What must not run twice has ended by itself so long after the last heartbeat of its host that a leader has
-/// heard (the agent's `lease`); zero: this may.
+/// heard: the agent drains it after `stop_after`, for no longer than half of what is left until `lost_after`,
+/// and then gives it [`STOP_GRACE`]. Zero: this may run twice.
 pub(crate) fn once_for(spec: &WorkloadSpec) -> Duration {
     if !spec.runs_once() {
         return Duration::ZERO;
     }
     let disconnect = &spec.disconnect;
     let stop_after = { disconnect.stop_after }.map_or(Duration::ZERO, |after| after.0);
-    (stop_after + disconnect.lost_after.0.max(stop_after)) / 2
+    let half = disconnect.lost_after.0.saturating_sub(stop_after) / 2;
+    stop_after + half.min(spec.update.drain.0) + STOP_GRACE
 }
 
 impl Host {
+    /// Nothing that must not run twice may run by another start of the host than the one that speaks.
+    pub(crate) fn alone(&self) -> bool {
+        self.record.boot.is_none() || self.record.boot == self.boot
+    }
+
     /// What the host is told to be the sequence of its set: what must not run twice starts by it.
     pub(crate) fn echoed_sequence(&self) -> u64 {
-        match self.granted.is_some() && self.granted == self.boot {
+        let stored = self.granted.is_some() && self.granted == self.boot;
+        // Another may have been chosen, which is on its way to the store.
+        let granted = stored && self.record.boot == self.boot;
+        match granted || planted::is(Bug::GrantIgnored) {
             true => self.set_sequence,
             false => HeardNote::NOTHING_ONCE,
         }
     }
 
-    /// The host speaks by another start than before.
-    pub(crate) fn follow_boot(
-        &mut self,
-        from: Option<Left>,
-        since: Timestamp,
-        now: Timestamp,
-    ) -> bool {
-        let Some(to) = self.boot.clone() else {
-            return false;
-        };
-        if let Some(from) = from {
-            return self.boots.change(from, &to, now);
-        }
-        let stored = self.record.boot.clone();
-        if let Some(stored) = stored.filter(|stored| *stored != to) {
-            self.boots.unheard(stored, since);
-        }
-        false
+    fn grant_to(&mut self, boot: Option<BootId>) {
+        self.record.boot = boot;
+        self.stored = false;
     }
 }
 
 impl Cluster {
     /// Whether a start that has said that it ends has told of the end of all that must not run twice.
-    pub(crate) fn is_over(&self, id: &HostId) -> bool {
-        let Some(host) = self.hosts.get(id).filter(|host| host.leaves && host.synced) else {
+    fn is_over(&self, id: &HostId) -> bool {
+        let ends = |host: &&Host| {
+            let told = host.leaves.is_some_and(|seq| host.status_seq >= seq);
+            told && host.synced && host.alone()
+        };
+        let Some(host) = self.hosts.get(id).filter(ends) else {
             return false;
         };
         let held = host.set.iter().flat_map(|set| &set.groups);
@@ -188,30 +160,61 @@ impl Cluster {
             })
     }
 
+    /// The start that has the grant ends, and has told all: the next one may have it at once, whoever leads.
+    pub(crate) fn note_over(&mut self, id: &HostId, out: &mut Observed) {
+        if self.is_over(id)
+            && let Some(host) = self.hosts.get_mut(id)
+            && host.record.boot.is_some()
+        {
+            host.grant_to(None);
+            self.to_write.insert(id.clone());
+            out.changed = true;
+        }
+    }
+
     /// Which start of the host may start what must not run twice, now that it has spoken.
     pub(crate) fn grant(&mut self, beat: &Heartbeat, now: Timestamp, out: &mut Observed) {
+        let (since, longest) = (self.since, self.longest_once(&beat.host));
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };
-        let window = self.detection.dead(host.info());
-        host.leaves = beat.leaving;
-        let wait = match host.once_for.is_zero() {
+        host.leaves = beat.leaving.then_some(beat.status_seq);
+        let mut wait = match host.once_for.is_zero() {
             true => Duration::ZERO,
-            false => window + host.once_for,
+            false => self.detection.dead(host.info()) + host.once_for,
         };
-        let settled = host.boots.settle(wait, now);
-        let stored = host.record.boot.as_ref();
-        let may = stored.is_none() || host.boots.alone();
-        if stored != Some(&beat.boot) && may && !beat.leaving {
-            host.record.boot = Some(beat.boot.clone());
-            host.stored = false;
-            self.to_write.insert(beat.host.clone());
-            out.changed = true;
+        if host.boots.doubled {
+            wait = wait.max(RETURNS_WITHIN);
         }
-        if settled {
+        let calm = host.boots.calm(now);
+        let holds = host.record.boot.as_ref() == Some(&beat.boot);
+        let heard = host.boots.holder_heard.unwrap_or(since);
+        let free = host.record.boot.is_none() || now >= heard.after(wait);
+        let moves = !holds && free && !beat.leaving;
+        if moves {
+            host.grant_to(Some(beat.boot.clone()));
+            host.once_for = longest;
+            self.to_write.insert(beat.host.clone());
+        }
+        if holds || moves {
+            host.boots.holder_heard = Some(now);
+        }
+        self.note_over(&beat.host, out);
+        if moves || calm {
             out.changed = true;
             self.host_changed(&beat.host);
         }
+    }
+
+    /// The longest of what the host holds now.
+    fn longest_once(&self, id: &HostId) -> Duration {
+        let set = self.hosts.get(id).and_then(|host| host.set.as_ref());
+        let groups = set.into_iter().flat_map(|set| &set.groups);
+        let specs = groups.filter_map(|group| {
+            let workload = self.workloads.get(&group.key())?;
+            Some(once_for(&workload.revisions.get(&group.revision)?.spec))
+        });
+        specs.max().unwrap_or_default()
     }
 }
 
@@ -223,16 +226,11 @@ mod tests {
         BootId::from_random([n; 10])
     }
 
-    fn left(n: u8, heard: Timestamp) -> Left {
-        let (boot, over) = (boot(n), false);
-        Left { boot, heard, over }
-    }
-
     #[test]
     fn a_late_heartbeat_is_no_second_daemon() {
         let mut boots = Boots::default();
         let at = |ms: u64| Timestamp(1_000_000 + ms);
-        let mut change = |from, to, ms| boots.change(left(from, at(ms)), &boot(to), at(ms));
+        let mut change = |from, to, ms| boots.change(boot(from), &boot(to), at(ms));
         assert!(!change(1, 2, 0));
         assert!(!change(2, 1, 200), "late");
         assert!(!change(1, 2, 900));
@@ -253,7 +251,7 @@ mod tests {
                 _ => (2, 1),
             };
             let now = Timestamp(1_000_000 + beat * 500);
-            if boots.change(left(from, now), &boot(to), now) {
+            if boots.change(boot(from), &boot(to), now) {
                 said.push(beat / 2);
             }
         }
@@ -261,53 +259,16 @@ mod tests {
     }
 
     #[test]
-    fn one_is_alone_when_the_other_has_not_been_heard_for_long_enough() {
-        let (wait, at) = (Duration::from_secs(3), |ms| Timestamp(1_000_000 + ms));
+    fn those_that_took_turns_are_two_until_one_has_been_quiet() {
+        let at = |s: u8| Timestamp(1_000_000 + u64::from(s) * 1_000);
         let mut boots = Boots::default();
-        boots.change(left(1, at(0)), &boot(2), at(900));
-        assert_eq!(boots.other(), Some(&boot(1)));
-        assert!(!boots.settle(wait, at(2_999)));
-        let mut stalled = boots.clone();
-        stalled.stalled(Duration::from_secs(2));
-        assert!(
-            !stalled.settle(wait, at(4_999)),
-            "the leader did not listen"
-        );
-        assert!(boots.settle(wait, at(3_000)), "since it was heard");
-        assert!(boots.alone() && !boots.settle(wait, at(3_001)));
-
-        for beat in 4..12 {
+        for beat in 1..9 {
             let (from, to) = (2 - beat % 2, 1 + beat % 2);
-            let now = at(u64::from(beat) * 1_000);
-            boots.change(left(from, now), &boot(to), now);
-            assert!(!boots.settle(Duration::ZERO, now) || beat < 8, "{beat}");
+            boots.change(boot(from), &boot(to), at(beat));
         }
         assert!(boots.doubled());
-        assert!(!boots.settle(wait, at(20_999)), "they took turns");
-        assert!(boots.settle(wait, at(21_000)));
-        assert!(boots.alone() && !boots.doubled());
-    }
-
-    #[test]
-    fn one_that_has_told_its_end_is_not_waited_for() {
-        let mut boots = Boots::default();
-        let now = Timestamp(1_000_000);
-        let over = Left {
-            over: true,
-            ..left(1, now)
-        };
-        boots.change(over.clone(), &boot(2), now);
-        assert!(boots.alone());
-        boots.change(left(2, now), &boot(3), now);
-        // Of the second nothing was told.
-        boots.change(
-            Left {
-                boot: boot(3),
-                ..over
-            },
-            &boot(4),
-            now,
-        );
-        assert_eq!(boots.other(), Some(&boot(2)));
+        assert!(!boots.calm(at(18)) && boots.doubled());
+        assert!(boots.calm(at(19)) && !boots.doubled());
+        assert!(!boots.calm(at(20)), "it is said once");
     }
 }

@@ -22,6 +22,14 @@ const STEPS: usize = 3;
 /// So many homes are named.
 const HOMES_SAID: usize = 3;
 
+/// A host that may still run what must not run twice, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HeldUp {
+    pub(crate) host: String,
+    /// It speaks, by another start than the one that may run it.
+    pub(crate) anew: bool,
+}
+
 /// Slots that could not be placed when their workload was last planned.
 #[derive(Debug, Clone)]
 pub(crate) struct Trouble {
@@ -36,7 +44,7 @@ pub(crate) struct Trouble {
     /// And each of the slots has one.
     pub(crate) all_at_home: bool,
     /// A slot waits for this host, which may still run what must not run twice.
-    pub(crate) held_up: Option<String>,
+    pub(crate) held_up: Option<HeldUp>,
 }
 
 /// What is said of a workload's slots that wait, as everything stands now.
@@ -74,12 +82,18 @@ impl Trouble {
             }
         };
         self.name_homes(on.cluster, &mut unplaced);
-        if let Some(host) = &self.held_up {
+        if let Some(HeldUp { host, anew }) = &self.held_up {
             let filter = format!("may still run on {host}");
             unplaced.filtered.insert(filter, 1);
-            let fix = format!(
-                "bring {host} back, or `wasmorch host-rm {host}` if nothing runs there any more"
-            );
+            let fix = match anew {
+                false => format!(
+                    "bring {host} back, or `wasmorch host-rm {host}` if nothing runs there any more"
+                ),
+                true => format!(
+                    "wait: the daemon of {host} has started anew, and what its earlier start ran ends by \
+                     itself (disconnect.stop_after)"
+                ),
+            };
             unplaced.fix.insert(0, fix);
         }
         unplaced

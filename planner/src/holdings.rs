@@ -177,7 +177,7 @@ impl Cluster {
                     workload.leaving.insert(slot.placement);
                 }
                 if let Some(sequence) = sequence
-                    && (!reported || !host.boots.alone())
+                    && (!reported || !host.alone())
                     && let Some(revision) = workload.revisions.get(&group.revision)
                     && revision.spec.runs_once()
                 {

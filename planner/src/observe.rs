@@ -12,7 +12,6 @@ use wasmorch_api::{
 };
 
 use crate::alarms::{claims_a_term, refuses_more, two_in_one};
-use crate::boots::Left;
 use crate::cluster::{Cluster, Host, Reported};
 use crate::planted::{self, Bug};
 use crate::silence::Silent;
@@ -105,7 +104,6 @@ impl Cluster {
             return;
         }
         let new = self.host_entry(&beat.host, now, now);
-        let over = self.is_over(&beat.host);
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };
@@ -115,8 +113,7 @@ impl Cluster {
         let tells_nothing = tells_of_nothing(&beat);
         let mut reshaped = false;
         // Never back: beats that waited in a queue must not look like silence.
-        let heard = host.heard;
-        host.heard = heard.max(now);
+        host.heard = host.heard.max(now);
         let loads = std::mem::take(&mut beat.loads);
         let before = std::mem::replace(&mut host.applied, beat.sequence);
         out.changed |= host.note_removals(beat.removals.take(), before);
@@ -141,8 +138,7 @@ impl Cluster {
                 self.silence.restarted(&beat.host);
                 host.stale_sets = Some(0);
             }
-            let left = before.map(|boot| Left { boot, heard, over });
-            if host.follow_boot(left, self.since, now) {
+            if before.is_some_and(|before| host.boots.change(before, &beat.boot, now)) {
                 out.events.push(two_in_one(host));
             }
             self.pool.touch(&beat.host);
@@ -288,6 +284,7 @@ impl Cluster {
         for status in report.replicas {
             self.fold_status(&report.host, status, now, out);
         }
+        self.note_over(&report.host, out);
     }
 
     fn fold_status(

@@ -74,6 +74,8 @@ pub enum Bug {
     RollbackForgotten,
     /// Constraints on labels bar no host.
     ConstraintsIgnored,
+    /// Every start of a host may start what must not run twice.
+    GrantIgnored,
 }
 
 #[cfg(feature = "planted")]

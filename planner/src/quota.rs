@@ -99,10 +99,13 @@ pub(crate) fn note_held(
     before: Booked,
     after: Booked,
 ) {
-    if let Some(all) = held.get_mut(namespace) {
-        *all = all.minus(before).plus(after);
-    } else {
+    let Some(all) = held.get_mut(namespace) else {
         held.insert(namespace.clone(), after);
+        return;
+    };
+    *all = all.minus(before).plus(after);
+    if *all == Booked::default() {
+        held.remove(namespace);
     }
 }
 

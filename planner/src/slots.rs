@@ -27,6 +27,7 @@ use crate::awaited::Awaited;
 use crate::booked::Booked;
 use crate::canary;
 use crate::cluster::{Cluster, Workload};
+use crate::explain::HeldUp;
 use crate::fill::{Delta, Fill, Ground};
 use crate::judge;
 use crate::moves;
@@ -70,7 +71,7 @@ pub(crate) struct Pass<'a> {
     /// Slots to fill although what is lost stays in its host's set.
     pub(crate) refill: BTreeMap<Slot, Option<Seat>>,
     /// A host that may still run what must not run twice.
-    pub(crate) held_up: Option<String>,
+    pub(crate) held_up: Option<HeldUp>,
     /// No host has room: nothing was freed since that was found.
     full: bool,
     /// Slots that could not be placed.

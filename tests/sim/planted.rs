@@ -85,6 +85,7 @@ fn bugs_of_the_planner_are_caught() {
         (Bug::OthersStay,             &[Law::Together, Law::RolloutEnds]),
         (Bug::PauseIgnored,           &[Law::Paused]),
         (Bug::RestartForgotten,       &[Law::Restarted]),
+        (Bug::GrantIgnored,           &[Law::RunsOnce]),
         (Bug::RollbackForgotten,      &[Law::Acknowledged]),
         (Bug::ConstraintsIgnored,     &[Law::Claims]),
     ];

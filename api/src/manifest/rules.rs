@@ -151,7 +151,7 @@ fn out_of_reach(spec: &WorkloadSpec, kind: Kind, scale: &Scale) -> Option<String
         }
         // One thread executes a service.
         Measure::Cpu if kind == Kind::Service && resources.cpu > ONE_CORE => {
-            let share = 100 * ONE_CORE.0 / resources.cpu.0;
+            let share = (100 * ONE_CORE.0).div_ceil(resources.cpu.0);
             (
                 share,
                 "percent of resources.cpu, for a service uses one core",

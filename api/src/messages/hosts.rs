@@ -130,6 +130,10 @@ impl HeardNote {
     pub const NOTHING_ONCE: u64 = u64::MAX;
 }
 
+/// Beyond its drain deadline a replica gets this long to say that it has stopped; then its host stops it without
+/// asking.
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
+
 /// A replica that drains goes on answering for so long at the most, until it is known that gateways
 /// route past it.
 pub const WITHDRAWN_WITHIN: Duration = Duration::from_secs(2);

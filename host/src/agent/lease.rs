@@ -14,12 +14,13 @@
 //!
 //! Invariants: the host's clock never goes back, and one that jumps ahead only ends things early.
 //! What must not run twice (`runs_once`) starts only by an echo to this very start of the daemon,
-//! and only when the echo knows of no newer set: so never offline, and never by a set that a newer one
-//! has replaced. What merely has `stop_after` may start offline, and has `stop_after` from the
+//! and only by the very set that the echo names: so never offline, and by no set that a newer one has
+//! replaced or that was meant for another start. What merely has `stop_after` may start offline, and has `stop_after` from the
 //! daemon's start.
 
 use std::time::Duration;
 
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{BootId, Term, Timestamp, WorkloadSpec};
 
 use super::{Agent, PlacementKey, Timer};
@@ -78,7 +79,13 @@ impl Agent {
         let Some(live) = placement.live_mut() else {
             return;
         };
-        if live.explain("waits until a leader hears this host (disconnect.stop_after)") {
+        let why = match self.lease.sequence {
+            HeardNote::NOTHING_ONCE => {
+                "waits until what an earlier start of this host ran has surely ended"
+            }
+            _ => "waits until a leader hears this host (disconnect.stop_after)",
+        };
+        if live.explain(why) {
             let replica = ReplicaKey::new(key.workload.clone(), live.id);
             self.changed.insert(replica);
         }
@@ -115,8 +122,8 @@ impl Agent {
     /// hears this host.
     pub(super) fn may_run(&self, key: &PlacementKey, now: Timestamp) -> bool {
         let once = self.spec_of(key).is_some_and(WorkloadSpec::runs_once);
-        // By an older set it may have been replaced already.
-        let newest = !once || self.sequence >= self.lease.sequence;
+        // By an older set it may have been replaced already, and a newer one is not known to be this start's.
+        let newest = !once || self.sequence == self.lease.sequence;
         newest && self.runs_until(key).is_none_or(|until| now < until)
     }
 

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use wasmorch_api::messages::STOP_GRACE;
 use wasmorch_api::{ReplicaState, Timestamp};
 
 use super::placement::{Next, Replica, Usage, backoff, grown_from};
-use super::{Agent, DRAIN_GRACE, Effect, PlacementKey, Timer};
+use super::{Agent, Effect, PlacementKey, Timer};
 use crate::planted::{self, Bug};
 use crate::runner::protocol::{FromRunner, Outcome, ReplicaKey, ReplicaUsage, ToRunner};
 
@@ -279,7 +280,7 @@ impl Agent {
         let revision = self.fetches.revision(&key.workload, number);
         let own = revision.map_or(Duration::ZERO, |revision| revision.spec.update.drain.0);
         let drain = at_most.map_or(own, |at_most| at_most.min(own));
-        let overdue_at = now.after(drain).after(DRAIN_GRACE);
+        let overdue_at = now.after(drain).after(STOP_GRACE);
         let message = match live.state {
             // It drains already; a shutdown only brings the end nearer.
             ReplicaState::Draining => {
@@ -347,7 +348,7 @@ impl Agent {
         tracing::warn!(%replica, "still there after its drain: stopping it");
         self.effects
             .push(Effect::ToRunner(ToRunner::Stop { replica }));
-        self.overdue(key, now.after(DRAIN_GRACE));
+        self.overdue(key, now.after(STOP_GRACE));
     }
 
     /// Everything that the runner had is gone. It is not the replicas' failure: no start is

