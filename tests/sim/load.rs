@@ -70,12 +70,7 @@ impl Loads {
         let now = self.until.unwrap_or(now);
         let mut rng = self.rng(key, (now - EPOCH) / STEP);
         let load = if rng.one_in(4) { 0 } else { rng.between(0, 55) };
-        // Hosts tell at different moments, so that what has moved from one to the other is counted twice for a
-        // moment: exactly full, one alone is given a second again and again (a known limit of `autoscale`).
-        if self.until.is_some() && load == TARGET {
-            return load - 1;
-        }
-        load
+        if rng.one_in(4) { 0 } else { rng.between(0, 55) }
     }
 
     /// Gives a spec that counts replicas bounds instead, if its workload has them.
