@@ -69,7 +69,6 @@ impl Loads {
     fn at(self, key: &WorkloadKey, now: u64) -> u64 {
         let now = self.until.unwrap_or(now);
         let mut rng = self.rng(key, (now - EPOCH) / STEP);
-        let load = if rng.one_in(4) { 0 } else { rng.between(0, 55) };
         if rng.one_in(4) { 0 } else { rng.between(0, 55) }
     }
 
