@@ -342,8 +342,9 @@ impl World {
     /// A workload that waits for room, and another that could be ended for it.
     fn runs_in_its_place(&self, key: &WorkloadKey) -> Option<String> {
         let mine = self.laws.spec(key)?;
-        // A quota is a reason to wait that no other's end would mend.
-        if !mine.constraints.is_empty() || self.laws.quota.is_some() {
+        // A quota is a reason to wait that no other's end would mend, and rules may be others.
+        let rules = !mine.constraints.is_empty() || self.rules.are_there();
+        if rules || self.laws.quota.is_some() {
             return None;
         }
         // Nor a port that is taken, or a host that could not run it.

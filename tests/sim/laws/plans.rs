@@ -361,7 +361,9 @@ fn paused_moves_on(cluster: &Cluster, plan: &Plan) -> Option<String> {
     });
     moved.or_else(|| {
         plan.start.iter().find_map(|start| {
-            let (workload, _) = paused(&start.key)?;
+            // Where canaries are on trial, those beside them may be filled up.
+            let (workload, _) =
+                paused(&start.key).filter(|(_, rollout)| rollout.revision == start.revision)?;
             let mut placed = workload.placements.iter();
             let serves = placed.any(|(number, placed)| {
                 let host = cluster.hosts().get(&placed.host);
