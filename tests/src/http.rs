@@ -101,6 +101,10 @@ impl Exchange {
 
     /// Reads the next piece of the answer's body; empty at its end.
     pub fn piece(&mut self) -> std::io::Result<Vec<u8>> {
+        if self.left == Some(0) {
+            // A read of nothing would wait for the next answer.
+            return Ok(Vec::new());
+        }
         if !self.chunked {
             let mut buffer = vec![0; self.left.unwrap_or(8192).min(8192)];
             let count = self.stream.read(&mut buffer)?;
