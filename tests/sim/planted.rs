@@ -52,7 +52,7 @@ fn bugs_of_the_shell_and_the_store_are_caught() {
 fn bugs_of_the_planner_are_caught() {
     use wasmorch_planner::planted::{Bug, plant};
     #[rustfmt::skip]
-    let bugs: [(Bug, &[Law]); 34] = [
+    let bugs: [(Bug, &[Law]); 35] = [
         (Bug::StatusGapIgnored,       &[Law::Running]),
         (Bug::UnheardTakenAsGone,     &[Law::Unspoken]),
         (Bug::CordonIgnored,          &[Law::BadHost, Law::Closed]),
