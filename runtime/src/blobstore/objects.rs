@@ -78,7 +78,9 @@ impl ObjectsContainer {
         std::fs::create_dir_all(folder)
             .map_err(|error| ObjectsError(format!("{}: {error}", folder.display())))?;
         let store = LocalFileSystem::new_with_prefix(folder)
-            .map_err(|error| ObjectsError(error.to_string()))?;
+            .map_err(|error| ObjectsError(error.to_string()))?
+            // The folders of a name go with the last object in them: they take room too.
+            .with_automatic_cleanup(true);
         Ok(Self {
             store: Arc::new(store),
             prefix: Path::default(),
@@ -204,10 +206,14 @@ impl BlobContainer for ObjectsContainer {
 
     async fn write(&self, name: &str, mut body: BlobRead) -> Result<(), String> {
         let path = self.path(name)?;
+        let folders = path.as_ref().matches('/').count() as u64;
         let mut writer = BufWriter::with_capacity(self.store.clone(), path, PART_BYTES)
             .with_max_concurrency(PARTS);
         let copied = match &self.room {
-            Some(room) => room.copy(&mut body, &mut writer, BEHIND_BYTES).await,
+            Some(room) => {
+                room.copy(&mut body, &mut writer, folders, BEHIND_BYTES)
+                    .await
+            }
             None => tokio::io::copy(&mut body, &mut writer)
                 .await
                 .map(|_| Vec::new()),

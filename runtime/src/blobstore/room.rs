@@ -57,15 +57,17 @@ impl Room {
         })
     }
 
-    /// Copies an object, within the room that there is. `behind`: so many bytes of it, the last ones, may not be on the
+    /// Copies an object, within the room that there is. `folders`: so many its name may make. `behind`: so many bytes of it, the last ones, may not be on the
     /// disk yet, where a measurement would find them.
     pub(super) async fn copy(
         &self,
         body: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
+        folders: u64,
         behind: u64,
     ) -> io::Result<Vec<Taken>> {
-        let mut in_hand = VecDeque::from([(ENTRY_BYTES, self.take(ENTRY_BYTES).await?)]);
+        let entries = self.take(ENTRY_BYTES * (1 + folders)).await?;
+        let mut in_hand = VecDeque::from([(ENTRY_BYTES, entries)]);
         // What was taken already: the smallest object is as large as an entry.
         let (mut credit, mut held) = (ENTRY_BYTES, ENTRY_BYTES);
         let mut buffer = vec![0; STEP_BYTES];
@@ -101,7 +103,7 @@ mod tests {
     async fn put(room: &Room, name: &str, bytes: usize) -> io::Result<()> {
         let mut written = Vec::new();
         let mut body = Cursor::new(vec![b'x'; bytes]);
-        let taken = room.copy(&mut body, &mut written, 1 << 20).await?;
+        let taken = room.copy(&mut body, &mut written, 0, 1 << 20).await?;
         assert_eq!(written.len(), bytes);
         std::fs::write(room.folder.join(name), written)?;
         drop(taken);
@@ -128,5 +130,15 @@ mod tests {
             }
         }
         panic!("there was room for all");
+    }
+
+    #[tokio::test]
+    async fn the_folders_of_a_name_are_not_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = Room::new(folder.path().to_owned(), ByteSize(1 << 20));
+        let (mut body, mut written) = (Cursor::new(b"x".to_vec()), Vec::new());
+        let full = room.copy(&mut body, &mut written, 300, 0).await;
+        assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        room.copy(&mut body, &mut written, 100, 0).await.unwrap();
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as BriefMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub(crate) struct Sockets {
     names: Vec<Known>,
     resolver: Resolver,
     refusals: Arc<Refusals>,
+    /// Without any grant it has had one socket with a port, by whose use it shows where it was to lead.
+    tried: AtomicBool,
 }
 
 /// A granted name.
@@ -74,6 +77,7 @@ impl Sockets {
             names: names.collect(),
             resolver: Resolver::new(),
             refusals,
+            tried: AtomicBool::new(false),
         }
     }
 
@@ -88,7 +92,10 @@ impl Sockets {
             Network::Denied => {
                 let sockets = self.clone();
                 wasi.socket_addr_check(move |address, usage| {
-                    let allows = is_clients_bind(address, usage);
+                    // One port is held so, not as many as a guest may have handles.
+                    let allows = matches!(usage, SocketAddrUse::UdpBind)
+                        && is_clients_bind(address, usage)
+                        && !sockets.tried.swap(true, Relaxed);
                     if !allows {
                         sockets.tell(address, usage);
                     }
