@@ -144,9 +144,9 @@ impl Cluster {
         let alive = |host: &Host| host.state == HostState::Alive && host.boot.is_some();
         let counts = |id: &HostId, at: Timestamp| {
             let host = self.hosts.get(id);
-            let newest = |host: &Host| host.beat == at || planted::is(Bug::OldLoadKept);
-            let part = |host: &Host| workload.holders.get(host.number) > 0;
-            host.is_some_and(|host| alive(host) && newest(host) && part(host))
+            let newest = |host: &Host| host.beat == at && workload.holders.get(host.number) > 0;
+            let kept = planted::is(Bug::OldLoadKept);
+            host.is_some_and(|host| alive(host) && (newest(host) || kept))
         };
         scaling.told.retain(|id, (at, _)| counts(id, *at));
         let loads = scaling.told.values();
