@@ -184,7 +184,7 @@ impl Cluster {
         };
         if let Some(once_for) = once_for {
             (host.once_for, host.once_less) = (once_for, false);
-        } else if holds && host.boots.holder_heard.is_none() {
+        } else if (holds || moves) && host.boots.holder_heard.is_none() {
             (host.once_for, host.once_less) = (host.once_for.max(self.once_for), true);
         }
         host.leaves = beat.leaving.then_some(beat.status_seq);
