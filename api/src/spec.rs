@@ -8,10 +8,12 @@
 //! workload's record.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Name};
+use crate::messages::STOP_GRACE;
 use crate::units::HumanDuration;
 
 mod bindings;
@@ -226,6 +228,25 @@ impl WorkloadSpec {
     pub fn runs_once(&self) -> bool {
         let mut volumes = self.bindings.volume.values();
         self.disconnect.exclusive || volumes.any(|volume| volume.on_host_loss == "new")
+    }
+
+    /// What its host ends because no leader has heard it for `stop_after` drains for so long: half of what is left
+    /// until `lost_after` at the most, for the other half is for what takes longer than it should.
+    pub fn drain_alone(&self) -> Duration {
+        let disconnect = &self.disconnect;
+        let stop_after = disconnect.stop_after.unwrap_or_default();
+        let left = disconnect.lost_after.0.saturating_sub(stop_after.0);
+        self.update.drain.0.min(left / 2)
+    }
+
+    /// What must not run twice has ended by itself so long after the last heartbeat of its host that a leader
+    /// has heard. Zero: this may run twice.
+    pub fn ended_alone(&self) -> Duration {
+        let stop_after = self.disconnect.stop_after.unwrap_or_default();
+        match self.runs_once() {
+            true => stop_after.0 + self.drain_alone() + STOP_GRACE,
+            false => Duration::ZERO,
+        }
     }
 
     /// How many replicas rest while none is wanted, so that a request wakes one; without `scale.min = 0`

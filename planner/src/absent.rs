@@ -296,9 +296,10 @@ impl Pass<'_> {
         let (since, host, anew) = match self.cluster.hosts.get(&id) {
             Some(host) => {
                 let anew = host.state == HostState::Alive && host.boot.is_some() && !host.alone();
-                (host.dead_since, host.info().name.to_string(), anew)
+                let within = anew.then(|| self.cluster.ended_within(host));
+                (host.dead_since, host.info().name.to_string(), within)
             }
-            None => (None, id.to_string(), false),
+            None => (None, id.to_string(), None),
         };
         if let Some(since) = since {
             let lost_after = self.lost_after();

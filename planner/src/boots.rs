@@ -13,8 +13,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use wasmorch_api::messages::{HeardNote, STOP_GRACE};
-use wasmorch_api::{BootId, Heartbeat, HostId, Timestamp, WorkloadSpec};
+use wasmorch_api::messages::HeardNote;
+use wasmorch_api::{BootId, Heartbeat, HostId, Timestamp};
 
 use crate::alarms::SAY_EVERY;
 use crate::cluster::{Cluster, Host};
@@ -93,19 +93,6 @@ impl Boots {
     }
 }
 
-/// What must not run twice has ended by itself so long after the last heartbeat of its host that a leader has
-/// heard: the agent drains it after `stop_after`, for no longer than half of what is left until `lost_after`,
-/// and then gives it [`STOP_GRACE`]. Zero: this may run twice.
-pub(crate) fn once_for(spec: &WorkloadSpec) -> Duration {
-    if !spec.runs_once() {
-        return Duration::ZERO;
-    }
-    let disconnect = &spec.disconnect;
-    let stop_after = { disconnect.stop_after }.map_or(Duration::ZERO, |after| after.0);
-    let half = disconnect.lost_after.0.saturating_sub(stop_after) / 2;
-    stop_after + half.min(spec.update.drain.0) + STOP_GRACE
-}
-
 impl Host {
     /// Nothing that must not run twice may run by another start of the host than the one that speaks.
     pub(crate) fn alone(&self) -> bool {
@@ -121,6 +108,13 @@ impl Host {
             true => self.set_sequence,
             false => HeardNote::NOTHING_ONCE,
         }
+    }
+
+    /// It has told that it runs its set and nothing else.
+    fn holds_its_set_alone(&self, beat: &Heartbeat) -> bool {
+        let told = self.synced && self.status_seq >= beat.status_seq;
+        let ended = self.unsure.is_empty() && self.leaving.is_empty();
+        told && ended && beat.sequence >= self.set_sequence
     }
 
     fn grant_to(&mut self, boot: Option<BootId>) {
@@ -174,26 +168,29 @@ impl Cluster {
 
     /// Which start of the host may start what must not run twice, now that it has spoken.
     pub(crate) fn grant(&mut self, beat: &Heartbeat, now: Timestamp, out: &mut Observed) {
-        let (since, longest) = (self.since, self.longest_once(&beat.host));
+        let Some(host) = self.hosts.get(&beat.host) else {
+            return;
+        };
+        let holds = host.record.boot.as_ref() == Some(&beat.boot);
+        let heard = host.boots.holder_heard.unwrap_or(self.since);
+        let free = host.record.boot.is_none() || now >= heard.after(self.ended_within(host));
+        let moves = !holds && free && !beat.leaving;
+        let less = moves || holds && host.once_less && host.holds_its_set_alone(beat);
+        // Of what it names and is no more nothing is known.
+        let less = less && !host.names_removed;
+        let once_for = less.then(|| self.longest_once(host));
         let Some(host) = self.hosts.get_mut(&beat.host) else {
             return;
         };
-        host.leaves = beat.leaving.then_some(beat.status_seq);
-        let mut wait = match host.once_for.is_zero() {
-            true => Duration::ZERO,
-            false => self.detection.dead(host.info()) + host.once_for,
-        };
-        if host.boots.doubled {
-            wait = wait.max(RETURNS_WITHIN);
+        if let Some(once_for) = once_for {
+            (host.once_for, host.once_less) = (once_for, false);
+        } else if (holds || moves) && host.boots.holder_heard.is_none() {
+            (host.once_for, host.once_less) = (host.once_for.max(self.once_for), true);
         }
+        host.leaves = beat.leaving.then_some(beat.status_seq);
         let calm = host.boots.calm(now);
-        let holds = host.record.boot.as_ref() == Some(&beat.boot);
-        let heard = host.boots.holder_heard.unwrap_or(since);
-        let free = host.record.boot.is_none() || now >= heard.after(wait);
-        let moves = !holds && free && !beat.leaving;
         if moves {
             host.grant_to(Some(beat.boot.clone()));
-            host.once_for = longest;
             self.to_write.insert(beat.host.clone());
         }
         if holds || moves {
@@ -206,15 +203,30 @@ impl Cluster {
         }
     }
 
-    /// The longest of what the host holds now.
-    fn longest_once(&self, id: &HostId) -> Duration {
-        let set = self.hosts.get(id).and_then(|host| host.set.as_ref());
-        let groups = set.into_iter().flat_map(|set| &set.groups);
-        let specs = groups.filter_map(|group| {
+    /// So long after the start that has the grant was last heard all has surely ended that it ran.
+    pub(crate) fn ended_within(&self, host: &Host) -> Duration {
+        let once_for = match host.boots.holder_heard {
+            Some(_) => host.once_for,
+            None => host.once_for.max(self.once_for),
+        };
+        let wait = match once_for.is_zero() {
+            true => Duration::ZERO,
+            false => self.detection.dead(host.info()) + once_for,
+        };
+        match host.boots.doubled {
+            true => wait.max(RETURNS_WITHIN),
+            false => wait,
+        }
+    }
+
+    /// The longest of what the host's set names.
+    fn longest_once(&self, host: &Host) -> Duration {
+        let groups = host.set.iter().flat_map(|set| &set.groups);
+        let times = groups.filter_map(|group| {
             let workload = self.workloads.get(&group.key())?;
-            Some(once_for(&workload.revisions.get(&group.revision)?.spec))
+            Some(workload.revisions.get(&group.revision)?.spec.ended_alone())
         });
-        specs.max().unwrap_or_default()
+        times.max().unwrap_or_default()
     }
 }
 

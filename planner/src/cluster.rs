@@ -81,6 +81,9 @@ pub struct Cluster {
     pub(crate) classes: Classes,
     /// Workloads that listen on ports of their hosts.
     pub(crate) listeners: Listeners,
+    /// `Host::once_for` where a leader before this one may have given anything, and taken it out of the set unheard:
+    /// the longest of all revisions.
+    pub(crate) once_for: Duration,
     /// The last number given to a host; none is given twice.
     pub(crate) numbered: u32,
     /// Hosts whose record or set may have to be written though no placement of theirs changes: all for which
@@ -139,6 +142,7 @@ impl Cluster {
             stale_tables: BTreeSet::new(),
             classes: Classes::default(),
             listeners: Listeners::default(),
+            once_for: Duration::ZERO,
             numbered: 0,
             to_write: BTreeSet::new(),
             pool: Pool::default(),

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmorch_api::messages::Unplaced;
 use wasmorch_api::status::HostState;
+use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{HostId, Name, PlacementNumber, Revision, Slot, WorkloadKey};
 
 use crate::booked::Booked;
@@ -26,8 +28,8 @@ const HOMES_SAID: usize = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HeldUp {
     pub(crate) host: String,
-    /// It speaks, by another start than the one that may run it.
-    pub(crate) anew: bool,
+    /// It speaks, by another start than the one that may run it: so long after that was last heard it no longer does.
+    pub(crate) anew: Option<Duration>,
 }
 
 /// Slots that could not be placed when their workload was last planned.
@@ -86,12 +88,13 @@ impl Trouble {
             let filter = format!("may still run on {host}");
             unplaced.filtered.insert(filter, 1);
             let fix = match anew {
-                false => format!(
+                None => format!(
                     "bring {host} back, or `wasmorch host-rm {host}` if nothing runs there any more"
                 ),
-                true => format!(
-                    "wait: the daemon of {host} has started anew, and what its earlier start ran ends by \
-                     itself (disconnect.stop_after)"
+                Some(within) => format!(
+                    "wait: {host} has started anew, and what must not run twice waits until what its earlier \
+                     start ran has surely ended, {} after that was last heard at most",
+                    HumanDuration(*within)
                 ),
             };
             unplaced.fix.insert(0, fix);

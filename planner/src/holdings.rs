@@ -14,7 +14,6 @@ use wasmorch_api::{
 };
 
 use crate::booked::Booked;
-use crate::boots::once_for;
 use crate::cluster::{Cluster, Host, Placed, Reported, Workload};
 use crate::observe::ASK_EVERY;
 use crate::quota::note_held;
@@ -95,6 +94,7 @@ impl Cluster {
         self.note_withdrawn(&id, (&changed.gone, removed), sequence, now);
         self.pool.touch(&id);
         if let Some(host) = self.hosts.get_mut(&id) {
+            host.once_less |= removed || !changed.gone.is_empty();
             host.set = Some(set);
             host.names_removed = names_removed;
             if names_removed {
@@ -121,7 +121,7 @@ impl Cluster {
             if let Some(revision) = workload.revisions.get(&group.revision) {
                 let booked = Booked::of(&key, &revision.spec, args.as_deref());
                 host.book(booked, workload.counted_as);
-                host.once_for = host.once_for.max(once_for(&revision.spec));
+                host.once_for = host.once_for.max(revision.spec.ended_alone());
             }
             *workload.per_class.entry(host.class).or_default() += 1;
             workload.holders.add(host.number, 1);

@@ -144,29 +144,28 @@ fn of_scale(
 fn out_of_reach(spec: &WorkloadSpec, kind: Kind, scale: &Scale) -> Option<String> {
     let (measure, target) = scale.follows()?;
     let resources = &spec.resources;
-    let (most, whence) = match measure {
+    let (most, of, whence) = match measure {
         Measure::Concurrency if matches!(kind, Kind::Http | Kind::Messages) => {
             let seats = u64::from(resources.concurrency) + u64::from(resources.queue);
-            (seats, "resources.concurrency and queue")
+            (seats, 1, "resources.concurrency and queue")
         }
         // One thread executes a service.
-        Measure::Cpu if kind == Kind::Service && resources.cpu > ONE_CORE => {
-            let share = (100 * ONE_CORE.0).div_ceil(resources.cpu.0);
-            (
-                share,
-                "percent of resources.cpu, for a service uses one core",
-            )
-        }
-        Measure::Cpu => (100, "percent of resources.cpu"),
+        Measure::Cpu if kind == Kind::Service && resources.cpu > ONE_CORE => (
+            100 * ONE_CORE.0,
+            resources.cpu.0,
+            "percent of resources.cpu, for a service uses one core",
+        ),
+        Measure::Cpu => (100, 1, "percent of resources.cpu"),
         _ => return None,
     };
     // Within the tolerance the count stays.
     let stays = u64::from(target) * (WHOLE + u64::from(scale.tolerance.0));
-    (stays >= most * WHOLE).then(|| {
+    (stays.saturating_mul(of) >= most * WHOLE).then(|| {
         format!(
-            "{} = {target} would never make a replica more: one carries {most} at most ({whence}), and \
-             the target with its tolerance of {} is not less: lower the target",
+            "{} = {target} would never make a replica more: one carries {} at most ({whence}), and the target \
+             with its tolerance of {} is not less: lower the target",
             measure.as_str(),
+            most / of,
             scale.tolerance
         )
     })

@@ -93,7 +93,9 @@ impl Controller {
             let Some(written) = self.store.lease_written().await? else {
                 return Ok(None);
             };
-            let clock = Clock::at(written);
+            let (before, _) = self.store.read_term().await?;
+            // The servers' clocks may differ, and one without power starts late: no term begins before the last.
+            let clock = Clock::at(before.map_or(written, |before| written.max(before.at)));
             let Some(minted) = self.mint(memory.floor, &clock, keeper.clock()).await? else {
                 return Ok(None);
             };

@@ -15,10 +15,8 @@
 //! Invariants: the host's clock never goes back, and one that jumps ahead only ends things early.
 //! What must not run twice (`runs_once`) starts only by an echo to this very start of the daemon,
 //! and only by the very set that the echo names: so never offline, and by no set that a newer one has
-//! replaced or that was meant for another start. What merely has `stop_after` may start offline, and has `stop_after` from the
-//! daemon's start.
-
-use std::time::Duration;
+//! replaced or that was meant for another start. What merely has `stop_after` may start offline, and has
+//! `stop_after` from the daemon's start.
 
 use wasmorch_api::messages::HeardNote;
 use wasmorch_api::{BootId, Term, Timestamp, WorkloadSpec};
@@ -154,13 +152,10 @@ impl Agent {
         let Some(spec) = self.spec_of(key) else {
             return;
         };
-        let disconnect = &spec.disconnect;
-        let (after, lost) = (
-            disconnect.stop_after.unwrap_or_default(),
-            disconnect.lost_after,
+        let (after, drain) = (
+            spec.disconnect.stop_after.unwrap_or_default(),
+            spec.drain_alone(),
         );
-        // The other half is for what takes longer than it should.
-        let drain: Duration = lost.0.saturating_sub(after.0) / 2;
         let why = format!("no leader has heard this host for {after} (disconnect.stop_after)");
         if let Some(placement) = self.placements.get_mut(key) {
             placement.because = Some(why);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use wasmorch_api::messages::HeardNote;
 use wasmorch_api::units::HumanDuration;
 use wasmorch_api::{Kind, ReplicaState, Revision, Term, Timestamp};
 
@@ -108,6 +109,24 @@ fn what_must_not_run_twice_starts_only_by_a_leaders_word() {
     assert!(fetches(&stage.event(heard(now, 10))));
     stage.bring_up("web", "1-7-1");
     assert!(drains(&stage.after(Duration::from_secs(10))).is_some());
+}
+
+/// An earlier echo does not tell whose the set is that came since.
+#[test]
+fn what_must_not_run_twice_starts_only_by_the_set_that_the_leader_named() {
+    let mut stage = Stage::new();
+    stage.event(told(set(1, "l1", &[]), 10));
+    stage.event(heard(stage.now, 10));
+    stage.event(told(set(1, "l1", &[("web", 1, 7)]), 11));
+    let effects = stage.event(Event::Revision(Arc::new(leased(true))));
+    assert!(!fetches(&effects));
+    let waits = |effects: &[Effect]| status(effects, "1-7-1").reason.unwrap();
+    assert!(waits(&effects).contains("waits until a leader hears"));
+    // It is another start's.
+    let effects = stage.event(heard(stage.now, HeardNote::NOTHING_ONCE));
+    assert!(!fetches(&effects));
+    assert!(waits(&effects).contains("an earlier start of this host"));
+    assert!(fetches(&stage.event(heard(stage.now, 11))));
 }
 
 #[test]

@@ -87,8 +87,10 @@ pub struct Host {
     /// The start that the store knows to be the one that may start what must not run twice.
     pub(crate) granted: Option<BootId>,
     /// So long after a start of it was last heard nothing of that runs that must not run twice: the longest
-    /// of what it was given in this term; zero: nothing.
+    /// of what it may run; zero: nothing.
     pub(crate) once_for: Duration,
+    /// Some of that has left its set: once it has ended, this may be less.
+    pub(crate) once_less: bool,
     /// Its last heartbeat says that it ends, and so many reports it had sent by then.
     pub(crate) leaves: Option<u64>,
     /// Sets of leaders whose term is over that it has refused since its start; `None`: not heard yet.
@@ -138,6 +140,7 @@ impl Host {
             names_removed: false,
             boots: Boots::default(),
             once_for: Duration::ZERO,
+            once_less: false,
             leaves: None,
             stale_sets: None,
             stale_said: None,

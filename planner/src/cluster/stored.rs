@@ -182,6 +182,7 @@ impl Cluster {
         let key = revision.key();
         if let Some(workload) = self.workloads.get_mut(&key) {
             self.listeners.note(&revision);
+            self.once_for = self.once_for.max(revision.spec.ended_alone());
             let wanted = revision.number == workload.record.revision;
             workload
                 .revisions

@@ -7,7 +7,6 @@
 use wasmorch_api::{HostId, WorkloadKey};
 
 use crate::booked::Booked;
-use crate::boots::once_for;
 use crate::cluster::{Cluster, Host};
 
 impl Host {
@@ -129,7 +128,6 @@ impl Cluster {
                 let Some(revision) = workload.revisions.get(&group.revision) else {
                     continue;
                 };
-                host.once_for = host.once_for.max(once_for(&revision.spec));
                 for slot in &group.slots {
                     let booked = Booked::of(&key, &revision.spec, slot.args.as_deref());
                     host.book(booked, workload.counted_as);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wasmorch_api::EventKind;
 use wasmorch_api::messages::HeardNote;
+use wasmorch_api::units::HumanDuration;
 use wasmorch_planner::Ask;
 
 use super::disconnect::exclusive;
@@ -204,8 +205,52 @@ fn a_slot_is_not_filled_by_the_word_of_a_copy_alone() {
         assert_eq!(world.on(&other), 0, "the first may run it");
         world.now = world.now.after(Duration::from_millis(500));
     }
+    let why = why::workload(&world.cluster, &web()).unwrap().to_string();
+    let within = format!("{} after that was last heard", HumanDuration(ENDS));
+    assert!(
+        why.contains("has started anew") && why.contains(&within),
+        "{why}"
+    );
+    assert!(!why.contains("host-rm"), "it is there: {why}");
     world.run(6);
     assert_eq!((world.on(&id), world.on(&other)), (0, 1));
+}
+
+/// The leader before it took from the host's set what the first daemon still runs, unheard.
+#[test]
+fn a_new_leader_waits_for_what_no_set_names_any_more() {
+    for first_is_heard in [false, true] {
+        let (mut world, id) = placed();
+        let n = (1..=2).find(|n| host(*n) == id).unwrap();
+        let other = host(3 - n);
+        assert!(!world.speaks_anew(&id, 1));
+        world.drain(n, None);
+        world.run(4);
+        assert_eq!(world.placed(), []);
+        world.new_leader();
+        let since = world.now;
+        if first_is_heard {
+            assert!(world.speaks(&id, 0, false), "and not what it runs");
+            world.boots.insert(id.clone(), 1);
+        }
+        while world.now < Timestamp(since.after(ENDS).0 - 500) {
+            world.round();
+            assert!(!world.speaks(&id, 1, false), "nobody heard the first end");
+            assert_eq!(world.on(&other), 0);
+        }
+        world.run(6);
+        assert_eq!((world.on(&id), world.on(&other)), (0, 1));
+    }
+}
+
+#[test]
+fn a_host_whose_work_of_that_kind_has_ended_is_not_waited_for() {
+    let (mut world, id) = placed();
+    world.change(commands::stop, None);
+    world.run(6);
+    assert_eq!(world.placed(), []);
+    world.speaks_anew(&id, 1);
+    assert!(world.speaks(&id, 1, false));
 }
 
 #[test]

@@ -222,6 +222,14 @@ fn what_no_replica_could_exceed_is_no_target() {
             "cpu = \"2\"",
             "one carries 50 at most (percent of resources.cpu, for a service uses one core)",
         ),
+        // Two thirds of it are more than 60 and a tenth, and not more than 61 and a tenth.
+        ("service", "cpu = 60", "cpu = \"1500m\"", ""),
+        (
+            "service",
+            "cpu = 61",
+            "cpu = \"1500m\"",
+            "one carries 66 at most",
+        ),
         ("http", "cpu = 70", "cpu = \"2\"", ""),
     ] {
         let scale = format!("max = 9, target = {{ {target} }} }}\nresources = {{ {resources}");
