@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::logs::{LogLevel, LogLine, LogSink, LogStream};
+use crate::outbound::DEFAULT_PORTS;
 
 /// Between two lines of a kind: who looks at a log now finds it, and no log is filled by it.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -17,10 +18,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(60);
 const NAME_CHARS_MAX: usize = 128;
 /// Of the words of who refused a subject.
 const WORDS_CHARS_MAX: usize = 2048;
-/// Ports that a host pattern without one takes in.
-const HTTP_PORTS: [u16; 2] = [80, 443];
 /// How many kinds there are.
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 
 /// What was refused.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +38,8 @@ pub(crate) enum Refused<'a> {
     Workload(&'a str),
     /// A connection or a datagram.
     Connect(SocketAddr),
+    /// A socket of a guest without any grant, before it is known where it is to lead.
+    Socket,
     /// Taking a port.
     Listen(u16),
     /// Looking up a name.
@@ -63,6 +64,7 @@ impl Refused<'_> {
             Self::Blobstore(_) => 7,
             Self::Publish(_) => 8,
             Self::Secret(_) => 9,
+            Self::Socket => 10,
         }
     }
 }
@@ -90,7 +92,7 @@ impl fmt::Display for Host<'_> {
             true => write!(f, "[{}]", Name(host))?,
             false => write!(f, "{}", Name(host))?,
         }
-        match HTTP_PORTS.contains(port) {
+        match DEFAULT_PORTS.contains(port) {
             true => Ok(()),
             false => write!(f, ":{port}"),
         }
@@ -124,6 +126,10 @@ impl fmt::Display for Refused<'_> {
                 f,
                 "not granted: a socket to {address}; `--grant sockets=connect:{address}` grants it \
                  (`run`: `--allow-network={address}`)"
+            ),
+            Self::Socket => f.write_str(
+                "not granted: sockets; `--grant sockets=connect:ADDRESS:PORT` grants one (`run`: \
+                 `--allow-network=ADDRESS:PORT`)",
             ),
             Self::Listen(port) => write!(
                 f,

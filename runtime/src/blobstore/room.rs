@@ -57,8 +57,8 @@ impl Room {
         })
     }
 
-    /// Copies an object, within the room that there is. `folders`: so many its name may make. `behind`: so many bytes of it, the last ones, may not be on the
-    /// disk yet, where a measurement would find them.
+    /// Copies an object, within the room that there is. `folders`: so many its name may make. `behind`: so many
+    /// bytes of it, the last ones, may not be on the disk yet, where a measurement would find them.
     pub(super) async fn copy(
         &self,
         body: &mut (impl AsyncRead + Unpin),

@@ -92,12 +92,13 @@ impl Sockets {
             Network::Denied => {
                 let sockets = self.clone();
                 wasi.socket_addr_check(move |address, usage| {
-                    // One port is held so, not as many as a guest may have handles: a second one would tell
-                    // nothing new.
                     let clients = is_clients_bind(address, usage);
+                    // One port is held so, and not as many as a guest may have handles.
                     let allows = clients && !sockets.tried.swap(true, Relaxed);
-                    if !clients {
-                        sockets.tell(address, usage);
+                    match clients {
+                        true if allows => {}
+                        true => sockets.refusals.tell(Refused::Socket),
+                        false => sockets.tell(address, usage),
                     }
                     Box::pin(async move { allows })
                 });

@@ -29,7 +29,7 @@ use crate::body::Body;
 use address::split_port;
 
 /// Ports of a pattern that gives none.
-const DEFAULT_PORTS: [u16; 2] = [80, 443];
+pub(crate) const DEFAULT_PORTS: [u16; 2] = [80, 443];
 /// Names under this suffix are the cluster's own.
 const INTERNAL_SUFFIX: &str = ".internal";
 
