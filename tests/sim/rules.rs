@@ -30,12 +30,12 @@ impl Rules {
     }
 
     pub(crate) const fn are_there(self) -> bool {
-        self.seed % 5 == 1
+        self.seed % 6 == 1
     }
 
     /// A quota stays when all is well again, and keeps from running what it must.
     pub(crate) const fn keep_quota(self) -> bool {
-        self.seed % 6 == 1
+        self.seed % 8 == 1
     }
 
     fn rng(self, what: u64) -> Rng {

@@ -36,7 +36,7 @@ pub(crate) struct Ran {
 
 /// How many seeds end with what is wanted, judged and not excused, of a hundred: fewer, and some excuse has
 /// grown too wide for the laws of liveness to mean anything.
-const JUDGED_LEAST: u64 = 25;
+const JUDGED_LEAST: u64 = 30;
 
 /// What many runs came to.
 #[derive(Debug, Default)]
