@@ -310,11 +310,11 @@ fn kill_host(daemons: &mut Daemons, killed: usize, shared: &Shared) -> Kill {
     let process = daemons.hosts[killed].take().expect("it runs");
     let server = &daemons.nats[0];
     assert!(server.connections(&id) > 0, "it is known by this name");
-    shared.gateways[killed].away.store(true, Ordering::SeqCst);
-    let from = Instant::now();
     // What is there goes with it, or was to take over: asked last, since a rollout moves meanwhile.
     let slots = wait_for("what it has", || slots::placed_on(&client, &id));
     shared.excuse(slots);
+    shared.gateways[killed].away.store(true, Ordering::SeqCst);
+    let from = Instant::now();
     process.kill();
     // Until the server has seen that they are gone, its runners are called over NATS.
     wait_for("the server to have seen its end", || {
