@@ -260,7 +260,7 @@ fn a_full_disk_is_named_and_survived() {
     });
 }
 
-fn leb128(mut value: usize) -> Vec<u8> {
+pub(super) fn leb128(mut value: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let low = (value & 0x7f) as u8;

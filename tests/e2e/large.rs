@@ -5,6 +5,8 @@ use wasmorch_tests::process::Process;
 use wasmorch_tests::up::Up;
 use wasmorch_tests::{guest, http, wait_for};
 
+use super::faults::leb128;
+
 /// What its memory begins with: more than `16MiB`, less than the default limit.
 const DATA_BYTES: usize = 24 << 20;
 /// A page of memory.
@@ -13,22 +15,8 @@ const FUNCTIONS: usize = 2000;
 /// Operations of each function, times three.
 const ROUNDS: usize = 60;
 
-/// An unsigned number as WebAssembly has it.
-fn leb(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let low = (number & 0x7f) as u8;
-        number >>= 7;
-        if number == 0 {
-            bytes.push(low);
-            return bytes;
-        }
-        bytes.push(low | 0x80);
-    }
-}
-
 fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id][..], &leb(content.len()), content].concat()
+    [&[id][..], &leb128(content.len()), content].concat()
 }
 
 /// From x: of x times a number, one for each round, the exclusive or.
@@ -39,17 +27,17 @@ fn function(number: usize) -> Vec<u8> {
         body.extend([0x20, 0x00, 0x41, factor, 0x6c, 0x73]);
     }
     body.push(0x0b);
-    [leb(body.len()), body].concat()
+    [leb128(body.len()), body].concat()
 }
 
 /// A core module with much code and much data, none of them alike.
 fn module() -> Vec<u8> {
-    let mut functions = leb(FUNCTIONS);
+    let mut functions = leb128(FUNCTIONS);
     functions.extend([0].repeat(FUNCTIONS));
-    let mut code = leb(FUNCTIONS);
+    let mut code = leb128(FUNCTIONS);
     (0..FUNCTIONS).for_each(|number| code.extend(function(number)));
-    let memory = [vec![0x01, 0x00], leb(DATA_BYTES / PAGE_BYTES)].concat();
-    let mut data = [vec![0x01, 0x00, 0x41, 0x00, 0x0b], leb(DATA_BYTES)].concat();
+    let memory = [vec![0x01, 0x00], leb128(DATA_BYTES / PAGE_BYTES)].concat();
+    let mut data = [vec![0x01, 0x00, 0x41, 0x00, 0x0b], leb128(DATA_BYTES)].concat();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..DATA_BYTES / 8 {
         // xorshift: no compression makes it small.
@@ -93,7 +81,7 @@ fn modules(component: &[u8]) -> usize {
 /// The hello sample with such a module, which each of its instances has one of.
 fn large() -> Vec<u8> {
     let hello = std::fs::read(guest("hello-http")).expect("it was built");
-    let instance = [vec![0x01, 0x00], leb(modules(&hello)), vec![0x00]].concat();
+    let instance = [vec![0x01, 0x00], leb128(modules(&hello)), vec![0x00]].concat();
     [hello, section(1, &module()), section(2, &instance)].concat()
 }
 
