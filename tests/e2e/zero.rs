@@ -66,16 +66,17 @@ fn whatever_asks_wakes_it_and_it_goes_back_to_rest() {
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.contains("Hello"), "{answer}");
 
-    let events = daemons.run(&["events", "--json"]).ok().json();
-    let events = events.as_array().cloned().unwrap_or_default();
-    let reasons = events.iter().filter(|event| event["kind"] == "scaled");
-    let reasons: Vec<&str> = reasons
-        .filter_map(|event| event["reason"].as_str())
-        .collect();
-    let woken = reasons
-        .iter()
-        .filter(|reason| reason.contains("a request woke it on"));
-    assert!(woken.count() >= 4, "{reasons:?}");
+    // The leader hears of the last one after its answer.
+    let reasons = wait_for("four events of a waking", || {
+        let events = daemons.run(&["events", "--json"]).ok().json();
+        let events = events.as_array()?.iter();
+        let scaled = events.filter(|event| event["kind"] == "scaled");
+        let reasons = scaled.filter_map(|event| event["reason"].as_str().map(str::to_owned));
+        let reasons: Vec<String> = reasons.collect();
+        let woken = reasons.iter();
+        let woken = woken.filter(|reason| reason.contains("a request woke it on"));
+        (woken.count() >= 4).then_some(reasons)
+    });
     assert!(
         reasons.iter().any(|reason| reason.contains("1 to 0")),
         "{reasons:?}"
