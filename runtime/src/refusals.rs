@@ -19,7 +19,7 @@ const NAME_CHARS_MAX: usize = 128;
 /// Of the words of who refused a subject.
 const WORDS_CHARS_MAX: usize = 2048;
 /// How many kinds there are.
-const KINDS: usize = 11;
+const KINDS: usize = 10;
 
 /// What was refused.
 #[derive(Debug, Clone, Copy)]
@@ -36,10 +36,8 @@ pub(crate) enum Refused<'a> {
     },
     /// A request to another workload.
     Workload(&'a str),
-    /// A connection or a datagram.
-    Connect(SocketAddr),
-    /// A socket of a guest without any grant, before it is known where it is to lead.
-    Socket,
+    /// A connection or a datagram; `None`: before it is known where it is to lead.
+    Connect(Option<SocketAddr>),
     /// Taking a port.
     Listen(u16),
     /// Looking up a name.
@@ -64,7 +62,6 @@ impl Refused<'_> {
             Self::Blobstore(_) => 7,
             Self::Publish(_) => 8,
             Self::Secret(_) => 9,
-            Self::Socket => 10,
         }
     }
 }
@@ -122,12 +119,12 @@ impl fmt::Display for Refused<'_> {
                     "not granted: http to {host}; `--grant workloads=NAME.NAMESPACE` grants it"
                 )
             }
-            Self::Connect(address) => write!(
+            Self::Connect(Some(address)) => write!(
                 f,
                 "not granted: a socket to {address}; `--grant sockets=connect:{address}` grants it \
                  (`run`: `--allow-network={address}`)"
             ),
-            Self::Socket => f.write_str(
+            Self::Connect(None) => f.write_str(
                 "not granted: sockets; `--grant sockets=connect:ADDRESS:PORT` grants one (`run`: \
                  `--allow-network=ADDRESS:PORT`)",
             ),

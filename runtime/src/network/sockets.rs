@@ -97,7 +97,7 @@ impl Sockets {
                     let allows = clients && !sockets.tried.swap(true, Relaxed);
                     match clients {
                         true if allows => {}
-                        true => sockets.refusals.tell(Refused::Socket),
+                        true => sockets.refusals.tell(Refused::Connect(None)),
                         false => sockets.tell(address, usage),
                     }
                     Box::pin(async move { allows })
@@ -127,7 +127,7 @@ impl Sockets {
     /// Tells of what was refused. Whose datagrams a guest does not get is no doing of its own.
     fn tell(&self, address: SocketAddr, usage: SocketAddrUse) {
         let refused = match usage {
-            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => Refused::Connect(address),
+            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => Refused::Connect(Some(address)),
             SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => {
                 Refused::Listen(address.port())
             }
